@@ -1,0 +1,13 @@
+"""samkit: SAM-based segmentation networks from PyTorch training to checked ONNX, and to a mask.
+
+    >>> import samkit
+    >>> samkit.get_method("m-sam").refinements
+    ('recurrent', 'anchored')
+
+`samkit.runtime.open_session(folder)` opens an export. Nothing imported here needs torch.
+"""
+
+from samkit.methods import get_method, list_methods
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "get_method", "list_methods"]

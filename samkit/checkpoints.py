@@ -1,0 +1,278 @@
+"""Checkpoints: our own (safetensors beside a JSON) and the official files, read without running what is in them.
+
+Official files are pickles. `torch.load(weights_only=True)` reads most; some hold an optimizer or an
+`argparse.Namespace`, and those go through one restricted unpickler that builds tensors from a fixed allow-list and
+puts an inert stub in the place of everything else, so that nothing a file names is ever called.
+
+A checkpoint of ours is `NAME.safetensors`, float32 or float16, and `NAME.json`: schema_version, method, size,
+config, refinement, provenance, metrics, demonstration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samkit.errors import CheckpointError
+from samkit.methods.method import Method
+from samkit.models.sam3d_config import Sam3DConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from samkit.models.sam3d import Sam3D
+
+SCHEMA_VERSION = 1
+BEST = "best.safetensors"
+"""What `--checkpoint RUN` takes from a run's folder."""
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What the JSON beside our weights says; for official files, what their shapes and the method's record say."""
+
+    method: str
+    size: str
+    config: Sam3DConfig
+    refinement: str
+    """`anchored` or `recurrent`: what the network was trained to be fed."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    demonstration: bool = False
+    """Trained on phantoms to show the tool at work; never for patients."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {"schema_version": SCHEMA_VERSION, **self.__dict__, "config": self.config.to_dict()}
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network with its weights, in evaluation mode, and where they came from."""
+
+    network: Sam3D
+    info: CheckpointInfo
+    sha256: str
+    """Of the weights file."""
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """Return the weights file of `path`: the file itself, or the best one of a run's folder."""
+    if path.is_dir():
+        best = path / BEST
+        if not best.is_file():
+            raise CheckpointError(
+                f"the folder {path} holds no {BEST}; give a checkpoint file, or a run's folder whose training validated"
+            )
+        return best
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}; check the path")
+    return path
+
+
+def save_checkpoint(path: Path, network: Sam3D, info: CheckpointInfo, *, half: bool = False) -> None:
+    """Write `path` (.safetensors) and its JSON; `half` stores float16, which loads as float32.
+
+    Both are written beside their names and moved, weights first, so that an interrupted save leaves the old pair.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    state = {
+        name: tensor.detach().cpu().to(torch.float16 if half else torch.float32).contiguous()
+        for name, tensor in network.state_dict().items()
+    }
+    if any(not torch.isfinite(tensor).all() for tensor in state.values()):
+        raise CheckpointError(f"weights hold NaN or Inf, {path.name} is not written; train with a lower learning rate")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights, facts = path.with_suffix(".safetensors.part"), path.with_suffix(".json.part")
+    save_file(state, weights)
+    facts.write_text(json.dumps(info.to_dict(), indent=1) + "\n")
+    weights.replace(path)
+    facts.replace(path.with_suffix(".json"))
+
+
+def read_info(path: Path) -> CheckpointInfo | None:
+    """Return what the JSON beside a weights file says, None where there is none (official files)."""
+    facts = path.with_suffix(".json")
+    if path.suffix != ".safetensors" or not facts.is_file():
+        return None
+    try:
+        data = json.loads(facts.read_text())
+        version = data.pop("schema_version")
+        if version > SCHEMA_VERSION:
+            raise CheckpointError(
+                f"{facts.name} has schema {version}, this samkit reads up to {SCHEMA_VERSION}; upgrade samkit"
+            )
+        return CheckpointInfo(**{**data, "config": Sam3DConfig.from_dict(data["config"])})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{facts.name} beside the weights is not a checkpoint's JSON ({error!r}); restore it from the training run"
+        ) from error
+
+
+def load_network(path: Path, method: Method) -> LoadedNetwork:
+    """Return the network of `method` with the weights of `path`: a file or a run's folder, ours or official.
+
+    Raises CheckpointError for another method's weights, and lists every missing, unexpected and misshapen name.
+    """
+    path = resolve_checkpoint(path)
+    info = read_info(path)
+    state = read_state(path)
+    if info is None:
+        state = {_our_name(name, method.official_prefix): tensor for name, tensor in state.items()}
+        config = method.configure({name: tuple(tensor.shape) for name, tensor in state.items()})
+        info = CheckpointInfo(method.name, "full", config, method.official_refinement, {"file": path.name})
+    elif info.method != method.name:
+        raise CheckpointError(
+            f"{path.name} was trained for '{info.method}', not '{method.name}'; pass --method {info.method}"
+        )
+    network = method.build(info.config)
+    _fill(network, state, path.name, method)
+    return LoadedNetwork(network.eval(), info, sha256_of(path))
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Return name to tensor of a safetensors or pickle file, float16 as float32, wrappers and `module.` removed."""
+    import torch
+
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            content: object = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path.name} is not a readable safetensors file ({error})") from error
+    else:
+        content = _read_pickle(path)
+    for wrapper in ("model_state_dict", "model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    tensors = (
+        {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)} if isinstance(content, Mapping) else {}
+    )
+    if not tensors:
+        raise CheckpointError(
+            f"{path.name} holds no weights: needed is a state dict, plain or under 'model_state_dict', 'model' or "
+            f"'state_dict', and found is {type(content).__name__}; give the checkpoint that the training script wrote"
+        )
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def _our_name(official: str, prefix: str) -> str:
+    """Return our parameter name of an official one: the method's prefix goes, the rest is kept."""
+    return official.removeprefix(prefix)
+
+
+def _fill(network: Sam3D, state: dict[str, Tensor], file: str, method: Method) -> None:
+    """Copy `state` into `network`; one error lists everything that does not fit."""
+    import torch
+
+    wanted = network.state_dict()
+    missing = sorted(set(wanted) - set(state))
+    unexpected = sorted(set(state) - set(wanted))
+    shapes = sorted(
+        f"{name} is {tuple(state[name].shape)}, needed {tuple(wanted[name].shape)}"
+        for name in set(wanted) & set(state)
+        if state[name].shape != wanted[name].shape
+    )
+    broken = sorted(name for name, tensor in state.items() if not torch.isfinite(tensor).all())
+    parts = [
+        f"{len(names)} {kind}: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+        for kind, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("misshapen", shapes),
+            ("with NaN or Inf", broken),
+        )
+        if names
+    ]
+    if parts:
+        raise CheckpointError(
+            f"{file} does not fit {method.name} ({network.config.depth} blocks, patch {network.config.patch}): "
+            f"{'; '.join(parts)}. Is it a checkpoint of another method? `sam-export --list` names them"
+        )
+    network.load_state_dict(state)
+
+
+# --- Reading pickles ---
+
+
+class _Inert:
+    """Stands where a file names a class outside the allow-list: takes anything, does nothing, keeps nothing."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+    def __setitem__(self, key: object, value: object) -> None: ...
+
+    def append(self, item: object) -> None: ...
+
+    def extend(self, items: object) -> None: ...
+
+
+_ALLOWED = {
+    ("collections", "OrderedDict"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_parameter"),
+    ("torch", "Size"),
+    *(("torch", f"{kind}Storage") for kind in ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Bool", "Byte")),
+}
+"""Everything a pickle may really construct: containers, tensors and their storages."""
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        return super().find_class(module, name) if (module, name) in _ALLOWED else _Inert
+
+
+class _RestrictedPickle:
+    """What `torch.load(pickle_module=...)` expects of a pickle module."""
+
+    __name__ = "samkit restricted pickle"
+    Unpickler = _RestrictedUnpickler
+
+    @staticmethod
+    def load(file: Any, **options: Any) -> Any:
+        return _RestrictedUnpickler(file, **options).load()
+
+
+def _read_pickle(path: Path) -> object:
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        pass  # it names something that weights_only does not know: stubbed below
+    except Exception as error:
+        raise CheckpointError(f"{path.name} is not a PyTorch checkpoint ({_first_line(error)})") from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_RestrictedPickle)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path.name} can't be read without running code from it ({_first_line(error)}); "
+            "save its state dict alone: torch.save(network.state_dict(), FILE)"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,89 @@
+"""Every deliberate failure of samkit.
+
+SamkitError                 exit code 1: a stage failed
+├── UnknownMethodError      2  the name is not in samkit/methods/
+├── PromptError             2  the clicks given can't drive a segmentation
+├── MissingDependencyError  1  an optional package is needed for this stage
+├── TensorMismatchError     1  an array does not fit the TensorSpec it was given for
+├── GeometryError           3  spacing, affine or patch can't be used as given
+├── InputRefused            3  a file from outside failed the gate: code, reason, remedy
+├── CheckpointError         3  weights and network do not fit
+├── ExportError             1  a stage of an export failed
+│   └── ParityError         1  it ran, but the numbers moved too far
+├── ManifestError           3  manifest.json is missing, too new, or its files changed
+└── ServingError            1  Triton is not reachable, or not ready
+
+Exit codes of every command: 0 done, 1 a stage or parity failed, 2 usage, 3 input refused. Anything
+else that escapes is our bug and keeps its traceback.
+"""
+
+
+class SamkitError(Exception):
+    """Root of the tree. The message says what was found, what was needed, and what to do next."""
+
+    exit_code = 1
+
+
+class UnknownMethodError(SamkitError):
+    """The name is not in samkit/methods/."""
+
+    exit_code = 2
+
+
+class PromptError(SamkitError):
+    """The clicks given can't drive a segmentation: none at all, or a file that is no list of clicks."""
+
+    exit_code = 2
+
+
+class MissingDependencyError(SamkitError):
+    """An optional package is needed for this stage; the message names the extra that installs it."""
+
+
+class TensorMismatchError(SamkitError):
+    """An array does not fit the TensorSpec it was given for."""
+
+
+class GeometryError(SamkitError):
+    """Spacing, affine or patch can't be used as given."""
+
+    exit_code = 3
+
+
+class InputRefused(SamkitError):
+    """A file from outside failed the gate.
+
+    `code` is a stable word for programs, `reason` and `remedy` are sentences for people.
+    """
+
+    exit_code = 3
+
+    def __init__(self, code: str, reason: str, remedy: str) -> None:
+        super().__init__(f"{reason}; {remedy}")
+        self.code = code
+        self.reason = reason
+        self.remedy = remedy
+
+
+class CheckpointError(SamkitError):
+    """Weights and network do not fit."""
+
+    exit_code = 3
+
+
+class ExportError(SamkitError):
+    """A stage of an export failed."""
+
+
+class ParityError(ExportError):
+    """The exported graph ran, but its numbers moved too far from PyTorch float32."""
+
+
+class ManifestError(SamkitError):
+    """manifest.json is missing, too new, or its files changed."""
+
+    exit_code = 3
+
+
+class ServingError(SamkitError):
+    """Triton is not reachable, or not ready."""

@@ -1,0 +1,54 @@
+"""SAM-Med3D: promptable segmentation of volumes (uni-medical/SAM-Med3D, `vit_b_ori`).
+
+The image encoder runs once per patch, the mask decoder once per click. Differs from SAM: one input channel;
+points are (i, j, k) voxel indices of the patch, not (x, y) pixels; there is always a mask prompt (zeros at the
+first click), so no `has_mask_input`; no boxes. Arrays are in IJK order on RAS axes, as TorchIO's `ToCanonical`
+gave them in training. The official quirks that the networks reproduce are listed in `models/sam3d.py`.
+"""
+
+from __future__ import annotations
+
+from samkit.methods._volume_clicks import click_graphs, configure, z_score
+from samkit.methods.method import Method, Recipe
+from samkit.models.sam3d_config import Sam3DConfig
+
+METHOD = Method(
+    name="sam-med3d",
+    summary="3D clicks on any organ or lesion; the network M-SAM builds on",
+    paper="Wang et al. 2023, SAM-Med3D (arXiv:2310.15161)",
+    upstream="uni-medical/SAM-Med3D@f3de1fa",
+    code_licence="Apache-2.0",
+    weights_licence="Apache-2.0 (model card of sam_med3d_turbo.pth)",
+    sizes={
+        "full": Sam3DConfig(),
+        "small": Sam3DConfig(
+            patch=64, spacing=(1.0, 1.0, 1.0), width=128, depth=4, heads=4, window=7, global_blocks=(1, 3),
+            channels=96, decoder_heads=4, decoder_mlp=256, iou_hidden=48,
+        ),
+        "tiny": Sam3DConfig(
+            patch=32, spacing=(2.0, 2.0, 2.0), width=32, depth=2, heads=2, window=3, global_blocks=(1,),
+            channels=24, decoder_heads=2, decoder_mlp=48, iou_hidden=16,
+        ),
+    },
+    graphs=click_graphs,
+    refinements=("anchored",),
+    official_refinement="anchored",
+    official_prefix="",
+    configure=configure,
+    preprocess=z_score,
+    recipes={
+        # train.py: AdamW 8e-4 / 8e-5, decay 0.1, MultiStepLR [120, 180] of 200 epochs, batch 12, accumulation 20.
+        "paper": Recipe(
+            size="full", epochs=200, batch=12, accumulate=20, stages=11, crop="label",
+            needs_init=True, fit_spacing=False, precision="16-mixed",
+        ),
+        "small": Recipe(
+            size="small", epochs=120, batch=8, prompt_learning_rate=8e-4, weight_decay=0.05, warmup_steps=50,
+            clip_norm=1.0, validate_every=5,
+        ),
+        "tiny": Recipe(
+            size="tiny", epochs=2, batch=2, prompt_learning_rate=8e-4, stages=2, clip_norm=1.0,
+        ),
+    },
+    frozen=lambda name: False,
+)  # fmt: skip

@@ -1,0 +1,55 @@
+"""Small layers that the SAM-Med3D parts share; parameter names are the official ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LayerNorm3d(nn.Module):
+    """Norm over the channels of each voxel, (B, C, I, J, K) to the same shape, biased variance, eps 1e-6."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.folded = True
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.folded:
+            # One LayerNormalization node, which runtimes recognise and keep from squaring in FP16.
+            normed = F.layer_norm(x.permute(0, 2, 3, 4, 1), self.weight.shape, self.weight, self.bias, 1e-6)
+            return normed.permute(0, 4, 1, 2, 3)
+        centred = x - x.mean(1, keepdim=True)
+        normed = centred / torch.sqrt(centred.pow(2).mean(1, keepdim=True) + 1e-6)
+        return self.weight[:, None, None, None] * normed + self.bias[:, None, None, None]
+
+
+class MLPBlock(nn.Module):
+    """Two linear layers around an activation, on the last axis."""
+
+    def __init__(self, dim: int, hidden: int, activation: type[nn.Module] = nn.GELU) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(dim, hidden)
+        self.lin2 = nn.Linear(hidden, dim)
+        self.act = activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.lin2(self.act(self.lin1(x)))
+        return out
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them: the hypernetworks and the IoU head."""
+
+    def __init__(self, dim: int, hidden: int, out: int, depth: int = 3) -> None:
+        super().__init__()
+        sizes = [dim] + [hidden] * (depth - 1) + [out]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        out: Tensor = self.layers[-1](x)
+        return out

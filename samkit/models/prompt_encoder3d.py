@@ -1,0 +1,85 @@
+"""The prompt encoder of SAM-Med3D (`prompt_encoder3D.py`): points and the previous logits; no boxes.
+
+Upstream's box code indexes embeddings that do not exist, and the authors trained without boxes, so there are none.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from samkit.models.layers3d import LayerNorm3d
+from samkit.models.sam3d_config import Sam3DConfig
+from samkit.prompts import ABSENT, BACKGROUND, FOREGROUND, PADDING
+
+
+class _PositionEmbedding(nn.Module):
+    """Random Fourier features whose matrix comes from the checkpoint."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(3, features))
+
+    def forward(self, unit: Tensor) -> Tensor:
+        """Return the encoding (..., 3 * features) of coordinates (..., 3) in [0, 1]; the last third repeats sin."""
+        matrix: Tensor = self.positional_encoding_gaussian_matrix  # type: ignore[assignment]
+        angle = 2 * math.pi * ((2 * unit - 1) @ matrix)
+        return torch.cat([angle.sin(), angle.cos(), angle.sin()], dim=-1)
+
+
+class PromptEncoder3D(nn.Module):
+    """Points to tokens, logits to a dense embedding."""
+
+    def __init__(self, config: Sam3DConfig) -> None:
+        super().__init__()
+        channels = config.channels
+        self.patch, self.grid = config.patch, config.grid
+        self.pe_layer = _PositionEmbedding(channels // 3)
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, channels) for _ in range(2))
+        self.not_a_point_embed = nn.Embedding(1, channels)
+        self.mask_downscaling = nn.Sequential(
+            nn.Conv3d(1, 4, 2, 2),
+            LayerNorm3d(4),
+            nn.GELU(),
+            nn.Conv3d(4, 16, 2, 2),
+            LayerNorm3d(16),
+            nn.GELU(),
+            nn.Conv3d(16, channels, 1),
+        )
+        # Part of the official files; every pipeline feeds a mask of zeros instead, so nothing reads it.
+        self.no_mask_embed = nn.Embedding(1, channels)
+
+    def points(self, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return tokens (B, N+1, C) and whether each takes part in attention, (B, N+1), 1.0 or 0.0.
+
+        `coords` (B, N, 3) are voxel indices of the patch before the half-voxel shift, `labels` (B, N) are
+        FOREGROUND, BACKGROUND, PADDING or ABSENT. The last token is the padding point that upstream appends when
+        there is no box; it is absent when every point is, as upstream's `points=None`.
+        """
+        kind = labels.unsqueeze(-1)
+        encoded = self.pe_layer((coords + 0.5) / self.patch) * (kind != PADDING).to(coords.dtype)
+        for label, embedding in (
+            (PADDING, self.not_a_point_embed),
+            (BACKGROUND, self.point_embeddings[0]),
+            (FOREGROUND, self.point_embeddings[1]),
+        ):
+            encoded = encoded + (kind == label).to(coords.dtype) * embedding.weight  # type: ignore[union-attr]
+        padding = self.not_a_point_embed.weight.expand(coords.shape[0], 1, -1)
+        present = (labels != ABSENT).to(coords.dtype)
+        any_present = present.sum(dim=1, keepdim=True).clamp(max=1)
+        return torch.cat([encoded, padding], dim=1), torch.cat([present, any_present], dim=1)
+
+    def mask(self, logits: Tensor) -> Tensor:
+        """Return the dense embedding (B, C, g, g, g) of raw logits (B, 1, P/4, P/4, P/4)."""
+        out: Tensor = self.mask_downscaling(logits)
+        return out
+
+    def dense_pe(self) -> Tensor:
+        """Return the image tokens' positions, (1, C, g, g, g); axes 0 and 1 are swapped, as upstream has them."""
+        matrix: Tensor = self.pe_layer.positional_encoding_gaussian_matrix  # type: ignore[assignment]
+        centre = (torch.arange(self.grid, dtype=matrix.dtype, device=matrix.device) + 0.5) / self.grid
+        i, j, k = torch.meshgrid(centre, centre, centre, indexing="ij")
+        out: Tensor = self.pe_layer(torch.stack([j, i, k], dim=-1)).permute(3, 0, 1, 2)[None]
+        return out

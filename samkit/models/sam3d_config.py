@@ -1,0 +1,90 @@
+"""What decides the shape of a SAM-Med3D or M-SAM network. Plain data, no torch: records and manifests hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from samkit.errors import CheckpointError
+
+STRIDE = 16
+"""Voxels of the patch per token, along each axis."""
+LOGIT_STRIDE = 4
+"""Voxels of the patch per low-resolution logit, along each axis."""
+
+
+@dataclass(frozen=True)
+class Sam3DConfig:
+    """Sizes of one network, and the input it was trained for. The defaults are SAM-Med3D's `vit_b_ori`."""
+
+    patch: int = 128
+    """Side of the cubic input [voxels], a multiple of 16."""
+    spacing: tuple[float, float, float] = (1.5, 1.5, 1.5)
+    """Voxel size [mm] along the patient's x, y, z that the network was trained at."""
+    modality: str = "mr"
+    """`ct` clamps intensities to [-1000, 1000] before the z-score; `mr` does not."""
+    width: int = 768
+    """Token dimension of the image encoder."""
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: int = 4
+    window: int = 14
+    """Side of the one attention window [tokens] of window blocks; at least the grid's side, the rest is padding."""
+    global_blocks: tuple[int, ...] = (2, 5, 8, 11)
+    """Blocks that attend over the grid without a padded window."""
+    channels: int = 384
+    """Channels of the image embedding; a multiple of 24, so that PE thirds and the upscaling divide it."""
+    decoder_heads: int = 8
+    decoder_mlp: int = 2048
+    iou_hidden: int = 256
+    lora_rank: int = 0
+    """Rank of LoRA on q and v of every encoder block; 0 means none."""
+    adapter: str | None = None
+    """Topology of M-SAM's mask-enhanced adapter, `code` or `paper`; None is SAM-Med3D."""
+    adapter_heads: int = 6
+
+    def __post_init__(self) -> None:
+        problems = [
+            text
+            for wrong, text in (
+                (self.patch < STRIDE or self.patch % STRIDE, f"patch {self.patch} is no multiple of {STRIDE}"),
+                (self.width % self.heads, f"width {self.width} is no multiple of {self.heads} heads"),
+                (self.channels % 24, f"channels {self.channels} is no multiple of 24"),
+                (self.window < self.grid, f"window {self.window} is smaller than the grid of {self.grid} tokens"),
+                (
+                    len(self.spacing) != 3 or min(self.spacing) <= 0,
+                    f"spacing {self.spacing} is not three positive numbers [mm]",
+                ),
+                (self.modality not in ("mr", "ct"), f"modality '{self.modality}' is neither mr nor ct"),
+                (self.adapter not in (None, "code", "paper"), f"adapter '{self.adapter}' is neither code nor paper"),
+            )
+            if wrong
+        ]
+        if problems:
+            raise CheckpointError(f"this network can't be built: {'; '.join(problems)}; correct its config")
+
+    @property
+    def grid(self) -> int:
+        """Side of the token grid."""
+        return self.patch // STRIDE
+
+    @property
+    def logits(self) -> int:
+        """Side of the low-resolution logits."""
+        return self.patch // LOGIT_STRIDE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Sam3DConfig:
+        """Return the config that `to_dict` wrote; unknown fields raise CheckpointError."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise CheckpointError(
+                f"the config has unknown fields {unknown}, this samkit knows {sorted(known)}; "
+                "upgrade samkit or correct the checkpoint's JSON"
+            )
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})

@@ -1,0 +1,80 @@
+"""Axis and TensorSpec: the one description of a tensor that every stage reads.
+
+A spec gives the ONNX names and dynamic axes, the input check of the runners, the plan's JSON, and later the
+TensorRT profile and Triton's dims. They can't disagree, because nobody writes them twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from samkit.errors import TensorMismatchError
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a tensor: its name and the sizes it may take."""
+
+    name: str
+    min: int
+    opt: int
+    """The size to tune for: TensorRT's optimum, and the size used where one must be picked."""
+    max: int
+
+    @classmethod
+    def fixed(cls, name: str, size: int) -> Axis:
+        """Return an axis of exactly `size`."""
+        return cls(name, size, size, size)
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether the axis may take more than one size."""
+        return self.min != self.max
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype and axes of one input or output of a graph."""
+
+    name: str
+    dtype: str
+    axes: tuple[Axis, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the optimum shape.
+
+        >>> TensorSpec("x", "float32", (Axis("batch", 1, 1, 8), Axis.fixed("ijk", 3))).shape
+        (1, 3)
+        """
+        return tuple(axis.opt for axis in self.axes)
+
+    def check(self, array: np.ndarray) -> None:
+        """Raise TensorMismatchError unless `array` has this dtype, rank and sizes within the axes' bounds."""
+        wanted = ", ".join(
+            f"{a.name}={a.min}..{a.max}" if a.is_dynamic else f"{a.name}={a.min}" for a in self.axes
+        )
+        fits = (
+            array.dtype == np.dtype(self.dtype)
+            and array.ndim == len(self.axes)
+            and all(a.min <= n <= a.max for a, n in zip(self.axes, array.shape, strict=True))
+        )
+        if not fits:
+            raise TensorMismatchError(
+                f"tensor '{self.name}' is {array.dtype} {array.shape}, the graph needs {self.dtype} ({wanted}); "
+                "pass an array of that shape and dtype"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form: dynamic axes are [name, min, opt, max], fixed ones [name, size]."""
+        axes = [[a.name, a.min, a.opt, a.max] if a.is_dynamic else [a.name, a.min] for a in self.axes]
+        return {"name": self.name, "dtype": self.dtype, "axes": axes}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TensorSpec:
+        """Return the spec that `to_dict` wrote."""
+        axes = tuple(Axis(*a) if len(a) == 4 else Axis.fixed(*a) for a in data["axes"])
+        return cls(data["name"], data["dtype"], axes)
