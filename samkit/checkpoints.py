@@ -10,7 +10,6 @@ config, refinement, provenance, metrics, demonstration.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samkit.errors import CheckpointError
+from samkit.manifest import file_sha256
 from samkit.methods.method import Method
 from samkit.models.sam3d_config import Sam3DConfig
 
@@ -59,12 +59,6 @@ class LoadedNetwork:
     info: CheckpointInfo
     sha256: str
     """Of the weights file."""
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, as hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def resolve_checkpoint(path: Path) -> Path:
@@ -140,7 +134,7 @@ def load_network(path: Path, method: Method) -> LoadedNetwork:
         )
     network = method.build(info.config)
     _fill(network, state, path.name, method)
-    return LoadedNetwork(network.eval(), info, sha256_of(path))
+    return LoadedNetwork(network.eval(), info, file_sha256(path))
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

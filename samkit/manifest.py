@@ -1,0 +1,189 @@
+"""ExportPlan and Manifest: what an export will do, and what it did.
+
+The plan is complete before any work starts and `--dry-run` prints it; what only the checkpoint can tell reads
+"from checkpoint" until it is opened. The manifest is the plan, the files with their SHA-256, the parity figures
+and the environment. It is written last and in one move, so a folder with a manifest is a finished export.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from samkit.errors import ManifestError
+from samkit.models.sam3d_config import Sam3DConfig
+
+SCHEMA_VERSION = 1
+FILE_NAME = "manifest.json"
+PRECISIONS = ("fp32", "fp16")
+FROM_CHECKPOINT = "from checkpoint"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a network's numbers come from."""
+
+    kind: str
+    """`checkpoint`, `demonstration` (shipped, trained on phantoms) or `random` (seeded, for timing only)."""
+    path: str | None
+    """The file as given; None for the other kinds."""
+    sha256: str | None
+    """Of the weights file; None for random ones."""
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """Everything an export will do."""
+
+    method: str
+    weights: Weights
+    size: str | None
+    """full, small or tiny; None until the checkpoint is opened."""
+    config: Sam3DConfig | None
+    """The network; None until the checkpoint is opened."""
+    refinement: str | None
+    """`anchored` or `recurrent`; None until the checkpoint is opened."""
+    precision: str
+    """`fp32`, or `fp16`, which writes both."""
+    folded: bool
+    """Whether graphs are the exact fast form; False is upstream's own formulation (`--no-fold`)."""
+    opset: int
+    graphs: tuple[str, ...]
+
+    @property
+    def files(self) -> dict[str, tuple[str, str]]:
+        """Return every ONNX file this plan writes, with its graph and precision."""
+        precisions = PRECISIONS[: PRECISIONS.index(self.precision) + 1]
+        return {graph_file(graph, precision): (graph, precision) for graph in self.graphs for precision in precisions}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form; what is not known yet reads "from checkpoint"."""
+        data = asdict(self)
+        data["config"] = self.config and self.config.to_dict()
+        data["files"] = sorted(self.files)
+        return {key: FROM_CHECKPOINT if value is None else value for key, value in data.items()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ExportPlan:
+        """Return the plan that `to_dict` wrote."""
+        known = {key: None if value == FROM_CHECKPOINT else value for key, value in data.items() if key != "files"}
+        known["weights"] = Weights(**known["weights"])
+        known["config"] = known["config"] and Sam3DConfig.from_dict(known["config"])
+        known["graphs"] = tuple(known["graphs"])
+        return cls(**known)
+
+
+def graph_file(graph: str, precision: str) -> str:
+    """Return the file name of one graph.
+
+    >>> graph_file("mask_decoder", "fp16")
+    'mask_decoder.fp16.onnx'
+    """
+    return f"{graph}.onnx" if precision == "fp32" else f"{graph}.{precision}.onnx"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One file of an export."""
+
+    file: str
+    """Name inside the export folder."""
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished export."""
+
+    plan: ExportPlan
+    artifacts: tuple[Artifact, ...]
+    parity: dict[str, Any]
+    """Per file: the worst relative error, Dice and voxel difference against PyTorch float32."""
+    lora_merge: dict[str, float] | None
+    """Largest relative difference that merging LoRA made to the embedding; None without LoRA."""
+    precision_notes: dict[str, Any] = field(default_factory=dict)
+    """Per FP16 file: how many nodes run in float16, which stayed in float32 and why."""
+    environment: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """What the checkpoint says about its training."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            **self.__dict__,
+            "plan": self.plan.to_dict(),
+            "artifacts": [asdict(a) for a in self.artifacts],
+        }
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Return the manifest of an export folder; raises ManifestError when it is missing, broken or too new."""
+        path = folder / FILE_NAME
+        if not path.is_file():
+            raise ManifestError(
+                f"{folder} holds no {FILE_NAME}, so it is no finished export; run sam-export --out {folder}"
+            )
+        try:
+            data = json.loads(path.read_text())
+            version = data.pop("schema_version")
+            if version > SCHEMA_VERSION:
+                raise ManifestError(
+                    f"{path} has schema {version}, this samkit reads up to {SCHEMA_VERSION}; "
+                    "upgrade samkit or export again"
+                )
+            data["plan"] = ExportPlan.from_dict(data["plan"])
+            data["artifacts"] = tuple(Artifact(**entry) for entry in data["artifacts"])
+            return cls(**data)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ManifestError(f"{path} is not a samkit manifest ({error!r}); export again") from error
+
+    def save(self, folder: Path) -> None:
+        """Write the manifest in one move."""
+        part = folder / f"{FILE_NAME}.part"
+        part.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        os.replace(part, folder / FILE_NAME)
+
+    def verify(self, folder: Path) -> None:
+        """Raise ManifestError unless every file is there with the SHA-256 it was exported with."""
+        for artifact in self.artifacts:
+            path = folder / artifact.file
+            if not path.is_file():
+                raise ManifestError(f"{path} is missing though the manifest lists it; export again")
+            if file_sha256(path) != artifact.sha256:
+                raise ManifestError(f"{path} changed since it was exported; restore it or export again")
+
+    def path(self, folder: Path, graph: str, precision: str) -> Path:
+        """Return the file of one graph; raises ManifestError naming the precisions there are."""
+        name = graph_file(graph, precision)
+        if name not in {artifact.file for artifact in self.artifacts}:
+            there = [p for p in PRECISIONS if graph_file(graph, p) in {a.file for a in self.artifacts}]
+            raise ManifestError(
+                f"{folder} has no {graph} in {precision}, it has {', '.join(there) or 'no such graph'}; "
+                f"export again with --{precision}"
+                if precision != "fp32"
+                else f"{folder} has no graph '{graph}'; export again"
+            )
+        return folder / name
+
+    @property
+    def digest(self) -> str:
+        """Return the SHA-256 of plan and files: benchmarks and reports carry it."""
+        content = {"plan": self.plan.to_dict(), "artifacts": [asdict(a) for a in self.artifacts]}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_files(folder: Path, names: list[str]) -> tuple[Artifact, ...]:
+    """Return the artifacts called `names` in `folder`."""
+    return tuple(Artifact(n, file_sha256(folder / n), (folder / n).stat().st_size) for n in sorted(names))
