@@ -46,13 +46,19 @@ def read_clicks(path: Path) -> list[Point]:
     """Return the points of a JSON list of `{"point": [i, j, k], "label": 1}`, in order."""
     try:
         entries = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise PromptError(f"the clicks file {path.name} can't be read as JSON ({error}); {_CLICKS_FORM}") from error
+    except OSError as error:  # its own text holds the whole path
+        raise PromptError(f"the clicks file {path.name} can't be read ({error.strerror}); {_CLICKS_FORM}") from error
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"the clicks file {path.name} is no JSON ({error}); {_CLICKS_FORM}") from error
     if not isinstance(entries, list):
         raise PromptError(f"the clicks file {path.name} holds a {type(entries).__name__}; {_CLICKS_FORM}")
     points = []
     for number, entry in enumerate(entries):
-        if not isinstance(entry, dict) or set(entry) != {"point", "label"} or entry["label"] not in (0, 1):
+        if (
+            not isinstance(entry, dict)
+            or set(entry) != {"point", "label"}
+            or entry["label"] not in (FOREGROUND, BACKGROUND)
+        ):
             raise PromptError(f"click {number} of {path.name} is {entry!r}; {_CLICKS_FORM}")
         if not isinstance(entry["point"], list) or len(entry["point"]) != 3:
             raise PromptError(f"click {number} of {path.name} has point {entry['point']!r}; {_CLICKS_FORM}")
