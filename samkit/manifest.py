@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from samkit.errors import ManifestError
+from samkit.methods import get_method
 from samkit.models.sam3d_config import Sam3DConfig
 
 SCHEMA_VERSION = 1
@@ -72,7 +73,8 @@ class ExportPlan:
         """Return the plan that `to_dict` wrote."""
         known = {key: None if value == FROM_CHECKPOINT else value for key, value in data.items() if key != "files"}
         known["weights"] = Weights(**known["weights"])
-        known["config"] = known["config"] and Sam3DConfig.from_dict(known["config"])
+        config_class = type(get_method(known["method"]).sizes["full"])
+        known["config"] = known["config"] and config_class.from_dict(known["config"])
         known["graphs"] = tuple(known["graphs"])
         return cls(**known)
 

@@ -17,6 +17,7 @@ at (a', b', c'). The bias is the one the official code computes, which is not th
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,25 @@ class LoraQKV(nn.Module):
         return out
 
 
+class _Constants(NamedTuple):
+    """What the folded form needs besides its input: functions of the weights alone."""
+
+    table_d: Tensor
+    """(a, 1, e, c')"""
+    table_h: Tensor
+    """(b, e, c')"""
+    table_w: Tensor
+    """(b', e, c')"""
+    bias_k: Tensor
+    """(h, e, 1)"""
+    bias_v: Tensor
+    """(h, 1, e)"""
+    padding_h: Tensor
+    """(h, 1, b, c'): log-sum of the second term over padding a'."""
+    padding_w: Tensor
+    """(h, 1, 1, c'): log-sum of the third term over padding b'."""
+
+
 class RelPosAttention(nn.Module):
     """Multi-head self-attention, (B, g, g, g, C) to the same shape."""
 
@@ -67,6 +87,7 @@ class RelPosAttention(nn.Module):
         super().__init__()
         self.heads, self.grid, self.window = heads, grid, window
         self.folded = True
+        self._frozen: _Constants | None = None
         self.qkv: nn.Module = LoraQKV(dim, lora_rank) if lora_rank else nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         for name in ("rel_pos_d", "rel_pos_h", "rel_pos_w"):
@@ -105,49 +126,60 @@ class RelPosAttention(nn.Module):
         out = logits.reshape(batch, self.heads, n**3, n**3).softmax(dim=-1) @ v
         return out.transpose(1, 2).reshape(batch, n, n, n, dim)[:, :g, :g, :g]
 
+    def freeze(self) -> None:
+        """Compute the constants once, for export; later changes of the weights are not seen any more."""
+        with torch.no_grad():
+            self._frozen = _Constants(*(c.clone() for c in self._constants()))
+
+    def _constants(self) -> _Constants:
+        if self._frozen is not None:
+            return self._frozen
+        g, n = self.grid, self.window
+        bias: Tensor = self.qkv.bias  # type: ignore[assignment]
+        bias_q, bias_k, bias_v = bias.reshape(3, self.heads, 1, -1)
+        d, h, w = (self._table(t, n) for t in (self.rel_pos_d, self.rel_pos_h, self.rel_pos_w))
+        padding_h = (bias_q[:, None] @ h[:g]).transpose(1, 2)
+        padding_w = torch.zeros_like(padding_h[:, :, :1])
+        if n > g:
+            padding_h = padding_h + math.log(n - g)
+            padding_w = _log_sum_exp((bias_q[:, None] @ w[g:]).squeeze(2), dim=1)[:, None, None]
+        return _Constants(d[:g, None], h[:g], w[:g], bias_k.transpose(1, 2), bias_v, padding_h, padding_w)
+
     def _folded_attention(self, x: Tensor) -> Tensor:
-        batch, g, n, dim = x.shape[0], self.grid, self.window, x.shape[-1]
+        batch, g, dim = x.shape[0], self.grid, x.shape[-1]
         size = dim // self.heads
         q, k, v = self._qkv(x, g)
         scaled = q * size**-0.5
         cube = q.reshape(batch, self.heads, g, g, g, size)
-        d, h, w = (self._table(t, n) for t in (self.rel_pos_d, self.rel_pos_h, self.rel_pos_w))
+        constants = self._constants()
         # Tables broadcast against `cube`; reshaping it instead would meet the exporter's faulty rule that drops
         # Reshape-MatMul-Reshape wherever shapes agree, which they do on a cubic grid (onnxscript 0.7).
-        t1 = cube @ d[:g, None]  # (B, h, a, b, c, c')
-        t2 = cube @ h[:g]  # (B, h, a, b, a', c')
-        t3 = (cube.transpose(3, 4) @ w[:g]).transpose(3, 4)  # (B, h, a, b, b', c')
+        t1 = cube @ constants.table_d  # (B, h, a, b, c, c')
+        t2 = cube @ constants.table_h  # (B, h, a, b, a', c')
+        t3 = (cube.transpose(3, 4) @ constants.table_w).transpose(3, 4)  # (B, h, a, b, b', c')
 
         pairs = (t2[..., :, None, :g] + t3[..., None, :, :g]).reshape(batch, self.heads, g * g, 1, g * g, g)
         single = t1[..., :g].reshape(batch, self.heads, g * g, g, 1, g)
         logits = (scaled @ k.transpose(-2, -1)).reshape(batch, self.heads, g * g, g, g * g, g)
         logits = (logits + (pairs + single)).reshape(batch, self.heads, g**3, g**3)
-        if n > g:
-            bias_q, bias_k, bias_v = self.qkv.bias.reshape(3, self.heads, size)  # type: ignore[operator]
-            virtual = scaled @ bias_k[..., None]
-            virtual = virtual + self._padding_logit(t1, t2, t3, bias_q, h[:g], w[g:]).reshape(
-                batch, self.heads, g**3, 1
-            )
-            logits = torch.cat([logits, virtual], dim=-1)
-            v = torch.cat([v, bias_v[:, None].expand(batch, -1, -1, -1)], dim=2)
+        if self.window > g:
+            position = self._padding_logit(t1, t2, t3, constants).reshape(batch, self.heads, g**3, 1)
+            logits = torch.cat([logits, scaled @ constants.bias_k + position], dim=-1)
+            v = torch.cat([v, constants.bias_v.expand(batch, -1, -1, -1)], dim=2)
         out = logits.softmax(dim=-1) @ v
         return out.transpose(1, 2).reshape(batch, g, g, g, dim)
 
-    def _padding_logit(
-        self, t1: Tensor, t2: Tensor, t3: Tensor, bias_q: Tensor, table_h: Tensor, table_w: Tensor
-    ) -> Tensor:
+    def _padding_logit(self, t1: Tensor, t2: Tensor, t3: Tensor, constants: _Constants) -> Tensor:
         """Return the log of the summed position terms over all padding keys, (B, h, a, b, c).
 
         A key is padding when any of a', b', c' is beyond the grid, so the sum runs over disjoint parts; "all minus
         real" would cancel. Padding queries enter through a' and b' and are the bias vector.
         """
-        g, n = self.grid, self.window
-        pad2 = (bias_q[:, None, None] @ table_h).transpose(1, 2) + math.log(n - g)  # (h, 1, b, c'), summed over a'
-        pad3 = _log_sum_exp((bias_q[:, None, None] @ table_w).squeeze(2), dim=1)[:, None, None]  # (h, 1, 1, c')
-        real2, real3 = _log_sum_exp(t2, dim=4), _log_sum_exp(t3, dim=4)  # (B, h, a, b, c')
-        all3 = _log_add_exp(real3, pad3)
-        beyond = _log_add_exp(real2, pad2) + all3  # c' >= g: every a', b'
-        within = _log_add_exp(pad2 + all3, real2 + pad3)  # c' < g: a' or b' beyond
+        g = self.grid
+        real_h, real_w = _log_sum_exp(t2, dim=4), _log_sum_exp(t3, dim=4)  # (B, h, a, b, c')
+        all_w = _log_add_exp(real_w, constants.padding_w)
+        beyond = _log_add_exp(real_h, constants.padding_h) + all_w  # c' >= g: every a', b'
+        within = _log_add_exp(constants.padding_h + all_w, real_h + constants.padding_w)  # c' < g: a' or b' beyond
         terms = torch.cat([within[..., :g], beyond[..., g:]], dim=-1)
         return _log_sum_exp(t1 + terms[:, :, :, :, None], dim=5)
 

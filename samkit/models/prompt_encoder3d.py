@@ -36,6 +36,7 @@ class PromptEncoder3D(nn.Module):
         super().__init__()
         channels = config.channels
         self.patch, self.grid = config.patch, config.grid
+        self._frozen_pe: Tensor | None = None
         self.pe_layer = _PositionEmbedding(channels // 3)
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, channels) for _ in range(2))
         self.not_a_point_embed = nn.Embedding(1, channels)
@@ -78,8 +79,15 @@ class PromptEncoder3D(nn.Module):
 
     def dense_pe(self) -> Tensor:
         """Return the image tokens' positions, (1, C, g, g, g); axes 0 and 1 are swapped, as upstream has them."""
+        if self._frozen_pe is not None:
+            return self._frozen_pe
         matrix: Tensor = self.pe_layer.positional_encoding_gaussian_matrix  # type: ignore[assignment]
         centre = (torch.arange(self.grid, dtype=matrix.dtype, device=matrix.device) + 0.5) / self.grid
         i, j, k = torch.meshgrid(centre, centre, centre, indexing="ij")
         out: Tensor = self.pe_layer(torch.stack([j, i, k], dim=-1)).permute(3, 0, 1, 2)[None]
         return out
+
+    def freeze(self) -> None:
+        """Compute `dense_pe` once, for export."""
+        with torch.no_grad():
+            self._frozen_pe = self.dense_pe().clone()

@@ -81,3 +81,9 @@ class Sam3D(nn.Module):
         for module in self.modules():
             if isinstance(module, RelPosAttention | LayerNorm3d):
                 module.folded = folded
+
+    def freeze(self) -> None:
+        """Compute once what does not depend on the input, for export; the weights must not change afterwards."""
+        for module in self.modules():
+            if isinstance(module, RelPosAttention | PromptEncoder3D):
+                module.freeze()

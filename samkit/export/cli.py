@@ -1,0 +1,107 @@
+"""The command `sam-export`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from samkit import __version__
+from samkit.command import run_command
+from samkit.export.plan import OPSET, plan_export
+from samkit.manifest import ExportPlan
+from samkit.methods import get_method, list_methods
+
+
+@click.command(
+    epilog="Exit codes: 0 done, 1 a stage or parity failed, 2 usage, 3 input refused. Not a medical device."
+)
+@click.option("--method", "method_name", metavar="NAME", help="Which method; --list names them.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights file, or a run's folder. Default: demo.")
+@click.option("--out", type=click.Path(path_type=Path), help="Export folder. Default: exports/METHOD.")
+@click.option("--size", type=click.Choice(["full", "small", "tiny"]), help="Which network, without a checkpoint.")
+@click.option("--refinement", type=click.Choice(["anchored", "recurrent"]), help="Override what the weights say.")
+@click.option("--fp16", is_flag=True, help="Also write float16 graphs (float32 at their borders).")
+@click.option("--no-fold", is_flag=True, help="Export upstream's own formulation: the baseline of speed and equality.")
+@click.option("--opset", type=int, default=OPSET, show_default=True)
+@click.option("--force", is_flag=True, help="Replace another export in the folder, or make the same one again.")
+@click.option("--dry-run", is_flag=True, help="Print the plan as JSON and stop; needs no torch.")
+@click.option("--verify", type=click.Path(path_type=Path), metavar="DIR", help="Check an export and repeat its parity.")
+@click.option("--list", "show_list", is_flag=True, help="Name the methods.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@click.version_option(__version__, prog_name="sam-export")
+def export(
+    method_name: str | None,
+    checkpoint: Path | None,
+    out: Path | None,
+    size: str | None,
+    refinement: str | None,
+    fp16: bool,
+    no_fold: bool,
+    opset: int,
+    force: bool,
+    dry_run: bool,
+    verify: Path | None,
+    show_list: bool,
+    quiet: bool,
+) -> None:
+    """Export a method's network as checked ONNX files with a manifest."""
+
+    def say(line: str) -> None:
+        if not quiet:
+            click.echo(line, err=True)
+
+    if show_list:
+        _print_methods()
+    elif verify is not None:
+        from samkit.export.export import verify_export  # numpy and ONNX Runtime only
+
+        click.echo(json.dumps(verify_export(verify, say)))
+    elif method_name is None:
+        raise click.UsageError(f"no --method; available: {', '.join(list_methods())}")
+    else:
+        plan = plan_export(
+            method_name,
+            checkpoint=checkpoint,
+            size=size,
+            refinement=refinement,
+            precision="fp16" if fp16 else "fp32",
+            folded=not no_fold,
+            opset=opset,
+        )
+        if dry_run:
+            click.echo(json.dumps(plan.to_dict(), indent=1))
+            return
+        _announce_weights(plan)
+        from samkit.export.export import run_export  # torch only when an export is really made
+
+        folder = out or Path("exports") / plan.method
+        manifest = run_export(plan, folder, force=force, say=say)
+        click.echo(json.dumps({"export": str(folder), "digest": manifest.digest, "parity": manifest.parity}))
+
+
+def _print_methods() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("--method", "what it does", "paper", "licence of the official weights")
+    for name in list_methods():
+        method = get_method(name)
+        table.add_row(name, method.summary, method.paper, method.weights_licence)
+    Console(width=None if Console().is_terminal else 160).print(table)
+
+
+def _announce_weights(plan: ExportPlan) -> None:
+    """Say loudly, whatever --quiet says, when the weights are not the user's own."""
+    sentences = {
+        "demonstration": "no --checkpoint: using the DEMONSTRATION weights, trained on phantoms, never for patients",
+        "random": f"no --checkpoint: using RANDOM weights (size {plan.size}), for timing and tests only",
+    }
+    if plan.weights.kind in sentences:
+        click.echo(f"sam-export: {sentences[plan.weights.kind]}", err=True)
+
+
+def main() -> None:
+    """Run `sam-export`."""
+    run_command(export, "sam-export")

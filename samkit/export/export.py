@@ -1,0 +1,240 @@
+"""One export from plan to manifest, and the verification of a finished one.
+
+Everything is made in a hidden folder beside the target and moved at the end, manifest last: a stage that fails
+leaves the target as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samkit.errors import ExportError, ManifestError, MissingDependencyError
+from samkit.export.parity import FILE_NAME as PARITY_FILE
+from samkit.export.parity import Reference, check_parity, load_references, make_references, save_references
+from samkit.export.plan import complete_plan
+from samkit.manifest import PRECISIONS, ExportPlan, Manifest, describe_files, graph_file
+from samkit.manifest import FILE_NAME as MANIFEST_FILE
+from samkit.methods import GraphSpec, Method, get_method
+from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
+from samkit.weights import demo_checkpoint
+
+if TYPE_CHECKING:
+    from samkit.checkpoints import LoadedNetwork
+    from samkit.models.sam3d import Sam3D
+    from samkit.models.sam3d_config import Sam3DConfig
+
+Say = Callable[[str], None]
+
+RANDOM_SEED = 0
+
+
+def run_export(plan: ExportPlan, out: Path, *, force: bool = False, say: Say = lambda line: None) -> Manifest:
+    """Carry out `plan` into the folder `out` and return its manifest.
+
+    An export of the same plan whose files are unchanged is kept. Raises ExportError for another export in `out`
+    without `force`, and for every stage that fails; the folder is then as it was.
+    """
+    _check_dependencies()
+    method = get_method(plan.method)
+    loaded = _load(plan, method)
+    plan = complete_plan(plan, loaded.info)
+    if (kept := _same_export(plan, out, force)) is not None:
+        say(f"{out} already holds this export, unchanged; nothing to do (--force makes it again)")
+        return kept
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
+        manifest = _make(plan, method, loaded, Path(folder), say)
+        _move(Path(folder), out, [artifact.file for artifact in manifest.artifacts])
+    return manifest
+
+
+def verify_export(folder: Path, say: Say = lambda line: None) -> dict[str, Any]:
+    """Check schema and hashes of an export, repeat its parity on the stored inputs, and return the figures."""
+    manifest = Manifest.load(folder)
+    manifest.verify(folder)
+    say(f"{len(manifest.artifacts)} files have the SHA-256 they were exported with")
+    method = get_method(manifest.plan.method)
+    return _check_files(manifest.plan, method, folder, load_references(folder / PARITY_FILE), say)
+
+
+def _check_dependencies() -> None:
+    for package in ("torch", "onnx", "onnxscript"):
+        try:
+            version(package)
+        except ImportError:
+            raise MissingDependencyError(
+                f"exporting needs {package}, which is not installed; pip install 'samkit[export,cpu]'"
+            ) from None
+
+
+def _load(plan: ExportPlan, method: Method) -> LoadedNetwork:
+    """Return the network with the plan's weights."""
+    from samkit.checkpoints import CheckpointInfo, LoadedNetwork, load_network
+
+    if plan.weights.kind != "random":
+        path = demo_checkpoint(method.name) if plan.weights.path is None else Path(plan.weights.path)
+        loaded = load_network(path, method)
+        if loaded.sha256 != plan.weights.sha256:
+            raise ExportError(f"{path} changed between planning and loading; run sam-export again")
+        return loaded
+    if plan.config is None or plan.size is None:
+        raise ExportError("a plan with random weights names no network; pass --size")
+    network = _random_network(method, plan.config)
+    refinement = plan.refinement or method.refinements[0]
+    return LoadedNetwork(network, CheckpointInfo(method.name, plan.size, plan.config, refinement), "")
+
+
+def _random_network(method: Method, config: Sam3DConfig) -> Sam3D:
+    """Return a seeded network whose zero-initialised tensors hold noise: zeros would hide their errors."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(RANDOM_SEED)
+        network = method.build(config).eval()
+        for parameter in network.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.1)
+    return network
+
+
+def _same_export(plan: ExportPlan, out: Path, force: bool) -> Manifest | None:
+    """Return the manifest of an unchanged export of the same plan in `out`; None where there is nothing to keep."""
+    if force or not (out / MANIFEST_FILE).exists():
+        return None
+    try:
+        there = Manifest.load(out)
+        there.verify(out)
+    except ManifestError as error:
+        raise ExportError(f"{error}. To replace what is in {out}, pass --force") from error
+    if there.plan != plan or there.environment.get("samkit") != _environment()["samkit"]:
+        raise ExportError(
+            f"{out} holds another export (method {there.plan.method}, {there.plan.precision}, weights "
+            f"{there.plan.weights.kind}); choose another --out, or pass --force to replace it"
+        )
+    return there
+
+
+def _make(plan: ExportPlan, method: Method, loaded: LoadedNetwork, folder: Path, say: Say) -> Manifest:
+    """Write every file of `plan` into `folder` and return the manifest, also saved there."""
+    if plan.config is None or plan.refinement is None:
+        raise ExportError("the plan is not complete; complete_plan fills in what the checkpoint says")
+    network, specs = loaded.network, method.graphs(plan.config)
+    started = time.perf_counter()
+
+    def stage(text: str) -> None:
+        say(f"[{time.perf_counter() - started:6.1f} s] {text}")
+
+    stage("reference: PyTorch float32, upstream's formulation, 10 clicks on phantoms")
+    references = make_references(network, method, plan.refinement)
+    save_references(folder / PARITY_FILE, references)
+    merge = _merge_lora(network, references, method) if plan.config.lora_rank else None
+    network.set_folded(plan.folded)
+    if plan.folded:
+        network.freeze()
+    notes = {}
+    for spec in specs:
+        stage(f"{graph_file(spec.name, 'fp32')}: torch.onnx")
+        notes.update(_write(network, spec, plan, folder, stage))
+    parity = _check_files(plan, method, folder, references, stage)
+    names = [*plan.files, PARITY_FILE]
+    manifest = Manifest(
+        plan=plan,
+        artifacts=describe_files(folder, names),
+        parity=parity,
+        lora_merge=merge,
+        precision_notes=notes,
+        environment=_environment(),
+        provenance=loaded.info.provenance,
+    )
+    manifest.save(folder)
+    stage("manifest.json")
+    return manifest
+
+
+def _write(network: Sam3D, spec: GraphSpec, plan: ExportPlan, folder: Path, stage: Say) -> dict[str, Any]:
+    """Write one graph in every precision of `plan`; return the notes on its float16 file, by file name."""
+    import onnx
+
+    from samkit.export.graphs import check_graph, write_graph
+    from samkit.export.precision import convert_to_fp16
+
+    path = folder / graph_file(spec.name, "fp32")
+    write_graph(network, spec, path, opset=plan.opset, folded=plan.folded)
+    if plan.precision == "fp32":
+        return {}
+    name = graph_file(spec.name, "fp16")
+    stage(f"{name}: convert")
+    half, notes = convert_to_fp16(onnx.load(path))
+    check_graph(half, spec, folded=plan.folded)
+    onnx.save_model(half, folder / name)
+    return {name: notes}
+
+
+def _merge_lora(network: Sam3D, references: list[Reference], method: Method) -> dict[str, float]:
+    """Merge LoRA in place and return how far that moved the embeddings."""
+    import torch
+
+    from samkit.export.parity import relative_error
+
+    def embeddings() -> list[Any]:
+        with torch.inference_mode():
+            return [network.encode(torch.from_numpy(r.image)).numpy() for r in references]
+
+    before = embeddings()
+    network.merge_lora()
+    errors = [relative_error(a, b) for a, b in zip(embeddings(), before, strict=True)]
+    return {"relative_error": max(errors)}
+
+
+def _check_files(
+    plan: ExportPlan, method: Method, folder: Path, references: list[Reference], stage: Say
+) -> dict[str, Any]:
+    """Compare every ONNX file of `plan` with the references on ONNX Runtime's CPU provider."""
+    if plan.config is None or plan.refinement is None:
+        raise ManifestError(f"the plan in {folder} is not complete; export again")
+    specs = method.graphs(plan.config)
+    figures: dict[str, Any] = {}
+    for precision in PRECISIONS[: PRECISIONS.index(plan.precision) + 1]:
+        with ExitStack() as stack:
+            runners: Mapping[str, OnnxRuntimeRunner] = {
+                spec.name: stack.enter_context(OnnxRuntimeRunner(folder / graph_file(spec.name, precision), spec))
+                for spec in specs
+            }
+            checked = check_parity(
+                runners, references, specs, method, refinement=plan.refinement, precision=precision
+            )
+        for name, values in checked.items():
+            file = graph_file(name, precision)
+            figures[file] = values
+            stage(f"{file}: " + ", ".join(f"{k} {v:.3g}" for k, v in values.items()))
+    return figures
+
+
+def _move(source: Path, out: Path, names: list[str]) -> None:
+    """Move the finished files into `out`; its old manifest goes first and the new one comes last."""
+    out.mkdir(exist_ok=True)
+    (out / MANIFEST_FILE).unlink(missing_ok=True)
+    for stale in out.glob("*.onnx"):
+        stale.unlink()
+    for name in [*names, MANIFEST_FILE]:
+        shutil.move(source / name, out / name)
+
+
+def _environment() -> dict[str, str]:
+    packages = ("samkit", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except ImportError:
+            continue
+    return {**found, "python": platform.python_version(), "machine": platform.machine(), "cores": str(os.cpu_count())}
