@@ -84,8 +84,8 @@ def resample_linear(
 
     Samples beyond the centres of the outermost voxels repeat the edge, or are `fill` where that is given.
     """
-    # Linear interpolation on a regular lattice is separable: three passes over rows are several times faster than
-    # a general transform, and the axis that shrinks most goes first (the last one among equals), so that what lies between stays small.
+    # Linear interpolation on a regular lattice is separable. The axis that shrinks most goes first, the last one
+    # among equals, so that what lies between stays small.
     out = np.asarray(array, np.float32)
     outside = []
     for axis in sorted(range(3), key=lambda a: (shape[a] / array.shape[a], -a)):
@@ -99,9 +99,10 @@ def resample_linear(
         weight = (at - low).astype(np.float32)
         lower = np.take(out, low, axis)
         if weight.any():
-            lower += (np.take(out, np.minimum(low + 1, last), axis) - lower) * np.expand_dims(
-                weight, [other for other in range(3) if other != axis]
-            )
+            difference = np.take(out, np.minimum(low + 1, last), axis)
+            difference -= lower
+            difference *= np.expand_dims(weight, [other for other in range(3) if other != axis])
+            lower += difference
         out = lower
     if fill is not None:
         for axis, beyond in outside:

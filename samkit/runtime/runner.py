@@ -1,0 +1,65 @@
+"""Runner: one graph on one backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+
+from samkit.errors import TensorMismatchError
+from samkit.methods.method import GraphSpec
+
+
+class Runner(Protocol):
+    """Runs one graph; a context manager. Backends differ in nothing that a caller sees."""
+
+    @property
+    def graph(self) -> GraphSpec:
+        """Return what goes in and comes out."""
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Return what really runs the graph, as the backend names it."""
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs by name; raises TensorMismatchError for inputs that don't fit the graph."""
+
+    def close(self) -> None:
+        """Let go of memory and device."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Closing:
+    """Makes whatever has a `close` a context manager."""
+
+    def close(self) -> None:
+        """Let go of memory and device."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check_inputs(graph: GraphSpec, inputs: Mapping[str, np.ndarray]) -> None:
+    """Raise TensorMismatchError unless `inputs` are exactly the graph's, each of a fitting shape and dtype."""
+    wanted = {spec.name for spec in graph.inputs}
+    if set(inputs) != wanted:
+        raise TensorMismatchError(
+            f"graph {graph.name} was given {sorted(inputs)} and needs {sorted(wanted)}; pass exactly those"
+        )
+    for spec in graph.inputs:
+        spec.check(inputs[spec.name])
+    batches = {name: array.shape[0] for name, array in inputs.items()}
+    if len(set(batches.values())) > 1:
+        raise TensorMismatchError(f"graph {graph.name} was given different batches {batches}; make them equal")

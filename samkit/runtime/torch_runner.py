@@ -1,0 +1,111 @@
+"""The PyTorch originals behind the Runner interface: float32, from the checkpoint that the manifest names.
+
+It is what every conversion is compared with, so it refuses any other weights than the exported ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from samkit.errors import CheckpointError, ManifestError, MissingDependencyError
+from samkit.manifest import Weights
+from samkit.methods.method import GraphSpec, Method
+from samkit.models.sam3d_config import Sam3DConfig
+from samkit.runtime.runner import Closing, check_inputs
+
+if TYPE_CHECKING:
+    from samkit.models.sam3d import Sam3D
+
+
+class TorchRunner(Closing):
+    """One graph of a network, run by PyTorch."""
+
+    def __init__(self, network: Sam3D, graph: GraphSpec, device: str = "cpu") -> None:
+        """Run `graph` of `network`, which is on `device` and in evaluation mode."""
+        self.graph = graph
+        self.providers: tuple[str, ...] = (f"torch:{device}",)
+        self._network: Sam3D | None = network
+        self._device = device
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs by name; raises TensorMismatchError for inputs that don't fit the graph."""
+        import torch
+
+        check_inputs(self.graph, inputs)
+        if self._network is None:
+            raise RuntimeError("this runner is closed")
+        with torch.inference_mode():
+            tensors = [
+                torch.from_numpy(np.ascontiguousarray(inputs[s.name])).to(self._device) for s in self.graph.inputs
+            ]
+            is_encoder = self.graph.name == "image_encoder"
+            results = (self._network.encode(*tensors),) if is_encoder else self._network.decode(*tensors)
+            return {
+                spec.name: result.float().cpu().numpy()
+                for spec, result in zip(self.graph.outputs, results, strict=False)
+                if result is not None  # the updated embedding, without an adapter
+            }
+
+    def close(self) -> None:
+        """Let go of the network."""
+        self._network = None
+
+
+def open_torch_runners(
+    method: Method,
+    config: Sam3DConfig,
+    weights: Weights,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+) -> dict[str, TorchRunner]:
+    """Return the runners of all graphs, on one network with exactly the weights that were exported.
+
+    Raises ManifestError where those weights are not to be had any more, or changed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingDependencyError(
+            "--backend torch needs PyTorch; pip install 'samkit[export]', or use --backend onnxruntime"
+        ) from error
+    from samkit.checkpoints import load_network
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MissingDependencyError("PyTorch finds no CUDA device; check the driver, or use --device cpu")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    loaded = load_network(_weights_file(method, weights, folder), method)
+    if loaded.sha256 != weights.sha256:
+        raise ManifestError(
+            f"the weights of this export have SHA-256 {str(weights.sha256)[:12]}..., the file found has "
+            f"{loaded.sha256[:12]}...: it changed since; restore it or export again"
+        )
+    if loaded.info.config != config:
+        raise ManifestError("checkpoint and manifest describe different networks; export again")
+    network = loaded.network.to(device).eval()
+    return {graph.name: TorchRunner(network, graph, device) for graph in method.graphs(config)}
+
+
+def _weights_file(method: Method, weights: Weights, folder: Path) -> Path:
+    if weights.kind == "demonstration":
+        from samkit.weights import demo_checkpoint
+
+        return Path(demo_checkpoint(method.name))
+    if weights.path is None:
+        raise ManifestError(
+            f"this export was made from {weights.kind} weights that no file holds; use --backend onnxruntime"
+        )
+    path = Path(weights.path)
+    path = path if path.is_absolute() else next((p for p in (path, folder / path) if p.exists()), path)
+    if not path.exists():
+        raise CheckpointError(
+            f"the checkpoint {path.name} that this export was made from is gone; put it back where the manifest says, "
+            "or use --backend onnxruntime"
+        )
+    return path
