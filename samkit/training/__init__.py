@@ -1,0 +1,1 @@
+"""Training: cases from a folder, the refinement loop with simulated clicks, `sam-train`."""

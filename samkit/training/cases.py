@@ -1,0 +1,219 @@
+"""Finding and checking the cases of a folder before any training starts.
+
+Three layouts are read: `images/` beside `labels/` (or `masks/`), matched by file stem; one folder per case, with one
+image and one file whose name holds label, mask, seg or lesion; and a decathlon-style `dataset.json`. What can't be used
+is refused with every offender named at once; only a case without foreground is skipped, and said so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from samkit.errors import GeometryError, InputRefused
+from samkit.geometry import Volume, check_affine
+
+SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh")
+_LABEL_WORDS = ("label", "mask", "seg", "lesion")
+_LAYOUTS = (
+    "lay the data out as images/ and labels/ with equal file names, as one folder per case, or with a decathlon-style "
+    "dataset.json"
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan and its label on disk."""
+
+    name: str
+    image: Path
+    label: Path
+
+
+@dataclass(frozen=True)
+class CheckedCase:
+    """A case that can be trained on, and what its label holds."""
+
+    case: Case
+    values: tuple[int, ...]
+    """Label values that are foreground here."""
+    extent_mm: float
+    """Longest edge of the largest target's box [mm]."""
+    finest_mm: float
+    """Smallest voxel edge of the image [mm]."""
+
+
+@dataclass(frozen=True)
+class CheckedCases:
+    """All cases of a folder: those to use, and a sentence for each that is skipped."""
+
+    cases: tuple[CheckedCase, ...]
+    skipped: tuple[str, ...]
+
+
+def find_cases(folder: Path) -> list[Case]:
+    """Return the cases of `folder`, sorted by name; InputRefused where there are none or a partner is missing."""
+    if not folder.is_dir():
+        raise InputRefused("no-data", f"there is no folder {folder}", _LAYOUTS)
+    if (folder / "dataset.json").is_file():
+        cases = _from_dataset_json(folder)
+    elif (folder / "images").is_dir():
+        cases = _from_images_and_labels(folder)
+    else:
+        cases = _from_case_folders(folder)
+    if not cases:
+        raise InputRefused("no-data", f"{folder} holds no case ({', '.join(SUFFIXES)} were looked for)", _LAYOUTS)
+    return sorted(cases, key=lambda case: case.name)
+
+
+def check_cases(
+    cases: list[Case], label: int | None, target: str, report: Callable[[Case], object] | None = None
+) -> CheckedCases:
+    """Return what the files of `cases` hold; read once each.
+
+    `label` is the foreground value, None takes every value above zero; `target` is Recipe.target. Raises InputRefused
+    for files that can't be used, naming all of them, and where no case has foreground.
+    """
+    good, skipped, problems = [], [], []
+    for case in cases:
+        if report is not None:
+            report(case)
+        try:
+            checked = _check_case(case, label, target)
+        except (InputRefused, GeometryError) as error:
+            problems.append(str(error))
+            continue
+        if isinstance(checked, str):
+            skipped.append(checked)
+        else:
+            good.append(checked)
+    if problems:
+        raise InputRefused(
+            "bad-cases", f"{len(problems)} of {len(cases)} cases can't be used: {' | '.join(problems)}",
+            "repair or remove these files",
+        )  # fmt: skip
+    if not good:
+        wanted = "above 0" if label is None else f"equal to {label}"
+        raise InputRefused(
+            "no-foreground", f"none of the {len(cases)} labels holds a voxel {wanted}",
+            "check that the labels are the right files, or name a value that they hold with --label",
+        )  # fmt: skip
+    return CheckedCases(tuple(good), tuple(skipped))
+
+
+def read_volume(path: Path) -> Volume:
+    """Return a 3D file's array (I, J, K) float32 and affine; InputRefused where it can't be read."""
+    try:
+        image = nib.load(path)
+        array = np.asanyarray(image.dataobj)  # type: ignore[attr-defined]
+        affine = np.asarray(image.affine, np.float64)  # type: ignore[attr-defined]
+    except Exception as error:  # nibabel, zlib and the OS each have their own
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputRefused(
+            "unreadable", f"{path.name} can't be read ({first})", "copy the file again from its source"
+        ) from error
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != 3:
+        raise InputRefused("not-3d", f"{path.name} has shape {array.shape}", "give one 3D volume per file")
+    check_affine(affine)
+    return Volume(array, affine)
+
+
+def _check_case(case: Case, label: int | None, target: str) -> CheckedCase | str:
+    """Return the checked case, or why it is skipped."""
+    image, labels = read_volume(case.image), read_volume(case.label)
+    if image.array.shape != labels.array.shape:
+        raise InputRefused(
+            "shapes-differ",
+            f"case {case.name}: the image is {image.array.shape}, its label {labels.array.shape}",
+            "resample the label onto the image",
+        )
+    if not np.isfinite(image.array).all():
+        raise InputRefused("not-finite", f"case {case.name}: the image holds NaN or Inf", "repair the image")
+    if not (image.array > 0).any():
+        raise InputRefused(
+            "no-positive-voxel", f"case {case.name}: the image has no voxel above zero",
+            "shift its intensities so that tissue is positive",
+        )  # fmt: skip
+    found = np.unique(np.rint(labels.array)).astype(int)
+    values = tuple(int(v) for v in found if (v > 0 if label is None else v == label))
+    if not values:
+        held = ", ".join(str(v) for v in found[:8])
+        return f"{case.name} skipped: its label holds only {held}, no foreground"
+    groups = [(v,) for v in values] if target == "each" else [values]
+    extents = []
+    for group in groups:
+        index = np.nonzero(np.isin(np.rint(labels.array), group))
+        extents.append(max((a.max() - a.min() + 1) * s for a, s in zip(index, labels.spacing, strict=True)))
+    return CheckedCase(case, values, float(max(extents)), min(image.spacing))
+
+
+def _stem(path: Path) -> str | None:
+    """Return the file's name without its suffix, None where it is no volume."""
+    return next((path.name[: -len(s)] for s in SUFFIXES if path.name.lower().endswith(s)), None)
+
+
+def _volumes(folder: Path) -> dict[str, Path]:
+    return {
+        stem: path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and not path.name.startswith(".") and (stem := _stem(path)) is not None
+    }
+
+
+def _from_images_and_labels(folder: Path) -> list[Case]:
+    beside = next((folder / name for name in ("labels", "masks") if (folder / name).is_dir()), None)
+    if beside is None:
+        raise InputRefused("no-labels", f"{folder} has images/ but neither labels/ nor masks/", _LAYOUTS)
+    images, labels = _volumes(folder / "images"), _volumes(beside)
+    if lonely := sorted(set(images) ^ set(labels)):
+        listed = ", ".join(f"{stem} (no {'label' if stem in images else 'image'})" for stem in lonely[:20])
+        raise InputRefused(
+            "unmatched", f"{len(lonely)} of {len(set(images) | set(labels))} stems have no partner: {listed}",
+            f"give images/ and {beside.name}/ the same file names, or remove these files",
+        )  # fmt: skip
+    return [Case(stem, images[stem], labels[stem]) for stem in images]
+
+
+def _from_case_folders(folder: Path) -> list[Case]:
+    cases, wrong = [], []
+    for own in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        volumes = _volumes(own)
+        labels = [p for stem, p in volumes.items() if any(word in stem.lower() for word in _LABEL_WORDS)]
+        images = [p for p in volumes.values() if p not in labels]
+        if len(images) == 1 and len(labels) == 1:
+            cases.append(Case(own.name, images[0], labels[0]))
+        elif volumes:
+            wrong.append(f"{own.name} ({len(images)} images, {len(labels)} labels)")
+    if wrong:
+        raise InputRefused(
+            "unmatched", f"{len(wrong)} case folders do not hold one image and one label: {', '.join(wrong[:20])}",
+            f"keep one image and one file named with {', '.join(_LABEL_WORDS)} in each",
+        )  # fmt: skip
+    return cases
+
+
+def _from_dataset_json(folder: Path) -> list[Case]:
+    form = 'it needs {"training": [{"image": "images/a.nii.gz", "label": "labels/a.nii.gz"}, ...]}'
+    try:
+        data = json.loads((folder / "dataset.json").read_text())
+        entries = [(str(entry["image"]), str(entry["label"])) for entry in data["training"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputRefused("bad-dataset-json", f"dataset.json can't be used ({error!r})", form) from error
+    root = folder.resolve()
+    cases = []
+    for image, label in entries:
+        paths = [(folder / name).resolve() for name in (image, label)]
+        for path in paths:
+            if not path.is_relative_to(root) or not path.is_file():
+                raise InputRefused(
+                    "bad-dataset-json", f"dataset.json names '{path.name}', which is no file inside {folder.name}", form
+                )
+        cases.append(Case(_stem(paths[0]) or paths[0].name, paths[0], paths[1]))
+    return cases

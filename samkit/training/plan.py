@@ -1,0 +1,172 @@
+"""What a training will do, decided before any work: network, recipe, refinement, target; `--set` changes any of it."""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import click
+
+from samkit.methods.method import Method, Recipe
+from samkit.models.sam3d_config import Sam3DConfig
+
+FIT_MARGIN = 1.15
+"""How much longer than the largest object the patch is, where the spacing is chosen from the labels."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Everything about a training but its data, its folder and the machine."""
+
+    method: str
+    preset: str
+    config: Sam3DConfig
+    recipe: Recipe
+    refinement: str
+    label: int | None = None
+    """The foreground value; None takes every value above zero."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {**asdict(self), "config": self.config.to_dict(), "recipe": asdict(self.recipe)}
+
+
+def plan_training(
+    method: Method,
+    preset: str,
+    settings: Sequence[str] = (),
+    *,
+    label: int | None = None,
+    start: Sam3DConfig | None = None,
+    start_refinement: str | None = None,
+) -> TrainingPlan:
+    """Return the plan of `preset` with `settings` (`name=value`) applied; click.UsageError where one is wrong.
+
+    `start` is the config of the checkpoint that `--init` gives: the network has its sizes, patch and spacing, with the
+    preset's LoRA and adapter where the checkpoint has none.
+    """
+    recipe = method.recipes[preset]
+    config = method.sizes[recipe.size]
+    values = _parse(settings, method)
+    size = str(values.get("size", recipe.size))
+    if size not in method.sizes:
+        raise click.UsageError(f"size={size} is none of {', '.join(method.sizes)}")
+    config = method.sizes[size]
+    if start is not None:
+        config = replace(
+            start,
+            lora_rank=start.lora_rank or config.lora_rank,
+            adapter=start.adapter or config.adapter,
+            adapter_heads=start.adapter_heads if start.adapter else config.adapter_heads,
+        )
+        recipe = replace(recipe, fit_spacing=False)  # the weights were trained at the checkpoint's spacing
+    if "spacing" in values:
+        recipe = replace(recipe, fit_spacing=False)
+    refinement = str(values.pop("refinement", None) or start_refinement or method.refinements[0])
+    if refinement not in method.refinements:
+        raise click.UsageError(f"refinement={refinement} is none of {', '.join(method.refinements)} of {method.name}")
+    recipe = replace(recipe, **{k: v for k, v in values.items() if k in _names(Recipe)})
+    config = replace(config, **{k: v for k, v in values.items() if k in _names(Sam3DConfig)})
+    _check(recipe)
+    return TrainingPlan(method.name, preset, config, recipe, refinement, label)
+
+
+def fitted_spacing(extent_mm: float, patch: int, finest_mm: float) -> float:
+    """Return the isotropic spacing [mm] at which the largest object and a margin fill the patch.
+
+    `extent_mm` is the longest box edge of any training target. The spacing is `FIT_MARGIN * extent_mm / patch`, rounded
+    up to 0.05 mm, and never finer than half the finest voxel edge of the data: beyond that there is no more to see,
+    only less context.
+
+    >>> fitted_spacing(44.0, 64, 1.0)
+    0.8
+    """
+    wanted = max(FIT_MARGIN * extent_mm / patch, 0.5 * finest_mm)
+    return round(math.ceil(round(wanted / 0.05, 6)) * 0.05, 2)
+
+
+def _check(recipe: Recipe) -> None:
+    """Raise click.UsageError for values of a recipe that have the right type and make no sense."""
+    positive = ("epochs", "batch", "stages", "accumulate", "validate_every", "learning_rate", "prompt_learning_rate")
+    for name in positive:
+        if not getattr(recipe, name) > 0:
+            raise click.UsageError(f"{name}={getattr(recipe, name)} must be positive")
+    if recipe.samples_per_epoch is not None and recipe.samples_per_epoch < 1:
+        raise click.UsageError(f"samples_per_epoch={recipe.samples_per_epoch} must be positive")
+    for name, known in (("crop", ("click", "label")), ("target", ("all", "each"))):
+        if getattr(recipe, name) not in known:
+            raise click.UsageError(f"{name}={getattr(recipe, name)} is none of {', '.join(known)}")
+    if recipe.precision not in ("32-true", "bf16-mixed", "16-mixed"):
+        raise click.UsageError(f"precision={recipe.precision} is none of 32-true, bf16-mixed, 16-mixed")
+
+
+def _names(record: type) -> list[str]:
+    return [f.name for f in fields(record)]
+
+
+def _parse(settings: Sequence[str], method: Method) -> dict[str, Any]:
+    """Return name to typed value of `name=value` texts."""
+    hints: Mapping[str, Any] = {
+        **typing.get_type_hints(Recipe),
+        **typing.get_type_hints(Sam3DConfig),
+        "refinement": str,
+    }
+    values: dict[str, Any] = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals:
+            raise click.UsageError(f"--set {text} has no value; write --set name=value")
+        if name not in hints:
+            raise click.UsageError(
+                f"--set {name}: no such setting for {method.name}; known are {', '.join(sorted(hints))}"
+            )
+        try:
+            values[name] = _typed(value.strip(), hints[name])
+        except ValueError:
+            raise click.UsageError(f"--set {text}: '{value}' is not {_describe(hints[name])}") from None
+    return values
+
+
+def _typed(text: str, wanted: Any) -> Any:
+    """Return `text` as the type `wanted`; ValueError where it is none. A single number fills a tuple of fixed length."""
+    kind = typing.get_origin(wanted)
+    if kind in (typing.Union, types.UnionType):
+        if text.lower() == "none":
+            return None
+        return _typed(text, next(a for a in typing.get_args(wanted) if a is not type(None)))
+    if kind is tuple:
+        inner = typing.get_args(wanted)
+        parts = [part for part in text.strip("()").split(",") if part.strip()]
+        if inner[-1] is Ellipsis:
+            return tuple(_typed(part.strip(), inner[0]) for part in parts)
+        if len(parts) == 1:
+            parts = parts * len(inner)
+        return tuple(_typed(part.strip(), one) for part, one in zip(parts, inner, strict=True))
+    if wanted is bool:
+        if text.lower() not in ("true", "false", "yes", "no", "1", "0"):
+            raise ValueError
+        return text.lower() in ("true", "yes", "1")
+    if wanted is float:
+        number = float(text)
+        if not math.isfinite(number):
+            raise ValueError
+        return number
+    convert: Callable[[str], Any] = wanted
+    return convert(text)
+
+
+def _describe(wanted: Any) -> str:
+    names = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a word"}
+    kind = typing.get_origin(wanted)
+    if kind is tuple:
+        inner = typing.get_args(wanted)
+        count = "" if inner[-1] is Ellipsis else f"{len(inner)} "
+        return f"{count}values with commas between, each {names[inner[0]]}"
+    if kind is not None:
+        return f"{_describe(next(a for a in typing.get_args(wanted) if a is not type(None)))} or none"
+    return names[wanted]

@@ -1,0 +1,115 @@
+"""The folder of one training run, and the callback that fills it.
+
+    run.json                 the plan, the data's counts, versions, how it ended
+    metrics.csv              one row per epoch: loss, seconds, Dice of the held-back targets where validated
+    best.safetensors/.json   best mean Dice at five clicks: what `--checkpoint RUN` and `--init RUN` take
+    last.safetensors/.json   the newest validated weights
+    last.ckpt                Lightning's own state, for `--resume`; read with weights_only=True
+    tensorboard/             the same metrics for TensorBoard
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+
+from samkit.checkpoints import BEST, CheckpointInfo, save_checkpoint
+from samkit.errors import InputRefused
+from samkit.training.module import TrainingModule
+from samkit.training.refinement import REPORTED_CLICKS
+
+RESUME = "last.ckpt"
+DECISIVE = "dice_5"
+"""The metric that `best` is chosen by."""
+_COLUMNS = ("epoch", "step", "seconds", "loss", *(f"dice_{click}" for click in REPORTED_CLICKS))
+
+
+def check_run_folder(out: Path, resume: bool) -> None:
+    """Raise InputRefused unless `out` is empty or absent, or with `resume` holds a run that can go on."""
+    if resume and not (out / RESUME).is_file():
+        raise InputRefused(
+            "no-run", f"{out} holds no {RESUME} to resume", "give the run's folder, or leave --resume to start one"
+        )
+    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputRefused(
+            "run-exists", f"{out} is not empty, and nothing is overwritten",
+            "go on with it by --resume, or choose another --out",
+        )  # fmt: skip
+
+
+class RunFolder(Callback):
+    """Validates, and writes metrics, checkpoints and the state to resume from after each epoch."""
+
+    def __init__(self, out: Path, describe: Callable[[dict[str, Any]], CheckpointInfo], half: bool = False) -> None:
+        self.out = out
+        self.describe = describe
+        self.half = half
+        self.last_metrics: dict[str, float] = {}
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Drop metric rows of epochs that a resumed run repeats."""
+        if trainer.is_global_zero:
+            kept = [row for row in read_metrics(self.out) if int(row["epoch"]) < trainer.current_epoch]
+            with (self.out / "metrics.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, _COLUMNS)
+                writer.writeheader()
+                writer.writerows(kept)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Validate where it is due, then write."""
+        module = pl_module
+        if not isinstance(module, TrainingModule):  # for the type checker; Lightning passes what fit() was given
+            return
+        epoch = trainer.current_epoch
+        every = module.recipe.validate_every
+        due = (epoch + 1) % every == 0 or epoch + 1 == trainer.max_epochs or trainer.should_stop
+        losses = [float(loss) for loss in module.losses]
+        module.losses.clear()
+        row: dict[str, float | str] = {
+            "epoch": epoch,
+            "step": trainer.global_step,
+            "loss": round(sum(losses) / max(1, len(losses)), 5),
+        }
+        if due:
+            metrics = module.validate_held_back()
+            row |= metrics
+            for name, value in metrics.items():
+                module.log(f"held_back/{name}", value, rank_zero_only=True)
+            self.last_metrics = {**metrics, "epoch": epoch + 1, "seconds": round(module.seconds, 1)}
+        row["seconds"] = round(module.seconds, 1)
+        if trainer.is_global_zero:
+            with (self.out / "metrics.csv").open("a", newline="") as file:
+                csv.DictWriter(file, _COLUMNS, restval="").writerow(row)
+            if due:
+                info = self.describe(self.last_metrics)
+                save_checkpoint(self.out / "last.safetensors", module.network, info, half=self.half)
+                if self.last_metrics[DECISIVE] > module.best_dice:
+                    save_checkpoint(self.out / BEST, module.network, info, half=self.half)
+        if due:
+            module.best_dice = max(module.best_dice, self.last_metrics[DECISIVE])
+        # Written beside and moved, so that a kill while writing leaves the epoch before.
+        part = self.out / f"{RESUME}.part"
+        trainer.save_checkpoint(part)
+        if trainer.is_global_zero:
+            part.replace(self.out / RESUME)
+
+
+def read_metrics(out: Path) -> list[dict[str, str]]:
+    """Return the rows of a run's metrics.csv; none where there is no such file."""
+    if not (out / "metrics.csv").is_file():
+        return []
+    with (out / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_run(out: Path, facts: dict[str, Any]) -> None:
+    """Write run.json, atomically."""
+    part = out / "run.json.part"
+    part.write_text(json.dumps(facts, indent=1) + "\n")
+    part.replace(out / "run.json")
