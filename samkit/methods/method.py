@@ -77,6 +77,8 @@ class Recipe:
     crop: str = "click"
     """Training crops: `label` centres on the label's box (the papers), `click` on a random foreground voxel, as
     deployment does."""
+    target: str = "all"
+    """What a sample's mask is: `all` foreground of the label, or `each` of its values alone, one drawn per sample."""
     needs_init: bool = False
     """Refuse to start from random weights."""
     fit_spacing: bool = True
