@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,9 @@ class ExportPlan:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ExportPlan:
         """Return the plan that `to_dict` wrote."""
-        known = {key: None if value == FROM_CHECKPOINT else value for key, value in data.items() if key != "files"}
+        known: dict[str, Any] = {
+            key: None if value == FROM_CHECKPOINT else value for key, value in data.items() if key != "files"
+        }
         known["weights"] = Weights(**known["weights"])
         config_class = type(get_method(known["method"]).sizes["full"])
         known["config"] = known["config"] and config_class.from_dict(known["config"])
@@ -149,7 +150,7 @@ class Manifest:
         """Write the manifest in one move."""
         part = folder / f"{FILE_NAME}.part"
         part.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-        os.replace(part, folder / FILE_NAME)
+        part.replace(folder / FILE_NAME)
 
     def verify(self, folder: Path) -> None:
         """Raise ManifestError unless every file is there with the SHA-256 it was exported with."""

@@ -54,9 +54,7 @@ class TensorSpec:
 
     def check(self, array: np.ndarray) -> None:
         """Raise TensorMismatchError unless `array` has this dtype, rank and sizes within the axes' bounds."""
-        wanted = ", ".join(
-            f"{a.name}={a.min}..{a.max}" if a.is_dynamic else f"{a.name}={a.min}" for a in self.axes
-        )
+        wanted = ", ".join(f"{a.name}={a.min}..{a.max}" if a.is_dynamic else f"{a.name}={a.min}" for a in self.axes)
         fits = (
             array.dtype == np.dtype(self.dtype)
             and array.ndim == len(self.axes)

@@ -1,0 +1,1 @@
+"""What samkit is worth, measured: the demo, and timings as ratios within one run."""

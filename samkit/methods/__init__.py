@@ -1,5 +1,6 @@
 """The registry: every module here that does not begin with an underscore is one method; the file is the
-registration. `method.py` holds the record itself."""
+registration. `method.py` holds the record itself.
+"""
 
 from __future__ import annotations
 

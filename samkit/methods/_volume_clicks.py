@@ -82,7 +82,8 @@ def z_score(crop: np.ndarray, config: Sam3DConfig) -> np.ndarray:
             f"all positive voxels of the crop around the click have the value {positive.mean():g}",
             "give an image with contrast, not a mask or an empty scan",
         )
-    return ((values - positive.mean()) / deviation).astype(np.float32)
+    normed: np.ndarray = ((values - positive.mean()) / deviation).astype(np.float32)
+    return normed
 
 
 def configure(shapes: Mapping[str, tuple[int, ...]]) -> Sam3DConfig:

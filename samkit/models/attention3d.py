@@ -90,9 +90,11 @@ class RelPosAttention(nn.Module):
         self._frozen: _Constants | None = None
         self.qkv: nn.Module = LoraQKV(dim, lora_rank) if lora_rank else nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        for name in ("rel_pos_d", "rel_pos_h", "rel_pos_w"):
-            # Upstream initialises to zero, which hides every error of the bias until weights are trained.
-            self.register_parameter(name, nn.Parameter(torch.zeros(2 * window - 1, dim // heads)))
+        # Upstream initialises to zero, which hides every error of the bias until weights are trained.
+        self.rel_pos_d = nn.Parameter(torch.zeros(2 * window - 1, dim // heads))
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * window - 1, dim // heads))
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * window - 1, dim // heads))
+        self._offsets: Tensor
         offsets = torch.arange(window)[:, None] - torch.arange(window)[None, :] + window - 1
         self.register_buffer("_offsets", offsets, persistent=False)
 
@@ -110,8 +112,7 @@ class RelPosAttention(nn.Module):
 
     def _table(self, rel_pos: Tensor, rows: int) -> Tensor:
         """Return (rows, e, n): for each index of one axis, the table's vector for every c'."""
-        offsets: Tensor = self._offsets  # type: ignore[assignment]
-        return rel_pos[offsets[:rows]].transpose(1, 2)
+        return rel_pos[self._offsets[:rows]].transpose(1, 2)
 
     def _official_attention(self, x: Tensor) -> Tensor:
         batch, g, n, dim = x.shape[0], self.grid, self.window, x.shape[-1]
@@ -123,7 +124,7 @@ class RelPosAttention(nn.Module):
         logits = logits + torch.einsum("zyabce,aek->zyabck", cube, d)[:, :, :, :, :, None, None]
         logits = logits + torch.einsum("zyabce,bek->zyabck", cube, h)[:, :, :, :, None, :, None]
         logits = logits + torch.einsum("zyabce,cek->zyabck", cube, w)[:, :, :, :, None, None]
-        out = logits.reshape(batch, self.heads, n**3, n**3).softmax(dim=-1) @ v
+        out: Tensor = logits.reshape(batch, self.heads, n**3, n**3).softmax(dim=-1) @ v
         return out.transpose(1, 2).reshape(batch, n, n, n, dim)[:, :g, :g, :g]
 
     def freeze(self) -> None:
@@ -166,7 +167,7 @@ class RelPosAttention(nn.Module):
             position = self._padding_logit(t1, t2, t3, constants).reshape(batch, self.heads, g**3, 1)
             logits = torch.cat([logits, scaled @ constants.bias_k + position], dim=-1)
             v = torch.cat([v, constants.bias_v.expand(batch, -1, -1, -1)], dim=2)
-        out = logits.softmax(dim=-1) @ v
+        out: Tensor = logits.softmax(dim=-1) @ v
         return out.transpose(1, 2).reshape(batch, g, g, g, dim)
 
     def _padding_logit(self, t1: Tensor, t2: Tensor, t3: Tensor, constants: _Constants) -> Tensor:

@@ -20,12 +20,12 @@ class _PositionEmbedding(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
+        self.positional_encoding_gaussian_matrix: Tensor
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(3, features))
 
     def forward(self, unit: Tensor) -> Tensor:
         """Return the encoding (..., 3 * features) of coordinates (..., 3) in [0, 1]; the last third repeats sin."""
-        matrix: Tensor = self.positional_encoding_gaussian_matrix  # type: ignore[assignment]
-        angle = 2 * math.pi * ((2 * unit - 1) @ matrix)
+        angle = 2 * math.pi * ((2 * unit - 1) @ self.positional_encoding_gaussian_matrix)
         return torch.cat([angle.sin(), angle.cos(), angle.sin()], dim=-1)
 
 
@@ -61,12 +61,12 @@ class PromptEncoder3D(nn.Module):
         """
         kind = labels.unsqueeze(-1)
         encoded = self.pe_layer((coords + 0.5) / self.patch) * (kind != PADDING).to(coords.dtype)
-        for label, embedding in (
-            (PADDING, self.not_a_point_embed),
-            (BACKGROUND, self.point_embeddings[0]),
-            (FOREGROUND, self.point_embeddings[1]),
+        for label, weight in (
+            (PADDING, self.not_a_point_embed.weight),
+            (BACKGROUND, self.point_embeddings.get_parameter("0.weight")),
+            (FOREGROUND, self.point_embeddings.get_parameter("1.weight")),
         ):
-            encoded = encoded + (kind == label).to(coords.dtype) * embedding.weight  # type: ignore[union-attr]
+            encoded = encoded + (kind == label).to(coords.dtype) * weight
         padding = self.not_a_point_embed.weight.expand(coords.shape[0], 1, -1)
         present = (labels != ABSENT).to(coords.dtype)
         any_present = present.sum(dim=1, keepdim=True).clamp(max=1)
@@ -81,7 +81,7 @@ class PromptEncoder3D(nn.Module):
         """Return the image tokens' positions, (1, C, g, g, g); axes 0 and 1 are swapped, as upstream has them."""
         if self._frozen_pe is not None:
             return self._frozen_pe
-        matrix: Tensor = self.pe_layer.positional_encoding_gaussian_matrix  # type: ignore[assignment]
+        matrix = self.pe_layer.positional_encoding_gaussian_matrix
         centre = (torch.arange(self.grid, dtype=matrix.dtype, device=matrix.device) + 0.5) / self.grid
         i, j, k = torch.meshgrid(centre, centre, centre, indexing="ij")
         out: Tensor = self.pe_layer(torch.stack([j, i, k], dim=-1)).permute(3, 0, 1, 2)[None]

@@ -87,4 +87,5 @@ class Sam3DConfig:
                 f"the config has unknown fields {unknown}, this samkit knows {sorted(known)}; "
                 "upgrade samkit or correct the checkpoint's JSON"
             )
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)

@@ -1,0 +1,29 @@
+# Everything runs in .venv, made by `make venv` from pip alone.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: venv demo test check bench weights clean
+
+venv: .venv/ready
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,train,export,serve,dev]'
+	touch .venv/ready
+
+demo: venv  ## export M-SAM, segment a phantom with clicks from a file, print what came out, write demo/demo.png
+	$(BIN)/python -m samkit.benchmarks.demo --out demo
+
+test: venv
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+check: venv  ## lint, types, layers
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+bench: venv  ## time the folded encoder against upstream's formulation
+	$(BIN)/python -m samkit.benchmarks.encoder
+
+weights: venv  ## train the demonstration checkpoints again (half an hour)
+	$(BIN)/python -m samkit.training.demo_weights --out samkit/weights
+
+clean:
+	rm -rf .venv build dist *.egg-info demo exports
