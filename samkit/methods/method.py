@@ -67,6 +67,9 @@ class Recipe:
     """Optimiser steps over which the learning rate rises from zero."""
     stages: int = 10
     """Clicks per sample; the loss is summed over them."""
+    stage_growth: float = 0.0
+    """Fraction of the training over which the stages grow from one to `stages`; 0 gives all from the start, as the
+    papers. From random weights the first stage has to be learnt before the later ones can gain by it."""
     accumulate: int = 1
     """Batches per optimiser step."""
     clip_norm: float = 0.0

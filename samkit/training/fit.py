@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import platform
 import shlex
@@ -141,6 +142,7 @@ def train(
     folder = RunFolder(options.out, describe, half=options.demonstration)
     if not _is_replica():
         write_run(options.out, facts)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its tips and device tables are not ours to give
     trainer = _trainer(plan, options, precision, folder)
     with warnings.catch_warnings():
         # Lightning's advice on workers, loggers and batch counts does not hold for cached cases keyed by epoch.
@@ -201,8 +203,8 @@ def _is_replica() -> bool:
 
 def _command() -> str:
     """Return the command line without folders, which may name people or places."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    return shlex.join(Path(word).name if os.sep in word and "=" not in word else word for word in words)
+    words = [Path(word).name if os.sep in word and "=" not in word else word for word in sys.argv[1:]]
+    return shlex.join(["sam-train", *words])
 
 
 def _versions() -> dict[str, str]:

@@ -64,11 +64,16 @@ class TrainingModule(lightning.LightningModule):
             persistent_workers=self.workers > 0,
         )
 
+    def transfer_batch_to_device(self, batch: list[Sample], device: torch.device, dataloader_idx: int) -> list[Sample]:
+        """Leave samples on the host, where clicks are drawn; the refinement loop moves what the network needs."""
+        return batch
+
     def training_step(self, batch: list[Sample], index: int) -> Tensor:
         """Return the loss of a batch: the sum over its stages."""
         rngs = [self.samples.click_rng(sample.key) for sample in batch]
-        loss = refinement_loss(self.network, batch, rngs, self.recipe.stages, self.refinement)
-        self.losses.append(loss.detach())
+        stages = self.stages_at(self.progress(self.trainer.global_step))
+        loss = refinement_loss(self.network, batch, rngs, stages, self.refinement)
+        self.losses.append(loss.detach() / stages)
         self.log("train/loss", loss, batch_size=len(batch), prog_bar=True)
         return loss
 
@@ -100,16 +105,25 @@ class TrainingModule(lightning.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def rate_factor(self, step: int) -> float:
-        """Return what the learning rates are multiplied by: a linear rise, then falls at the milestones.
-
-        Milestones are fractions of the training: of its steps, or of its time limit where that is further on, so that a
-        training cut by the clock ends on a low rate, too.
-        """
-        done = step / max(1, int(self.trainer.estimated_stepping_batches))
-        if self.time_limit_s is not None:
-            done = max(done, self.seconds / self.time_limit_s)
+        """Return what the learning rates are multiplied by: a linear rise, then falls at the milestones."""
+        done = self.progress(step)
         rise = min(1.0, (step + 1) / self.recipe.warmup_steps) if self.recipe.warmup_steps else 1.0
         return rise * float(_FALL ** sum(done >= milestone for milestone in self.recipe.milestones))
+
+    def progress(self, step: int) -> float:
+        """Return how far the training is, 0 to 1: by its steps, or by its time limit where that is further on.
+
+        A training that the clock cuts goes through all of its schedule, too.
+        """
+        done = step / max(1, int(self.trainer.estimated_stepping_batches))
+        return done if self.time_limit_s is None else max(done, self.seconds / self.time_limit_s)
+
+    def stages_at(self, done: float) -> int:
+        """Return how many stages a sample runs through at `done` of the training."""
+        recipe = self.recipe
+        if recipe.stage_growth <= 0:
+            return recipe.stages
+        return min(recipe.stages, 1 + int(recipe.stages * done / recipe.stage_growth))
 
     def validate_held_back(self) -> dict[str, float]:
         """Return the mean Dice of the held-back targets at the reported clicks, the same clicks each time."""

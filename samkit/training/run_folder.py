@@ -95,7 +95,7 @@ class RunFolder(Callback):
             module.best_dice = max(module.best_dice, self.last_metrics[DECISIVE])
         # Written beside and moved, so that a kill while writing leaves the epoch before.
         part = self.out / f"{RESUME}.part"
-        trainer.save_checkpoint(part)
+        trainer.save_checkpoint(part, weights_only=False)
         if trainer.is_global_zero:
             part.replace(self.out / RESUME)
 

@@ -27,6 +27,9 @@ from samkit.training.cases import CheckedCase, read_volume
 CACHE_BYTES = 6_000_000_000
 """Memory for cases kept on the network's grid; the rest is read again each time."""
 
+_ATTEMPTS = 16
+"""Draws of one sample before a case whose crops have no contrast is refused."""
+
 _DRAW, _CLICK, _ORDER, _VALIDATION = range(4)  # one stream of random numbers for each purpose
 
 
@@ -96,14 +99,14 @@ class TrainingSamples(Dataset[Sample]):
         order = np.random.default_rng((self.recipe.seed, _ORDER, epoch, lap)).permutation(len(self.cases))
         case: GridCase = self.cases[int(order[slot])]
         rng = np.random.default_rng((self.recipe.seed, _DRAW, key))
-        for attempt in range(8):
+        for attempt in range(_ATTEMPTS):
             target = case.targets[int(rng.integers(len(case.targets)))]
             origin, first = self._place(target, rng)
             try:
                 image = self.method.preprocess(crop(case.image, origin, self.config.patch), self.config)
                 break
             except InputRefused as error:  # a crop without contrast: the next draw may lie elsewhere
-                if attempt == 7:
+                if attempt == _ATTEMPTS - 1:
                     raise InputRefused(error.code, f"case {case.name}: {error.reason}", error.remedy) from error
         mask = crop(target, origin, self.config.patch)
         if first is None:

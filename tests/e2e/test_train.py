@@ -1,0 +1,169 @@
+"""`sam-train` learns from a folder, resumes as if never stopped, loses nothing, and says what it refuses."""
+
+import csv
+import json
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from samkit.checkpoints import load_network
+from samkit.methods import get_method
+from samkit.phantoms import write_phantoms
+from samkit.training import cli
+from samkit.training.module import TrainingModule
+
+TINY = ["--preset", "tiny", "--threads", "1", "--set", "spacing=1.5", "--set", "target=each", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(str(folder), cases=5, seed=0, size=44, long_share=0.0)
+    return folder
+
+
+@pytest.fixture
+def sam_train(monkeypatch, capsys):
+    """Return a function that runs the command in this process and gives its exit code, stdout and stderr."""
+    threads = torch.get_num_threads()
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["sam-train", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        written = capsys.readouterr()
+        return int(ended.value.code or 0), written.out, written.err
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("method", ["m-sam", "sam-med3d"])
+def test_a_run_leaves_checkpoints_metrics_and_what_was_done(method, phantoms, tmp_path, sam_train):
+    out = tmp_path / "run"
+    code, stdout, _ = sam_train("--method", method, "--data", phantoms, "--out", out, *TINY)
+
+    assert code == 0
+    assert json.loads(stdout)["best"].keys() == {"dice_1", "dice_3", "dice_5", "dice_10"}
+    loaded = load_network(out, get_method(method))
+    assert loaded.info.config.spacing == (1.5, 1.5, 1.5)
+    assert loaded.info.metrics == json.loads(stdout)["best"]
+    assert not loaded.info.demonstration
+    with (out / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert all(float(row["loss"]) > 0 and 0 <= float(row["dice_5"]) <= 1 and float(row["seconds"]) > 0 for row in rows)
+    facts = json.loads((out / "run.json").read_text())
+    assert (facts["state"], facts["data"]["trained_on"], facts["data"]["held_back"]) == ("finished", 4, 1)
+    assert str(tmp_path) not in (out / "run.json").read_text() + (out / "best.json").read_text()
+    assert any((out / "tensorboard").iterdir())
+
+
+def test_a_killed_run_resumes_to_the_same_weights(phantoms, tmp_path, sam_train, monkeypatch):
+    words = ["--method", "m-sam", "--data", phantoms, *TINY, "--set", "epochs=3", "--set", "stage_growth=0.6"]
+    assert sam_train(*words, "--out", tmp_path / "whole")[0] == 0
+    step = TrainingModule.training_step
+
+    def power_cut(self, batch, index):
+        if self.trainer.global_step == 3:  # in the middle of the second epoch
+            raise RuntimeError("power cut")
+        return step(self, batch, index)
+
+    monkeypatch.setattr(TrainingModule, "training_step", power_cut)
+    monkeypatch.setattr(sys, "argv", ["sam-train", *map(str, words), "--out", str(tmp_path / "killed")])
+    with pytest.raises(RuntimeError, match="power cut"):
+        cli.main()
+    monkeypatch.setattr(TrainingModule, "training_step", step)
+    assert sam_train(*words, "--out", tmp_path / "killed", "--resume")[0] == 0
+
+    whole, killed = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "killed"))
+    for name in whole:
+        torch.testing.assert_close(killed[name], whole[name], rtol=1e-5, atol=1e-7)
+    rows = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("whole", "killed")]
+    without_seconds = [[[c for n, c in enumerate(row.split(",")) if n != 2] for row in part] for part in rows]
+    assert without_seconds[0] == without_seconds[1]
+
+
+def test_a_runs_folder_starts_the_next_and_only_the_tunable_parts_move(phantoms, tmp_path, sam_train):
+    base, out = tmp_path / "base", tmp_path / "run"
+    assert sam_train("--method", "sam-med3d", "--data", phantoms, "--out", base, *TINY)[0] == 0
+    code, _, stderr = sam_train(
+        "--method", "m-sam", "--data", phantoms, "--out", out, "--init", base,
+        *TINY[:-1], "--set", "learning_rate=0.01",
+    )  # fmt: skip
+
+    assert code == 0
+    assert "started from base" in stderr
+    assert "tunable" in stderr
+    before, after = load_file(base / "best.safetensors"), load_file(out / "best.safetensors")
+    kept = "image_encoder.blocks.0.mlp.lin1.weight"
+    torch.testing.assert_close(after[kept], before[kept])
+    moved = "mask_decoder.mask_tokens.weight"
+    assert not torch.equal(after[moved], before[moved])
+
+
+def test_a_time_limit_ends_a_long_training_with_a_checkpoint(phantoms, tmp_path, sam_train):
+    out = tmp_path / "run"
+    code, stdout, _ = sam_train(
+        "--method", "sam-med3d", "--data", phantoms, "--out", out, *TINY, "--set", "epochs=10000",
+        "--set", "validate_every=5000", "--time-limit", "0.02",
+    )  # fmt: skip
+
+    assert code == 0
+    assert json.loads(stdout)["seconds"] < 30
+    assert (out / "best.safetensors").is_file()
+
+
+def test_a_used_folder_is_not_overwritten(phantoms, tmp_path, sam_train):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+
+    code, _, stderr = sam_train("--method", "m-sam", "--data", phantoms, "--out", out, *TINY)
+
+    assert code == 3
+    assert "is not empty" in stderr
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
+
+
+def test_resuming_where_no_run_is_tells_so(phantoms, tmp_path, sam_train):
+    code, _, stderr = sam_train("--method", "m-sam", "--data", phantoms, "--out", tmp_path, *TINY, "--resume")
+
+    assert code == 3
+    assert "holds no last.ckpt to resume" in stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["--method", "m-sma"], 2, "Did you mean 'm-sam'"),
+        (["--method", "m-sam", "--preset", "paper"], 2, "name it with --init"),
+        (["--method", "m-sam", "--set", "epoch=1"], 2, "no such setting"),
+        (["--method", "m-sam", "--data", "nowhere"], 3, "there is no folder nowhere"),
+        (["--method", "m-sam", "--init", "nowhere.pth"], 3, "there is no checkpoint"),
+        (["--method", "m-sam", "--label", "77"], 3, "equal to 77"),
+        (["--method", "m-sam", "--devices", "0"], 2, "devices"),
+    ],
+)
+def test_what_is_refused_is_one_line_and_an_exit_code(words, code, says, phantoms, tmp_path, sam_train):
+    out = tmp_path / "run"
+    given = [*([] if "--data" in words else ["--data", phantoms]), "--out", out, *words]
+
+    ended, stdout, stderr = sam_train(*given)
+
+    assert ended == code
+    assert says in stderr
+    assert len(stderr.strip().splitlines()) == 1
+    assert stdout == ""
+    assert not out.exists()
+
+
+def test_a_single_case_is_too_few(tmp_path, sam_train):
+    write_phantoms(str(tmp_path / "data"), cases=1, seed=0, size=40, long_share=0.0)
+
+    code, _, stderr = sam_train("--method", "m-sam", "--data", tmp_path / "data", "--out", tmp_path / "run", *TINY)
+
+    assert code == 3
+    assert "at least 2 are needed" in stderr

@@ -1,0 +1,127 @@
+"""Three layouts of training data are found, and data that can't be used is refused with every offender named."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from samkit.errors import InputRefused
+from samkit.training.cases import check_cases, find_cases
+
+
+def test_images_and_labels_are_matched_by_stem(data):
+    assert [case.name for case in find_cases(data)] == [f"case{n}" for n in range(5)]
+
+
+def test_masks_may_take_the_place_of_labels(data):
+    (data / "labels").rename(data / "masks")
+
+    assert len(find_cases(data)) == 5
+
+
+def test_one_folder_per_case_is_found(tmp_path, write_case):
+    for name in ("a", "b"):
+        write_case(tmp_path / name / "t1.nii.gz", tmp_path / name / "t1_seg.nii.gz")
+
+    cases = find_cases(tmp_path)
+
+    assert [(case.name, case.label.name) for case in cases] == [("a", "t1_seg.nii.gz"), ("b", "t1_seg.nii.gz")]
+
+
+def test_decathlon_json_is_read(data):
+    entries = [{"image": f"./images/case{n}.nii.gz", "label": f"./labels/case{n}.nii.gz"} for n in (0, 3)]
+    (data / "dataset.json").write_text(json.dumps({"training": entries}))
+
+    assert [case.name for case in find_cases(data)] == ["case0", "case3"]
+
+
+def test_json_may_not_name_files_outside_the_folder(data):
+    entry = {"image": "../secret.nii.gz", "label": "labels/case0.nii.gz"}
+    (data / "dataset.json").write_text(json.dumps({"training": [entry]}))
+
+    with pytest.raises(InputRefused, match="no file inside"):
+        find_cases(data)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"training": [{"image": "a"}]}'])
+def test_broken_json_is_refused(data, content):
+    (data / "dataset.json").write_text(content)
+
+    with pytest.raises(InputRefused, match=r"dataset\.json can't be used"):
+        find_cases(data)
+
+
+def test_unmatched_stems_are_all_listed(data):
+    (data / "labels/case1.nii.gz").unlink()
+    (data / "images/case3.nii.gz").unlink()
+
+    with pytest.raises(InputRefused, match=r"case1 \(no label\), case3 \(no image\)"):
+        find_cases(data)
+
+
+def test_missing_and_empty_folders_are_refused(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(InputRefused, match="lay the data out"):
+            find_cases(folder)
+
+
+def test_images_without_labels_are_refused(tmp_path):
+    (tmp_path / "images").mkdir()
+
+    with pytest.raises(InputRefused, match="neither labels/ nor masks/"):
+        find_cases(tmp_path)
+
+
+def test_case_folder_with_two_images_is_refused(tmp_path, write_case):
+    write_case(tmp_path / "a/t1.nii.gz", tmp_path / "a/mask.nii.gz")
+    write_case(tmp_path / "a/t2.nii.gz", tmp_path / "a/mask.nii.gz")
+
+    with pytest.raises(InputRefused, match=r"a \(2 images, 1 labels\)"):
+        find_cases(tmp_path)
+
+
+def test_label_without_foreground_is_skipped_and_said_so(data, write_case):
+    write_case(data / "images/case2.nii.gz", data / "labels/case2.nii.gz", empty=True)
+
+    checked = check_cases(find_cases(data), None, "all")
+
+    assert len(checked.cases) == 4
+    assert checked.skipped == ("case2 skipped: its label holds only 0, no foreground",)
+
+
+def test_no_foreground_anywhere_is_refused(data):
+    with pytest.raises(InputRefused, match="equal to 7"):
+        check_cases(find_cases(data), 7, "all")
+
+
+def test_shapes_that_differ_truncated_and_nan_files_are_named_together(data):
+    image = nib.load(data / "images/case0.nii.gz")
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4)), data / "labels/case0.nii.gz")
+    whole = (data / "images/case1.nii.gz").read_bytes()
+    (data / "images/case1.nii.gz").write_bytes(whole[: len(whole) // 2])
+    nib.save(nib.Nifti1Image(np.full(image.shape, np.nan, np.float32), np.eye(4)), data / "images/case2.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros(image.shape, np.float32), np.eye(4)), data / "images/case3.nii.gz")
+
+    with pytest.raises(InputRefused) as refused:
+        check_cases(find_cases(data), None, "all")
+
+    text = str(refused.value)
+    assert "4 of 5 cases can't be used" in text
+    for part in ("case case0", "case1.nii.gz can't be read", "case case2: the image holds NaN", "no voxel above zero"):
+        assert part in text
+
+
+def test_each_takes_every_label_value_and_measures_the_largest(tmp_path, write_case):
+    write_case(tmp_path / "images/a.nii.gz", tmp_path / "labels/a.nii.gz", value=3)
+    label = nib.load(tmp_path / "labels/a.nii.gz")
+    array = np.asanyarray(label.dataobj).copy()
+    array[30:35, 30:32, 2:4] = 1
+    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "labels/a.nii.gz")
+
+    (each,) = check_cases(find_cases(tmp_path), None, "each").cases
+    (together,) = check_cases(find_cases(tmp_path), None, "all").cases
+
+    assert each.values == (1, 3)
+    assert each.extent_mm == 14.0
+    assert together.extent_mm > 14.0

@@ -1,0 +1,71 @@
+"""`--set` changes any field of recipe and network, typed, and tells what it does not know."""
+
+import click
+import pytest
+
+import samkit
+from samkit.methods import get_method
+from samkit.training.plan import fitted_spacing, plan_training
+
+
+@pytest.mark.parametrize("name", samkit.list_methods())
+@pytest.mark.parametrize("preset", ["paper", "small", "tiny"])
+def test_every_preset_can_be_planned(name, preset):
+    plan = plan_training(get_method(name), preset)
+
+    assert plan.recipe == get_method(name).recipes[preset]
+    assert plan.config == get_method(name).sizes[plan.recipe.size]
+    assert plan.refinement == get_method(name).refinements[0]
+
+
+def test_settings_reach_recipe_network_and_refinement():
+    settings = ["epochs=3", "learning_rate=1e-3", "patch=48", "global_blocks=0,1", "refinement=anchored", "target=each"]
+    plan = plan_training(get_method("m-sam"), "small", settings)
+
+    assert (plan.recipe.epochs, plan.recipe.learning_rate, plan.recipe.target) == (3, 1e-3, "each")
+    assert (plan.config.patch, plan.config.global_blocks, plan.refinement) == (48, (0, 1), "anchored")
+
+
+def test_one_number_is_an_isotropic_spacing_and_stops_the_fitting():
+    plan = plan_training(get_method("m-sam"), "small", ["spacing=1.25"])
+
+    assert plan.config.spacing == (1.25, 1.25, 1.25)
+    assert not plan.recipe.fit_spacing
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("epoch=3", "no such setting.*epochs"),
+        ("epochs", "has no value"),
+        ("epochs=many", "not a whole number"),
+        ("epochs=0", "must be positive"),
+        ("learning_rate=nan", "not a finite number"),
+        ("fit_spacing=perhaps", "not true or false"),
+        ("spacing=1,2", "3 values"),
+        ("crop=middle", "none of click, label"),
+        ("target=some", "none of all, each"),
+        ("refinement=none", "none of recurrent, anchored"),
+        ("precision=8", "none of 32-true"),
+        ("size=huge", "none of full, small, tiny"),
+    ],
+)
+def test_wrong_settings_are_told(setting, says):
+    with pytest.raises(click.UsageError, match=says):
+        plan_training(get_method("m-sam"), "small", [setting])
+
+
+def test_start_gives_the_network_and_the_preset_its_additions():
+    start = get_method("sam-med3d").sizes["tiny"]
+    plan = plan_training(get_method("m-sam"), "small", start=start)
+
+    assert (plan.config.width, plan.config.patch, plan.config.spacing) == (start.width, start.patch, start.spacing)
+    assert plan.config.adapter == "code"
+    assert plan.config.lora_rank > 0
+    assert not plan.recipe.fit_spacing
+
+
+def test_fitted_spacing_lets_the_largest_object_fill_the_patch():
+    assert fitted_spacing(44.0, 64, 1.0) == 0.8
+    assert fitted_spacing(200.0, 128, 1.0) == 1.8
+    assert fitted_spacing(3.0, 64, 1.0) == 0.5  # not finer than half a voxel of the data

@@ -1,0 +1,77 @@
+"""`--init` fills what fits, refuses what does not, and the parameter counts are the paper's."""
+
+import pytest
+import torch
+
+from samkit.checkpoints import CheckpointInfo, save_checkpoint
+from samkit.errors import CheckpointError
+from samkit.methods import get_method
+from samkit.training.plan import plan_training
+from samkit.training.start import count_parameters, freeze, load_start, start_weights
+
+
+def _save(path, name, config):
+    torch.manual_seed(1)
+    network = get_method(name).build(config)
+    save_checkpoint(path, network, CheckpointInfo(name, "tiny", config, get_method(name).refinements[0]))
+    return network
+
+
+@pytest.mark.slow
+def test_paper_preset_has_the_parameters_of_tables_1_and_3():
+    method = get_method("m-sam")
+    with torch.device("meta"):  # shapes without 118 million numbers
+        network = method.build(method.sizes["full"])
+    freeze(network, method)
+
+    counts = count_parameters(network)
+
+    assert (round(counts.total / 1e6, 2), round(counts.tunable / 1e6, 2)) == (118.24, 25.32)
+    assert round(100 * counts.tunable_share, 2) == 21.41
+    assert round(100 * counts.tunable_share_without_adapter, 2) == 8.09
+    assert "118.24 M parameters, 25.32 M of them tunable (21.41 %); without the adapter 8.09 %" in counts.to_text()
+
+
+def test_m_sam_starts_from_sam_med3d_and_trains_the_rest(tmp_path):
+    base = _save(tmp_path / "base.safetensors", "sam-med3d", get_method("sam-med3d").sizes["tiny"])
+    method = get_method("m-sam")
+    loaded = load_start(tmp_path / "base.safetensors", method)
+    network = method.build(plan_training(method, "tiny", start=loaded.info.config).config)
+
+    fresh = start_weights(network, loaded, "base.safetensors")
+    freeze(network, method)
+
+    wrapped = network.state_dict()["image_encoder.blocks.0.attn.qkv.qkv.weight"]
+    torch.testing.assert_close(wrapped, base.state_dict()["image_encoder.blocks.0.attn.qkv.weight"])
+    assert fresh > 0
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert all(".linear_" in name for name in trained if name.startswith("image_encoder."))
+    assert any(name.startswith("bidatt.") for name in trained)
+    # LoRA starts as nothing, so the encoder is the checkpoint's still.
+    image = torch.randn(1, 1, 32, 32, 32)
+    torch.testing.assert_close(network.encode(image), base.encode(image))
+
+
+def test_official_files_of_the_base_are_taken_too(tmp_path):
+    config = get_method("sam-med3d").sizes["tiny"]
+    torch.save({"model_state_dict": get_method("sam-med3d").build(config).state_dict()}, tmp_path / "turbo.pth")
+
+    with pytest.raises(CheckpointError):  # a tiny file is no official one: its sizes are not vit_b_ori's
+        load_start(tmp_path / "turbo.pth", get_method("m-sam"))
+
+
+def test_sizes_that_differ_are_refused(tmp_path):
+    method = get_method("m-sam")
+    _save(tmp_path / "own.safetensors", "m-sam", method.sizes["tiny"])
+    loaded = load_start(tmp_path / "own.safetensors", method)
+    network = method.build(plan_training(method, "tiny", ["patch=48"], start=loaded.info.config).config)
+
+    with pytest.raises(CheckpointError, match="have no place in the network planned: .*pos_embed"):
+        start_weights(network, loaded, "own.safetensors")
+
+
+def test_a_later_method_does_not_start_an_earlier_one(tmp_path):
+    _save(tmp_path / "own.safetensors", "m-sam", get_method("m-sam").sizes["tiny"])
+
+    with pytest.raises(CheckpointError, match="trained for 'm-sam'"):
+        load_start(tmp_path / "own.safetensors", get_method("sam-med3d"))
