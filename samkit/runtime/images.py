@@ -71,7 +71,7 @@ def read_scan(path: Path, *, max_voxels: int = MAX_VOXELS) -> Scan:
     with LoggingOutputSuppressor():
         try:
             image = nibabel.load(path)
-            affine = np.array(image.affine, np.float64)  # type: ignore[attr-defined]
+            affine = np.array(image.affine, np.float64)
             array = _read_voxels(image, shape)
         except InputRefused:
             raise
@@ -183,6 +183,11 @@ def _checked_shape(header: Nifti1Header, name: str, max_voxels: int) -> Index:
         raise InputRefused("bad-datatype", f"{name} states an unknown datatype", _PLAIN_NUMBERS) from error
     if dtype not in _DTYPES:
         raise InputRefused("bad-datatype", f"{name} holds {dtype.name} voxels", _PLAIN_NUMBERS)
+    sizes = np.abs(header["pixdim"][1:4])
+    if header["sform_code"] <= 0 and not (np.isfinite(sizes) & (sizes > 0)).all():  # nibabel would make them 1
+        raise InputRefused(
+            "singular-affine", f"{name} has no sform and voxels of no size", "repair the file's sform or qform first"
+        )
     offset = float(header["vox_offset"])
     if not 0 <= offset <= _MAX_OFFSET:
         raise InputRefused("bad-header", f"{name} says its voxels begin at byte {offset:g}", "write the file again")

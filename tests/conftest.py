@@ -1,0 +1,130 @@
+"""Fixtures of all tests: the folder of shared data, and an export that segments what is bright."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from samkit.manifest import ExportPlan, Manifest, Weights, describe_files
+from samkit.models.sam3d_config import Sam3DConfig
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of real scans beside the repository; tests that need it skip without it."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"needs the shared data folder beside the repository ({folder.name}/)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bright_export(tmp_path_factory):
+    """An export whose mask is what lies one deviation above the crop's mean: no training, yet a sensible mask.
+
+    It has the graph names, tensors and axes of sam-med3d. Patch 32, spacing 1 mm.
+    """
+    folder = tmp_path_factory.mktemp("bright")
+    config = Sam3DConfig(patch=32, spacing=(1.0, 1.0, 1.0), channels=72, width=24, depth=1, heads=2, window=2)
+    _write_bright_graphs(folder, config)
+    files = ["image_encoder.onnx", "mask_decoder.onnx"]
+    plan = ExportPlan(
+        method="sam-med3d",
+        weights=Weights("random", None, None),
+        size="tiny",
+        config=config,
+        refinement="anchored",
+        precision="fp32",
+        folded=True,
+        opset=20,
+        graphs=("image_encoder", "mask_decoder"),
+    )
+    Manifest(plan, describe_files(folder, files), {}, None).save(folder)
+    return folder
+
+
+def _write_bright_graphs(folder, config):
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    side, grid, channels, patch = config.logits, config.grid, config.channels, config.patch
+
+    def tensor(name, *shape):
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
+
+    def constant(name, values):
+        return numpy_helper.from_array(np.asarray(values), name)
+
+    def save(name, nodes, inputs, outputs, constants):
+        graph = helper.make_graph(nodes, name, inputs, outputs, constants)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+        onnx.checker.check_model(model, full_check=True)
+        onnx.save(model, folder / f"{name}.onnx")
+
+    # The embedding holds the crop averaged over 4 x 4 x 4 voxels: 64 of them in the channels of each token.
+    save(
+        "image_encoder",
+        [
+            helper.make_node("AveragePool", ["image"], ["low"], kernel_shape=[4] * 3, strides=[4] * 3),
+            helper.make_node("Reshape", ["low", "split"], ["cells"]),
+            helper.make_node("Transpose", ["cells"], ["tokens"], perm=[0, 2, 4, 6, 1, 3, 5]),
+            helper.make_node("Reshape", ["tokens", "joined"], ["used"]),
+            helper.make_node("Pad", ["used", "padding"], ["image_embeddings"]),
+        ],
+        [tensor("image", 1, patch, patch, patch)],
+        [tensor("image_embeddings", channels, grid, grid, grid)],
+        [
+            constant("split", np.array([-1, grid, 4, grid, 4, grid, 4])),
+            constant("joined", np.array([-1, 64, grid, grid, grid])),
+            constant("padding", np.array([0] * 6 + [channels - 64, 0, 0, 0])),
+        ],
+    )
+    # Points and mask enter with weights too small to show, so that the runtime has to pass them.
+    save(
+        "mask_decoder",
+        [
+            helper.make_node("Slice", ["image_embeddings", "zero", "count", "one"], ["used"]),
+            helper.make_node("Reshape", ["used", "apart"], ["cells"]),
+            helper.make_node("Transpose", ["cells"], ["low"], perm=[0, 4, 1, 5, 2, 6, 3]),
+            helper.make_node("Reshape", ["low", "cube"], ["brightness"]),
+            helper.make_node("Sub", ["brightness", "level"], ["above"]),
+            helper.make_node("Mul", ["mask_input", "tiny"], ["little"]),
+            helper.make_node("Add", ["above", "little"], ["low_res_masks"]),
+            helper.make_node("ReduceSum", ["point_coords", "two"], ["along"], keepdims=0),
+            helper.make_node("Mul", ["along", "point_labels"], ["products"]),
+            helper.make_node("ReduceSum", ["products", "one"], ["iou_predictions"], keepdims=1),
+        ],
+        [
+            tensor("image_embeddings", channels, grid, grid, grid),
+            tensor("point_coords", "points", 3),
+            tensor("point_labels", "points"),
+            tensor("mask_input", 1, side, side, side),
+        ],
+        [tensor("low_res_masks", 1, side, side, side), tensor("iou_predictions", 1)],
+        [
+            constant("zero", np.array([0])),
+            constant("one", np.array([1])),
+            constant("two", np.array([2])),
+            constant("count", np.array([64])),
+            constant("apart", np.array([-1, 4, 4, 4, grid, grid, grid])),
+            constant("cube", np.array([-1, 1, side, side, side])),
+            constant("level", np.float32(1.0)),
+            constant("tiny", np.float32(1e-6)),
+        ],
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tmp_path_factory):
+    """What `sam-export --method m-sam --size tiny --fp16` writes: real graphs of a seeded random network.
+
+    Tests that use it belong to the xdist group `export`, so that it is made once.
+    """
+    from samkit.export.export import run_export
+    from samkit.export.plan import plan_export
+
+    folder = tmp_path_factory.mktemp("exports") / "m-sam"
+    run_export(plan_export("m-sam", size="tiny", precision="fp16"), folder)
+    return folder
