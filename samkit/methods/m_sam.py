@@ -49,8 +49,8 @@ METHOD = Method(
             size="full", epochs=200, batch=4, crop="label", needs_init=True, fit_spacing=False,
         ),
         "small": Recipe(
-            size="small", epochs=120, batch=8, prompt_learning_rate=8e-4, weight_decay=0.05, warmup_steps=50,
-            clip_norm=1.0, validate_every=5,
+            size="small", epochs=150, batch=4, learning_rate=1e-3, prompt_learning_rate=1e-3, weight_decay=0.05,
+            milestones=(0.75, 0.92), warmup_steps=30, stage_growth=0.6, clip_norm=1.0, validate_every=10,
         ),
         "tiny": Recipe(
             size="tiny", epochs=2, batch=2, prompt_learning_rate=8e-4, stages=2, clip_norm=1.0,

@@ -22,7 +22,7 @@ METHOD = Method(
     sizes={
         "full": Sam3DConfig(),
         "small": Sam3DConfig(
-            patch=64, spacing=(1.0, 1.0, 1.0), width=128, depth=4, heads=4, window=7, global_blocks=(1, 3),
+            patch=64, spacing=(1.0, 1.0, 1.0), width=192, depth=3, heads=6, window=7, global_blocks=(1, 2),
             channels=96, decoder_heads=4, decoder_mlp=256, iou_hidden=48,
         ),
         "tiny": Sam3DConfig(
@@ -43,8 +43,8 @@ METHOD = Method(
             needs_init=True, fit_spacing=False, precision="16-mixed",
         ),
         "small": Recipe(
-            size="small", epochs=120, batch=8, prompt_learning_rate=8e-4, weight_decay=0.05, warmup_steps=50,
-            clip_norm=1.0, validate_every=5,
+            size="small", epochs=150, batch=4, learning_rate=1e-3, prompt_learning_rate=1e-3, weight_decay=0.05,
+            milestones=(0.75, 0.92), warmup_steps=30, stage_growth=0.6, clip_norm=1.0, validate_every=10,
         ),
         "tiny": Recipe(
             size="tiny", epochs=2, batch=2, prompt_learning_rate=8e-4, stages=2, clip_norm=1.0,

@@ -110,8 +110,8 @@ def read_volume(path: Path) -> Volume:
     """Return a 3D file's array (I, J, K) float32 and affine; InputRefused where it can't be read."""
     try:
         image = nib.load(path)
-        array = np.asanyarray(image.dataobj)  # type: ignore[attr-defined]
-        affine = np.asarray(image.affine, np.float64)  # type: ignore[attr-defined]
+        array = np.asanyarray(image.dataobj)
+        affine = np.asarray(image.affine, np.float64)
     except Exception as error:  # nibabel, zlib and the OS each have their own
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputRefused(

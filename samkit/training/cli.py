@@ -39,7 +39,11 @@ def command(
     of its own, one of them per sample. Other settings: epochs, batch, learning_rate, spacing, patch, stages, seed,
     refinement, ...; an unknown one lists them all.
     """
-    say = (lambda text: None) if quiet else (lambda text: click.echo(text, err=True))
+
+    def say(text: str) -> None:
+        if not quiet:
+            click.echo(text, err=True)
+
     method = get_method(method_name)
     if preset not in method.recipes:
         raise click.UsageError(f"{method.name} has no preset {preset}; it has {', '.join(method.recipes)}")
@@ -62,6 +66,7 @@ def command(
 
     if threads is not None:
         torch.set_num_threads(threads)
+    check_run_folder(out, resume)
     options = RunOptions(out, resume, devices, time_limit, quiet)
     start = load_start(init, method) if init is not None else None
     plan = plan_training(

@@ -26,7 +26,7 @@ from samkit.methods import get_method
 from samkit.training.cases import CheckedCase, CheckedCases
 from samkit.training.module import TrainingModule
 from samkit.training.plan import TrainingPlan, fitted_spacing
-from samkit.training.run_folder import RESUME, RunFolder, check_run_folder, write_run
+from samkit.training.run_folder import RESUME, RunFolder, check_run_folder, is_replica, write_run
 from samkit.training.samples import TrainingSamples, cache_cases, validation_samples
 from samkit.training.start import count_parameters, freeze, start_weights
 
@@ -75,8 +75,7 @@ def train(
     say: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Any]:
     """Train as planned and return the facts that run.json then holds; `say` gets sentences for people."""
-    if not _is_replica():
-        check_run_folder(options.out, options.resume)
+    check_run_folder(options.out, options.resume)
     options.out.mkdir(parents=True, exist_ok=True)
     method = get_method(plan.method)
     training, held = split_cases(checked.cases)
@@ -140,7 +139,7 @@ def train(
         )
 
     folder = RunFolder(options.out, describe, half=options.demonstration)
-    if not _is_replica():
+    if not is_replica():
         write_run(options.out, facts)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its tips and device tables are not ours to give
     trainer = _trainer(plan, options, precision, folder)
@@ -155,7 +154,8 @@ def train(
     best = read_info(options.out / BEST)
     if best is None:
         raise SamkitError(
-            f"training ended without a validated checkpoint in {options.out}; raise --time-limit or lower validate_every"
+            f"training ended without a validated checkpoint in {options.out}; "
+            "raise --time-limit or lower validate_every"
         )
     facts |= {
         "state": "finished",
@@ -181,7 +181,7 @@ def _trainer(plan: TrainingPlan, options: RunOptions, precision: str, folder: Ru
         # Heads that the first of four masks does not use never get a gradient, so DDP must look for them.
         strategy="ddp_find_unused_parameters_true" if options.devices > 1 else "auto",
         max_epochs=recipe.epochs,
-        precision=precision,  # type: ignore[arg-type]
+        precision=precision,
         accumulate_grad_batches=recipe.accumulate,
         gradient_clip_val=recipe.clip_norm or None,
         limit_val_batches=0,
@@ -196,15 +196,17 @@ def _trainer(plan: TrainingPlan, options: RunOptions, precision: str, folder: Ru
     )
 
 
-def _is_replica() -> bool:
-    """Return whether Lightning started this process for another device of the same run."""
-    return int(os.environ.get("LOCAL_RANK", "0")) > 0
-
-
 def _command() -> str:
     """Return the command line without folders, which may name people or places."""
     words = [Path(word).name if os.sep in word and "=" not in word else word for word in sys.argv[1:]]
-    return shlex.join(["sam-train", *words])
+    return f"{_program()} {shlex.join(words)}"
+
+
+def _program() -> str:
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    if module is None or module.name == "samkit.training.cli":
+        return "sam-train"
+    return f"python -m {module.name}"
 
 
 def _versions() -> dict[str, str]:

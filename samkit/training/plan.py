@@ -133,7 +133,7 @@ def _parse(settings: Sequence[str], method: Method) -> dict[str, Any]:
 
 
 def _typed(text: str, wanted: Any) -> Any:
-    """Return `text` as the type `wanted`; ValueError where it is none. A single number fills a tuple of fixed length."""
+    """Return `text` as the type `wanted`; ValueError where it is none. One number fills a tuple of fixed length."""
     kind = typing.get_origin(wanted)
     if kind in (typing.Union, types.UnionType):
         if text.lower() == "none":

@@ -1,17 +1,18 @@
 """The folder of one training run, and the callback that fills it.
 
-    run.json                 the plan, the data's counts, versions, how it ended
-    metrics.csv              one row per epoch: loss, seconds, Dice of the held-back targets where validated
-    best.safetensors/.json   best mean Dice at five clicks: what `--checkpoint RUN` and `--init RUN` take
-    last.safetensors/.json   the newest validated weights
-    last.ckpt                Lightning's own state, for `--resume`; read with weights_only=True
-    tensorboard/             the same metrics for TensorBoard
+run.json                 the plan, the data's counts, versions, how it ended
+metrics.csv              one row per epoch: mean loss of a stage, seconds, Dice of the held-back targets where validated
+best.safetensors/.json   best mean Dice at five clicks: what `--checkpoint RUN` and `--init RUN` take
+last.safetensors/.json   the newest validated weights
+last.ckpt                Lightning's own state, for `--resume`; read with weights_only=True
+tensorboard/             the same metrics for TensorBoard
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ _COLUMNS = ("epoch", "step", "seconds", "loss", *(f"dice_{click}" for click in R
 
 def check_run_folder(out: Path, resume: bool) -> None:
     """Raise InputRefused unless `out` is empty or absent, or with `resume` holds a run that can go on."""
+    if is_replica():  # the first process has checked, and has begun to write
+        return
     if resume and not (out / RESUME).is_file():
         raise InputRefused(
             "no-run", f"{out} holds no {RESUME} to resume", "give the run's folder, or leave --resume to start one"
@@ -41,6 +44,11 @@ def check_run_folder(out: Path, resume: bool) -> None:
             "run-exists", f"{out} is not empty, and nothing is overwritten",
             "go on with it by --resume, or choose another --out",
         )  # fmt: skip
+
+
+def is_replica() -> bool:
+    """Return whether Lightning started this process for another device of the same run."""
+    return int(os.environ.get("LOCAL_RANK", "0")) > 0
 
 
 class RunFolder(Callback):

@@ -58,7 +58,8 @@ class Sample:
 def load_on_grid(checked: CheckedCase, config: Sam3DConfig, target: str) -> GridCase:
     """Return a case resampled to the config's spacing; a target too small to leave a voxel there is dropped."""
     image, labels = read_volume(checked.case.image), read_volume(checked.case.label)
-    grid = Grid.over(image.array.shape, image.affine, config.spacing)
+    i, j, k = image.array.shape
+    grid = Grid.over((i, j, k), image.affine, config.spacing)
     values = np.rint(labels.array)
     groups = [(v,) for v in checked.values] if target == "each" else [checked.values]
     # Linear and >= 0.5 keeps the border where nearest would shift it by up to half a voxel.
@@ -152,7 +153,7 @@ class KeySampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
+        """Take the number of the epoch that begins; Lightning calls this."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -165,7 +166,7 @@ class KeySampler(Sampler[int]):
 
 def validation_samples(cases: Any, method: Method, config: Sam3DConfig, seed: int) -> list[Sample]:
     """Return one fixed sample per held-back target: the crop centred on its first click, as deployment crops."""
-    samples = []
+    samples: list[Sample] = []
     for number in range(len(cases)):
         case: GridCase = cases[number]
         for which, target in enumerate(case.targets):

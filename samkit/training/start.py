@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from samkit.checkpoints import LoadedNetwork, load_network, read_info, resolve_checkpoint
 from samkit.errors import CheckpointError
 from samkit.methods import get_method
@@ -69,7 +67,9 @@ def start_weights(network: Sam3D, loaded: LoadedNetwork, name: str) -> int:
             for key, value in given.items()
         }
     wrong = [
-        f"{key} {tuple(value.shape)}" for key, value in given.items() if wanted.get(key, torch.empty(0)).shape != value.shape
+        f"{key} {tuple(value.shape)}"
+        for key, value in given.items()
+        if key not in wanted or wanted[key].shape != value.shape
     ]
     if wrong:
         raise CheckpointError(

@@ -1,6 +1,7 @@
-"""Small demonstration checkpoints, trained on phantoms alone: they show the tool at work and are never for patients.
+"""Demonstration weights: small networks trained on phantoms alone, to show the tool at work.
 
-`make weights` makes them again.
+They have never seen a patient and are for no patient. `python -m samkit.training.demo_weights --out samkit/weights`
+makes them again; the JSON beside each says how they were made.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from pathlib import Path
 
 from samkit.errors import CheckpointError
 
+_FOLDER = Path(__file__).parent
 
-def demo_checkpoint(method_name: str) -> Path:
-    """Return the demonstration weights of a method; raises CheckpointError where none are shipped."""
-    path = Path(__file__).parent / f"{method_name}.safetensors"
-    if not path.is_file():
+
+def demo_checkpoint(method: str) -> Path:
+    """Return the demonstration weights (.safetensors) of `method`; CheckpointError where there are none."""
+    path = _FOLDER / f"{method}.safetensors"
+    if not path.is_file() or not path.with_suffix(".json").is_file():
+        shipped = ", ".join(sorted(p.stem for p in _FOLDER.glob("*.safetensors"))) or "none"
         raise CheckpointError(
-            f"samkit ships no demonstration weights for '{method_name}'; give your own with --checkpoint, or use "
-            "--size tiny for random ones"
+            f"samkit has no demonstration weights for '{method}' (it has: {shipped}); give your own with --checkpoint"
         )
     return path

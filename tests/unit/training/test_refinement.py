@@ -1,6 +1,7 @@
 """The loop feeds newest point and last logits, sums the loss over stages, and upsamples as torch does."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_each_stage_sees_the_newest_point_and_the_last_logits(network, samples, 
     logits = list(refine(network, samples, _rngs(), 3, "recurrent"))
 
     assert calls[0][3].abs().max() == 0
-    for before, call in zip(calls[:-1], calls[1:], strict=True):
+    for before, call in pairwise(calls):
         assert call[1].shape == (2, 1, 3)
         torch.testing.assert_close(call[3], before[4].detach())
         assert not call[3].requires_grad

@@ -66,7 +66,7 @@ def test_sizes_that_differ_are_refused(tmp_path):
     loaded = load_start(tmp_path / "own.safetensors", method)
     network = method.build(plan_training(method, "tiny", ["patch=48"], start=loaded.info.config).config)
 
-    with pytest.raises(CheckpointError, match="have no place in the network planned: .*pos_embed"):
+    with pytest.raises(CheckpointError, match=r"have no place in the network planned: .*pos_embed"):
         start_weights(network, loaded, "own.safetensors")
 
 
