@@ -296,7 +296,7 @@ def _write(path: Path, array: np.ndarray, scan: Scan) -> None:
     with replacing(path) as file:
         if path.name.endswith(".gz"):
             # No name and no time inside, so that equal masks are equal files.
-            with gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
+            with gzip.GzipFile("", "wb", 3, file, mtime=0) as packed:
                 image.to_stream(packed)
         else:
             image.to_stream(file)

@@ -1,0 +1,90 @@
+"""With the demonstration weights: an object longer than the patch is followed, and 48 orientations give one mask."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from scipy import ndimage
+
+from samkit.errors import CheckpointError
+from samkit.geometry import voxel_to_world, world_to_voxel
+from samkit.phantoms import make_phantom
+from samkit.prompts import FOREGROUND, Point
+from samkit.runtime import open_session
+from samkit.runtime.images import read_scan
+from samkit.weights import demo_checkpoint
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=["m-sam"])
+def demo_export(request, tmp_path_factory):
+    """The export that `sam-export --method m-sam` makes of the demonstration weights."""
+    try:
+        demo_checkpoint(request.param)
+    except CheckpointError as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("demo") / request.param
+    code = "from samkit.export.cli import main; main()"
+    arguments = ["--method", request.param, "--out", str(folder)]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def dice(one, other):
+    return 2 * int((one & other).sum()) / (int(one.sum()) + int(other.sum()))
+
+
+def deepest(mask):
+    """The voxel of `mask` farthest from its border, where a user would click."""
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1, 1:-1]
+    return Point(tuple(float(v) for v in np.unravel_index(int(depth.argmax()), mask.shape)), FOREGROUND)
+
+
+def one_click_dice(session, phantom):
+    lesion = phantom.lesion(1)
+    session.set_volume(next(iter(phantom.sequences.values())))
+    step = session.add_point(deepest(lesion))
+    return dice(session.mask(), lesion), step
+
+
+def test_lesion_longer_than_the_patch_is_followed(demo_export):
+    """Over six phantoms: 1.5 patches long against 0.6, both with one click."""
+    with open_session(demo_export) as session:
+        patch_mm = session.config.patch * session.spacing[0]
+        side = int(1.9 * patch_mm)
+        found = {}
+        for part in (0.6, 1.5):
+            phantoms = [
+                make_phantom(seed, (side, 72, 72), 1.0, lesion_length_mm=part * patch_mm, sequences=["flair"])
+                for seed in range(900, 906)
+            ]
+            found[part] = np.mean([one_click_dice(session, phantom)[0] for phantom in phantoms])
+
+    assert found[1.5] >= 0.8 * found[0.6], found
+
+
+def test_all_orientations_give_one_mask(demo_export, shared):
+    paths = sorted((shared / "data" / "orientations").glob("*.nii.gz"))
+    assert len(paths) == 48
+    masks = {}
+    with open_session(demo_export) as session:
+        reference = read_scan(paths[0]).volume
+        middle = (np.array([reference.array.shape]) - 1) / 2 + [[3.2, 4.1, -2.6]]
+        world = voxel_to_world(reference.affine, middle)
+        for path in paths:
+            volume = read_scan(path).volume
+            session.set_volume(volume)
+            (index,) = world_to_voxel(volume.affine, world)
+            session.add_point(Point(tuple(index), FOREGROUND))
+            change = ornt_transform(io_orientation(volume.affine), axcodes2ornt("RAS"))
+            masks[path.name] = apply_orientation(session.mask(), change)
+    first = masks[paths[0].name]
+
+    assert first.sum() >= 100
+    assert {name: int((mask ^ first).sum()) for name, mask in masks.items() if (mask ^ first).sum() > 3} == {}
