@@ -14,9 +14,7 @@ from samkit.manifest import ExportPlan
 from samkit.methods import get_method, list_methods
 
 
-@click.command(
-    epilog="Exit codes: 0 done, 1 a stage or parity failed, 2 usage, 3 input refused. Not a medical device."
-)
+@click.command(epilog="Exit codes: 0 done, 1 a stage or parity failed, 2 usage, 3 input refused. Not a medical device.")
 @click.option("--method", "method_name", metavar="NAME", help="Which method; --list names them.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights file, or a run's folder. Default: demo.")
 @click.option("--out", type=click.Path(path_type=Path), help="Export folder. Default: exports/METHOD.")

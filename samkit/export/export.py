@@ -88,12 +88,12 @@ def _load(plan: ExportPlan, method: Method) -> LoadedNetwork:
         return loaded
     if plan.config is None or plan.size is None:
         raise ExportError("a plan with random weights names no network; pass --size")
-    network = _random_network(method, plan.config)
+    network = random_network(method, plan.config)
     refinement = plan.refinement or method.refinements[0]
     return LoadedNetwork(network, CheckpointInfo(method.name, plan.size, plan.config, refinement), "")
 
 
-def _random_network(method: Method, config: Sam3DConfig) -> Sam3D:
+def random_network(method: Method, config: Sam3DConfig) -> Sam3D:
     """Return a seeded network whose zero-initialised tensors hold noise: zeros would hide their errors."""
     import torch
 
@@ -209,9 +209,7 @@ def _check_files(
                 spec.name: stack.enter_context(OnnxRuntimeRunner(folder / graph_file(spec.name, precision), spec))
                 for spec in specs
             }
-            checked = check_parity(
-                runners, references, specs, method, refinement=plan.refinement, precision=precision
-            )
+            checked = check_parity(runners, references, specs, method, refinement=plan.refinement, precision=precision)
         for name, values in checked.items():
             file = graph_file(name, precision)
             figures[file] = values

@@ -78,9 +78,7 @@ def _reference(network: Sam3D, method: Method, refinement: str, seed: int) -> Re
                 raise ParityError(f"parity phantom {seed} has no lesion in a patch of {config.patch}; raise the patch")
             coords.append(np.array([point.index], np.float32))
             labels.append(np.array([point.label], np.float32))
-            outputs = network.decode(
-                fed, torch.from_numpy(coords[-1])[None], torch.from_numpy(labels[-1])[None], mask
-            )
+            outputs = network.decode(fed, torch.from_numpy(coords[-1])[None], torch.from_numpy(labels[-1])[None], mask)
             step = {n: o.numpy() for n, o in zip(names, (o for o in outputs if o is not None), strict=True)}
             steps.append(step)
             mask = outputs[0]

@@ -1,0 +1,173 @@
+"""Guards loading: official wrappers, our own files, one error for all misfits, and nothing from a file is run."""
+
+import argparse
+import json
+import os
+import pickle
+
+import pytest
+import torch
+
+import samkit
+from samkit.checkpoints import CheckpointInfo, load_network, read_state, save_checkpoint
+from samkit.errors import CheckpointError
+
+M_SAM, SAM_MED3D = samkit.get_method("m-sam"), samkit.get_method("sam-med3d")
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return M_SAM.build(M_SAM.sizes["tiny"]).eval()
+
+
+@pytest.fixture
+def info(network):
+    return CheckpointInfo("m-sam", "tiny", network.config, "recurrent", {"command": "test"}, {"dice": 0.5})
+
+
+@pytest.mark.parametrize("wrap", [None, "model_state_dict", "model", "state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_official_wrappers_are_opened(tmp_path, wrap, prefix):
+    state = {f"{prefix}a.weight": torch.ones(2), f"{prefix}b.bias": torch.zeros(3)}
+    torch.save({wrap: state, "epoch": 3} if wrap else state, tmp_path / "c.pth")
+    assert {name: tuple(t.shape) for name, t in read_state(tmp_path / "c.pth").items()} == {
+        "a.weight": (2,),
+        "b.bias": (3,),
+    }
+
+
+class Optimizer:
+    """Stands for the optimizer object that sam-med2d_b.pth holds."""
+
+    def __init__(self):
+        self.state = {"lr": 1e-4}
+
+    def __setstate__(self, state):
+        raise AssertionError("an object from the file was constructed")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_objects_in_a_file_are_never_constructed(tmp_path, legacy):
+    content = {
+        "model": {"a.weight": torch.arange(3.0)},
+        "optimizer": Optimizer(),
+        "args": argparse.Namespace(lr=1e-4),
+    }
+    torch.save(content, tmp_path / "c.pth", _use_new_zipfile_serialization=not legacy)
+    torch.testing.assert_close(read_state(tmp_path / "c.pth")["a.weight"], torch.arange(3.0))
+
+
+class Hostile:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_hostile_pickle_runs_nothing(tmp_path, legacy):
+    target = tmp_path / "made-by-the-file"
+    content = {"model": {"a": torch.ones(1)}, "x": Hostile(str(target))}
+    torch.save(content, tmp_path / "c.pth", _use_new_zipfile_serialization=not legacy)
+    read_state(tmp_path / "c.pth")
+    assert not target.exists()
+
+
+def test_bare_hostile_pickle_runs_nothing(tmp_path):
+    target = tmp_path / "made-by-the-file"
+    (tmp_path / "c.pth").write_bytes(pickle.dumps(Hostile(str(target))))
+    with pytest.raises(CheckpointError):
+        read_state(tmp_path / "c.pth")
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("name", ["c.pth", "c.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"PK\x03\x04broken"])
+def test_garbage_is_refused_in_a_sentence(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match="c\\."):
+        read_state(tmp_path / name)
+
+
+def test_file_without_weights_is_refused(tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "c.pth")
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        read_state(tmp_path / "c.pth")
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_own_checkpoint_comes_back(tmp_path, network, info, half):
+    save_checkpoint(tmp_path / "best.safetensors", network, info, half=half)
+    loaded = load_network(tmp_path, M_SAM)  # a run's folder: its best one
+    assert loaded.info == info
+    for name, tensor in network.state_dict().items():
+        kept = loaded.network.state_dict()[name]
+        assert kept.dtype == torch.float32
+        torch.testing.assert_close(kept, tensor.half().float() if half else tensor, rtol=0, atol=0)
+
+
+def test_all_misfits_stand_in_one_error(tmp_path, network, info):
+    save_checkpoint(tmp_path / "c.safetensors", network, info)
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(tmp_path / "c.safetensors")
+    del state["bidatt.mlp.lin1.bias"]
+    state["stranger"] = torch.ones(1)
+    state["mask_decoder.iou_token.weight"] = torch.ones(2, 2)
+    state["image_encoder.pos_embed"][0] = float("nan")
+    save_file(state, tmp_path / "c.safetensors")
+    with pytest.raises(CheckpointError) as error:
+        load_network(tmp_path / "c.safetensors", M_SAM)
+    for words in (
+        "1 missing: bidatt.mlp.lin1.bias",
+        "1 unexpected: stranger",
+        "1 misshapen: mask_decoder.iou_token.weight is (2, 2), needed (1, 24)",
+        "1 with NaN or Inf: image_encoder.pos_embed",
+    ):
+        assert words in str(error.value)
+
+
+def test_checkpoint_of_another_method_is_refused(tmp_path, network, info):
+    save_checkpoint(tmp_path / "c.safetensors", network, info)
+    with pytest.raises(CheckpointError, match="trained for 'm-sam', not 'sam-med3d'; pass --method m-sam"):
+        load_network(tmp_path / "c.safetensors", SAM_MED3D)
+
+
+def test_official_file_of_another_network_is_refused(tmp_path):
+    torch.save({"image_encoder.pos_embed": torch.zeros(1, 64, 64, 768)}, tmp_path / "sam_vit_b.pth")
+    with pytest.raises(CheckpointError, match=r"misshapen: image_encoder\.pos_embed"):
+        load_network(tmp_path / "sam_vit_b.pth", SAM_MED3D)
+
+
+@pytest.mark.parametrize("rank", [2, 5])
+def test_lora_rank_is_read_from_shapes(rank):
+    shapes = {
+        "image_encoder.blocks.0.attn.qkv.linear_a_q.weight": (rank, 768),
+        "bidatt.add_norm.weight": (384,),
+    }
+    assert M_SAM.configure(shapes).lora_rank == rank
+    assert M_SAM.configure(shapes).adapter == "code"
+
+
+def test_folder_without_best_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"holds no best\.safetensors"):
+        load_network(tmp_path, M_SAM)
+
+
+def test_newer_schema_is_refused(tmp_path, network, info):
+    save_checkpoint(tmp_path / "c.safetensors", network, info)
+    facts = json.loads((tmp_path / "c.json").read_text())
+    (tmp_path / "c.json").write_text(json.dumps({**facts, "schema_version": 99}))
+    with pytest.raises(CheckpointError, match="reads up to 1; upgrade samkit"):
+        load_network(tmp_path / "c.safetensors", M_SAM)
+
+
+def test_weights_with_nan_are_not_saved(tmp_path, info):
+    network = M_SAM.build(M_SAM.sizes["tiny"])
+    with torch.no_grad():
+        network.mask_decoder.iou_token.weight.fill_(float("nan"))
+    with pytest.raises(CheckpointError, match="NaN or Inf"):
+        save_checkpoint(tmp_path / "c.safetensors", network, info)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,63 @@
+"""Guards the manifest: written whole, read strictly, and a changed byte is found."""
+
+import json
+
+import pytest
+
+from samkit.errors import ManifestError
+from samkit.manifest import FILE_NAME, Manifest
+
+
+@pytest.fixture
+def folder(bright_export, tmp_path):
+    for file in bright_export.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def test_manifest_comes_back(folder):
+    manifest = Manifest.load(folder)
+    manifest.verify(folder)
+    (folder / FILE_NAME).unlink()
+    manifest.save(folder)
+    assert Manifest.load(folder) == manifest
+    assert Manifest.load(folder).digest == manifest.digest
+
+
+def test_changed_byte_is_refused(folder):
+    path = folder / "image_encoder.onnx"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ManifestError, match=r"image_encoder\.onnx changed since it was exported"):
+        Manifest.load(folder).verify(folder)
+
+
+def test_missing_file_is_refused(folder):
+    (folder / "mask_decoder.onnx").unlink()
+    with pytest.raises(ManifestError, match="is missing though the manifest lists it"):
+        Manifest.load(folder).verify(folder)
+
+
+def test_folder_without_manifest_is_no_export(tmp_path):
+    with pytest.raises(ManifestError, match="no finished export"):
+        Manifest.load(tmp_path)
+
+
+def test_newer_schema_is_refused_with_advice(folder):
+    data = json.loads((folder / FILE_NAME).read_text())
+    (folder / FILE_NAME).write_text(json.dumps({**data, "schema_version": 99}))
+    with pytest.raises(ManifestError, match="schema 99, this samkit reads up to 1; upgrade samkit"):
+        Manifest.load(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 1}', "null"])
+def test_broken_manifest_is_a_sentence(folder, text):
+    (folder / FILE_NAME).write_text(text)
+    with pytest.raises(ManifestError, match="is not a samkit manifest"):
+        Manifest.load(folder)
+
+
+def test_missing_precision_names_what_there_is(folder):
+    with pytest.raises(ManifestError, match="it has fp32; export again with --fp16"):
+        Manifest.load(folder).path(folder, "mask_decoder", "fp16")
