@@ -1,0 +1,1 @@
+"""Triton serving: not part of this version (docs/serving.md)."""
