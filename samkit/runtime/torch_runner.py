@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from samkit.errors import CheckpointError, ManifestError, MissingDependencyError
-from samkit.manifest import Weights
+from samkit.manifest import Weights, file_sha256
 from samkit.methods.method import GraphSpec, Method
 from samkit.models.sam3d_config import Sam3DConfig
 from samkit.runtime.runner import Closing, check_inputs
@@ -74,18 +74,20 @@ def open_torch_runners(
         raise MissingDependencyError(
             "--backend torch needs PyTorch; pip install 'samkit[export]', or use --backend onnxruntime"
         ) from error
-    from samkit.checkpoints import load_network
+    from samkit.checkpoints import load_network, resolve_checkpoint
 
     if device == "cuda" and not torch.cuda.is_available():
         raise MissingDependencyError("PyTorch finds no CUDA device; check the driver, or use --device cpu")
     if threads is not None:
         torch.set_num_threads(threads)
-    loaded = load_network(_weights_file(method, weights, folder), method)
-    if loaded.sha256 != weights.sha256:
+    path = resolve_checkpoint(_weights_file(method, weights, folder))
+    found = file_sha256(path)  # before anything in it is read
+    if found != weights.sha256:
         raise ManifestError(
-            f"the weights of this export have SHA-256 {str(weights.sha256)[:12]}..., the file found has "
-            f"{loaded.sha256[:12]}...: it changed since; restore it or export again"
+            f"{path.name} changed since it was exported: its SHA-256 is {found[:12]}..., the manifest has "
+            f"{str(weights.sha256)[:12]}...; restore it or export again"
         )
+    loaded = load_network(path, method)
     if loaded.info.config != config:
         raise ManifestError("checkpoint and manifest describe different networks; export again")
     network = loaded.network.to(device).eval()
