@@ -7,7 +7,9 @@
 `samkit.runtime.open_session(folder)` opens an export. Nothing imported here needs torch.
 """
 
+__version__ = "0.1.0"
+
+from samkit import runtime
 from samkit.methods import get_method, list_methods
 
-__version__ = "0.1.0"
-__all__ = ["__version__", "get_method", "list_methods"]
+__all__ = ["__version__", "get_method", "list_methods", "runtime"]

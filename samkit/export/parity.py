@@ -31,8 +31,9 @@ CASES = 2
 CLICKS = 10
 SMALL_MASK = 1000
 """Voxels below which a mask is judged by the voxels that differ: Dice of a small mask jumps at one voxel."""
-ABSENT_RELATIVE = {"fp32": 1e-6, "fp16": 1e-3}
-"""How much points labelled ABSENT may change the logits. They add exact zeros; only the order of sums differs."""
+ABSENT_RELATIVE = {"fp32": 5e-6, "fp16": 1e-3}
+"""How much points labelled ABSENT may change the logits. They add exact zeros; what is left is that a runtime blocks
+matrices of other sizes differently (docs/numerics.md: at most 6.5e-7 was measured, and the tests hold 1e-6)."""
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import click
+
 from samkit.checkpoints import CheckpointInfo, read_info, resolve_checkpoint
-from samkit.errors import CheckpointError, ExportError
+from samkit.errors import CheckpointError
 from samkit.manifest import ExportPlan, Weights, file_sha256
 from samkit.methods import get_method
 from samkit.weights import demo_checkpoint
@@ -29,16 +31,16 @@ def plan_export(
     """Return the plan; a checkpoint is hashed, not opened.
 
     Without a checkpoint the demonstration weights are used, or seeded random ones for a size they do not have.
-    Raises UnknownMethodError, CheckpointError and ExportError for what can't be done.
+    Raises UnknownMethodError, CheckpointError, and click.UsageError for options that don't fit the method.
     """
     method = get_method(method_name)
     if refinement is not None and refinement not in method.refinements:
-        raise ExportError(
+        raise click.UsageError(
             f"'{refinement}' refinement is not known to {method.name}, it has {', '.join(method.refinements)}; "
             "leave --refinement out"
         )
     if opset not in OPSETS:
-        raise ExportError(f"opset {opset} was never tested, use {OPSETS.start} to {OPSETS.stop - 1}; e.g. --opset 20")
+        raise click.UsageError(f"opset {opset} was never tested, use {OPSETS.start} to {OPSETS.stop - 1}; e.g. --opset 20")
     info = None
     if checkpoint is not None:
         weights = Weights("checkpoint", str(checkpoint), file_sha256(resolve_checkpoint(checkpoint)))

@@ -196,7 +196,7 @@ def test_list_names_every_method():
         (["--method", "m-sma"], 2, "Did you mean 'm-sam'?"),
         ([], 2, "no --method"),
         (["--method", "m-sam", "--checkpoint", "nowhere.pth"], 3, "there is no checkpoint nowhere.pth"),
-        (["--method", "sam-med3d", "--refinement", "recurrent"], 1, "it has anchored"),
+        (["--method", "sam-med3d", "--refinement", "recurrent"], 2, "it has anchored"),
         (["--verify", "nowhere"], 3, "no finished export"),
     ],
 )

@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 
+import click
 import pytest
 import torch
 
 import samkit
 from samkit.checkpoints import CheckpointInfo
-from samkit.errors import CheckpointError, ExportError
+from samkit.errors import CheckpointError
 from samkit.export.plan import complete_plan, plan_export
 from samkit.manifest import ExportPlan, file_sha256
 
@@ -56,12 +57,12 @@ def test_size_that_contradicts_the_checkpoint_is_refused(official):
 
 
 def test_refinement_unknown_to_the_method_is_refused():
-    with pytest.raises(ExportError, match="it has anchored"):
+    with pytest.raises(click.UsageError, match="it has anchored"):
         plan_export("sam-med3d", size="tiny", refinement="recurrent")
 
 
 def test_untested_opset_is_refused():
-    with pytest.raises(ExportError, match="use 18 to 23"):
+    with pytest.raises(click.UsageError, match="use 18 to 23"):
         plan_export("m-sam", size="tiny", opset=9)
 
 
