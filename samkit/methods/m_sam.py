@@ -50,7 +50,7 @@ METHOD = Method(
         ),
         "small": Recipe(
             size="small", epochs=150, batch=4, learning_rate=1e-3, prompt_learning_rate=1e-3, weight_decay=0.05,
-            milestones=(0.75, 0.92), warmup_steps=30, stage_growth=0.6, clip_norm=1.0, validate_every=10,
+            milestones=(0.75, 0.92), warmup_steps=30, stage_growth=0.7, clip_norm=1.0, validate_every=10,
         ),
         "tiny": Recipe(
             size="tiny", epochs=2, batch=2, prompt_learning_rate=8e-4, stages=2, clip_norm=1.0,

@@ -18,8 +18,8 @@ SETTINGS = (
     "target=each",
     # Lesions of 6 to 40 mm, several in view, and long ones that the patch cuts: the tool's whole range.
     "spacing=1.0",
-    "epochs=60",
-    "validate_every=4",
+    "epochs=200",
+    "validate_every=6",
 )
 
 

@@ -8,6 +8,7 @@ import os
 import platform
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -162,6 +163,7 @@ def train(
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "seconds": round(module.seconds, 1),
+        "cpu_seconds": round(time.process_time(), 1),
         "best": best.metrics,
         "last": {k: v for k, v in folder.last_metrics.items() if k.startswith("dice_")},
     }

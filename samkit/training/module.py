@@ -119,11 +119,11 @@ class TrainingModule(lightning.LightningModule):
         return done if self.time_limit_s is None else max(done, self.seconds / self.time_limit_s)
 
     def stages_at(self, done: float) -> int:
-        """Return how many stages a sample runs through at `done` of the training."""
+        """Return how many stages a sample runs through at `done` of the training: they grow slowly first."""
         recipe = self.recipe
         if recipe.stage_growth <= 0:
             return recipe.stages
-        return min(recipe.stages, 1 + int(recipe.stages * done / recipe.stage_growth))
+        return min(recipe.stages, 1 + int(recipe.stages * (done / recipe.stage_growth) ** 2))
 
     def validate_held_back(self) -> dict[str, float]:
         """Return the mean Dice of the held-back targets at the reported clicks, the same clicks each time."""
