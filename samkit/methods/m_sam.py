@@ -10,13 +10,27 @@ Where paper and official code disagree, this follows the resolutions listed in d
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+from samkit.errors import CheckpointError
 from samkit.methods import sam_med3d
 from samkit.methods._volume_clicks import click_graphs, configure, z_score
 from samkit.methods.method import Method, Recipe
+from samkit.models.sam3d_config import Sam3DConfig
 
 _BASE = sam_med3d.METHOD.sizes
+
+
+def _configure(shapes: Mapping[str, tuple[int, ...]]) -> Sam3DConfig:
+    """Return the config of an official file; one without the adapter is SAM-Med3D's."""
+    config = configure(shapes)
+    if config.adapter is None:
+        raise CheckpointError(
+            "the file has no mask-enhanced adapter (bidatt.*), so it is no M-SAM checkpoint; export a SAM-Med3D file "
+            "with --method sam-med3d, or train M-SAM from it with sam-train --init"
+        )
+    return config
 
 
 def _is_frozen(name: str) -> bool:
@@ -41,7 +55,7 @@ METHOD = Method(
     refinements=("recurrent", "anchored"),
     official_refinement="anchored",
     official_prefix="lora_sam.sam.",
-    configure=configure,
+    configure=_configure,
     preprocess=z_score,
     recipes={
         # Section 3.1: AdamW 8e-4, decay 0.1, 200 epochs, batch 4; 8e-5 and the milestones are train_msam.py's.
@@ -57,4 +71,5 @@ METHOD = Method(
         ),
     },
     frozen=_is_frozen,
+    base=sam_med3d.METHOD.name,
 )  # fmt: skip

@@ -120,6 +120,8 @@ class Method:
     recipes: Mapping[str, Recipe]
     frozen: Callable[[str], bool]
     """Whether a parameter of this name stays as `--init` gave it."""
+    base: str | None = None
+    """The method whose weights `--init` also takes: its network plus parts makes this one."""
     mask_threshold: float = 0.0
     """The mask the user sees is logits above this. Upstream's training script scores at 0.5."""
     iou_is_trained: bool = False

@@ -8,9 +8,23 @@ gave them in training. The official quirks that the networks reproduce are liste
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from samkit.errors import CheckpointError
 from samkit.methods._volume_clicks import click_graphs, configure, z_score
 from samkit.methods.method import Method, Recipe
 from samkit.models.sam3d_config import Sam3DConfig
+
+
+def _configure(shapes: Mapping[str, tuple[int, ...]]) -> Sam3DConfig:
+    """Return the config of an official file; one with an adapter is M-SAM's."""
+    config = configure(shapes)
+    if config.adapter is not None:
+        raise CheckpointError(
+            "the file has a mask-enhanced adapter (bidatt.*), so it is an M-SAM checkpoint; pass --method m-sam"
+        )
+    return config
+
 
 METHOD = Method(
     name="sam-med3d",
@@ -34,7 +48,7 @@ METHOD = Method(
     refinements=("anchored",),
     official_refinement="anchored",
     official_prefix="",
-    configure=configure,
+    configure=_configure,
     preprocess=z_score,
     recipes={
         # train.py: AdamW 8e-4 / 8e-5, decay 0.1, MultiStepLR [120, 180] of 200 epochs, batch 12, accumulation 20.

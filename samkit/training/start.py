@@ -11,10 +11,6 @@ from samkit.methods import get_method
 from samkit.methods.method import Method
 from samkit.models.sam3d import Sam3D
 
-_BASE_OF = {"m-sam": "sam-med3d"}
-"""Methods whose network is another's with parts added: they can start from the other's weights."""
-
-
 @dataclass(frozen=True)
 class ParameterCounts:
     """Parameters of a network, as the papers count them."""
@@ -46,11 +42,15 @@ class ParameterCounts:
 
 def load_start(path: Path, method: Method) -> LoadedNetwork:
     """Return the network of `--init`: the method's own, or the one it builds on."""
+    if method.base is None:
+        return load_network(path, method)
     info = read_info(resolve_checkpoint(path))
-    base = _BASE_OF.get(method.name)
-    if info is not None and info.method == base:
-        return load_network(path, get_method(base))
-    return load_network(path, method)
+    try:
+        return load_network(path, method if info is None or info.method != method.base else get_method(method.base))
+    except CheckpointError:
+        if info is not None:
+            raise
+        return load_network(path, get_method(method.base))  # an official file of the base
 
 
 def start_weights(network: Sam3D, loaded: LoadedNetwork, name: str) -> int:

@@ -141,6 +141,15 @@ def test_official_file_of_another_network_is_refused(tmp_path):
         load_network(tmp_path / "sam_vit_b.pth", SAM_MED3D)
 
 
+@pytest.mark.parametrize(("method", "telltale"), [(M_SAM, "pos_embed"), (SAM_MED3D, "bidatt.x")])
+def test_official_file_of_the_sister_method_is_refused(tmp_path, method, telltale):
+    """SAM-Med3D's file would load as an M-SAM without adapter, and its export would lack an output."""
+    names = {"image_encoder.pos_embed": torch.zeros(1), telltale: torch.zeros(1)}
+    torch.save(names, tmp_path / "c.pth")
+    with pytest.raises(CheckpointError, match=r"--method (sam-med3d|m-sam)"):
+        load_network(tmp_path / "c.pth", method)
+
+
 @pytest.mark.parametrize("rank", [2, 5])
 def test_lora_rank_is_read_from_shapes(rank):
     shapes = {
