@@ -4,8 +4,9 @@ A crop is a cube of the grid as large as the network's patch. Its image embeddin
 it holds runs one decoder step on it with that point alone, the crop's logits of the step before as mask prompt
 (zeros at first) and, in recurrent refinement, the embedding that the step before returned.
 
-Objects larger than a patch are *followed*. Where the mask touches a face of a crop that is neither the grid's edge
-nor covered from the other side, a neighbour half a patch further on is added. It is prompted by one foreground point,
+Objects larger than a patch are *followed*. Where the part of the mask that is connected to a foreground point touches
+a face of a crop that is neither the grid's edge nor covered from the other side, a neighbour half a patch further on
+is added. It is prompted by one foreground point,
 deep in the mask and close to that face, and by the logits that the crops so far have there. Crops that
 were only followed are derived anew after every click, so that a click which takes a leak away also takes the crops
 away that the leak led to. A click on a followed crop makes it a crop like the others.
@@ -52,6 +53,8 @@ class Crop:
     """What the next step is given (1, C, g, g, g)."""
     clicks: int
     """Clicks it has taken; none if it was only followed."""
+    seeds: tuple[Point, ...] = ()
+    """Foreground points it was given: what is connected to one of them is the object."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,7 @@ class Refiner:
             outputs["low_res_masks"][0, 0],
             outputs["updated_embeddings"] if self._is_recurrent else crop.embeddings,
             crop.clicks + is_click,
+            (*crop.seeds, point) if point.label == FOREGROUND else crop.seeds,
         )
 
     def _encode(self, origin: Index) -> np.ndarray:
@@ -220,22 +224,36 @@ class Refiner:
     def _next_way(self, crops: Sequence[Crop], tried: set[Index]) -> tuple[Index, np.ndarray, np.ndarray, Point] | None:
         """Return the next neighbour to add: origin, mask prompt, where that is known, and point."""
         for crop in crops:
+            ways = [
+                (axis, is_high, origin)
+                for axis in range(3)
+                for is_high in (False, True)
+                if (origin := self._neighbour(crop.origin, axis, is_high)) is not None and origin not in tried
+            ]
+            if not ways:
+                continue
             merged, _ = self._low(crops, crop.origin)
-            mask = (merged > self._threshold) & self._inside_grid(crop.origin)
-            for axis in range(3):
-                for is_high in (False, True):
-                    origin = self._neighbour(crop.origin, axis, is_high)
-                    if origin is None or origin in tried:
-                        continue
-                    touched = np.take(mask, -1 if is_high else 0, axis)
-                    touched = touched & ~self._covered_beyond(crops, crop, axis, is_high)
-                    if touched.sum() < MIN_TOUCH:
-                        continue
-                    prompt, covered = self._low(crops, origin)
-                    cell = _deepest(mask, touched, axis, is_high, merged)
-                    index = np.array(crop.origin) + (np.array(cell) + 0.5) * LOGIT_STRIDE - 0.5
-                    return origin, prompt, covered, Point((index[0], index[1], index[2]), FOREGROUND)
+            mask = self._object(crop, (merged > self._threshold) & self._inside_grid(crop.origin))
+            for axis, is_high, origin in ways:
+                touched = np.take(mask, -1 if is_high else 0, axis)
+                touched = touched & ~self._covered_beyond(crops, crop, axis, is_high)
+                if touched.sum() < MIN_TOUCH:
+                    continue
+                prompt, covered = self._low(crops, origin)
+                cell = _deepest(mask, touched, axis, is_high, merged)
+                index = np.array(crop.origin) + (np.array(cell) + 0.5) * LOGIT_STRIDE - 0.5
+                return origin, prompt, covered, Point((index[0], index[1], index[2]), FOREGROUND)
         return None
+
+    def _object(self, crop: Crop, mask: np.ndarray) -> np.ndarray:
+        """Return the parts of `mask` (l, l, l) that hold a seed of `crop`, or the largest part where none does."""
+        labels, count = ndimage.label(mask)
+        if count < 2:
+            return mask
+        cells = np.array([(np.array(seed.index) - crop.origin + 0.5) // LOGIT_STRIDE for seed in crop.seeds])
+        cells = cells.astype(int).reshape(-1, 3).clip(0, self._config.logits - 1)
+        kept = set(labels[tuple(cells.T)].tolist()) - {0} or {int(np.bincount(labels[mask]).argmax())}
+        return np.isin(labels, sorted(kept))
 
     def _neighbour(self, origin: Index, axis: int, is_high: bool) -> Index | None:
         """Return the origin half a patch further, or less where the grid ends before; None at the grid's edge."""
@@ -280,7 +298,8 @@ class Refiner:
         side = self._config.logits
         target = _Mean((side,) * 3)
         for crop in crops:
-            target.add(crop.logits, _index((np.array(crop.origin) - origin) / LOGIT_STRIDE))
+            if _overlap(crop.origin, origin, self._config.patch):
+                target.add(crop.logits, _index((np.array(crop.origin) - origin) / LOGIT_STRIDE))
         return target.mean(0.0), target.weight > 0
 
     def _merge_group(self, crops: Sequence[Crop]) -> Piece:
@@ -336,15 +355,15 @@ def _tent(side: int) -> np.ndarray:
     return (1 - np.abs(np.arange(side) + 0.5 - half) / half).astype(np.float32)
 
 
+def _overlap(one: Index, other: Index, patch: int) -> bool:
+    return all(abs(a - b) < patch for a, b in zip(one, other, strict=True))
+
+
 def _groups(crops: Sequence[Crop], patch: int) -> list[list[Crop]]:
     """Return the crops in groups that overlap, directly or through others."""
     groups: list[list[Crop]] = []
     for crop in crops:
-        joined = [
-            group
-            for group in groups
-            if any(max(abs(a - b) for a, b in zip(crop.origin, other.origin, strict=True)) < patch for other in group)
-        ]
+        joined = [group for group in groups if any(_overlap(crop.origin, other.origin, patch) for other in group)]
         groups = [group for group in groups if group not in joined]
         groups.append([other for group in joined for other in group] + [crop])
     return groups

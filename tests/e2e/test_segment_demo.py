@@ -57,11 +57,11 @@ def test_lesion_longer_than_the_patch_is_followed(demo_export):
     """Over six phantoms: 1.5 patches long against 0.6, both with one click."""
     with open_session(demo_export) as session:
         patch_mm = session.config.patch * session.spacing[0]
-        side = int(1.9 * patch_mm)
+        side = int(2.4 * patch_mm)
         found = {}
         for part in (0.6, 1.5):
             phantoms = [
-                make_phantom(seed, (side, 72, 72), 1.0, lesion_length_mm=part * patch_mm, sequences=["flair"])
+                make_phantom(seed, (side, 76, 76), 1.0, lesion_length_mm=part * patch_mm, sequences=["flair"])
                 for seed in range(900, 906)
             ]
             found[part] = np.mean([one_click_dice(session, phantom)[0] for phantom in phantoms])

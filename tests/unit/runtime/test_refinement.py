@@ -205,6 +205,24 @@ def test_crops_end_at_the_grids_edge():
     assert mask_of(made, state, volume.shape)[:, 20, 20].all()
 
 
+def test_what_is_not_connected_to_a_click_is_not_followed():
+    class Careless(Grower):
+        def run(self, inputs):
+            outputs = super().run(inputs)
+            bright = inputs["image_embeddings"].reshape(-1)[:512].reshape(8, 8, 8) > 0.5
+            outputs["low_res_masks"][0, 0][bright] = 5.0
+            return outputs
+
+    volume = bar((100, 100, 40), 16)
+    volume[:, 62:70, 16:24] = 200  # a bar beside it that leaves the crop on both sides
+    made, encoder, _ = refiner(volume)
+    made._runners["mask_decoder"] = Careless()
+    state = made.click(State(), Point((50, 50, 20), FOREGROUND))
+
+    assert mask_of(made, state, volume.shape)[50, 64, 20]  # it is in the mask of the one crop all the same
+    assert len(state.crops) == encoder.calls == 1
+
+
 def test_following_stops_at_its_limit_and_says_so():
     volume = bar((300, 40, 40), 300)
     made, encoder, _ = refiner(volume, max_followed=3)
