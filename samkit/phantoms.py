@@ -28,14 +28,16 @@ _TISSUE = {
     "t2": (1.00, 0.60, 0.42),
     "flair": (0.18, 0.68, 0.55),
 }
-# What one unit of lesion strength adds, per sequence.
+# What one unit of lesion strength adds, per sequence. Most lesions are bright, as on most clinical images; were bright
+# and dark equally frequent, a network would see no mean contrast to start learning from.
 _KINDS: Mapping[str, tuple[float, float, float, float]] = {
     "hyper": (0.30, 0.55, 0.50, 0.50),
     "hypo": (-0.40, -0.40, -0.30, -0.35),
     "oedema": (-0.25, -0.15, 0.55, 0.55),
     "ring": (0.15, 0.60, 0.45, 0.40),
-    "patchy": (-0.30, 0.50, 0.45, 0.45),
+    "patchy": (0.25, 0.50, 0.45, 0.45),
 }
+_FREQUENCY = (0.45, 0.15, 0.15, 0.15, 0.10)
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,9 @@ def _lesions(
     """Return the label map (I, J, K) uint8 and what the lesions add to each sequence (4, I, J, K)."""
     labels = np.zeros(head.shape, np.uint8)
     added = np.zeros((len(SEQUENCES), *head.shape), np.float32)
-    family = str(rng.choice(list(_KINDS)))
-    strength = float(rng.choice([rng.uniform(0.15, 0.4), rng.uniform(0.4, 1.0)], p=[0.3, 0.7]))
-    base_mm = float(np.exp(rng.uniform(np.log(4.0), np.log(14.0))))
+    family = str(rng.choice(list(_KINDS), p=_FREQUENCY))
+    strength = float(rng.choice([rng.uniform(0.2, 0.5), rng.uniform(0.6, 1.3)], p=[0.2, 0.8]))
+    base_mm = float(np.exp(rng.uniform(np.log(4.5), np.log(14.0))))
     wanted = int(rng.integers(2, 6))
     for attempt in range(40):
         number = int(labels.max()) + 1
@@ -143,7 +145,7 @@ def _lesions(
         crowded = ndimage.binary_dilation(mask, iterations=2) & (labels > 0)
         if mask.sum() < 30 or crowded.any():
             continue
-        kind = family if rng.random() < 0.75 else str(rng.choice(list(_KINDS)))
+        kind = family if rng.random() < 0.75 else str(rng.choice(list(_KINDS), p=_FREQUENCY))
         soft = np.clip(inside / rng.uniform(0.3, 2.0) + 0.5, 0, 1) * head  # some borders are sharp, some wash out
         profile = _profile(kind, inside, rng)
         amount = strength * rng.uniform(0.8, 1.2)
@@ -261,8 +263,8 @@ def _noise(shape: tuple[int, ...], scale: float, rng: np.random.Generator) -> np
 def write_phantoms(out: str, cases: int, seed: int, size: int, long_share: float) -> None:
     """Write `cases` phantoms as DIR/images/*.nii.gz and DIR/labels/*.nii.gz, one sequence each, in turn.
 
-    `size` is about the side of the head's array [voxels of 1 mm]; `long_share` of the cases hold one lesion longer than
-    a 64 mm patch.
+    `size` is about the side of the head's array [voxels of 1 mm]; `long_share` of the cases hold one lesion of
+    about 60 mm, longer than a patch of the small networks.
     """
     from pathlib import Path
 

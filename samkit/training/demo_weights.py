@@ -13,11 +13,11 @@ import click
 
 from samkit.command import run_command
 
-CASES, SEED, SIZE, LONG_SHARE = 120, 1, 100, 0.15
+CASES, SEED, SIZE, LONG_SHARE = 100, 1, 96, 0.15
 SETTINGS = (
     "target=each",
-    # Lesions of 6 to 40 mm, several in view, and long ones that the patch cuts: the tool's whole range.
-    "spacing=1.0",
+    # A patch of 48 mm: small lesions with their surroundings, several in view, and large ones that the patch cuts.
+    "spacing=0.75",
     "epochs=200",
     "validate_every=6",
 )

@@ -11,6 +11,7 @@ from samkit.methods import get_method
 from samkit.methods.method import Method
 from samkit.models.sam3d import Sam3D
 
+
 @dataclass(frozen=True)
 class ParameterCounts:
     """Parameters of a network, as the papers count them."""
