@@ -69,14 +69,7 @@ def command(
     check_run_folder(out, resume)
     options = RunOptions(out, resume, devices, time_limit, quiet)
     start = load_start(init, method) if init is not None else None
-    plan = plan_training(
-        method,
-        preset,
-        settings,
-        label=label,
-        start=start.info.config if start else None,
-        start_refinement=start.info.refinement if start and start.info.method == method.name else None,
-    )
+    plan = plan_training(method, preset, settings, label=label, start=start.info if start else None)
     cases = find_cases(data)
     checked = check_cases(cases, label, plan.recipe.target)
     for sentence in checked.skipped:

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from samkit.checkpoints import CheckpointInfo
 from samkit.methods.method import Method, Recipe
 from samkit.models.sam3d_config import Sam3DConfig
 
@@ -41,13 +42,12 @@ def plan_training(
     settings: Sequence[str] = (),
     *,
     label: int | None = None,
-    start: Sam3DConfig | None = None,
-    start_refinement: str | None = None,
+    start: CheckpointInfo | None = None,
 ) -> TrainingPlan:
     """Return the plan of `preset` with `settings` (`name=value`) applied; click.UsageError where one is wrong.
 
-    `start` is the config of the checkpoint that `--init` gives: the network has its sizes, patch and spacing, with the
-    preset's LoRA and adapter where the checkpoint has none.
+    `start` is what the checkpoint of `--init` says: the network has its size, patch and spacing, with the preset's LoRA
+    and adapter where the checkpoint has none, and trains for the refinement that the same method's weights know.
     """
     recipe = method.recipes[preset]
     config = method.sizes[recipe.size]
@@ -57,16 +57,19 @@ def plan_training(
         raise click.UsageError(f"size={size} is none of {', '.join(method.sizes)}")
     config = method.sizes[size]
     if start is not None:
+        given = start.config
         config = replace(
-            start,
-            lora_rank=start.lora_rank or config.lora_rank,
-            adapter=start.adapter or config.adapter,
-            adapter_heads=start.adapter_heads if start.adapter else config.adapter_heads,
+            given,
+            lora_rank=given.lora_rank or config.lora_rank,
+            adapter=given.adapter or config.adapter,
+            adapter_heads=given.adapter_heads if given.adapter else config.adapter_heads,
         )
-        recipe = replace(recipe, fit_spacing=False)  # the weights were trained at the checkpoint's spacing
+        # The weights were trained at the checkpoint's spacing.
+        recipe = replace(recipe, fit_spacing=False, size=start.size)
     if "spacing" in values:
         recipe = replace(recipe, fit_spacing=False)
-    refinement = str(values.pop("refinement", None) or start_refinement or method.refinements[0])
+    own = start.refinement if start is not None and start.method == method.name else method.refinements[0]
+    refinement = str(values.pop("refinement", own))
     if refinement not in method.refinements:
         raise click.UsageError(f"refinement={refinement} is none of {', '.join(method.refinements)} of {method.name}")
     recipe = replace(recipe, **{k: v for k, v in values.items() if k in _names(Recipe)})

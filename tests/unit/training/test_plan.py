@@ -4,6 +4,7 @@ import click
 import pytest
 
 import samkit
+from samkit.checkpoints import CheckpointInfo
 from samkit.methods import get_method
 from samkit.training.plan import fitted_spacing, plan_training
 
@@ -57,12 +58,21 @@ def test_wrong_settings_are_told(setting, says):
 
 def test_start_gives_the_network_and_the_preset_its_additions():
     start = get_method("sam-med3d").sizes["tiny"]
-    plan = plan_training(get_method("m-sam"), "small", start=start)
+    info = CheckpointInfo("sam-med3d", "tiny", start, "anchored")
+    plan = plan_training(get_method("m-sam"), "small", start=info)
 
     assert (plan.config.width, plan.config.patch, plan.config.spacing) == (start.width, start.patch, start.spacing)
     assert plan.config.adapter == "code"
     assert plan.config.lora_rank > 0
-    assert not plan.recipe.fit_spacing
+    assert (plan.recipe.fit_spacing, plan.recipe.size, plan.refinement) == (False, "tiny", "recurrent")
+
+
+def test_weights_of_the_same_method_keep_their_refinement():
+    method = get_method("m-sam")
+    info = CheckpointInfo("m-sam", "tiny", method.sizes["tiny"], "anchored")
+
+    assert plan_training(method, "small", start=info).refinement == "anchored"
+    assert plan_training(method, "small", ["refinement=recurrent"], start=info).refinement == "recurrent"
 
 
 def test_fitted_spacing_lets_the_largest_object_fill_the_patch():

@@ -17,7 +17,6 @@ def _save(path, name, config):
     return network
 
 
-@pytest.mark.slow
 def test_paper_preset_has_the_parameters_of_tables_1_and_3():
     method = get_method("m-sam")
     with torch.device("meta"):  # shapes without 118 million numbers
@@ -36,7 +35,7 @@ def test_m_sam_starts_from_sam_med3d_and_trains_the_rest(tmp_path):
     base = _save(tmp_path / "base.safetensors", "sam-med3d", get_method("sam-med3d").sizes["tiny"])
     method = get_method("m-sam")
     loaded = load_start(tmp_path / "base.safetensors", method)
-    network = method.build(plan_training(method, "tiny", start=loaded.info.config).config)
+    network = method.build(plan_training(method, "tiny", start=loaded.info).config)
 
     fresh = start_weights(network, loaded, "base.safetensors")
     freeze(network, method)
@@ -64,7 +63,7 @@ def test_sizes_that_differ_are_refused(tmp_path):
     method = get_method("m-sam")
     _save(tmp_path / "own.safetensors", "m-sam", method.sizes["tiny"])
     loaded = load_start(tmp_path / "own.safetensors", method)
-    network = method.build(plan_training(method, "tiny", ["patch=48"], start=loaded.info.config).config)
+    network = method.build(plan_training(method, "tiny", ["patch=48"], start=loaded.info).config)
 
     with pytest.raises(CheckpointError, match=r"have no place in the network planned: .*pos_embed"):
         start_weights(network, loaded, "own.safetensors")
