@@ -37,6 +37,8 @@ MIN_TOUCH = 4
 """Low-resolution cells of a face that the mask must touch to be followed: fewer are noise."""
 MIN_AGREEMENT = 0.5
 """Dice between a followed crop's mask and the mask so far, where both are; below it the crop is not kept."""
+UNKNOWN_LOGIT = 0.0
+"""Mask prompt of a new crop where no crop was before: what the network gets at a first click."""
 NO_LOGIT = -20.0
 """Logit of cells that no crop covers: background beyond doubt."""
 
@@ -139,12 +141,10 @@ class Refiner:
         if point.label != FOREGROUND:
             return list(crops)  # background already
         origin = crop_origin(np.array(point.index), self._config.patch)
-        prompt = np.zeros((self._config.logits,) * 3, np.float32)
         if crops:
             first = np.array(crops[0].origin)
             origin = _index(first + LOGIT_STRIDE * np.rint((np.array(origin) - first) / LOGIT_STRIDE))
-            merged, covered = self._low(crops, origin)
-            prompt[covered] = merged[covered]
+        prompt, _ = self._low(crops, origin)  # zeros where no crop was: everywhere, at the first click
         crop = Crop(origin, prompt, self._encode(origin), 0)
         return [*crops, self._step(crop, point)]
 
@@ -294,13 +294,13 @@ class Refiner:
         return self._method.mask_threshold
 
     def _low(self, crops: Sequence[Crop], origin: Index) -> tuple[np.ndarray, np.ndarray]:
-        """Return the merged low-resolution logits of the cube at `origin`, zeros where unknown, and where known."""
+        """Return the merged low-resolution logits of the cube at `origin`, and where any crop knows them."""
         side = self._config.logits
         target = _Mean((side,) * 3)
         for crop in crops:
             if _overlap(crop.origin, origin, self._config.patch):
                 target.add(crop.logits, _index((np.array(crop.origin) - origin) / LOGIT_STRIDE))
-        return target.mean(0.0), target.weight > 0
+        return target.mean(UNKNOWN_LOGIT), target.weight > 0
 
     def _merge_group(self, crops: Sequence[Crop]) -> Piece:
         patch = self._config.patch
