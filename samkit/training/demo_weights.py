@@ -1,7 +1,8 @@
 """Make the demonstration weights again: `python -m samkit.training.demo_weights --out samkit/weights`.
 
-Phantoms are written to a temporary folder, each method's `small` network trains on them, every lesion a target of its
-own, and the best checkpoint is stored as float16, marked as a demonstration.
+Phantoms are written to a temporary folder, sam-med3d's `small` network trains on them from random weights, every
+lesion a target of its own, and m-sam starts from it, as the paper's starts from SAM-Med3D. The best checkpoints are
+stored as float16, marked as demonstrations.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import click
 from samkit.command import run_command
 
 CASES, SEED, SIZE, LONG_SHARE = 100, 1, 96, 0.15
+METHODS = ("sam-med3d", "m-sam")
+"""In order: the second starts from the first."""
 SETTINGS = (
     "target=each",
     # A patch of 48 mm: small lesions with their surroundings, several in view, and large ones that the patch cuts.
@@ -25,7 +28,7 @@ SETTINGS = (
 
 @click.command()
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the weights.")
-@click.option("--method", "methods", multiple=True, default=("m-sam", "sam-med3d"), show_default=True)
+@click.option("--method", "methods", multiple=True, default=METHODS, show_default=True)
 @click.option("--minutes", default=15.0, show_default=True, help="Training time of each method.")
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1))
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder for phantoms and runs; else temporary.")
@@ -46,6 +49,7 @@ def _make(name: str, work: Path, out: Path, minutes: float, threads: int) -> Non
     from samkit.training.cases import check_cases, find_cases
     from samkit.training.fit import RunOptions, train
     from samkit.training.plan import plan_training
+    from samkit.training.start import load_start
 
     torch.set_num_threads(threads)
     data = work / "phantoms"
@@ -53,10 +57,15 @@ def _make(name: str, work: Path, out: Path, minutes: float, threads: int) -> Non
         click.echo(f"{CASES} phantoms ...", err=True)
         write_phantoms(str(data), CASES, SEED, SIZE, LONG_SHARE)
     method = get_method(name)
-    plan = plan_training(method, "small", SETTINGS)
+    base = out / f"{METHODS[0]}.safetensors"
+    start = load_start(base, method) if name != METHODS[0] else None
+    plan = plan_training(method, "small", SETTINGS, start=start.info if start else None)
     options = RunOptions(work / name, time_limit_min=minutes, demonstration=True)
     checked = check_cases(find_cases(data), None, plan.recipe.target)
-    facts = train(plan, checked, options, data_name="phantoms", say=lambda text: click.echo(text, err=True))
+    facts = train(
+        plan, checked, options, data_name="phantoms", start=start, start_name=base.name if start else "",
+        say=lambda text: click.echo(text, err=True),
+    )  # fmt: skip
     best = load_network(work / name, method)
     save_checkpoint(out / f"{name}.safetensors", best.network, best.info, half=True)
     click.echo(f"{name}: {facts['best']}", err=True)
