@@ -35,6 +35,9 @@ ABSENT_RELATIVE = {"fp32": 5e-6, "fp16": 1e-3}
 """How much points labelled ABSENT may change the logits. They add exact zeros; what is left is that a runtime blocks
 matrices of other sizes differently (docs/numerics.md: at most 6.5e-7 was measured, and the tests hold 1e-6)."""
 
+_FLOOR = {"iou_predictions": 1.0}
+"""Smallest norm that an error is relative to: an IoU is one number on a scale of 0 to 1, and may well be near 0."""
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -157,7 +160,7 @@ def _compare_step(
     """Add one click's figures to the decoder's worst ones, and judge them."""
     worst, tolerance = figures[decoder.name], decoder.tolerance[precision]
     for name, value in expected.items():
-        error = relative_error(outputs[name], value)
+        error = relative_error(outputs[name], value, floor=_FLOOR.get(name, 0.0))
         worst["relative_error"] = max(worst["relative_error"], error)
         _judge(error, tolerance, f"{decoder.name} ({precision}), {name}, {where}")
     ours, theirs = (_mask(step["low_res_masks"], method) for step in (outputs, expected))
@@ -215,10 +218,10 @@ def _judge(error: float, tolerance: Tolerance, what: str) -> None:
         )
 
 
-def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Return norm(actual - expected) / norm(expected), summed in float64."""
+def relative_error(actual: np.ndarray, expected: np.ndarray, *, floor: float = 0.0) -> float:
+    """Return norm(actual - expected) / norm(expected), summed in float64; the divisor is `floor` at least."""
     actual, expected = actual.astype(np.float64), expected.astype(np.float64)
-    return float(np.linalg.norm(actual - expected)) / max(float(np.linalg.norm(expected)), 1e-30)
+    return float(np.linalg.norm(actual - expected)) / max(float(np.linalg.norm(expected)), floor, 1e-30)
 
 
 def _mask(low_res: np.ndarray, method: Method) -> np.ndarray:
