@@ -22,7 +22,8 @@ SETTINGS = (
     # A patch of 48 mm: small lesions with their surroundings, several in view, and large ones that the patch cuts.
     "spacing=0.75",
     "epochs=200",
-    "validate_every=6",
+    "validate_every=15",
+    "stage_growth=0.9",
 )
 
 
@@ -60,7 +61,7 @@ def _make(name: str, work: Path, out: Path, minutes: float, threads: int) -> Non
     base = out / f"{METHODS[0]}.safetensors"
     start = load_start(base, method) if name != METHODS[0] else None
     plan = plan_training(method, "small", SETTINGS, start=start.info if start else None)
-    options = RunOptions(work / name, time_limit_min=minutes, demonstration=True)
+    options = RunOptions(work / name, time_limit_min=minutes, quiet=True, demonstration=True)
     checked = check_cases(find_cases(data), None, plan.recipe.target)
     facts = train(
         plan, checked, options, data_name="phantoms", start=start, start_name=base.name if start else "",

@@ -192,7 +192,7 @@ def _trainer(plan: TrainingPlan, options: RunOptions, precision: str, folder: Ru
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=not options.quiet,
-        log_every_n_steps=1,
+        log_every_n_steps=10,  # TensorBoard flushes at each
         logger=TensorBoardLogger(options.out, name="tensorboard", version=""),
         callbacks=callbacks,
     )

@@ -123,7 +123,7 @@ class TrainingModule(lightning.LightningModule):
         recipe = self.recipe
         if recipe.stage_growth <= 0:
             return recipe.stages
-        return min(recipe.stages, 1 + int(recipe.stages * (done / recipe.stage_growth) ** 2))
+        return min(recipe.stages, 1 + int(recipe.stages * (done / recipe.stage_growth) ** 3))
 
     def validate_held_back(self) -> dict[str, float]:
         """Return the mean Dice of the held-back targets at the reported clicks, the same clicks each time."""
