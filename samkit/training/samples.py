@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from monai.data import CacheDataset
-from monai.transforms import Flip
+from monai.transforms import Flip, Transform
 from torch.utils.data import Dataset, Sampler
 
 from samkit.clicks import first_click
@@ -73,13 +73,23 @@ def load_on_grid(checked: CheckedCase, config: Sam3DConfig, target: str) -> Grid
     return GridCase(checked.case.name, grid.from_file(image.array), kept)
 
 
+class _Load(Transform):
+    """`load_on_grid` as a MONAI transform: of plain functions MONAI caches nothing."""
+
+    def __init__(self, config: Sam3DConfig, target: str) -> None:
+        self.config, self.target = config, target
+
+    def __call__(self, case: CheckedCase) -> GridCase:
+        return load_on_grid(case, self.config, self.target)
+
+
 def cache_cases(cases: Sequence[CheckedCase], config: Sam3DConfig, target: str) -> Any:
     """Return a sequence of GridCase, loaded once and kept as far as CACHE_BYTES reach."""
     first = load_on_grid(cases[0], config, target)
     size = first.image.nbytes + sum(mask.nbytes for mask in first.targets)
     return CacheDataset(
         list(cases),
-        transform=lambda case: load_on_grid(case, config, target),
+        transform=_Load(config, target),
         cache_num=max(1, CACHE_BYTES // max(1, size)),
         num_workers=2,
         progress=False,

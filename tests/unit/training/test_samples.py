@@ -84,3 +84,10 @@ def test_a_crop_without_contrast_is_drawn_again():
     samples = TrainingSamples([GridCase("half", image, (target,))], METHOD, CONFIG, RECIPE)
 
     assert all(np.isfinite(samples[key].image).all() for key in range(12))
+
+
+def test_a_case_is_loaded_once(data, monkeypatch):
+    samples = _samples(data)
+    monkeypatch.setattr("samkit.training.samples.read_volume", lambda path: pytest.fail(f"{path.name} is read again"))
+
+    assert [samples[key].name for key in range(12)]
