@@ -1,0 +1,56 @@
+"""Demonstration weights are there, say what they are, and follow the clicks on a phantom they have never seen."""
+
+import numpy as np
+import pytest
+
+import samkit
+from samkit.checkpoints import load_network
+from samkit.errors import CheckpointError
+from samkit.geometry import crop, crop_origin
+from samkit.methods import get_method
+from samkit.phantoms import make_phantom
+from samkit.prompts import Point
+from samkit.weights import demo_checkpoint
+
+
+def test_a_method_without_weights_is_told_which_have():
+    with pytest.raises(CheckpointError, match="m-sam, sam-med3d"):
+        demo_checkpoint("sam")
+
+
+@pytest.mark.parametrize("name", samkit.list_methods())
+def test_weights_are_small_and_marked_as_demonstration(name):
+    path = demo_checkpoint(name)
+    info = load_network(path, get_method(name)).info
+
+    assert info.demonstration
+    assert info.size == "small"
+    assert info.provenance["command"].startswith("python -m samkit.training.demo_weights")
+    assert info.provenance["data"]["folder"] == "phantoms"
+    assert path.stat().st_size < 10_000_000
+
+
+@pytest.mark.parametrize("name", samkit.list_methods())
+def test_which_lesion_is_meant_is_learnt_from_the_clicks(name):
+    from samkit.training.refinement import dice_per_click
+    from samkit.training.samples import Sample
+
+    method = get_method(name)
+    loaded = load_network(demo_checkpoint(name), method)
+    patch = loaded.info.config.patch
+    phantom = make_phantom(12, (96, 96, 96), sequences=("flair",))
+    samples = []
+    for number in range(1, int(phantom.lesions.max()) + 1):
+        target = phantom.lesion(number)
+        origin = crop_origin(np.argwhere(target).mean(axis=0), patch)
+        image = method.preprocess(crop(phantom.sequences["flair"].array, origin, patch), loaded.info.config)
+        mask = crop(target, origin, patch)
+        inside = np.argwhere(mask)
+        nearest = inside[np.abs(inside - patch // 2).sum(axis=1).argmin()]
+        first = Point((float(nearest[0]), float(nearest[1]), float(nearest[2])), 1)
+        samples.append(Sample(image, mask, first, number, "phantom"))
+
+    rngs = [np.random.default_rng(n) for n in range(len(samples))]
+    rows = dice_per_click(loaded.network, samples, rngs, loaded.info.refinement, 5)
+
+    assert rows[:, 4].mean() > 0.4
