@@ -84,7 +84,8 @@ class Recipe:
     needs_init: bool = False
     """Refuse to start from random weights."""
     fit_spacing: bool = True
-    """Choose the spacing from the training labels, so that the largest object and a margin fill the patch."""
+    """Choose the spacing from the training labels, so that the largest targets and a margin fill the patch
+    along each axis."""
     validate_every: int = 1
     """Epochs between validations."""
     seed: int = 2023

@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 
 from samkit.errors import GeometryError, InputRefused
-from samkit.geometry import Volume, check_affine
+from samkit.geometry import Grid, Triple, Volume, check_affine
 
 SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh")
 _LABEL_WORDS = ("label", "mask", "seg", "lesion")
@@ -42,8 +42,8 @@ class CheckedCase:
     case: Case
     values: tuple[int, ...]
     """Label values that are foreground here."""
-    extent_mm: float
-    """Longest edge of the largest target's box [mm]."""
+    extent_mm: Triple
+    """Longest box edges of its targets along the patient's x, y, z [mm]."""
     finest_mm: float
     """Smallest voxel edge of the image [mm]."""
 
@@ -147,11 +147,15 @@ def _check_case(case: Case, label: int | None, target: str) -> CheckedCase | str
         held = ", ".join(str(v) for v in found[:8])
         return f"{case.name} skipped: its label holds only {held}, no foreground"
     groups = [(v,) for v in values] if target == "each" else [values]
+    i, j, k = labels.array.shape
+    grid = Grid.over((i, j, k), labels.affine, (1.0, 1.0, 1.0))  # a grid of 1 mm measures along the patient's axes
     extents = []
     for group in groups:
-        index = np.nonzero(np.isin(np.rint(labels.array), group))
-        extents.append(max((a.max() - a.min() + 1) * s for a, s in zip(index, labels.spacing, strict=True)))
-    return CheckedCase(case, values, float(max(extents)), min(image.spacing))
+        index = np.argwhere(np.isin(np.rint(labels.array), group))
+        corners = grid.points_from_file(np.stack([index.min(axis=0) - 0.5, index.max(axis=0) + 0.5]))
+        extents.append(np.abs(corners[1] - corners[0]))
+    x, y, z = (float(edge) for edge in np.max(extents, axis=0))
+    return CheckedCase(case, values, (x, y, z), min(image.spacing))
 
 
 def _stem(path: Path) -> str | None:

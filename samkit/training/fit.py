@@ -82,9 +82,10 @@ def train(
     training, held = split_cases(checked.cases)
     if plan.recipe.fit_spacing:
         finest = float(np.median([case.finest_mm for case in training]))
-        spacing = fitted_spacing(max(case.extent_mm for case in training), plan.config.patch, finest)
-        plan = replace(plan, config=replace(plan.config, spacing=(spacing, spacing, spacing)))
-        say(f"spacing {spacing:g} mm: the largest of the training targets and a margin fill the patch")
+        i, j, k = (max(case.extent_mm[axis] for case in training) for axis in range(3))
+        spacing = fitted_spacing((i, j, k), plan.config.patch, finest)
+        plan = replace(plan, config=replace(plan.config, spacing=spacing))
+        say(f"spacing {spacing} mm: the largest of the training targets and a margin fill the patch")
     cuda = torch.cuda.is_available()
     precision = plan.recipe.precision
     if precision == "16-mixed" and not cuda:

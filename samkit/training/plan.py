@@ -12,11 +12,12 @@ from typing import Any
 import click
 
 from samkit.checkpoints import CheckpointInfo
+from samkit.geometry import Triple
 from samkit.methods.method import Method, Recipe
 from samkit.models.sam3d_config import Sam3DConfig
 
-FIT_MARGIN = 1.15
-"""How much longer than the largest object the patch is, where the spacing is chosen from the labels."""
+FIT_MARGIN = 1.05
+"""How much longer than the largest target the patch is, where the spacing is chosen from the labels."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +79,21 @@ def plan_training(
     return TrainingPlan(method.name, preset, config, recipe, refinement, label)
 
 
-def fitted_spacing(extent_mm: float, patch: int, finest_mm: float) -> float:
-    """Return the isotropic spacing [mm] at which the largest object and a margin fill the patch.
+def fitted_spacing(extent_mm: Triple, patch: int, finest_mm: float) -> Triple:
+    """Return the spacing [mm] at which the largest targets and a margin fill the patch, along each RAS axis.
 
-    `extent_mm` is the longest box edge of any training target. The spacing is `FIT_MARGIN * extent_mm / patch`, rounded
-    up to 0.05 mm, and never finer than half the finest voxel edge of the data: beyond that there is no more to see,
-    only less context.
+    The logits lie at a quarter of the patch, so every millimetre of the patch that no target needs costs sharpness.
+    `extent_mm` is the longest box edge of any training target along each axis. The spacing is
+    `FIT_MARGIN * extent_mm / patch`, rounded up to 0.05 mm; never finer than half the finest voxel edge of the data,
+    where there is no more to see and less context, nor than half the coarsest axis.
 
-    >>> fitted_spacing(44.0, 64, 1.0)
-    0.8
+    >>> fitted_spacing((27.0, 44.0, 35.0), 64, 1.0)
+    (0.5, 0.75, 0.6)
     """
-    wanted = max(FIT_MARGIN * extent_mm / patch, 0.5 * finest_mm)
-    return round(math.ceil(round(wanted / 0.05, 6)) * 0.05, 2)
+    wanted = [FIT_MARGIN * extent / patch for extent in extent_mm]
+    floor = max(0.5 * finest_mm, 0.5 * max(wanted))
+    a, b, c = (round(math.ceil(round(max(w, floor) / 0.05, 6)) * 0.05, 2) for w in wanted)
+    return a, b, c
 
 
 def _check(recipe: Recipe) -> None:

@@ -76,6 +76,6 @@ def test_weights_of_the_same_method_keep_their_refinement():
 
 
 def test_fitted_spacing_lets_the_largest_object_fill_the_patch():
-    assert fitted_spacing(44.0, 64, 1.0) == 0.8
-    assert fitted_spacing(200.0, 128, 1.0) == 1.8
-    assert fitted_spacing(3.0, 64, 1.0) == 0.5  # not finer than half a voxel of the data
+    assert fitted_spacing((200.0, 200.0, 150.0), 128, 1.0) == (1.65, 1.65, 1.25)
+    assert fitted_spacing((3.0, 3.0, 3.0), 64, 1.0) == (0.5, 0.5, 0.5)  # not finer than half a voxel of the data
+    assert fitted_spacing((10.0, 80.0, 10.0), 64, 0.5) == (0.7, 1.35, 0.7)  # nor than half the coarsest axis
