@@ -129,7 +129,7 @@ def _lesions(
     added = np.zeros((len(SEQUENCES), *head.shape), np.float32)
     family = str(rng.choice(list(_KINDS), p=_FREQUENCY))
     strength = float(rng.choice([rng.uniform(0.2, 0.5), rng.uniform(0.6, 1.3)], p=[0.2, 0.8]))
-    base_mm = float(np.exp(rng.uniform(np.log(4.5), np.log(14.0))))
+    base_mm = float(np.exp(rng.uniform(np.log(6.5), np.log(15.0))))
     wanted = int(rng.integers(2, 6))
     for attempt in range(40):
         number = int(labels.max()) + 1
@@ -139,7 +139,7 @@ def _lesions(
             inside = _tube(head, length_mm / spacing_mm, spacing_mm, rng)
         else:
             # A head too full for large lesions gets smaller ones, so that every phantom has two at least.
-            radius = float(np.clip(base_mm * rng.uniform(0.7, 1.4), 3.0, 20.0)) * 0.93**attempt / spacing_mm
+            radius = float(np.clip(base_mm * rng.uniform(0.7, 1.4), 4.5, 20.0)) * 0.93**attempt / spacing_mm
             inside = _blob(depth, max(radius, 2.5), rng)
         mask = (inside > 0) & head
         crowded = ndimage.binary_dilation(mask, iterations=2) & (labels > 0)
