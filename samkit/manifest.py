@@ -30,9 +30,11 @@ class Weights:
     kind: str
     """`checkpoint`, `demonstration` (shipped, trained on phantoms) or `random` (seeded, for timing only)."""
     path: str | None
-    """The file as given; None for the other kinds."""
+    """The weights file, absolute: a run's folder is resolved to its best one. None for the other kinds."""
     sha256: str | None
     """Of the weights file; None for random ones."""
+    demonstration: bool = False
+    """Trained on phantoms to show the tool at work: the shipped weights, and files whose JSON says so."""
 
 
 @dataclass(frozen=True)

@@ -43,10 +43,11 @@ def plan_export(
         raise click.UsageError(f"opset {opset} was never tested, use {OPSETS.start} to {OPSETS.stop - 1}; e.g. --opset 20")
     info = None
     if checkpoint is not None:
-        weights = Weights("checkpoint", str(checkpoint), file_sha256(resolve_checkpoint(checkpoint)))
+        path = resolve_checkpoint(checkpoint).resolve()
+        weights = Weights("checkpoint", str(path), file_sha256(path))
     elif size in (None, "small"):
         demo = demo_checkpoint(method.name)
-        weights, info = Weights("demonstration", None, file_sha256(demo)), read_info(demo)
+        weights, info = Weights("demonstration", None, file_sha256(demo), demonstration=True), read_info(demo)
     else:
         weights = Weights("random", None, None)
         info = CheckpointInfo(method.name, size, method.sizes[size], method.refinements[0])
@@ -70,4 +71,6 @@ def complete_plan(plan: ExportPlan, info: CheckpointInfo) -> ExportPlan:
         raise CheckpointError(
             f"the checkpoint holds the {info.size} network, and --size {plan.size} was asked for; leave --size out"
         )
-    return replace(plan, size=info.size, config=info.config, refinement=plan.refinement or info.refinement)
+    weights = replace(plan.weights, demonstration=info.demonstration)
+    refinement = plan.refinement or info.refinement
+    return replace(plan, weights=weights, size=info.size, config=info.config, refinement=refinement)
