@@ -7,6 +7,7 @@ is refused with every offender named at once; only a case without foreground is 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import nibabel as nib
 import numpy as np
 
 from samkit.errors import GeometryError, InputRefused
-from samkit.geometry import Grid, Triple, Volume, check_affine
+from samkit.geometry import Grid, Triple, Volume, check_affine, voxel_to_world, world_to_voxel
 
 SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh")
 _LABEL_WORDS = ("label", "mask", "seg", "lesion")
@@ -24,6 +25,8 @@ _LAYOUTS = (
     "lay the data out as images/ and labels/ with equal file names, as one folder per case, or with a decathlon-style "
     "dataset.json"
 )
+_MAX_SHIFT = 0.1
+"""How far [voxels] a corner of the label may lie from the image's: round-off, but no other place or orientation."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def check_cases(
 
 
 def read_volume(path: Path) -> Volume:
-    """Return a 3D file's array (I, J, K) float32 and affine; InputRefused where it can't be read."""
+    """Return a 3D file's array (I, J, K), in the file's own dtype, and affine; InputRefused where it can't be read."""
     try:
         image = nib.load(path)
         array = np.asanyarray(image.dataobj)
@@ -134,6 +137,14 @@ def _check_case(case: Case, label: int | None, target: str) -> CheckedCase | str
             f"case {case.name}: the image is {image.array.shape}, its label {labels.array.shape}",
             "resample the label onto the image",
         )
+    shift = _corner_shift(image, labels.affine)
+    if not shift <= _MAX_SHIFT:
+        raise InputRefused(
+            "affines-differ",
+            f"case {case.name}: image and label have one shape, but by their affines the label lies {shift:.3g} voxels "
+            "off the image",
+            "resample the label onto the image, or restore the affine that it was drawn with",
+        )
     if not np.isfinite(image.array).all():
         raise InputRefused("not-finite", f"case {case.name}: the image holds NaN or Inf", "repair the image")
     if not (image.array > 0).any():
@@ -156,6 +167,13 @@ def _check_case(case: Case, label: int | None, target: str) -> CheckedCase | str
         extents.append(np.abs(corners[1] - corners[0]))
     x, y, z = (float(edge) for edge in np.max(extents, axis=0))
     return CheckedCase(case, values, (x, y, z), min(image.spacing))
+
+
+def _corner_shift(image: Volume, affine: np.ndarray) -> float:
+    """Return how far [voxels of `image`] a corner of its array moves at most where `affine` takes its own's place."""
+    corners = np.array(list(itertools.product(*((-0.5, side - 0.5) for side in image.array.shape))))
+    moved = world_to_voxel(image.affine, voxel_to_world(affine, corners))
+    return float(np.linalg.norm(moved - corners, axis=1).max())
 
 
 def _stem(path: Path) -> str | None:

@@ -112,6 +112,27 @@ def test_shapes_that_differ_truncated_and_nan_files_are_named_together(data):
         assert part in text
 
 
+def test_label_in_another_orientation_than_its_image_is_refused(data):
+    label = nib.load(data / "labels/case2.nii.gz")
+    nib.save(label.as_reoriented(np.array([[0, -1], [1, 1], [2, 1]])), data / "labels/case2.nii.gz")
+
+    with pytest.raises(InputRefused, match=r"case case2: .* lies 40 voxels off the image; resample the label"):
+        check_cases(find_cases(data), None, "all")
+
+
+@pytest.mark.parametrize(("shift", "cases"), [(1e-6, 5), (0.05, 5), (0.2, None)])
+def test_label_affine_may_differ_by_round_off_alone(data, shift, cases):
+    label = nib.load(data / "labels/case2.nii.gz")
+    affine = label.affine + shift * np.eye(4, k=3)
+    nib.save(nib.Nifti1Image(np.asanyarray(label.dataobj).copy(), affine), data / "labels/case2.nii.gz")
+
+    if cases is None:
+        with pytest.raises(InputRefused, match="case case2"):
+            check_cases(find_cases(data), None, "all")
+    else:
+        assert len(check_cases(find_cases(data), None, "all").cases) == cases
+
+
 def test_each_takes_every_label_value_and_measures_the_largest(tmp_path, write_case):
     write_case(tmp_path / "images/a.nii.gz", tmp_path / "labels/a.nii.gz", value=3)
     label = nib.load(tmp_path / "labels/a.nii.gz")
