@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -12,6 +13,11 @@ STRIDE = 16
 """Voxels of the patch per token, along each axis."""
 LOGIT_STRIDE = 4
 """Voxels of the patch per low-resolution logit, along each axis."""
+
+_COUNTS = (
+    "patch", "width", "depth", "heads", "mlp_ratio", "window", "channels", "decoder_heads", "decoder_mlp", "iou_hidden",
+    "adapter_heads",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,19 +51,28 @@ class Sam3DConfig:
     adapter_heads: int = 6
 
     def __post_init__(self) -> None:
+        # Counts first: the other rules divide by them.
         problems = [
+            f"{name} {getattr(self, name)} is not at least 1" for name in _COUNTS if not getattr(self, name) >= 1
+        ] or [
             text
             for wrong, text in (
-                (self.patch < STRIDE or self.patch % STRIDE, f"patch {self.patch} is no multiple of {STRIDE}"),
+                (self.patch % STRIDE, f"patch {self.patch} is no multiple of {STRIDE}"),
                 (self.width % self.heads, f"width {self.width} is no multiple of {self.heads} heads"),
                 (self.channels % 24, f"channels {self.channels} is no multiple of 24"),
                 (self.window < self.grid, f"window {self.window} is smaller than the grid of {self.grid} tokens"),
                 (
-                    len(self.spacing) != 3 or min(self.spacing) <= 0,
+                    len(self.spacing) != 3 or not all(0 < edge < math.inf for edge in self.spacing),
                     f"spacing {self.spacing} is not three positive numbers [mm]",
                 ),
                 (self.modality not in ("mr", "ct"), f"modality '{self.modality}' is neither mr nor ct"),
                 (self.adapter not in (None, "code", "paper"), f"adapter '{self.adapter}' is neither code nor paper"),
+                (
+                    self.adapter is not None and self.channels % self.adapter_heads,
+                    f"channels {self.channels} is no multiple of {self.adapter_heads} adapter_heads",
+                ),
+                (self.lora_rank < 0, f"lora_rank {self.lora_rank} is below 0"),
+                (min(self.global_blocks, default=0) < 0, f"global_blocks {self.global_blocks} holds a negative index"),
             )
             if wrong
         ]

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from samkit.checkpoints import CheckpointInfo
+from samkit.errors import CheckpointError
 from samkit.geometry import Triple
 from samkit.methods.method import Method, Recipe
 from samkit.models.sam3d_config import Sam3DConfig
@@ -74,8 +75,12 @@ def plan_training(
     if refinement not in method.refinements:
         raise click.UsageError(f"refinement={refinement} is none of {', '.join(method.refinements)} of {method.name}")
     recipe = replace(recipe, **{k: v for k, v in values.items() if k in _names(Recipe)})
-    config = replace(config, **{k: v for k, v in values.items() if k in _names(Sam3DConfig)})
+    try:
+        config = replace(config, **{k: v for k, v in values.items() if k in _names(Sam3DConfig)})
+    except CheckpointError as error:
+        raise click.UsageError(f"--set: {error}") from error
     _check(recipe)
+    _check_network(config, refinement)
     return TrainingPlan(method.name, preset, config, recipe, refinement, label)
 
 
@@ -104,11 +109,43 @@ def _check(recipe: Recipe) -> None:
             raise click.UsageError(f"{name}={getattr(recipe, name)} must be positive")
     if recipe.samples_per_epoch is not None and recipe.samples_per_epoch < 1:
         raise click.UsageError(f"samples_per_epoch={recipe.samples_per_epoch} must be positive")
+    for name in ("weight_decay", "warmup_steps", "clip_norm", "stage_growth", "seed"):
+        if not getattr(recipe, name) >= 0:
+            raise click.UsageError(f"{name}={getattr(recipe, name)} must not be negative")
+    if recipe.seed >= 2**64:  # torch.manual_seed takes no more
+        raise click.UsageError(f"seed={recipe.seed} must be below 2**64")
+    if recipe.stage_growth > 1:
+        raise click.UsageError(f"stage_growth={recipe.stage_growth} must be a fraction of the training, 0 to 1")
+    if not all(0 <= beta < 1 for beta in recipe.betas):
+        raise click.UsageError(f"betas={_listed(recipe.betas)} must be at least 0 and below 1")
+    if not all(0 <= milestone <= 1 for milestone in recipe.milestones):
+        raise click.UsageError(
+            f"milestones={_listed(recipe.milestones)} must be fractions of the training, each 0 to 1"
+        )
     for name, known in (("crop", ("click", "label")), ("target", ("all", "each"))):
         if getattr(recipe, name) not in known:
             raise click.UsageError(f"{name}={getattr(recipe, name)} is none of {', '.join(known)}")
     if recipe.precision not in ("32-true", "bf16-mixed", "16-mixed"):
         raise click.UsageError(f"precision={recipe.precision} is none of 32-true, bf16-mixed, 16-mixed")
+
+
+def _check_network(config: Sam3DConfig, refinement: str) -> None:
+    """Raise click.UsageError for a network that can be built and can't be trained, or not as its config says."""
+    if config.channels % (2 * config.decoder_heads):
+        raise click.UsageError(
+            f"decoder_heads={config.decoder_heads}: twice as many do not divide the {config.channels} channels"
+        )
+    if beyond := [block for block in config.global_blocks if block >= config.depth]:
+        raise click.UsageError(
+            f"global_blocks={_listed(config.global_blocks)} names {_listed(beyond)}, the {config.depth} blocks of the "
+            f"encoder are 0 to {config.depth - 1}; give global_blocks and depth together"
+        )
+    if refinement == "recurrent" and config.adapter is None:
+        raise click.UsageError("refinement=recurrent feeds back what the adapter gives, and adapter=none has none")
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ",".join(map(str, values))
 
 
 def _names(record: type) -> list[str]:

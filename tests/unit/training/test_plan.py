@@ -49,11 +49,40 @@ def test_one_number_is_an_isotropic_spacing_and_stops_the_fitting():
         ("refinement=none", "none of recurrent, anchored"),
         ("precision=8", "none of 32-true"),
         ("size=huge", "none of full, small, tiny"),
+        ("heads=0", "heads 0 is not at least 1"),
+        ("depth=0", "depth 0 is not at least 1"),
+        ("iou_hidden=0", "iou_hidden 0 is not at least 1"),
+        ("lora_rank=-1", "lora_rank -1 is below 0"),
+        ("adapter_heads=5", "no multiple of 5 adapter_heads"),
+        ("decoder_heads=7", "do not divide the 96 channels"),
+        ("decoder_heads=32", "do not divide the 96 channels"),  # divides 96, but the cross attention has half of them
+        ("global_blocks=1,9", "names 9, the 3 blocks"),
+        ("depth=2", "names 2, the 2 blocks"),
+        ("adapter=none", "adapter=none has none"),
+        ("weight_decay=-1", "must not be negative"),
+        ("clip_norm=-1", "must not be negative"),
+        ("warmup_steps=-3", "must not be negative"),
+        ("stage_growth=-0.5", "must not be negative"),
+        ("stage_growth=2", "fraction of the training"),
+        ("seed=-1", "must not be negative"),
+        ("seed=18446744073709551616", "below 2"),
+        ("betas=2,2", "betas=2.0,2.0 must be at least 0 and below 1"),
+        ("betas=0.9,1", "below 1"),
+        ("milestones=0.5,30", "fractions of the training"),
+        ("samples_per_epoch=0", "must be positive"),
     ],
 )
 def test_wrong_settings_are_told(setting, says):
     with pytest.raises(click.UsageError, match=says):
         plan_training(get_method("m-sam"), "small", [setting])
+
+
+def test_settings_at_the_edge_of_their_range_are_taken():
+    settings = ["betas=0,0", "seed=0", "clip_norm=0", "warmup_steps=0", "weight_decay=0", "stage_growth=1"]
+    settings += ["milestones=", "global_blocks=", "lora_rank=0", "depth=1"]
+    plan = plan_training(get_method("m-sam"), "small", settings)
+
+    assert (plan.recipe.betas, plan.recipe.milestones, plan.config.global_blocks) == ((0.0, 0.0), (), ())
 
 
 def test_start_gives_the_network_and_the_preset_its_additions():
