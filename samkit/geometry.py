@@ -169,7 +169,7 @@ class Grid:
         ras = self._as_ras(array)
         step = np.asarray(self.step)
         if np.allclose(step, 1.0, atol=1e-6) and ras.shape == self.shape:
-            values = np.asarray(ras[_slices(low, high)], np.float32)
+            values = np.asarray(ras[box_slices(low, high)], np.float32)
         else:
             start = (low + 0.5) * step - 0.5
             end = (high - 0.5) * step - 0.5
@@ -177,9 +177,9 @@ class Grid:
             first = np.clip(np.floor(start - 1e-6), 0, np.subtract(ras.shape, 1)).astype(int)
             last = np.clip(np.ceil(end + 1e-6) + 1, first + 1, ras.shape).astype(int)
             values = resample_linear(
-                ras[_slices(first, last)], _triple(step), _triple(start - first), _index(high - low)
+                ras[box_slices(first, last)], _triple(step), _triple(start - first), as_index(high - low)
             )
-        out[_slices(low - origin, high - origin)] = values
+        out[box_slices(low - origin, high - origin)] = values
         return out
 
     def _as_ras(self, array: np.ndarray) -> np.ndarray:
@@ -209,7 +209,7 @@ class Grid:
         last = np.clip(np.floor(high * step - 0.5 - 1e-6) + 1, first, ras_shape).astype(int)
         if (last > first).all():
             start = (first + 0.5) / step - 0.5 - low
-            ras = resample_linear(box, _triple(1.0 / step), _triple(start), _index(last - first))
+            ras = resample_linear(box, _triple(1.0 / step), _triple(start), as_index(last - first))
         else:
             last = first
             ras = np.zeros((0, 0, 0), np.float32)
@@ -242,7 +242,8 @@ class Grid:
         return points
 
 
-def _slices(low: np.ndarray, high: np.ndarray) -> tuple[slice, ...]:
+def box_slices(low: np.ndarray, high: np.ndarray) -> tuple[slice, ...]:
+    """Return the slices of the box from voxel `low` (3,) up to, not including, `high` (3,)."""
     return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
 
 
@@ -251,7 +252,8 @@ def _triple(values: np.ndarray) -> Triple:
     return a, b, c
 
 
-def _index(values: np.ndarray) -> Index:
+def as_index(values: np.ndarray) -> Index:
+    """Return three whole numbers (3,) as the tuple that shapes and origins are."""
     a, b, c = (int(v) for v in values)
     return a, b, c
 
@@ -274,7 +276,7 @@ def crop(array: np.ndarray, origin: Index, patch: int) -> np.ndarray:
     out = np.zeros((patch,) * 3, array.dtype)
     low = np.clip(origin, 0, array.shape)
     high = np.clip(np.add(origin, patch), low, array.shape)
-    out[_slices(low - origin, high - origin)] = array[_slices(low, high)]
+    out[box_slices(low - origin, high - origin)] = array[box_slices(low, high)]
     return out
 
 

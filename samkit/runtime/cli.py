@@ -18,9 +18,18 @@ import samkit
 from samkit.command import run_command
 from samkit.errors import InputRefused, PromptError
 from samkit.geometry import Triple, world_to_voxel
-from samkit.manifest import Manifest, file_sha256
+from samkit.manifest import Weights, file_sha256
 from samkit.prompts import FOREGROUND, Point, parse_point, read_clicks
-from samkit.runtime.images import MASK_SUFFIXES, Scan, check_output, read_scan, replacing, write_logits, write_mask
+from samkit.runtime.images import (
+    MASK_SUFFIXES,
+    Scan,
+    check_output,
+    read_scan,
+    replacing,
+    scan_files,
+    write_logits,
+    write_mask,
+)
 from samkit.runtime.session import BACKENDS, DEVICES, Session, open_session
 
 NOTICE = "not a medical device"
@@ -129,8 +138,9 @@ def segment(
     outputs = [path for path in (mask_path, logits_path, report_path) if path is not None]
     if len({path.resolve() for path in outputs}) < len(outputs):
         raise click.UsageError("-o, --save-logits and --report name the same file")
+    inputs = [*scan_files(scan_path), *([clicks] if clicks else []), *export.iterdir()]
     for path in outputs:
-        check_output(path, scan_path)
+        check_output(path, inputs)
 
     seconds: dict[str, float] = {}
     scan = read_scan(scan_path)
@@ -139,13 +149,13 @@ def segment(
     used = [_to_voxel(point, scan) for point in asked] if world else asked
 
     begun = time.perf_counter()
-    manifest = Manifest.load(export)
     with open_session(
         export, backend=backend, device=device, precision=precision, threads=threads, spacing=spacing
     ) as session:
         seconds["open"] = time.perf_counter() - begun
+        manifest = session.manifest
         say(f"{manifest.plan.method} in {session.precision} on {backend}, {device}")
-        warnings = [*scan.warnings, *_weights_warnings(manifest)]
+        warnings = [*scan.warnings, *_weights_warnings(manifest.plan.weights)]
         for warning in warnings:
             say(f"warning: {warning}")
         session.set_volume(scan.volume)
@@ -181,12 +191,12 @@ def segment(
             "device": device,
             "clicks": len(used),
             "crops": last.crops,
-            "demonstration_weights": manifest.plan.weights.kind == "demonstration",
+            "demonstration_weights": manifest.plan.weights.demonstration,
             "warnings": warnings + late,
             "notice": NOTICE,
         }
         if report_path is not None:
-            report = {**result, **_provenance(session, manifest, scan, used, mask_path)}
+            report = {**result, **_provenance(session, scan, used, mask_path)}
             with replacing(report_path) as file:
                 file.write((json.dumps(report, indent=1) + "\n").encode())
     click.echo(json.dumps(result))
@@ -208,13 +218,13 @@ def _to_voxel(point: Point, scan: Scan) -> Point:
     return replace(point, index=(float(i), float(j), float(k)))
 
 
-def _weights_warnings(manifest: Manifest) -> list[str]:
-    sentences = {
-        "demonstration": "DEMONSTRATION WEIGHTS, trained on phantoms to show the tool at work: never for patients",
-        "random": "RANDOM WEIGHTS, for timing and tests: the mask means nothing",
-    }
-    kind = manifest.plan.weights.kind
-    return [sentences[kind]] if kind in sentences else []
+def _weights_warnings(weights: Weights) -> list[str]:
+    warnings = []
+    if weights.demonstration:
+        warnings.append("DEMONSTRATION WEIGHTS, trained on phantoms to show the tool at work: never for patients")
+    if weights.kind == "random":
+        warnings.append("RANDOM WEIGHTS, for timing and tests: the mask means nothing")
+    return warnings
 
 
 def _result_warnings(volume_ml: float, limit_reached: bool) -> list[str]:
@@ -226,15 +236,14 @@ def _result_warnings(volume_ml: float, limit_reached: bool) -> list[str]:
     return warnings
 
 
-def _provenance(
-    session: Session, manifest: Manifest, scan: Scan, points: list[Point], mask_path: Path
-) -> dict[str, Any]:
+def _provenance(session: Session, scan: Scan, points: list[Point], mask_path: Path) -> dict[str, Any]:
     """Return what a report adds. File names only: folders may name a patient."""
+    weights = session.manifest.plan.weights
     return {
         "mask": mask_path.name,
         "samkit": samkit.__version__,
-        "manifest_sha256": manifest.digest,
-        "weights": {"kind": manifest.plan.weights.kind, "sha256": manifest.plan.weights.sha256},
+        "manifest_sha256": session.manifest.digest,
+        "weights": {"kind": weights.kind, "sha256": weights.sha256},
         "refinement": session.refinement,
         "spacing_mm": list(session.spacing),
         "input": scan.path.name,

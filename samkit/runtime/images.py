@@ -14,7 +14,7 @@ import gzip
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,8 @@ from typing import IO
 
 import nibabel
 import numpy as np
-from nibabel.imageglobals import LoggingOutputSuppressor
-from nibabel.nifti1 import Nifti1Header, Nifti1Image
+from nibabel.imageglobals import logger as nibabel_log
+from nibabel.nifti1 import Nifti1Header, Nifti1Image, xform_codes
 from nibabel.nifti2 import Nifti2Header, Nifti2Image
 
 from samkit.errors import GeometryError, InputRefused, SamkitError
@@ -64,11 +64,12 @@ def read_scan(path: Path, *, max_voxels: int = MAX_VOXELS) -> Scan:
     name = path.name
     if not path.is_file():
         raise InputRefused("missing", f"there is no file {name}", "check the path given with -i")
-    header_path, voxels_path = _pair(path)
+    header_path, voxels_path = scan_files(path)
     header = _read_header(header_path, voxels_path)
     shape = _checked_shape(header, name, max_voxels)
+    _check_geometry(header, name)
     _check_size(header, shape, voxels_path)
-    with LoggingOutputSuppressor():
+    with _silent_nibabel():
         try:
             image = nibabel.load(path)
             affine = np.array(image.affine, np.float64)
@@ -87,7 +88,7 @@ def read_scan(path: Path, *, max_voxels: int = MAX_VOXELS) -> Scan:
     except GeometryError as error:
         raise InputRefused("singular-affine", f"{name}: {_before_remedy(error)}", _after_remedy(error)) from error
     _check_values(array, name)
-    return Scan(Volume(array, affine), image.header, voxels_path, _warnings(affine))
+    return Scan(Volume(array, affine), image.header, voxels_path, _warnings(header, affine))
 
 
 def write_mask(path: Path, mask: np.ndarray, scan: Scan) -> None:
@@ -100,21 +101,21 @@ def write_logits(path: Path, logits: np.ndarray, scan: Scan) -> None:
     _write(path, logits.astype(np.float32), scan)
 
 
-def check_output(path: Path, scan_path: Path) -> None:
-    """Raise InputRefused unless a file can be written to `path` without touching the scan."""
+def check_output(path: Path, inputs: Iterable[Path]) -> None:
+    """Raise InputRefused unless a file can be written to `path` without touching one of `inputs`."""
     if not path.parent.is_dir():
         raise InputRefused("output-folder", f"the folder of {path.name} does not exist", "make it first")
-    inputs = {p.resolve() for p in (scan_path, *_pair(scan_path))}
-    if path.resolve() in inputs or any(path.exists() and p.exists() and path.samefile(p) for p in inputs):
+    # `samefile` knows links and names that differ in case only.
+    if path.exists() and any(p.exists() and path.samefile(p) for p in inputs):
         raise InputRefused(
-            "output-is-input", f"{path.name} is the input itself and would be overwritten", "give another output name"
+            "output-is-input", f"{path.name} is one of the inputs and would be overwritten", "give another output name"
         )
 
 
 # --- The gate ---
 
 
-def _pair(path: Path) -> tuple[Path, Path]:
+def scan_files(path: Path) -> tuple[Path, Path]:
     """Return the files that hold header and voxels: the same one, or the two of a pair."""
     name = path.name
     compressed = ".gz" if name.endswith(".gz") else ""
@@ -183,17 +184,37 @@ def _checked_shape(header: Nifti1Header, name: str, max_voxels: int) -> Index:
         raise InputRefused("bad-datatype", f"{name} states an unknown datatype", _PLAIN_NUMBERS) from error
     if dtype not in _DTYPES:
         raise InputRefused("bad-datatype", f"{name} holds {dtype.name} voxels", _PLAIN_NUMBERS)
-    sizes = np.abs(header["pixdim"][1:4])
-    if header["sform_code"] <= 0 and not (np.isfinite(sizes) & (sizes > 0)).all():  # nibabel would make them 1
-        raise InputRefused(
-            "singular-affine", f"{name} has no sform and voxels of no size", "repair the file's sform or qform first"
-        )
     offset = float(header["vox_offset"])
     if not 0 <= offset <= _MAX_OFFSET:
         raise InputRefused("bad-header", f"{name} says its voxels begin at byte {offset:g}", "write the file again")
     return i, j, k
 
 
+def _check_geometry(header: Nifti1Header, name: str) -> None:
+    """Raise InputRefused for fields of the geometry that nibabel would mend or read as something else."""
+    units = int(header["xyzt_units"]) % 8  # the other bits are the unit of time
+    if units not in (0, 2):
+        found = {1: "metres", 3: "micrometres"}.get(units, f"an unknown unit (code {units})")
+        raise InputRefused(
+            "bad-units", f"{name} states its geometry in {found}, needed is mm", "write it again in mm, units code 2"
+        )
+    if int(header["sform_code"]) in _FORM_CODES:
+        return
+    sizes = np.abs(header["pixdim"][1:4])
+    if not (np.isfinite(sizes) & (sizes > 0)).all():  # nibabel would make them 1
+        raise InputRefused("singular-affine", f"{name} has no sform and voxels of no size", _REPAIR)
+    try:
+        if int(header["qform_code"]) in _FORM_CODES:
+            header.get_qform_quaternion()
+    except ValueError as error:
+        raise InputRefused(
+            "bad-quaternion", f"{name} has a qform whose quaternion is longer than 1, so it is no rotation", _REPAIR
+        ) from error
+
+
+_FORM_CODES = frozenset(int(code) for code in xform_codes.value_set()) - {0}
+"""What sform_code and qform_code may be where there is such a form; nibabel takes any other for 0."""
+_REPAIR = "repair the file's sform or qform first"
 _PLAIN_NUMBERS = "convert it to integers or floats of up to 64 bits, one number per voxel"
 
 
@@ -208,6 +229,19 @@ def _check_size(header: Nifti1Header, shape: Index, voxels_path: Path) -> None:
             f"{voxels_path.name} is truncated: {size} bytes can't hold the {needed} its header states",
             "copy the file again",
         )
+
+
+@contextmanager
+def _silent_nibabel() -> Iterator[None]:
+    """Keep nibabel's log off stderr: what matters in it is a warning or a refusal here.
+
+    Its own LoggingOutputSuppressor takes the handlers away, and Python then prints by its handler of last resort.
+    """
+    before, nibabel_log.disabled = nibabel_log.disabled, True
+    try:
+        yield
+    finally:
+        nibabel_log.disabled = before
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -251,8 +285,12 @@ def _check_values(array: np.ndarray, name: str) -> None:
         )
 
 
-def _warnings(affine: np.ndarray) -> tuple[str, ...]:
-    warnings = []
+def _warnings(header: Nifti1Header, affine: np.ndarray) -> tuple[str, ...]:
+    warnings = [
+        f"{field} {int(header[field])} is not one of NIfTI's: the file's {field[:5]} is not used"
+        for field in ("sform_code", "qform_code")
+        if int(header[field]) not in _FORM_CODES | {0}
+    ]
     sizes = spacing_of(affine)
     if min(sizes) < 0.05 or max(sizes) > 20:
         warnings.append(f"unusual voxel size {' x '.join(f'{s:g}' for s in sizes)} mm: is the header right?")
@@ -275,7 +313,7 @@ def _after_remedy(error: GeometryError) -> str:
 
 _GEOMETRY = (
     "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
-    "srow_x", "srow_y", "srow_z",
+    "srow_x", "srow_y", "srow_z", "xyzt_units",
 )  # fmt: skip
 
 
@@ -288,7 +326,6 @@ def _write(path: Path, array: np.ndarray, scan: Scan) -> None:
     for name in _GEOMETRY:
         header[name] = scan.header[name]
     header["pixdim"][:4] = scan.header["pixdim"][:4]
-    header.set_xyzt_units(scan.header.get_xyzt_units()[0])
     header["scl_slope"], header["scl_inter"] = 1, 0
     # With the header's own affine nibabel leaves these fields as they are.
     image = (Nifti2Image if is_2 else Nifti1Image)(array, header.get_best_affine(), header)

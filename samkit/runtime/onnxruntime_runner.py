@@ -72,10 +72,11 @@ class OnnxRuntimeRunner(Closing):
                 )
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the outputs by name; raises TensorMismatchError for inputs that don't fit the graph."""
+        """Return the outputs by name; raises TensorMismatchError for inputs that don't fit, SamkitError once closed."""
+        session = self._still_open(self._session)
         check_inputs(self.graph, inputs)
         names = [spec.name for spec in self.graph.outputs]
-        return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
     def close(self) -> None:
         """Let go of the session's memory."""

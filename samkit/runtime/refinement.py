@@ -24,8 +24,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
+from samkit.clicks import dice
 from samkit.errors import InputRefused
-from samkit.geometry import Index, crop_origin, upsample
+from samkit.geometry import Index, as_index, box_slices, crop_origin, upsample
 from samkit.methods.method import Method
 from samkit.models.sam3d_config import LOGIT_STRIDE, Sam3DConfig
 from samkit.prompts import FOREGROUND, Point
@@ -134,24 +135,25 @@ class Refiner:
     # --- Clicks ---
 
     def _apply(self, crops: Sequence[Crop], point: Point) -> list[Crop]:
-        """Return the crops after `point`, with one more where a foreground click lies in none of them."""
-        holds = [self._holds(crop, point) for crop in crops]
+        """Return the crops after `point`, with one more where a foreground click lies well inside none of them."""
+        # Close to a face the network lacks context: good enough to take something away, not to find an object.
+        margin = self._config.patch / 16 if point.label == FOREGROUND else 0.0
+        holds = [self._holds(crop, point, margin) for crop in crops]
         if any(holds):
             return [self._step(crop, point) if held else crop for crop, held in zip(crops, holds, strict=True)]
         if point.label != FOREGROUND:
-            return list(crops)  # background already
+            return list(crops)  # no crop is there: background already
         origin = crop_origin(np.array(point.index), self._config.patch)
         if crops:
             first = np.array(crops[0].origin)
-            origin = _index(first + LOGIT_STRIDE * np.rint((np.array(origin) - first) / LOGIT_STRIDE))
+            origin = as_index(first + LOGIT_STRIDE * np.rint((np.array(origin) - first) / LOGIT_STRIDE))
         prompt, _ = self._low(crops, origin)  # zeros where no crop was: everywhere, at the first click
         crop = Crop(origin, prompt, self._encode(origin), 0)
         return [*crops, self._step(crop, point)]
 
-    def _holds(self, crop: Crop, point: Point) -> bool:
-        """Whether `point` lies in `crop`, and not so close to a face that the network would lack context."""
+    def _holds(self, crop: Crop, point: Point, margin: float) -> bool:
+        """Whether `point` lies in `crop`, `margin` voxels or more from every face that is not the grid's edge."""
         patch = self._config.patch
-        margin = patch / 16
         for at, origin, size in zip(point.index, crop.origin, self._grid_shape, strict=True):
             low = 0 if origin <= 0 else origin + margin
             high = size if origin + patch >= size else origin + patch - margin
@@ -217,7 +219,7 @@ class Refiner:
                 continue
             room -= 1
             crop = self._step(Crop(origin, prompt, embeddings, 0), point, is_click=False)
-            if _dice(crop.logits[covered] > self._threshold, prompt[covered] > self._threshold) >= MIN_AGREEMENT:
+            if dice(crop.logits[covered] > self._threshold, prompt[covered] > self._threshold) >= MIN_AGREEMENT:
                 found.append(crop)
         return found, False
 
@@ -299,7 +301,7 @@ class Refiner:
         target = _Mean((side,) * 3)
         for crop in crops:
             if _overlap(crop.origin, origin, self._config.patch):
-                target.add(crop.logits, _index((np.array(crop.origin) - origin) / LOGIT_STRIDE))
+                target.add(crop.logits, as_index((np.array(crop.origin) - origin) / LOGIT_STRIDE))
         return target.mean(UNKNOWN_LOGIT), target.weight > 0
 
     def _merge_group(self, crops: Sequence[Crop]) -> Piece:
@@ -309,10 +311,10 @@ class Refiner:
             return Piece(crops[0].origin, boxes[0])
         origins = np.array([crop.origin for crop in crops])
         first = origins.min(axis=0)
-        target = _Mean(_index(origins.max(axis=0) + patch - first))
+        target = _Mean(as_index(origins.max(axis=0) + patch - first))
         for box, origin in zip(boxes, origins, strict=True):
-            target.add(box, _index(origin - first))
-        return Piece(_index(first), target.mean(NO_LOGIT))
+            target.add(box, as_index(origin - first))
+        return Piece(as_index(first), target.mean(NO_LOGIT))
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -334,8 +336,8 @@ class _Mean:
         """Add `cube` with its first voxel at `origin` of the box; what lies outside the box is left out."""
         low = np.clip(origin, 0, self._sum.shape)
         high = np.clip(np.add(origin, cube.shape), low, self._sum.shape)
-        box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        part = tuple(slice(a, b) for a, b in zip(low - origin, high - origin, strict=True))
+        box = box_slices(low, high)
+        part = box_slices(low - origin, high - origin)
         tent = _tent(cube.shape[0])
         i, j, k = (tent[s] for s in part)
         weight = i[:, None, None] * j[:, None] * k
@@ -386,13 +388,3 @@ def _deepest(mask: np.ndarray, touched: np.ndarray, axis: int, is_high: bool, lo
     depth = np.where(part & np.expand_dims(band, [a for a in range(3) if a != axis]), depth, -1.0)
     i, j, k = np.unravel_index(int(depth.argmax()), depth.shape)
     return int(i), int(j), int(k)
-
-
-def _dice(one: np.ndarray, other: np.ndarray) -> float:
-    total = int(one.sum()) + int(other.sum())
-    return 2 * int((one & other).sum()) / total if total else 1.0
-
-
-def _index(values: np.ndarray) -> Index:
-    a, b, c = (int(v) for v in values)
-    return a, b, c

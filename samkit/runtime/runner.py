@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 
-from samkit.errors import TensorMismatchError
+from samkit.errors import SamkitError, TensorMismatchError
 from samkit.methods.method import GraphSpec
+
+T = TypeVar("T")
 
 
 class Runner(Protocol):
@@ -24,7 +26,7 @@ class Runner(Protocol):
         """Return what really runs the graph, as the backend names it."""
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the outputs by name; raises TensorMismatchError for inputs that don't fit the graph."""
+        """Return the outputs by name; raises TensorMismatchError for inputs that don't fit, SamkitError once closed."""
 
     def close(self) -> None:
         """Let go of memory and device."""
@@ -37,10 +39,20 @@ class Runner(Protocol):
 
 
 class Closing:
-    """Makes whatever has a `close` a context manager."""
+    """Makes a runner a context manager, and one that says so when it is run after its end."""
+
+    graph: GraphSpec
 
     def close(self) -> None:
         """Let go of memory and device."""
+
+    def _still_open(self, held: T | None) -> T:
+        """Return `held`, which `close` makes None; raises SamkitError when it has."""
+        if held is None:
+            raise SamkitError(
+                f"the runner of {self.graph.name} is closed and a run needs it open; open the session again"
+            )
+        return held
 
     def __enter__(self) -> Self:
         return self

@@ -2,8 +2,9 @@
 
     with open_session("exports/m-sam") as session:
         session.set_volume(volume)
-        session.add_point(Point((60, 70, 30), FOREGROUND))
+        step = session.add_point(Point((60, 70, 30), FOREGROUND))
         mask = session.mask()
+        session.undo()
 
 Points and masks are in the frame of the volume as given. Nothing here needs torch, unless it is asked for.
 """
@@ -75,8 +76,12 @@ class Session:
         *,
         spacing: Triple | None = None,
         precision: str = "fp32",
+        manifest: Manifest | None = None,
     ) -> None:
-        """Take over `runners`, one per graph; `spacing` [mm] overrides what the network was trained at."""
+        """Take over `runners`, one per graph, of the export that `manifest` describes, if it is one.
+
+        `spacing` [mm] overrides what the network was trained at.
+        """
         if refinement not in method.refinements:
             raise ExportError(
                 f"{method.name} knows the refinements {', '.join(method.refinements)}, not '{refinement}'; export again"
@@ -86,6 +91,7 @@ class Session:
         self.refinement = refinement
         self.precision = precision
         self.spacing = config.spacing if spacing is None else spacing
+        self._manifest = manifest
         self._runners = dict(runners)
         self._volume: Volume | None = None
         self._grid: Grid | None = None
@@ -213,6 +219,13 @@ class Session:
     # --- Life ---
 
     @property
+    def manifest(self) -> Manifest:
+        """Return the manifest of the export; raises ManifestError where the session was made without one."""
+        if self._manifest is None:
+            raise ManifestError("this session was made from runners, and a manifest needs an export; use open_session")
+        return self._manifest
+
+    @property
     def providers(self) -> dict[str, tuple[str, ...]]:
         """Return, for every graph, what really runs it."""
         return {name: runner.providers for name, runner in self._runners.items()}
@@ -278,7 +291,7 @@ def open_session(
                 raise ExportError(f"the torch backend runs float32, not {precision}; leave --precision out")
             from samkit.runtime.torch_runner import open_torch_runners
 
-            runners.update(open_torch_runners(method, config, plan.weights, folder, device=device, threads=threads))
+            runners.update(open_torch_runners(method, config, plan.weights, device=device, threads=threads))
         else:
             from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
@@ -286,7 +299,9 @@ def open_session(
                 path = manifest.path(folder, graph.name, precision)
                 runner = OnnxRuntimeRunner(path, graph, device=device, threads=threads)
                 runners[graph.name] = opened.enter_context(runner)
-        session = Session(method, config, plan.refinement, runners, spacing=spacing, precision=precision)
+        session = Session(
+            method, config, plan.refinement, runners, spacing=spacing, precision=precision, manifest=manifest
+        )
         opened.pop_all()  # the session closes them from here on
     return session
 

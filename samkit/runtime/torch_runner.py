@@ -32,18 +32,17 @@ class TorchRunner(Closing):
         self._device = device
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the outputs by name; raises TensorMismatchError for inputs that don't fit the graph."""
+        """Return the outputs by name; raises TensorMismatchError for inputs that don't fit, SamkitError once closed."""
         import torch
 
+        network = self._still_open(self._network)
         check_inputs(self.graph, inputs)
-        if self._network is None:
-            raise RuntimeError("this runner is closed")
         with torch.inference_mode():
             tensors = [
                 torch.from_numpy(np.ascontiguousarray(inputs[s.name])).to(self._device) for s in self.graph.inputs
             ]
             is_encoder = self.graph.name == "image_encoder"
-            results = (self._network.encode(*tensors),) if is_encoder else self._network.decode(*tensors)
+            results = (network.encode(*tensors),) if is_encoder else network.decode(*tensors)
             return {
                 spec.name: result.float().cpu().numpy()
                 for spec, result in zip(self.graph.outputs, results, strict=False)
@@ -59,7 +58,6 @@ def open_torch_runners(
     method: Method,
     config: Sam3DConfig,
     weights: Weights,
-    folder: Path,
     *,
     device: str = "cpu",
     threads: int | None = None,
@@ -74,13 +72,13 @@ def open_torch_runners(
         raise MissingDependencyError(
             "--backend torch needs PyTorch; pip install 'samkit[export]', or use --backend onnxruntime"
         ) from error
-    from samkit.checkpoints import load_network, resolve_checkpoint
+    from samkit.checkpoints import load_network
 
     if device == "cuda" and not torch.cuda.is_available():
         raise MissingDependencyError("PyTorch finds no CUDA device; check the driver, or use --device cpu")
     if threads is not None:
         torch.set_num_threads(threads)
-    path = resolve_checkpoint(_weights_file(method, weights, folder))
+    path = _weights_file(method, weights)
     found = file_sha256(path)  # before anything in it is read
     if found != weights.sha256:
         raise ManifestError(
@@ -94,18 +92,17 @@ def open_torch_runners(
     return {graph.name: TorchRunner(network, graph, device) for graph in method.graphs(config)}
 
 
-def _weights_file(method: Method, weights: Weights, folder: Path) -> Path:
+def _weights_file(method: Method, weights: Weights) -> Path:
     if weights.kind == "demonstration":
         from samkit.weights import demo_checkpoint
 
-        return Path(demo_checkpoint(method.name))
+        return demo_checkpoint(method.name)
     if weights.path is None:
         raise ManifestError(
             f"this export was made from {weights.kind} weights that no file holds; use --backend onnxruntime"
         )
     path = Path(weights.path)
-    path = path if path.is_absolute() else next((p for p in (path, folder / path) if p.exists()), path)
-    if not path.exists():
+    if not path.is_file():
         raise CheckpointError(
             f"the checkpoint {path.name} that this export was made from is gone; put it back where the manifest says, "
             "or use --backend onnxruntime"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import nibabel
 import numpy as np
 import pytest
 
+from samkit.manifest import Manifest, Weights
 from samkit.prompts import Point, write_clicks
 from samkit.runtime.images import read_scan
 from samkit.runtime.session import open_session
@@ -164,13 +167,14 @@ def images(folder):
         "NaN": (write("nan.nii", broken), "1 of 52800 voxels of nan.nii are NaN"),
         "constant": (write("flat.nii", np.full_like(good, 7)), "have the value 7"),
         "singular affine": (singular, "singular"),
+        "metres": (raw("metres.nii", plain[:123] + b"\x01" + plain[124:]), "states its geometry in metres"),
         "missing": (folder / "nowhere.nii", "there is no file nowhere.nii"),
     }
 
 
 @pytest.mark.parametrize("kind", [
     "not a NIfTI", "not a gzip", "other suffix", "truncated", "truncated gzip", "2D", "4D", "5D", "no positive voxel",
-    "NaN", "constant", "singular affine", "missing",
+    "NaN", "constant", "singular affine", "metres", "missing",
 ])  # fmt: skip
 def test_bad_scan_is_refused_in_one_sentence(kind, bright_export, tmp_path, capsys, monkeypatch):
     path, words = images(tmp_path)[kind]
@@ -216,7 +220,7 @@ def test_bad_request_ends_with_its_exit_code(
     assert words in line
 
 
-def test_output_must_not_be_the_input(bright_export, scan, capsys, monkeypatch):
+def test_output_must_not_be_the_scan(bright_export, scan, capsys, monkeypatch):
     before = scan.read_bytes()
     linked = scan.with_name("other.nii.gz")
     linked.symlink_to(scan)
@@ -225,15 +229,45 @@ def test_output_must_not_be_the_input(bright_export, scan, capsys, monkeypatch):
             capsys, monkeypatch, "--export", bright_export, "-i", scan, "-o", output, "--point", "20,22,15,+"
         )
         assert code == 3
-        assert "is the input itself" in err
+        assert "is one of the inputs" in err
     assert scan.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["clicks.json", "export/manifest.json", "export/mask_decoder.onnx"])
+def test_report_must_not_be_an_input(name, bright_export, scan, tmp_path, capsys, monkeypatch):
+    folder, clicks = tmp_path / "export", tmp_path / "clicks.json"
+    shutil.copytree(bright_export, folder)
+    write_clicks(clicks, [Point((20, 22, 15), 1)])
+    before = (tmp_path / name).read_bytes()
+    code, out, err = call(
+        capsys, monkeypatch,
+        "--export", folder, "-i", scan, "-o", tmp_path / "m.nii", "--clicks", clicks, "--report", tmp_path / name,
+    )  # fmt: skip
+
+    assert (code, out) == (3, "")
+    assert f"{name.split('/')[-1]} is one of the inputs" in err
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_demonstration_weights_are_named_wherever_they_were_given_from(
+    bright_export, scan, tmp_path, capsys, monkeypatch
+):
+    folder = tmp_path / "export"
+    shutil.copytree(bright_export, folder)
+    manifest = Manifest.load(folder)
+    weights = Weights("checkpoint", str(tmp_path / "best.safetensors"), "0" * 64, demonstration=True)
+    replace(manifest, plan=replace(manifest.plan, weights=weights)).save(folder)
+    arguments = ("--export", folder, "-i", scan, "-o", tmp_path / "m.nii", "--point", "20,22,15,+")
+    code, out, err = call(capsys, monkeypatch, *arguments)
+
+    assert code == 0
+    assert json.loads(out)["demonstration_weights"] is True
+    assert "DEMONSTRATION WEIGHTS" in err
 
 
 def test_changed_export_is_refused(bright_export, scan, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "export"
-    folder.mkdir()
-    for file in bright_export.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(bright_export, folder)
     changed = bytearray((folder / "mask_decoder.onnx").read_bytes())
     changed[-20] ^= 1
     (folder / "mask_decoder.onnx").write_bytes(bytes(changed))

@@ -32,7 +32,7 @@ def export(tiny_export, tmp_path):
     path = folder / "weights.safetensors"
     info = CheckpointInfo(plan.method, plan.size, plan.config, plan.refinement)
     save_checkpoint(path, random_network(method, plan.config), info)
-    weights = Weights("checkpoint", path.name, file_sha256(path))
+    weights = Weights("checkpoint", str(path), file_sha256(path))
     replace(manifest, plan=replace(plan, weights=weights)).save(folder)
     return folder
 

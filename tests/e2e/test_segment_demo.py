@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
+import nibabel
 import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from scipy import ndimage
 
-from samkit.errors import CheckpointError
 from samkit.geometry import voxel_to_world, world_to_voxel
 from samkit.phantoms import make_phantom
 from samkit.prompts import FOREGROUND, Point
 from samkit.runtime import open_session
 from samkit.runtime.images import read_scan
-from samkit.weights import demo_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -24,16 +24,19 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module", params=["m-sam"])
 def demo_export(request, tmp_path_factory):
     """The export that `sam-export --method m-sam` makes of the demonstration weights."""
-    try:
-        demo_checkpoint(request.param)
-    except CheckpointError as error:
-        pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("demo") / request.param
-    code = "from samkit.export.cli import main; main()"
-    arguments = ["--method", request.param, "--out", str(folder)]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    command("export", "--method", request.param, "--out", folder)
     return folder
+
+
+def command(part, *arguments):
+    """Run sam-export or sam-segment in a fresh interpreter; return what it printed."""
+    code = f"from samkit.{part}.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def dice(one, other):
@@ -86,5 +89,25 @@ def test_all_orientations_give_one_mask(demo_export, shared):
             masks[path.name] = apply_orientation(session.mask(), change)
     first = masks[paths[0].name]
 
+    assert first.sum() >= 100
+    assert {name: int((mask ^ first).sum()) for name, mask in masks.items() if (mask ^ first).sum() > 3} == {}
+
+
+def test_command_gives_one_mask_for_one_point_of_the_world(demo_export, shared, tmp_path):
+    paths = sorted((shared / "data" / "orientations").glob("*.nii.gz"))[::8]  # each direction comes first once
+    reference = read_scan(paths[0]).volume
+    middle = (np.array([reference.array.shape]) - 1) / 2 + [[3.2, 4.1, -2.6]]
+    point = ",".join(f"{v:.6f}" for v in voxel_to_world(reference.affine, middle)[0])
+    masks = {}
+    for path in paths:
+        output = tmp_path / path.name
+        click = ("--world", "--point", f"{point},+")
+        printed = command("runtime", "--export", demo_export, "-i", path, "-o", output, *click)
+        assert json.loads(printed)["demonstration_weights"] is True
+        written = nibabel.as_closest_canonical(nibabel.load(output))
+        masks[path.name] = np.asarray(written.dataobj) > 0
+    first = masks[paths[0].name]
+
+    assert len(masks) == 6
     assert first.sum() >= 100
     assert {name: int((mask ^ first).sum()) for name, mask in masks.items() if (mask ^ first).sum() > 3} == {}

@@ -11,8 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from samkit.errors import InputRefused, SamkitError
-from samkit.runtime import images
-from samkit.runtime.images import read_scan, replacing, write_logits, write_mask
+from samkit.runtime.images import check_output, read_scan, replacing, scan_files, write_logits, write_mask
 
 # A rotation of 20 and 30 degrees, voxels of 0.9 x 1.1 x 1.9 mm.
 (A, B), (C, D) = np.array([[np.cos(t), np.sin(t)] for t in np.radians([20, 30])])
@@ -103,7 +102,7 @@ def test_form_codes_are_kept(codes, tmp_path):
 
     assert (int(after.header["sform_code"]), int(after.header["qform_code"])) == codes
     assert after.affine.tobytes() == before.affine.tobytes()
-    assert after.header.get_xyzt_units()[0] == before.header.get_xyzt_units()[0]
+    assert after.header["xyzt_units"] == before.header["xyzt_units"]
 
 
 def test_scaling_is_applied_and_the_mask_has_none(tmp_path):
@@ -195,6 +194,11 @@ def header(**fields):
         ({"srow_x": [np.nan, 0, 0, 0]}, "singular-affine"),
         ({"srow_x": [0, 0, 0, 0]}, "singular-affine"),
         ({"sform_code": 0, "qform_code": 0, "pixdim": [1, 0, 0, 0, 1, 1, 1, 1]}, "singular-affine"),
+        ({"sform_code": 99, "qform_code": 0, "pixdim": [1, 0, 0, 0, 1, 1, 1, 1]}, "singular-affine"),
+        ({"sform_code": 0, "qform_code": 1, "quatern_b": 0.9, "quatern_c": 0.9}, "bad-quaternion"),
+        ({"xyzt_units": 1}, "bad-units"),
+        ({"xyzt_units": 3 + 8}, "bad-units"),
+        ({"xyzt_units": 7}, "bad-units"),
     ],
 )
 def test_hostile_header_is_refused_before_the_voxels(fields, code, tmp_path):
@@ -204,6 +208,34 @@ def test_hostile_header_is_refused_before_the_voxels(fields, code, tmp_path):
         read_scan(path)
 
     assert refused.value.code == code
+
+
+@pytest.mark.parametrize("units", [0, 2, 2 + 8, 2 + 56, 255 - 7])
+def test_unit_of_space_is_mm_and_any_unit_of_time_is_kept(units, tmp_path):
+    path, output = tmp_path / "a.nii", tmp_path / "m.nii"
+    path.write_bytes(header(xyzt_units=units))
+    write_mask(output, values() > 40, read_scan(path))
+
+    assert output.read_bytes()[123] == units
+
+
+def test_quaternion_that_is_not_used_does_not_matter(tmp_path):
+    path, output = tmp_path / "a.nii", tmp_path / "m.nii"
+    path.write_bytes(header(qform_code=1, quatern_b=0.9, quatern_c=0.9))
+    write_mask(output, values() > 40, read_scan(path))
+
+    assert nibabel.load(output).affine.tolist() == np.eye(4).tolist()
+
+
+def test_form_code_that_nifti_does_not_know_is_a_warning_of_ours(tmp_path, capfd):
+    path = tmp_path / "a.nii"
+    path.write_bytes(header(sform_code=99))
+    for _ in range(2):  # a second scan is as quiet as the first
+        scan = read_scan(path)
+        write_mask(tmp_path / "m.nii", values() > 40, scan)
+        assert scan.warnings == ("sform_code 99 is not one of NIfTI's: the file's sform is not used",)
+
+    assert capfd.readouterr() == ("", "")
 
 
 def test_gzip_bomb_is_refused_by_its_header(tmp_path):
@@ -309,5 +341,5 @@ def test_logits_are_written_as_they_are(tmp_path):
 
 def test_output_with_the_same_file_by_another_name_is_refused(tmp_path):
     nibabel.save(image(nibabel.Nifti1Pair), tmp_path / "a.img")
-    with pytest.raises(InputRefused, match="is the input itself"):
-        images.check_output(tmp_path / "a.hdr", tmp_path / "a.img")
+    with pytest.raises(InputRefused, match=r"a\.hdr is one of the inputs"):
+        check_output(tmp_path / "a.hdr", scan_files(tmp_path / "a.img"))

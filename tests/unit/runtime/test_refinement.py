@@ -156,6 +156,31 @@ def test_background_click_outside_every_crop_changes_nothing():
     assert made.click(state, Point((5, 20, 20), BACKGROUND)).crops == state.crops
 
 
+def test_background_click_goes_to_every_crop_that_contains_it():
+    made, _, decoder = refiner(bar((100, 40, 40), 16))
+    state = made.click(State(), Point((50, 20, 20), FOREGROUND))  # crop 34..65
+    for inside in (33.6, 34.0, 65.4):  # less than 2 voxels from a face
+        made.click(state, Point((inside, 20, 20), BACKGROUND))
+        assert decoder.seen[-1]["point_labels"].tolist() == [[BACKGROUND]]
+        assert decoder.seen[-1]["point_coords"][0, 0, 0] == pytest.approx(inside - 34)
+    steps = len(decoder.seen)
+    for outside in (33.4, 65.6):
+        made.click(state, Point((outside, 20, 20), BACKGROUND))
+    assert len(decoder.seen) == steps
+
+    state = made.click(state, Point((65, 20, 20), FOREGROUND))  # crops 34..65 and 50..81
+    made.click(state, Point((51, 20, 20), BACKGROUND))
+    assert [float(seen["point_coords"][0, 0, 0]) for seen in decoder.seen[-2:]] == [17, 1]
+
+
+@pytest.mark.parametrize(("i", "crops"), [(63, 1), (65, 2)])
+def test_foreground_click_close_to_a_face_gets_a_crop_of_its_own(i, crops):
+    made, _, _ = refiner(bar((100, 40, 40), 16))
+    state = made.click(State(), Point((50, 20, 20), FOREGROUND))  # crop 34..65
+
+    assert len(made.click(state, Point((i, 20, 20), FOREGROUND)).crops) == crops
+
+
 def test_foreground_click_outside_every_crop_adds_one_that_shifts_exactly():
     volume = bar((100, 40, 40), 16)
     volume[8:16, 16:24, 16:24] = 200

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from samkit.errors import ManifestError, MissingDependencyError, TensorMismatchError
+from samkit.errors import ManifestError, MissingDependencyError, SamkitError, TensorMismatchError
 from samkit.manifest import Manifest
 from samkit.methods import get_method
 from samkit.runtime import onnxruntime_runner
@@ -59,6 +59,26 @@ def test_inputs_that_do_not_fit_are_refused(spoil, bright_export, graphs):
         pytest.raises(TensorMismatchError),
     ):
         runner.run(inputs)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "torch"])
+def test_closed_runner_says_so(backend, bright_export, graphs):
+    graph = graphs["mask_decoder"]
+    if backend == "torch":
+        pytest.importorskip("torch")
+        from samkit.runtime.torch_runner import TorchRunner
+
+        tiny = METHOD.sizes["tiny"]
+        graph = METHOD.graphs(tiny)[1]
+        runner = TorchRunner(METHOD.build(tiny).eval(), graph)
+    else:
+        runner = OnnxRuntimeRunner(bright_export / "mask_decoder.onnx", graph, threads=1)
+    with runner:
+        runner.run(zeros(graph))
+    runner.close()  # twice does no harm
+
+    with pytest.raises(SamkitError, match=r"runner of mask_decoder is closed.*open the session again"):
+        runner.run(zeros(graph))
 
 
 def test_file_of_another_graph_is_refused(bright_export, graphs):

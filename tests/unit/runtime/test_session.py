@@ -10,6 +10,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 
 from samkit.errors import ExportError, GeometryError, InputRefused, ManifestError, MissingDependencyError, PromptError
 from samkit.geometry import Volume, voxel_to_world, world_to_voxel
+from samkit.manifest import Manifest
 from samkit.prompts import BACKGROUND, FOREGROUND, Point
 from samkit.runtime import Session, open_session
 
@@ -187,6 +188,12 @@ def test_volume_must_have_three_axes(session, shape):
 def test_singular_volume_is_refused(session):
     with pytest.raises(GeometryError, match="singular"):
         session.set_volume(Volume(ball(), np.diag([1.0, 0.0, 1.0, 1.0])))
+
+
+def test_session_carries_the_manifest_of_its_export(session, bright_export):
+    assert session.manifest == Manifest.load(bright_export)
+    with pytest.raises(ManifestError, match="use open_session"):
+        _ = Session(session.method, session.config, "anchored", {}).manifest
 
 
 def test_unknown_refinement_is_refused(session):
