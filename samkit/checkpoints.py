@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,8 @@ class CheckpointInfo:
     metrics: dict[str, Any] = field(default_factory=dict)
     demonstration: bool = False
     """Trained on phantoms to show the tool at work; never for patients."""
+    weights_sha256: str = ""
+    """Of the weights beside this JSON, so that the two can't be mixed; `save_checkpoint` fills it in."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -78,7 +80,8 @@ def resolve_checkpoint(path: Path) -> Path:
 def save_checkpoint(path: Path, network: Sam3D, info: CheckpointInfo, *, half: bool = False) -> None:
     """Write `path` (.safetensors) and its JSON; `half` stores float16, which loads as float32.
 
-    Both are written beside their names and moved, weights first, so that an interrupted save leaves the old pair.
+    Both are written beside their names and moved, weights first; a pair that an interrupt left mixed is refused when
+    it is loaded.
     """
     import torch
     from safetensors.torch import save_file
@@ -92,7 +95,9 @@ def save_checkpoint(path: Path, network: Sam3D, info: CheckpointInfo, *, half: b
     path.parent.mkdir(parents=True, exist_ok=True)
     weights, facts = path.with_suffix(".safetensors.part"), path.with_suffix(".json.part")
     save_file(state, weights)
+    info = replace(info, weights_sha256=file_sha256(weights))
     facts.write_text(json.dumps(info.to_dict(), indent=1) + "\n")
+    weights.chmod(facts.stat().st_mode)  # safetensors writes for the owner alone
     weights.replace(path)
     facts.replace(path.with_suffix(".json"))
 
@@ -122,7 +127,7 @@ def load_network(path: Path, method: Method) -> LoadedNetwork:
     Raises CheckpointError for another method's weights, and lists every missing, unexpected and misshapen name.
     """
     path = resolve_checkpoint(path)
-    info = read_info(path)
+    info, sha256 = read_info(path), file_sha256(path)
     state = read_state(path)
     if info is None:
         state = {_our_name(name, method.official_prefix): tensor for name, tensor in state.items()}
@@ -132,9 +137,14 @@ def load_network(path: Path, method: Method) -> LoadedNetwork:
         raise CheckpointError(
             f"{path.name} was trained for '{info.method}', not '{method.name}'; pass --method {info.method}"
         )
+    elif info.refinement not in method.refinements or info.weights_sha256 not in ("", sha256):
+        raise CheckpointError(
+            f"{path.name} and the JSON beside it do not belong together (refinement '{info.refinement}', weights "
+            f"{sha256[:12]}... where the JSON names {info.weights_sha256[:12]}...); restore both from the training run"
+        )
     network = method.build(info.config)
     _fill(network, state, path.name, method)
-    return LoadedNetwork(network.eval(), info, file_sha256(path))
+    return LoadedNetwork(network.eval(), info, sha256)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

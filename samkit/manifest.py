@@ -57,10 +57,14 @@ class ExportPlan:
     graphs: tuple[str, ...]
 
     @property
-    def files(self) -> dict[str, tuple[str, str]]:
-        """Return every ONNX file this plan writes, with its graph and precision."""
-        precisions = PRECISIONS[: PRECISIONS.index(self.precision) + 1]
-        return {graph_file(graph, precision): (graph, precision) for graph in self.graphs for precision in precisions}
+    def precisions(self) -> tuple[str, ...]:
+        """Return every precision that is written."""
+        return PRECISIONS[: PRECISIONS.index(self.precision) + 1]
+
+    @property
+    def files(self) -> list[str]:
+        """Return the names of the ONNX files that are written."""
+        return [graph_file(graph, precision) for graph in self.graphs for precision in self.precisions]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form; what is not known yet reads "from checkpoint"."""
@@ -79,6 +83,8 @@ class ExportPlan:
         config_class = type(get_method(known["method"]).sizes["full"])
         known["config"] = known["config"] and config_class.from_dict(known["config"])
         known["graphs"] = tuple(known["graphs"])
+        if known["precision"] not in PRECISIONS:
+            raise ValueError(f"precision {known['precision']!r} is none of {', '.join(PRECISIONS)}")
         return cls(**known)
 
 

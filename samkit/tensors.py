@@ -70,9 +70,3 @@ class TensorSpec:
         """Return the JSON form: dynamic axes are [name, min, opt, max], fixed ones [name, size]."""
         axes = [[a.name, a.min, a.opt, a.max] if a.is_dynamic else [a.name, a.min] for a in self.axes]
         return {"name": self.name, "dtype": self.dtype, "axes": axes}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> TensorSpec:
-        """Return the spec that `to_dict` wrote."""
-        axes = tuple(Axis(*a) if len(a) == 4 else Axis.fixed(*a) for a in data["axes"])
-        return cls(data["name"], data["dtype"], axes)

@@ -50,6 +50,8 @@ def export(
         if not quiet:
             click.echo(line, err=True)
 
+    if (show_list or verify is not None) and method_name is not None:
+        raise click.UsageError("--list and --verify stand alone; leave --method out")
     if show_list:
         _print_methods()
     elif verify is not None:
@@ -68,13 +70,13 @@ def export(
             folded=not no_fold,
             opset=opset,
         )
+        folder = out or Path("exports") / plan.method
         if dry_run:
-            click.echo(json.dumps(plan.to_dict(), indent=1))
+            click.echo(json.dumps({**plan.to_dict(), "out": str(folder)}, indent=1))
             return
         _announce_weights(plan)
         from samkit.export.export import run_export  # torch only when an export is really made
 
-        folder = out or Path("exports") / plan.method
         manifest = run_export(plan, folder, force=force, say=say)
         click.echo(json.dumps({"export": str(folder), "digest": manifest.digest, "parity": manifest.parity}))
 

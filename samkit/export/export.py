@@ -17,11 +17,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samkit.errors import ExportError, ManifestError, MissingDependencyError
+import numpy as np
+
+from samkit.errors import ExportError, ManifestError, MissingDependencyError, ParityError
 from samkit.export.parity import FILE_NAME as PARITY_FILE
 from samkit.export.parity import Reference, check_parity, load_references, make_references, save_references
 from samkit.export.plan import complete_plan
-from samkit.manifest import PRECISIONS, ExportPlan, Manifest, describe_files, graph_file
+from samkit.manifest import ExportPlan, Manifest, describe_files, graph_file
 from samkit.manifest import FILE_NAME as MANIFEST_FILE
 from samkit.methods import GraphSpec, Method, get_method
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 RANDOM_SEED = 0
+MERGE_RELATIVE = 1e-5
+"""How much merging LoRA may move the embedding: it is exact but for rounding (1e-6 was measured)."""
 
 
 def run_export(plan: ExportPlan, out: Path, *, force: bool = False, say: Say = lambda line: None) -> Manifest:
@@ -44,16 +48,20 @@ def run_export(plan: ExportPlan, out: Path, *, force: bool = False, say: Say = l
     without `force`, and for every stage that fails; the folder is then as it was.
     """
     _check_dependencies()
+    _check_folder(out)
     method = get_method(plan.method)
     loaded = _load(plan, method)
     plan = complete_plan(plan, loaded.info)
     if (kept := _same_export(plan, out, force)) is not None:
         say(f"{out} already holds this export, unchanged; nothing to do (--force makes it again)")
         return kept
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
-        manifest = _make(plan, method, loaded, Path(folder), say)
-        _move(Path(folder), out, [artifact.file for artifact in manifest.artifacts])
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
+            manifest = _make(plan, method, loaded, Path(folder), say)
+            _move(Path(folder), out, manifest)
+    except OSError as error:
+        raise ExportError(f"the export can't be written to {out} ({error.strerror}); choose another --out") from error
     return manifest
 
 
@@ -64,6 +72,17 @@ def verify_export(folder: Path, say: Say = lambda line: None) -> dict[str, Any]:
     say(f"{len(manifest.artifacts)} files have the SHA-256 they were exported with")
     method = get_method(manifest.plan.method)
     return _check_files(manifest.plan, method, folder, load_references(folder / PARITY_FILE), say)
+
+
+def _check_folder(out: Path) -> None:
+    """Raise ExportError where `out` is no folder, or one that holds anything but an export of ours."""
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"{out} is a file, and an export is a folder; choose another --out")
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_FILE).is_file():
+        raise ExportError(
+            f"{out} holds files that no export of samkit's wrote, and nothing of yours is replaced; "
+            "choose an empty or a new folder with --out"
+        )
 
 
 def _check_dependencies() -> None:
@@ -192,7 +211,13 @@ def _merge_lora(network: Sam3D, references: list[Reference], method: Method) -> 
     before = embeddings()
     network.merge_lora()
     errors = [relative_error(a, b) for a, b in zip(embeddings(), before, strict=True)]
-    return {"relative_error": max(errors)}
+    worst = float(np.max(errors))  # `np.max` and `not <=`, because nan must fail
+    if not worst <= MERGE_RELATIVE:
+        raise ParityError(
+            f"merging LoRA moved the image embedding by {worst:.1e} relative, at most {MERGE_RELATIVE:.0e} is allowed; "
+            "are the LoRA weights of this checkpoint finite and of usual size?"
+        )
+    return {"relative_error": worst}
 
 
 def _check_files(
@@ -203,7 +228,7 @@ def _check_files(
         raise ManifestError(f"the plan in {folder} is not complete; export again")
     specs = method.graphs(plan.config)
     figures: dict[str, Any] = {}
-    for precision in PRECISIONS[: PRECISIONS.index(plan.precision) + 1]:
+    for precision in plan.precisions:
         with ExitStack() as stack:
             runners: Mapping[str, OnnxRuntimeRunner] = {
                 spec.name: stack.enter_context(OnnxRuntimeRunner(folder / graph_file(spec.name, precision), spec))
@@ -217,13 +242,21 @@ def _check_files(
     return figures
 
 
-def _move(source: Path, out: Path, names: list[str]) -> None:
-    """Move the finished files into `out`; its old manifest goes first and the new one comes last."""
+def _move(source: Path, out: Path, manifest: Manifest) -> None:
+    """Move the finished files into `out`: the old manifest goes first, the new one comes last.
+
+    Of what is there, only files that the old manifest lists are removed.
+    """
     out.mkdir(exist_ok=True)
-    (out / MANIFEST_FILE).unlink(missing_ok=True)
-    for stale in out.glob("*.onnx"):
-        stale.unlink()
-    for name in [*names, MANIFEST_FILE]:
+    if (out / MANIFEST_FILE).is_file():
+        try:
+            stale = [artifact.file for artifact in Manifest.load(out).artifacts]
+        except ManifestError:
+            stale = []
+        (out / MANIFEST_FILE).unlink()
+        for name in stale:
+            (out / Path(name).name).unlink(missing_ok=True)
+    for name in [*(artifact.file for artifact in manifest.artifacts), MANIFEST_FILE]:
         shutil.move(source / name, out / name)
 
 

@@ -191,8 +191,8 @@ def _check_absent_points(decoder: Runner, reference: Reference, spec: GraphSpec,
         return decoder.run(feed)["low_res_masks"]
 
     def padded(count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the first `count` points and three absent ones."""
-        more_coords = np.concatenate([coords[:, :count], np.full((1, 5 - count, 3), 7.0)], axis=1)
+        """Return the first `count` points, filled up to five with absent ones whose coordinates are nan."""
+        more_coords = np.concatenate([coords[:, :count], np.full((1, 5 - count, 3), np.nan)], axis=1)
         return more_coords, np.concatenate([labels[:, :count], np.full((1, 5 - count), float(ABSENT))], axis=1)
 
     plain = [logits(coords[:, :count], labels[:, :count]) for count in range(3)]

@@ -40,7 +40,9 @@ def plan_export(
             "leave --refinement out"
         )
     if opset not in OPSETS:
-        raise click.UsageError(f"opset {opset} was never tested, use {OPSETS.start} to {OPSETS.stop - 1}; e.g. --opset 20")
+        raise click.UsageError(
+            f"opset {opset} was never tested, use {OPSETS.start} to {OPSETS.stop - 1}; e.g. --opset 20"
+        )
     info = None
     if checkpoint is not None:
         path = resolve_checkpoint(checkpoint).resolve()

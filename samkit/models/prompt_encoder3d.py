@@ -60,6 +60,7 @@ class PromptEncoder3D(nn.Module):
         there is no box; it is absent when every point is, as upstream's `points=None`.
         """
         kind = labels.unsqueeze(-1)
+        coords = torch.where(kind == ABSENT, 0.0, coords)  # whatever stands there, nan included, must not matter
         encoded = self.pe_layer((coords + 0.5) / self.patch) * (kind != PADDING).to(coords.dtype)
         for label, weight in (
             (PADDING, self.not_a_point_embed.weight),

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,65 @@ def test_failed_stage_leaves_the_folder_as_it_was(copied_export, monkeypatch):
     assert [path.name for path in copied_export.parent.iterdir()] == ["export"]
 
 
+def test_folder_with_other_files_is_refused_untouched(tmp_path):
+    (tmp_path / "my_model.onnx").write_bytes(b"mine")
+    run = sam_export("--method", "m-sam", "--size", "tiny", "--force", "--out", tmp_path)
+    assert run.returncode == 1
+    assert "nothing of yours is replaced" in run.stderr
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("my_model.onnx", b"mine")]
+
+
+def test_force_removes_only_what_the_old_export_wrote(copied_export, monkeypatch):
+    (copied_export / "notes.onnx").write_bytes(b"mine")
+    kept = Manifest.load(copied_export)
+    monkeypatch.setattr(export_module, "_make", lambda plan, method, loaded, folder, say: make_copy(kept, folder))
+
+    def make_copy(manifest, folder):
+        for artifact in manifest.artifacts[:1]:
+            (folder / artifact.file).write_bytes(b"new")
+        smaller = replace(manifest, artifacts=manifest.artifacts[:1])
+        smaller.save(folder)
+        return smaller
+
+    run_export(plan_export("m-sam", size="tiny"), copied_export, force=True)
+    left = {path.name for path in copied_export.iterdir()}
+    assert left == {"notes.onnx", FILE_NAME, kept.artifacts[0].file}
+
+
+def test_file_as_export_folder_is_refused(tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    run = sam_export("--method", "m-sam", "--size", "tiny", "--out", tmp_path / "taken")
+    assert run.returncode == 1
+    assert "is a file, and an export is a folder" in run.stderr
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_absent_points_change_nothing_in_the_exported_graph(tiny_export, count):
+    """1e-6 relative: beside real points, alone, and in a row of a batch whose other row has more points."""
+    reference = load_references(tiny_export / "parity.npz")[0]
+    decoder = session(tiny_export / "mask_decoder.onnx")
+    coords = reference.coords[:2, 0][None]
+    labels = reference.labels[:2, 0][None]
+
+    def logits(coords, labels):
+        rows = len(coords)
+        feed = {
+            "image_embeddings": np.repeat(reference.embeddings, rows, axis=0),
+            "point_coords": coords.astype(np.float32),
+            "point_labels": labels.astype(np.float32),
+            "mask_input": np.repeat(reference.steps[0]["low_res_masks"], rows, axis=0),
+        }
+        return decoder.run(["low_res_masks"], feed)[0]
+
+    plain = logits(coords[:, :count], labels[:, :count])
+    filled = np.where(np.arange(2)[None, :, None] < count, coords, np.nan)
+    marked = np.where(np.arange(2)[None] < count, labels, -2)
+    assert relative_error(logits(filled, marked), plain) < 1e-6
+    both = logits(np.concatenate([coords, filled]), np.concatenate([labels, marked]))
+    assert relative_error(both[1:], plain) < 1e-6
+
+
 def test_list_names_every_method():
     run = sam_export("--list")
     assert run.returncode == 0
@@ -195,6 +255,7 @@ def test_list_names_every_method():
     [
         (["--method", "m-sma"], 2, "Did you mean 'm-sam'?"),
         ([], 2, "no --method"),
+        (["--method", "m-sam", "--list"], 2, "stand alone"),
         (["--method", "m-sam", "--checkpoint", "nowhere.pth"], 3, "there is no checkpoint nowhere.pth"),
         (["--method", "sam-med3d", "--refinement", "recurrent"], 2, "it has anchored"),
         (["--verify", "nowhere"], 3, "no finished export"),

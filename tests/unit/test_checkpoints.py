@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def test_file_without_weights_is_refused(tmp_path):
 def test_own_checkpoint_comes_back(tmp_path, network, info, half):
     save_checkpoint(tmp_path / "best.safetensors", network, info, half=half)
     loaded = load_network(tmp_path, M_SAM)  # a run's folder: its best one
-    assert loaded.info == info
+    assert loaded.info == replace(info, weights_sha256=loaded.sha256)
     for name, tensor in network.state_dict().items():
         kept = loaded.network.state_dict()[name]
         assert kept.dtype == torch.float32
@@ -118,6 +119,8 @@ def test_all_misfits_stand_in_one_error(tmp_path, network, info):
     state["mask_decoder.iou_token.weight"] = torch.ones(2, 2)
     state["image_encoder.pos_embed"][0] = float("nan")
     save_file(state, tmp_path / "c.safetensors")
+    facts = json.loads((tmp_path / "c.json").read_text())
+    (tmp_path / "c.json").write_text(json.dumps({**facts, "weights_sha256": ""}))
     with pytest.raises(CheckpointError) as error:
         load_network(tmp_path / "c.safetensors", M_SAM)
     for words in (
@@ -127,6 +130,20 @@ def test_all_misfits_stand_in_one_error(tmp_path, network, info):
         "1 with NaN or Inf: image_encoder.pos_embed",
     ):
         assert words in str(error.value)
+
+
+def test_weights_beside_another_json_are_refused(tmp_path, network, info):
+    save_checkpoint(tmp_path / "a.safetensors", network, info)
+    save_checkpoint(tmp_path / "b.safetensors", noisy_copy(network), info)
+    (tmp_path / "b.safetensors").replace(tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="do not belong together"):
+        load_network(tmp_path / "a.safetensors", M_SAM)
+
+
+def noisy_copy(network):
+    copy = M_SAM.build(network.config)
+    copy.load_state_dict({name: tensor + 1 for name, tensor in network.state_dict().items()})
+    return copy
 
 
 def test_checkpoint_of_another_method_is_refused(tmp_path, network, info):

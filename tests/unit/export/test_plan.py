@@ -3,16 +3,18 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 import torch
 
 import samkit
-from samkit.checkpoints import CheckpointInfo
+from samkit.checkpoints import CheckpointInfo, read_info
 from samkit.errors import CheckpointError
 from samkit.export.plan import complete_plan, plan_export
 from samkit.manifest import ExportPlan, file_sha256
+from samkit.weights import demo_checkpoint
 
 
 @pytest.fixture
@@ -67,11 +69,37 @@ def test_untested_opset_is_refused():
         plan_export("m-sam", size="tiny", opset=9)
 
 
-def test_dry_run_imports_no_torch():
+@pytest.mark.parametrize("weights", ["demonstration", "random", "checkpoint"])
+def test_dry_run_imports_no_torch(weights, tmp_path):
+    (tmp_path / "junk.pth").write_bytes(b"no checkpoint at all: it is hashed, never opened")
+    extra = {
+        "demonstration": [],
+        "random": ["--size", "tiny"],
+        "checkpoint": ["--checkpoint", str(tmp_path / "junk.pth")],
+    }
     code = (
         "import sys; sys.modules.update(torch=None, monai=None, lightning=None, onnx=None)\n"
-        "sys.argv = ['sam-export', '--method', 'm-sam', '--size', 'tiny', '--fp16', '--dry-run']\n"
+        f"sys.argv = ['sam-export', '--method', 'm-sam', '--fp16', '--dry-run', *{extra[weights]!r}]\n"
         "from samkit.export.cli import main; main()"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(run.stdout)["precision"] == "fp16"
+    plan = json.loads(run.stdout)
+    assert (plan["precision"], plan["weights"]["kind"]) == ("fp16", weights)
+    assert plan["out"] == "exports/m-sam"
+    assert (plan["config"] == "from checkpoint") == (weights == "checkpoint")
+
+
+def test_demonstration_weights_keep_their_name_as_checkpoint():
+    path = demo_checkpoint("m-sam")
+    plan = complete_plan(plan_export("m-sam", checkpoint=path), read_info(path))
+    assert (plan.weights.kind, plan.weights.demonstration) == ("checkpoint", True)
+    assert plan_export("m-sam").weights.demonstration
+    assert not plan_export("m-sam", size="tiny").weights.demonstration
+
+
+def test_folder_of_a_run_is_planned_as_its_best_file(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "best.safetensors").write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    given = plan_export("m-sam", checkpoint=Path("run"))
+    assert given == plan_export("m-sam", checkpoint=tmp_path / "run" / "best.safetensors")
