@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
 from samkit.command import run_command
+from samkit.errors import MissingDependencyError
 from samkit.methods import get_method
 
 
@@ -57,6 +59,8 @@ def command(
 
     plan_training(method, preset, settings, label=label)  # wrong settings are told before anything is loaded
 
+    _check_dependencies()
+
     import torch
 
     from samkit.training.cases import check_cases, find_cases
@@ -80,6 +84,14 @@ def command(
         start_name=init.name if init is not None else "", say=say,
     )  # fmt: skip
     click.echo(json.dumps({"run": str(out), "best": facts["best"], "seconds": facts["seconds"]}))
+
+
+def _check_dependencies() -> None:
+    for package in ("torch", "lightning", "monai", "tensorboard"):
+        if find_spec(package) is None:
+            raise MissingDependencyError(
+                f"training needs {package}, which is not installed; pip install 'samkit[train]'"
+            )
 
 
 def main() -> None:

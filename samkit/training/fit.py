@@ -27,7 +27,15 @@ from samkit.methods import get_method
 from samkit.training.cases import CheckedCase, CheckedCases
 from samkit.training.module import TrainingModule
 from samkit.training.plan import TrainingPlan, fitted_spacing
-from samkit.training.run_folder import RESUME, RunFolder, check_run_folder, is_replica, write_run
+from samkit.training.run_folder import (
+    RESUME,
+    RunFolder,
+    check_run_folder,
+    check_same_run,
+    is_replica,
+    read_run,
+    write_run,
+)
 from samkit.training.samples import TrainingSamples, cache_cases, validation_samples
 from samkit.training.start import count_parameters, freeze, start_weights
 
@@ -77,15 +85,33 @@ def train(
 ) -> dict[str, Any]:
     """Train as planned and return the facts that run.json then holds; `say` gets sentences for people."""
     check_run_folder(options.out, options.resume)
+    before = read_run(options.out) if options.resume else None
     options.out.mkdir(parents=True, exist_ok=True)
     method = get_method(plan.method)
     training, held = split_cases(checked.cases)
     if plan.recipe.fit_spacing:
-        finest = float(np.median([case.finest_mm for case in training]))
-        i, j, k = (max(case.extent_mm[axis] for case in training) for axis in range(3))
-        spacing = fitted_spacing((i, j, k), plan.config.patch, finest)
+        if before is None:
+            finest = float(np.median([case.finest_mm for case in training]))
+            i, j, k = (max(case.extent_mm[axis] for case in training) for axis in range(3))
+            spacing = fitted_spacing((i, j, k), plan.config.patch, finest)
+            say(f"spacing {spacing} mm: the largest of the training targets and a margin fill the patch")
+        else:
+            i, j, k = before["plan"]["config"]["spacing"]
+            spacing = (i, j, k)
+            say(f"spacing {spacing} mm, as the run began")
         plan = replace(plan, config=replace(plan.config, spacing=spacing))
-        say(f"spacing {spacing} mm: the largest of the training targets and a margin fill the patch")
+    decided: dict[str, Any] = {
+        "plan": plan.to_dict(),
+        "init": {"file": start_name, "sha256": start.sha256} if start is not None else None,
+        "data": {
+            "folder": data_name,
+            "cases": len(checked.cases),
+            "trained_on": len(training),
+            "held_back": len(held),
+        },
+    }
+    if before is not None:
+        check_same_run(options.out, before, decided)
     cuda = torch.cuda.is_available()
     precision = plan.recipe.precision
     if precision == "16-mixed" and not cuda:
@@ -116,13 +142,9 @@ def train(
     )
     facts: dict[str, Any] = {
         "command": _command(),
-        "plan": plan.to_dict(),
-        "init": {"file": start_name, "sha256": start.sha256} if start is not None else None,
+        **decided,
         "data": {
-            "folder": data_name,
-            "cases": len(checked.cases),
-            "trained_on": len(training),
-            "held_back": len(held),
+            **decided["data"],
             "held_back_targets": len(module.held_back),
             "skipped": len(checked.skipped),
         },

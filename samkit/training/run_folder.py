@@ -26,24 +26,94 @@ from samkit.training.module import TrainingModule
 from samkit.training.refinement import REPORTED_CLICKS
 
 RESUME = "last.ckpt"
+_FACTS = "run.json"
 DECISIVE = "dice_5"
 """The metric that `best` is chosen by."""
 _COLUMNS = ("epoch", "step", "seconds", "loss", *(f"dice_{click}" for click in REPORTED_CLICKS))
 
 
 def check_run_folder(out: Path, resume: bool) -> None:
-    """Raise InputRefused unless `out` is empty or absent, or with `resume` holds a run that can go on."""
+    """Raise InputRefused unless `out` is empty or absent, or with `resume` holds a run that can go on.
+
+    A run that ended before its first whole epoch left nothing to go on with, so its folder may be started in again.
+    """
     if is_replica():  # the first process has checked, and has begun to write
         return
     if resume and not (out / RESUME).is_file():
         raise InputRefused(
             "no-run", f"{out} holds no {RESUME} to resume", "give the run's folder, or leave --resume to start one"
         )
-    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())) and not _ended_early(out):
         raise InputRefused(
             "run-exists", f"{out} is not empty, and nothing is overwritten",
             "go on with it by --resume, or choose another --out",
         )  # fmt: skip
+
+
+def _ended_early(out: Path) -> bool:
+    """Return whether a run began in `out` and left no whole epoch."""
+    if (out / RESUME).exists() or not (out / _FACTS).is_file():
+        return False
+    try:
+        return read_run(out).get("state") == "running"
+    except InputRefused:
+        return False
+
+
+def read_run(out: Path) -> dict[str, Any]:
+    """Return the facts of a run's run.json; InputRefused where they are not there or not whole."""
+    try:
+        facts: dict[str, Any] = json.loads((out / _FACTS).read_text())
+        _decisive(facts)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputRefused(
+            "bad-run", f"{_FACTS} in {out} does not say what was run ({error!r})", "start anew in another --out"
+        ) from error
+    return facts
+
+
+def check_same_run(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise InputRefused unless `now` goes on with the run in `out`, of which `before` are the facts.
+
+    Only the number of epochs may change, to no fewer than were trained.
+    """
+    old, new = _decisive(before), _decisive(json.loads(json.dumps(now)))
+    other = [
+        f"{name} was {_shown(old.get(name))} and is {_shown(new.get(name))} now"
+        for name in (*new, *(name for name in old if name not in new))
+        if old.get(name) != new.get(name)
+    ]
+    if other:
+        raise InputRefused(
+            "another-run",
+            f"this is not the run that {out} holds: {', '.join(other[:5])}{', ...' if len(other) > 5 else ''}",
+            "repeat the run's own --method, --preset, --data, --init, --label and --set (epochs may change), or choose "
+            "another --out without --resume",
+        )
+    epochs, done = now["plan"]["recipe"]["epochs"], len(read_metrics(out))
+    if epochs < done:
+        raise InputRefused(
+            "another-run", f"{out} has trained {done} epochs and epochs={epochs} asks for fewer",
+            f"give --set epochs={done} or more",
+        )  # fmt: skip
+
+
+def _decisive(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return by name what must not change between a run and its resumption."""
+    plan, init, data = facts["plan"], facts["init"], facts["data"]
+    return {
+        **{name: plan[name] for name in ("method", "refinement", "label")},
+        **plan["config"],
+        **{name: value for name, value in plan["recipe"].items() if name != "epochs"},
+        "init": f"{init['file']} (SHA-256 {init['sha256'][:8]})" if init else None,
+        **{name: data[name] for name in ("cases", "trained_on", "held_back")},
+    }
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "none" if value is None else str(value)
 
 
 def is_replica() -> bool:
@@ -118,6 +188,6 @@ def read_metrics(out: Path) -> list[dict[str, str]]:
 
 def write_run(out: Path, facts: dict[str, Any]) -> None:
     """Write run.json, atomically."""
-    part = out / "run.json.part"
+    part = out / f"{_FACTS}.part"
     part.write_text(json.dumps(facts, indent=1) + "\n")
-    part.replace(out / "run.json")
+    part.replace(out / _FACTS)
