@@ -86,6 +86,51 @@ def test_a_killed_run_resumes_to_the_same_weights(phantoms, tmp_path, sam_train,
     assert without_seconds[0] == without_seconds[1]
 
 
+def test_only_the_same_run_is_resumed_and_at_the_spacing_it_began_with(phantoms, tmp_path, sam_train):
+    out = tmp_path / "run"
+    words = ["--method", "m-sam", "--data", phantoms, "--out", out, "--preset", "tiny", "--threads", "1", "--quiet"]
+    assert sam_train(*words, "--set", "epochs=1")[0] == 0
+    facts = (out / "run.json").read_text()
+    fewer = tmp_path / "fewer"
+    for case in range(4):
+        for kind in ("images", "labels"):
+            (fewer / kind).mkdir(parents=True, exist_ok=True)
+            name = sorted((phantoms / kind).iterdir())[case].name
+            (fewer / kind / name).symlink_to(phantoms / kind / name)
+
+    for other, says in (
+        (["--set", "spacing=3.5"], "is 3.5,3.5,3.5 now"),
+        (["--method", "sam-med3d"], "method was m-sam and is sam-med3d now"),
+        (["--data", fewer], "cases was 5 and is 4 now"),
+    ):
+        code, stdout, stderr = sam_train(*words, *other, "--resume")
+        assert (code, stdout) == (3, "")
+        assert says in stderr
+        assert len(stderr.strip().splitlines()) == 1
+        assert (out / "run.json").read_text() == facts
+
+    assert sam_train(*words, "--set", "epochs=2", "--resume")[0] == 0
+    resumed = json.loads((out / "run.json").read_text())
+    assert resumed["epochs"] == 2
+    assert resumed["plan"]["config"]["spacing"] == json.loads(facts)["plan"]["config"]["spacing"]
+
+
+def test_a_run_that_failed_in_its_first_epoch_is_started_again(phantoms, tmp_path, sam_train, monkeypatch):
+    words = ["--method", "m-sam", "--data", phantoms, "--out", tmp_path / "run", *TINY, "--set", "epochs=1"]
+
+    def power_cut(self, batch, index):
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(TrainingModule, "training_step", power_cut)
+        broken.setattr(sys, "argv", ["sam-train", *map(str, words)])
+        with pytest.raises(RuntimeError, match="power cut"):
+            cli.main()
+
+    assert sam_train(*words)[0] == 0
+    assert json.loads((tmp_path / "run/run.json").read_text())["state"] == "finished"
+
+
 def test_a_runs_folder_starts_the_next_and_only_the_tunable_parts_move(phantoms, tmp_path, sam_train):
     base, out = tmp_path / "base", tmp_path / "run"
     assert sam_train("--method", "sam-med3d", "--data", phantoms, "--out", base, *TINY)[0] == 0
@@ -141,6 +186,7 @@ def test_resuming_where_no_run_is_tells_so(phantoms, tmp_path, sam_train):
         (["--method", "m-sma"], 2, "Did you mean 'm-sam'"),
         (["--method", "m-sam", "--preset", "paper"], 2, "name it with --init"),
         (["--method", "m-sam", "--set", "epoch=1"], 2, "no such setting"),
+        (["--method", "m-sam", "--set", "heads=0"], 2, "heads 0 is not at least 1"),
         (["--method", "m-sam", "--data", "nowhere"], 3, "there is no folder nowhere"),
         (["--method", "m-sam", "--init", "nowhere.pth"], 3, "there is no checkpoint"),
         (["--method", "m-sam", "--label", "77"], 3, "equal to 77"),
