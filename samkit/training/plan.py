@@ -133,7 +133,8 @@ def _check_network(config: Sam3DConfig, refinement: str) -> None:
     """Raise click.UsageError for a network that can be built and can't be trained, or not as its config says."""
     if config.channels % (2 * config.decoder_heads):
         raise click.UsageError(
-            f"decoder_heads={config.decoder_heads}: twice as many do not divide the {config.channels} channels"
+            f"decoder_heads={config.decoder_heads}: twice as many must divide the {config.channels} channels; give a "
+            f"divisor of {config.channels // 2}"
         )
     if beyond := [block for block in config.global_blocks if block >= config.depth]:
         raise click.UsageError(
