@@ -55,7 +55,7 @@ def test_one_number_is_an_isotropic_spacing_and_stops_the_fitting():
         ("lora_rank=-1", "lora_rank -1 is below 0"),
         ("adapter_heads=5", "no multiple of 5 adapter_heads"),
         ("decoder_heads=7", "must divide the 96 channels; give a divisor of 48"),
-        ("decoder_heads=32", "must divide the 96 channels; give a divisor of 48"),  # divides 96, but the cross attention has half of them
+        ("decoder_heads=32", "give a divisor of 48"),  # divides 96, but the cross attention has half of them
         ("global_blocks=1,9", "names 9, the 3 blocks"),
         ("depth=2", "names 2, the 2 blocks"),
         ("adapter=none", "adapter=none has none"),
