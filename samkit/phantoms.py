@@ -13,9 +13,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import click
 import numpy as np
 from scipy import ndimage
 
+from samkit.command import run_command
 from samkit.errors import GeometryError
 from samkit.geometry import Index, Volume
 
@@ -289,18 +291,17 @@ def write_phantoms(out: str, cases: int, seed: int, size: int, long_share: float
         nib.save(nib.Nifti1Image(phantom.lesions, phantom.affine), Path(out) / "labels" / stem)
 
 
+@click.command()
+@click.option("--out", required=True, help="Folder to write images/ and labels/ into.")
+@click.option("--cases", default=40, show_default=True, type=click.IntRange(1))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--size", default=96, show_default=True, type=click.IntRange(32), help="About the side [voxels].")
+@click.option("--long", "long_share", default=0.15, show_default=True, help="Share with one long lesion.")
+def phantoms(out: str, cases: int, seed: int, size: int, long_share: float) -> None:
+    """Write phantoms that `sam-train --set target=each` learns from."""
+    write_phantoms(out, cases, seed, size, long_share)
+    click.echo(f"{cases} phantoms in {out}", err=True)
+
+
 if __name__ == "__main__":
-    import click
-
-    @click.command()
-    @click.option("--out", required=True, help="Folder to write images/ and labels/ into.")
-    @click.option("--cases", default=40, show_default=True, type=click.IntRange(1))
-    @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
-    @click.option("--size", default=96, show_default=True, type=click.IntRange(32), help="About the side [voxels].")
-    @click.option("--long", "long_share", default=0.15, show_default=True, help="Share with one long lesion.")
-    def main(out: str, cases: int, seed: int, size: int, long_share: float) -> None:
-        """Write phantoms that `sam-train --set target=each` learns from."""
-        write_phantoms(out, cases, seed, size, long_share)
-        click.echo(f"{cases} phantoms in {out}", err=True)
-
-    main()
+    run_command(phantoms, "phantoms")

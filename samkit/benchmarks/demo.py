@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from samkit.clicks import central_click, dice
+from samkit.command import run_command
 from samkit.errors import ExportError
 from samkit.geometry import Volume
 from samkit.manifest import Manifest
@@ -42,7 +43,7 @@ def demo(out: Path) -> None:
     console = Console(width=110)
     console.rule("1. sam-export --method m-sam --fp16")
     started = time.perf_counter()
-    _run("sam-export", "--method", METHOD, "--fp16", "--out", str(export))
+    _run("sam-export", "--method", METHOD, "--fp16", "--force", "--out", str(export))
     exported = time.perf_counter() - started
 
     scan, lesion = _write_scan(out)
@@ -133,5 +134,10 @@ def _draw(path: Path, scan: Volume, lesion: np.ndarray, mask: np.ndarray, clicks
     plt.close(figure)
 
 
+def main() -> None:
+    """Run the command."""
+    run_command(demo, "demo")
+
+
 if __name__ == "__main__":
-    demo()
+    main()

@@ -4,7 +4,7 @@
 
 Exports the full-size network twice with the same seeded random weights, checks that both give the same embedding,
 and prints one JSON line: medians of interleaved runs, their ratio, the share of ONNX Runtime's own matrix product
-rate, and the peak resident memory of one folded run over the loaded session, taken in a process of its own.
+rate, and the peak resident memory of one folded run over the loaded session. Exit code 1 beyond the limits.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 
 from samkit.benchmarks.machine import describe_machine
+from samkit.command import run_command
+from samkit.errors import ExportError
 from samkit.export.export import run_export
 from samkit.export.parity import load_references, relative_error
 from samkit.export.plan import plan_export
@@ -29,21 +32,10 @@ from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
 FOLDED_GFLOP = 104.7
 """Operations of the folded encoder at 128^3 (methods: torch's flop counter, 1 MAC = 2)."""
 
-_MEMORY_PROBE = """
-import json, pathlib, sys
-import numpy as np, onnxruntime
-def kib(field):
-    return int(pathlib.Path("/proc/self/status").read_text().split(field + ":")[1].split()[0])
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = int(sys.argv[2])
-session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-image = np.load(sys.argv[3])
-pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
-loaded = kib("VmRSS")
-for _ in range(2):
-    session.run(None, {"image": image})
-print(json.dumps((kib("VmHWM") - loaded) / 1e6 * 1.024))
-"""
+MIN_RATIO = 4.0
+"""How many times faster the folded form has to be."""
+MAX_PEAK_GB = 0.25
+"""What one folded run may add to the memory of the loaded session."""
 
 
 @click.command()
@@ -72,22 +64,31 @@ def encoder(method_name: str, rounds: int, threads: int) -> None:
                     seconds[name].append(time.perf_counter() - start)
         machine = describe_machine(threads)
         np.save(Path(folder) / "image.npy", image)
-        probe = [sys.executable, "-c", _MEMORY_PROBE, str(Path(folder) / "folded" / "image_encoder.onnx")]
-        memory = subprocess.run(
-            [*probe, str(threads), str(Path(folder) / "image.npy")], check=True, capture_output=True, text=True
-        )
+        files = [str(Path(folder) / "folded" / "image_encoder.onnx"), str(Path(folder) / "image.npy")]
+        probe = [sys.executable, "-m", "samkit.benchmarks.memory", *files, "--method", method_name]
+        memory = subprocess.run([*probe, "--threads", str(threads)], check=True, stdout=subprocess.PIPE, text=True)
         medians = {name: float(np.median(values)) for name, values in seconds.items()}
-        report = {
+        report: dict[str, Any] = {
             "method": method_name,
             **machine,
             "seconds": {name: round(value, 4) for name, value in medians.items()},
             "ratio": round(medians["official"] / medians["folded"], 2),
             "share_of_gemm": round(FOLDED_GFLOP / medians["folded"] / float(str(machine["gemm_gflops"])), 2),
             "relative_error": relative_error(outputs["folded"], outputs["official"]),
-            "peak_over_session_gb": round(float(memory.stdout), 3),
+            "peak_over_session_gb": float(memory.stdout),
         }
         click.echo(json.dumps(report))
+        if not (report["ratio"] >= MIN_RATIO and report["peak_over_session_gb"] <= MAX_PEAK_GB):
+            raise ExportError(
+                f"the folded encoder is {report['ratio']} times as fast and needs {report['peak_over_session_gb']} GB, "
+                f"wanted are {MIN_RATIO} times and {MAX_PEAK_GB} GB; is the machine idle?"
+            )
+
+
+def main() -> None:
+    """Run the command."""
+    run_command(encoder, "encoder")
 
 
 if __name__ == "__main__":
-    encoder()
+    main()
