@@ -15,7 +15,7 @@ import click
 from samkit.command import run_command
 
 CASES, SEED, SIZE, LONG_SHARE = 100, 1, 96, 0.15
-EPOCHS = {"sam-med3d": 160, "m-sam": 80}
+EPOCHS = {"sam-med3d": 160, "m-sam": 50}
 """In order: the second starts from the first. Counted in epochs, not minutes, so that any machine makes the same."""
 SETTINGS = (
     "target=each",
