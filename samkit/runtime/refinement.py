@@ -34,6 +34,9 @@ from samkit.runtime.runner import Runner
 
 MAX_FOLLOWED = 12
 """Crops that one click may add by following; the result of the click says when that was not enough."""
+NEAR = 1 / 8
+"""Share of a crop's side: a mask that comes so close to a face is followed. Networks draw back from where they see no
+more, so an object that goes on often ends a little before the face."""
 MIN_TOUCH = 4
 """Low-resolution cells of a face that the mask must touch to be followed: fewer are noise."""
 MIN_AGREEMENT = 0.5
@@ -237,12 +240,12 @@ class Refiner:
             merged, _ = self._low(crops, crop.origin)
             mask = self._object(crop, (merged > self._threshold) & self._inside_grid(crop.origin))
             for axis, is_high, origin in ways:
-                touched = np.take(mask, -1 if is_high else 0, axis)
-                touched = touched & ~self._covered_beyond(crops, crop, axis, is_high)
+                near = mask & _beside_face(mask.shape, axis, is_high, NEAR)
+                touched = near.any(axis) & ~self._covered_beyond(crops, crop, axis, is_high)
                 if touched.sum() < MIN_TOUCH:
                     continue
                 prompt, covered = self._low(crops, origin)
-                cell = _deepest(mask, touched, axis, is_high, merged)
+                cell = _deepest(mask, near & np.expand_dims(touched, axis), axis, is_high, merged)
                 index = np.array(crop.origin) + (np.array(cell) + 0.5) * LOGIT_STRIDE - 0.5
                 return origin, prompt, covered, Point((index[0], index[1], index[2]), FOREGROUND)
         return None
@@ -371,20 +374,22 @@ def _groups(crops: Sequence[Crop], patch: int) -> list[list[Crop]]:
     return groups
 
 
-def _deepest(mask: np.ndarray, touched: np.ndarray, axis: int, is_high: bool, logits: np.ndarray) -> Index:
-    """Return the cell deepest in the part of `mask` that touches a face, within a quarter of the crop from it.
+def _beside_face(shape: tuple[int, ...], axis: int, is_high: bool, share: float) -> np.ndarray:
+    """Return which cells of a cube lie within `share` of its side from one of its faces, ready to broadcast."""
+    layers = np.arange(shape[axis])
+    band = layers >= round((1 - share) * shape[axis]) if is_high else layers < round(share * shape[axis])
+    return np.expand_dims(band, [other for other in range(3) if other != axis])
+
+
+def _deepest(mask: np.ndarray, touching: np.ndarray, axis: int, is_high: bool, logits: np.ndarray) -> Index:
+    """Return the cell deepest in the part of `mask` that comes up to a face, within a quarter of the crop from it.
 
     Depth ignores the crop's faces: the object goes on behind them. Among equally deep cells the surest is taken,
     so that a rounding error elsewhere does not move the point.
     """
     labels, _ = ndimage.label(mask)
-    on_face = np.take(labels, -1 if is_high else 0, axis)[touched]
-    part = labels == np.bincount(on_face).argmax()
-    band = np.zeros(mask.shape[axis], bool)
-    quarter = mask.shape[axis] // 4
-    band[-quarter:] = is_high
-    band[:quarter] |= not is_high
+    part = labels == np.bincount(labels[touching]).argmax()
     depth = ndimage.distance_transform_edt(mask) + 1e-2 * np.tanh(logits)
-    depth = np.where(part & np.expand_dims(band, [a for a in range(3) if a != axis]), depth, -1.0)
+    depth = np.where(part & _beside_face(mask.shape, axis, is_high, 0.25), depth, -1.0)
     i, j, k = np.unravel_index(int(depth.argmax()), depth.shape)
     return int(i), int(j), int(k)
