@@ -67,17 +67,20 @@ class ExportPlan:
         return [graph_file(graph, precision) for graph in self.graphs for precision in self.precisions]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form; what is not known yet reads "from checkpoint"."""
+        """Return the JSON form, files and tensors included; what is not known yet reads "from checkpoint"."""
         data = asdict(self)
         data["config"] = self.config and self.config.to_dict()
         data["files"] = sorted(self.files)
+        data["tensors"] = self.config and [graph.to_dict() for graph in get_method(self.method).graphs(self.config)]
         return {key: FROM_CHECKPOINT if value is None else value for key, value in data.items()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ExportPlan:
         """Return the plan that `to_dict` wrote."""
         known: dict[str, Any] = {
-            key: None if value == FROM_CHECKPOINT else value for key, value in data.items() if key != "files"
+            key: None if value == FROM_CHECKPOINT else value
+            for key, value in data.items()
+            if key not in ("files", "tensors")  # both follow from the rest
         }
         known["weights"] = Weights(**known["weights"])
         config_class = type(get_method(known["method"]).sizes["full"])

@@ -32,8 +32,12 @@ def test_other_dtypes_are_refused(dtype):
         POINTS.check(np.zeros((1, 1, 3), dtype))
 
 
-def test_spec_survives_json():
-    assert TensorSpec.from_dict(json.loads(json.dumps(POINTS.to_dict()))) == POINTS
+def test_json_form_gives_name_dtype_and_axes():
+    assert json.loads(json.dumps(POINTS.to_dict())) == {
+        "name": "point_coords",
+        "dtype": "float32",
+        "axes": [["batch", 1, 1, 8], ["points", 0, 1, 64], ["ijk", 3]],
+    }
 
 
 def test_only_ranges_are_dynamic():

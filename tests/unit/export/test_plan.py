@@ -87,6 +87,8 @@ def test_dry_run_imports_no_torch(weights, tmp_path):
     assert (plan["precision"], plan["weights"]["kind"]) == ("fp16", weights)
     assert plan["out"] == "exports/m-sam"
     assert (plan["config"] == "from checkpoint") == (weights == "checkpoint")
+    if weights != "checkpoint":
+        assert [graph["name"] for graph in plan["tensors"]] == ["image_encoder", "mask_decoder"]
 
 
 def test_demonstration_weights_keep_their_name_as_checkpoint():
