@@ -23,8 +23,8 @@ from samkit.errors import ExportError, ManifestError, MissingDependencyError, Pa
 from samkit.export.parity import FILE_NAME as PARITY_FILE
 from samkit.export.parity import Reference, check_parity, load_references, make_references, save_references
 from samkit.export.plan import complete_plan
-from samkit.manifest import ExportPlan, Manifest, describe_files, graph_file
 from samkit.manifest import FILE_NAME as MANIFEST_FILE
+from samkit.manifest import ExportPlan, Manifest, describe_files, graph_file
 from samkit.methods import GraphSpec, Method, get_method
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.weights import demo_checkpoint

@@ -28,7 +28,10 @@ def node(kind, inputs, outputs, **attributes):
 def types_of(model):
     """Return each node's name with the dtype it reads first."""
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
-    known = {v.name: v.type.tensor_type.elem_type for v in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)}
+    known = {
+        v.name: v.type.tensor_type.elem_type
+        for v in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
+    }
     known |= {t.name: t.data_type for t in inferred.graph.initializer}
     return {n.name: known[n.input[0]] for n in model.graph.node}
 
