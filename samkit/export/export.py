@@ -21,7 +21,14 @@ import numpy as np
 
 from samkit.errors import ExportError, ManifestError, MissingDependencyError, ParityError
 from samkit.export.parity import FILE_NAME as PARITY_FILE
-from samkit.export.parity import Reference, check_parity, load_references, make_references, save_references
+from samkit.export.parity import (
+    Reference,
+    check_parity,
+    load_references,
+    make_references,
+    relative_error,
+    save_references,
+)
 from samkit.export.plan import complete_plan
 from samkit.manifest import FILE_NAME as MANIFEST_FILE
 from samkit.manifest import ExportPlan, Manifest, describe_files, graph_file
@@ -155,7 +162,7 @@ def _make(plan: ExportPlan, method: Method, loaded: LoadedNetwork, folder: Path,
     stage("reference: PyTorch float32, upstream's formulation, 10 clicks on phantoms")
     references = make_references(network, method, plan.refinement)
     save_references(folder / PARITY_FILE, references)
-    merge = _merge_lora(network, references, method) if plan.config.lora_rank else None
+    merge = _merge_lora(network, references) if plan.config.lora_rank else None
     network.set_folded(plan.folded)
     if plan.folded:
         network.freeze()
@@ -198,11 +205,9 @@ def _write(network: Sam3D, spec: GraphSpec, plan: ExportPlan, folder: Path, stag
     return {name: notes}
 
 
-def _merge_lora(network: Sam3D, references: list[Reference], method: Method) -> dict[str, float]:
+def _merge_lora(network: Sam3D, references: list[Reference]) -> dict[str, float]:
     """Merge LoRA in place and return how far that moved the embeddings."""
     import torch
-
-    from samkit.export.parity import relative_error
 
     def embeddings() -> list[Any]:
         with torch.inference_mode():

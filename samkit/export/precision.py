@@ -14,8 +14,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from samkit.errors import ExportError
-
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 _FOLLOWERS = frozenset(
     {"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Gather", "Split", "Expand", "Flatten", "Gelu", "Relu"}
@@ -28,7 +26,7 @@ FLOAT16_MAX = float(np.finfo(np.float16).max)
 def convert_to_fp16(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """Return a float16 copy of `model` and notes: how many products run in float16, and which stay, with the reason.
 
-    Raises ExportError when the result does not pass onnx's full check.
+    The caller passes the result through `graphs.check_graph`, as every graph.
     """
     model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     graph = model.graph
@@ -37,10 +35,6 @@ def convert_to_fp16(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, 
     kept = _kept_products(graph.node, weights)
     half = _half_nodes(graph.node, weights, floats, set(kept))
     converted = _rebuild(model, half, weights, floats)
-    try:
-        onnx.checker.check_model(converted, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the float16 graph does not pass onnx.checker: {str(error).splitlines()[0]}") from error
     products = [node for node in graph.node if node.op_type in _PRODUCTS]
     notes = {
         "products": len(products),
