@@ -13,7 +13,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from samkit.models.attention3d import RelPosAttention
-from samkit.models.layers3d import MLPBlock
+from samkit.models.layers import MLPBlock
 from samkit.models.sam3d_config import Sam3DConfig
 
 _MLP_RATIO = 4

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from samkit.models.network import Foldable
+
 
 class LoraQKV(nn.Module):
     """The fused q, k, v projection with low-rank updates of q and v, unscaled (M-SAM: q += B_q A_q x)."""
@@ -80,13 +82,12 @@ class _Constants(NamedTuple):
     """(h, 1, 1, c'): log-sum of the third term over padding b'."""
 
 
-class RelPosAttention(nn.Module):
+class RelPosAttention(Foldable):
     """Multi-head self-attention, (B, g, g, g, C) to the same shape."""
 
     def __init__(self, dim: int, heads: int, grid: int, window: int, lora_rank: int = 0) -> None:
         super().__init__()
         self.heads, self.grid, self.window = heads, grid, window
-        self.folded = True
         self._frozen: _Constants | None = None
         self.qkv: nn.Module = LoraQKV(dim, lora_rank) if lora_rank else nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from samkit.models.attention3d import RelPosAttention
-from samkit.models.layers3d import LayerNorm3d, MLPBlock
+from samkit.models.layers import ChannelNorm, MLPBlock
 from samkit.models.sam3d_config import STRIDE, Sam3DConfig
 
 
@@ -47,9 +47,9 @@ class ImageEncoder3D(nn.Module):
         )
         self.neck = nn.Sequential(
             nn.Conv3d(config.width, config.channels, 1, bias=False),
-            LayerNorm3d(config.channels),
+            ChannelNorm(config.channels),
             nn.Conv3d(config.channels, config.channels, 3, padding=1, bias=False),
-            LayerNorm3d(config.channels),
+            ChannelNorm(config.channels),
         )
 
     def forward(self, image: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from samkit.models.layers3d import MLP, LayerNorm3d, MLPBlock
+from samkit.models.layers import MLP, ChannelNorm, MLPBlock
 from samkit.models.sam3d_config import Sam3DConfig
 
 MASK_TOKENS = 4
@@ -96,7 +96,7 @@ class MaskDecoder3D(nn.Module):
         self.mask_tokens = nn.Embedding(MASK_TOKENS, channels)
         self.output_upscaling = nn.Sequential(
             nn.ConvTranspose3d(channels, channels // 4, 2, 2),
-            LayerNorm3d(channels // 4),
+            ChannelNorm(channels // 4),
             nn.GELU(),
             nn.ConvTranspose3d(channels // 4, channels // 8, 2, 2),
             nn.GELU(),

@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from samkit.models.layers3d import LayerNorm3d
+from samkit.models.layers import ChannelNorm
+from samkit.models.network import Foldable
 from samkit.models.sam3d_config import Sam3DConfig
 from samkit.prompts import ABSENT, BACKGROUND, FOREGROUND, PADDING
 
@@ -29,7 +30,7 @@ class _PositionEmbedding(nn.Module):
         return torch.cat([angle.sin(), angle.cos(), angle.sin()], dim=-1)
 
 
-class PromptEncoder3D(nn.Module):
+class PromptEncoder3D(Foldable):
     """Points to tokens, logits to a dense embedding."""
 
     def __init__(self, config: Sam3DConfig) -> None:
@@ -42,10 +43,10 @@ class PromptEncoder3D(nn.Module):
         self.not_a_point_embed = nn.Embedding(1, channels)
         self.mask_downscaling = nn.Sequential(
             nn.Conv3d(1, 4, 2, 2),
-            LayerNorm3d(4),
+            ChannelNorm(4),
             nn.GELU(),
             nn.Conv3d(4, 16, 2, 2),
-            LayerNorm3d(16),
+            ChannelNorm(16),
             nn.GELU(),
             nn.Conv3d(16, channels, 1),
         )

@@ -20,19 +20,24 @@ M-SAM's prefix `lora_sam.sam.`.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import ClassVar
+
+from torch import Tensor
 
 from samkit.models.adapter3d import CodeAdapter, PaperAdapter
 from samkit.models.attention3d import LoraQKV, RelPosAttention
 from samkit.models.image_encoder3d import ImageEncoder3D
-from samkit.models.layers3d import LayerNorm3d
 from samkit.models.mask_decoder3d import MaskDecoder3D
+from samkit.models.network import Network
 from samkit.models.prompt_encoder3d import PromptEncoder3D
 from samkit.models.sam3d_config import Sam3DConfig
 
 
-class Sam3D(nn.Module):
+class Sam3D(Network):
     """The network. `config.adapter` and `config.lora_rank` make it M-SAM."""
+
+    GRAPHS: ClassVar = {"image_encoder": "encode", "mask_decoder": "decode"}
+    config: Sam3DConfig
 
     def __init__(self, config: Sam3DConfig) -> None:
         super().__init__()
@@ -75,15 +80,3 @@ class Sam3D(nn.Module):
         for module in list(self.modules()):
             if isinstance(module, RelPosAttention) and isinstance(module.qkv, LoraQKV):
                 module.qkv = module.qkv.merged()
-
-    def set_folded(self, folded: bool) -> None:
-        """Choose the formulation: the exact fast one, or upstream's own with padding and einsum."""
-        for module in self.modules():
-            if isinstance(module, RelPosAttention | LayerNorm3d):
-                module.folded = folded
-
-    def freeze(self) -> None:
-        """Compute once what does not depend on the input, for export; the weights must not change afterwards."""
-        for module in self.modules():
-            if isinstance(module, RelPosAttention | PromptEncoder3D):
-                module.freeze()

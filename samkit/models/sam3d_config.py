@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
-from samkit.errors import CheckpointError
+from samkit.models.config import NetworkConfig, below_one
 
 STRIDE = 16
 """Voxels of the patch per token, along each axis."""
@@ -21,7 +19,7 @@ _COUNTS = (
 
 
 @dataclass(frozen=True)
-class Sam3DConfig:
+class Sam3DConfig(NetworkConfig):
     """Sizes of one network, and the input it was trained for. The defaults are SAM-Med3D's `vit_b_ori`."""
 
     patch: int = 128
@@ -50,11 +48,10 @@ class Sam3DConfig:
     """Topology of M-SAM's mask-enhanced adapter, `code` or `paper`; None is SAM-Med3D."""
     adapter_heads: int = 6
 
-    def __post_init__(self) -> None:
+    def problems(self) -> list[str]:
+        """Return what makes this network impossible, one clause each."""
         # Counts first: the other rules divide by them.
-        problems = [
-            f"{name} {getattr(self, name)} is not at least 1" for name in _COUNTS if not getattr(self, name) >= 1
-        ] or [
+        return below_one(self, _COUNTS) or [
             text
             for wrong, text in (
                 (self.patch % STRIDE, f"patch {self.patch} is no multiple of {STRIDE}"),
@@ -76,8 +73,6 @@ class Sam3DConfig:
             )
             if wrong
         ]
-        if problems:
-            raise CheckpointError(f"this network can't be built: {'; '.join(problems)}; correct its config")
 
     @property
     def grid(self) -> int:
@@ -88,19 +83,3 @@ class Sam3DConfig:
     def logits(self) -> int:
         """Side of the low-resolution logits."""
         return self.patch // LOGIT_STRIDE
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Sam3DConfig:
-        """Return the config that `to_dict` wrote; unknown fields raise CheckpointError."""
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(data) - known):
-            raise CheckpointError(
-                f"the config has unknown fields {unknown}, this samkit knows {sorted(known)}; "
-                "upgrade samkit or correct the checkpoint's JSON"
-            )
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**values)

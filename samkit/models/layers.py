@@ -1,4 +1,4 @@
-"""Small layers that the SAM-Med3D parts share; parameter names are the official ones."""
+"""Small layers that the 2D and 3D networks share; parameter names are the official ones."""
 
 from __future__ import annotations
 
@@ -8,24 +8,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from samkit.models.network import Foldable
 
-class LayerNorm3d(nn.Module):
-    """Norm over the channels of each voxel, (B, C, I, J, K) to the same shape, biased variance, eps 1e-6."""
+
+class ChannelNorm(Foldable):
+    """Norm over the channels of each pixel or voxel, (B, C, ...) to the same shape, biased variance, eps 1e-6.
+
+    Upstream calls it LayerNorm2d and LayerNorm3d.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.folded = True
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.folded:
             # One LayerNormalization node, which runtimes recognise and keep from squaring in FP16.
-            normed = F.layer_norm(x.permute(0, 2, 3, 4, 1), self.weight.shape, self.weight, self.bias, 1e-6)
-            return normed.permute(0, 4, 1, 2, 3)
+            normed = F.layer_norm(x.movedim(1, -1), self.weight.shape, self.weight, self.bias, 1e-6)
+            return normed.movedim(-1, 1)
         centred = x - x.mean(1, keepdim=True)
         normed = centred / torch.sqrt(centred.pow(2).mean(1, keepdim=True) + 1e-6)
-        return self.weight[:, None, None, None] * normed + self.bias[:, None, None, None]
+        along = (-1, *(1,) * (x.ndim - 2))
+        return self.weight.view(along) * normed + self.bias.view(along)
 
 
 class MLPBlock(nn.Module):

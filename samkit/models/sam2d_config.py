@@ -1,0 +1,113 @@
+"""What decides the shape of the 2D networks: SAM's image encoder, and SAM whole. Plain data, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from samkit.models.config import NetworkConfig, below_one
+
+STRIDE = 16
+"""Pixels of the input per token, along each axis."""
+LOGIT_STRIDE = 4
+"""Pixels of the input per low-resolution logit, along each axis."""
+LORA_PLACES = ("encoder", "decoder", "both")
+
+
+@dataclass(frozen=True)
+class VitConfig(NetworkConfig):
+    """SAM's image encoder. The defaults are ViT-B at 1024 pixels."""
+
+    image: int = 1024
+    """Side of the square input [pixels], a multiple of 16."""
+    width: int = 768
+    """Token dimension of the image encoder."""
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: int = 4
+    window: int = 14
+    """Side of the attention windows [tokens] of all blocks but the global ones."""
+    global_blocks: tuple[int, ...] = (2, 5, 8, 11)
+    """Blocks that attend over the whole grid."""
+    channels: int = 256
+    """Channels of the image embedding."""
+
+    def problems(self) -> list[str]:
+        """Return what makes this network impossible, one clause each."""
+        return below_one(self, ("image", "width", "depth", "heads", "mlp_ratio", "window", "channels")) or [
+            text
+            for wrong, text in (
+                (self.image % STRIDE, f"image {self.image} is no multiple of {STRIDE}"),
+                (self.width % self.heads, f"width {self.width} is no multiple of {self.heads} heads"),
+                (self.channels % 8, f"channels {self.channels} is no multiple of 8"),
+                (
+                    any(not 0 <= block < self.depth for block in self.global_blocks),
+                    f"global_blocks {self.global_blocks} names blocks beyond 0 to {self.depth - 1}",
+                ),
+            )
+            if wrong
+        ]
+
+    @property
+    def grid(self) -> int:
+        """Side of the token grid."""
+        return self.image // STRIDE
+
+    @property
+    def logits(self) -> int:
+        """Side of the low-resolution logits."""
+        return self.image // LOGIT_STRIDE
+
+
+@dataclass(frozen=True)
+class Sam2DConfig(VitConfig):
+    """SAM and what is built on it: SAM-Med2D, LoRA-SAM, LMSFE-SAM. The defaults are SAM ViT-B."""
+
+    masks: int = 4
+    """Mask tokens: 4 in SAM (one single mask and three proposals); background and structures in LoRA-SAM."""
+    decoder_heads: int = 8
+    decoder_mlp: int = 2048
+    iou_hidden: int = 256
+    adapter: bool = False
+    """SAM-Med2D's channel-spatial adapter in every encoder block."""
+    local_branch: bool = False
+    """LMSFE-SAM's local encoder and its position, feature and cross-branch balancing adapters."""
+    local_width: int = 32
+    """Channels of the local encoder's first convolution; the others are multiples of it."""
+    lora_rank: int = 0
+    """Rank of LoRA; 0 means none."""
+    lora_targets: str = "qv"
+    """Which projections carry LoRA in the encoder: letters of q, k and v."""
+    lora_place: str = "encoder"
+    """Where LoRA sits: encoder, decoder or both."""
+    structures: tuple[str, ...] = ()
+    """Names of the structures that mask tokens 1, 2, ... stand for; empty where they are proposals."""
+
+    def problems(self) -> list[str]:
+        """Return what makes this network impossible, one clause each."""
+        return (
+            super().problems()
+            or below_one(self, ("masks", "decoder_heads", "decoder_mlp", "iou_hidden", "local_width"))
+            or [
+                text
+                for wrong, text in (
+                    (
+                        self.channels % (2 * self.decoder_heads),
+                        f"channels {self.channels} is no multiple of twice the {self.decoder_heads} decoder_heads",
+                    ),
+                    (self.lora_rank < 0, f"lora_rank {self.lora_rank} is below 0"),
+                    (
+                        not self.lora_targets or set(self.lora_targets) - set("qkv"),
+                        f"lora_targets '{self.lora_targets}' are not letters of q, k, v",
+                    ),
+                    (
+                        self.lora_place not in LORA_PLACES,
+                        f"lora_place '{self.lora_place}' is none of {', '.join(LORA_PLACES)}",
+                    ),
+                    (
+                        self.structures and len(self.structures) != self.masks - 1,
+                        f"{len(self.structures)} structures do not fit {self.masks} masks with one for the background",
+                    ),
+                )
+                if wrong
+            ]
+        )
