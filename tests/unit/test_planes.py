@@ -1,0 +1,66 @@
+"""Guards the stack of slices: any orientation gives the same picture, and its inverse is exact."""
+
+import nibabel
+import numpy as np
+import pytest
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+
+from samkit.errors import InputRefused
+from samkit.geometry import voxel_to_world, world_to_voxel
+from samkit.planes import PLANES, PlaneView, scale_intensities
+
+AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
+
+
+def as_oriented(array, affine, codes):
+    """Return the same volume in another axis order."""
+    change = ornt_transform(io_orientation(affine), axcodes2ornt(codes))
+    return nibabel.orientations.apply_orientation(array, change), affine @ inv_ornt_aff(change, array.shape)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "LIA", "PIR", "SAL"])
+def test_every_orientation_gives_the_same_slices(plane, codes):
+    array = np.random.default_rng(0).integers(0, 99, (4, 5, 6))
+    other, affine = as_oriented(array, AFFINE, codes)
+    view, expected = PlaneView.of(other.shape, affine, plane), PlaneView.of(array.shape, AFFINE, plane)
+    np.testing.assert_array_equal(view.slices(other), expected.slices(array))
+    np.testing.assert_array_equal(view.volume(view.slices(other)), other)
+    assert (view.count, view.shape, view.pixel_mm, view.slice_mm) == (
+        expected.count, expected.shape, expected.pixel_mm, expected.slice_mm,
+    )  # fmt: skip
+    corner = world_to_voxel(affine, voxel_to_world(AFFINE, np.array([[1.0, 2.0, 3.5]])))
+    np.testing.assert_allclose(view.to_slices(corner), expected.to_slices(np.array([[1.0, 2.0, 3.5]])), atol=1e-9)
+
+
+def test_axial_slice_is_seen_from_below_with_anterior_on_top():
+    array = np.zeros((4, 5, 6))
+    array[3, 4, 2] = 1  # right, anterior
+    slices = PlaneView.of(array.shape, AFFINE, "axial").slices(array)
+    assert slices[2, 0, 0] == 1
+    assert slices.shape == (6, 5, 4)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_voxel_lands_on_its_pixel(plane):
+    array = np.zeros((4, 5, 6))
+    array[1, 3, 4] = 1
+    view = PlaneView.of(array.shape, AFFINE, plane)
+    number, x, y = view.to_slices(np.array([[1, 3, 4]]))[0].astype(int)
+    assert view.slices(array)[number, y, x] == 1
+
+
+def test_intensities_ignore_the_background_and_keep_it_zero():
+    array = np.zeros((10, 10, 10))
+    array[5:] = np.linspace(100, 200, 500).reshape(5, 10, 10)
+    scaled = scale_intensities(array, "scan")
+    assert scaled.dtype == np.float32
+    assert scaled[:5].max() == 0
+    assert scaled.max() == 255
+    assert abs(float(scaled[5:].mean()) - 127.5) < 1
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0])
+def test_volume_without_contrast_is_refused_by_name(value):
+    with pytest.raises(InputRefused, match=r"flair\.nii has no contrast"):
+        scale_intensities(np.full((3, 3, 3), value), "flair.nii")
