@@ -10,6 +10,9 @@ from samkit.models.sam2d_config import Sam2DConfig
 COCO_ANCHORS = ((10, 13, 16, 30, 33, 23), (30, 61, 62, 45, 59, 119), (116, 90, 156, 198, 373, 326))
 """Width and height [pixels] of three anchors for each of the three grids, as YOLOv5 starts from."""
 
+LONGEST = 1280
+"""Longest side of an image that the network takes [pixels]."""
+
 
 @dataclass(frozen=True)
 class YoloConfig(NetworkConfig):
@@ -33,7 +36,10 @@ class YoloConfig(NetworkConfig):
             text
             for wrong, text in (
                 (self.width % 2, f"width {self.width} is odd"),
-                (self.image % 32, f"image {self.image} is no multiple of 32"),
+                (
+                    self.image % 32 or self.image > LONGEST,
+                    f"image {self.image} is no multiple of 32 up to {LONGEST}",
+                ),
                 (
                     len(self.anchors) != len(self.strides)
                     or len({len(grid) for grid in self.anchors}) != 1
