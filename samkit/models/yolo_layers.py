@@ -60,7 +60,7 @@ class Bottleneck(nn.Module):
 
 
 class C3(nn.Module):
-    """Two branches of half the outputs' channels, one through `depth` bottlenecks: (B, inputs, H, W) to (B, outputs, H, W)."""
+    """Two branches, one through `depth` bottlenecks, joined: (B, inputs, H, W) to (B, outputs, H, W)."""
 
     def __init__(self, inputs: int, outputs: int, depth: int, shortcut: bool = True) -> None:
         super().__init__()
@@ -107,7 +107,8 @@ class Detect(nn.Module):
         self.m = nn.ModuleList(nn.Conv2d(n, anchors.shape[1] * self.values, 1) for n in inputs)
         # Made once for the largest image and sliced: an exported graph then counts no cells of its own.
         steps = torch.arange(math.ceil(longest / min(strides)), dtype=torch.float32)
-        cells = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1)
+        # A centre lies up to half a cell outside its own cell: that half is in here.
+        cells = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1) - 0.5
         self.register_buffer("cells", cells, persistent=False)
         self._set_priors()
 
@@ -125,9 +126,8 @@ class Detect(nn.Module):
         for logits, anchors, stride in zip(maps, self.anchors, self.strides, strict=True):
             height, width = logits.shape[2:4]
             out = logits.sigmoid()
-            # A centre lies up to half a cell outside its own cell, a side is at most four times its anchor's.
-            centre = (out[..., :2] * 2 + (self.cells[:height, :width] - 0.5)) * stride
-            twice = out[..., 2:4] * 2
+            centre = (out[..., :2] * 2 + self.cells[:height, :width]) * stride
+            twice = out[..., 2:4] * 2  # a side is at most four times its anchor's
             size = twice * twice * (anchors * stride)[:, None, None]
             rows.append(torch.cat([centre, size, out[..., 4:]], -1).flatten(1, 3))
         return torch.cat(rows, 1)
