@@ -1,0 +1,104 @@
+"""SAM's prompt encoder (Kirillov et al. 2023, appendix A): points, boxes and masks.
+
+Upstream chooses in Python, from what it was given, whether a padding point joins the tokens. A graph can't, so the
+padding point is always there, and masked as an attention key where upstream would leave it out.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from samkit.models.layers import ChannelNorm
+from samkit.models.network import Foldable
+from samkit.models.sam2d_config import Sam2DConfig
+from samkit.prompts import ABSENT, BACKGROUND, FOREGROUND, PADDING
+
+BOX_START, BOX_END = 2, 3
+"""Labels of a box's corners: least x and y, greatest x and y."""
+
+
+class _PositionEmbedding(nn.Module):
+    """Random Fourier features whose matrix comes from the checkpoint."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.positional_encoding_gaussian_matrix: Tensor
+        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, features))
+
+    def forward(self, unit: Tensor) -> Tensor:
+        """Return the encoding (..., 2 * features) of coordinates (..., 2), x and y in [0, 1]."""
+        angle = 2 * math.pi * ((2 * unit - 1) @ self.positional_encoding_gaussian_matrix)
+        return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+class PromptEncoder2D(Foldable):
+    """Points and box corners to tokens, a mask to a dense embedding."""
+
+    def __init__(self, config: Sam2DConfig) -> None:
+        super().__init__()
+        channels = config.channels
+        self.image, self.grid = config.image, config.grid
+        self._frozen_pe: Tensor | None = None
+        self.pe_layer = _PositionEmbedding(channels // 2)
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, channels) for _ in range(4))
+        self.not_a_point_embed = nn.Embedding(1, channels)
+        self.mask_downscaling = nn.Sequential(
+            nn.Conv2d(1, 4, 2, 2),
+            ChannelNorm(4),
+            nn.GELU(),
+            nn.Conv2d(4, 16, 2, 2),
+            ChannelNorm(16),
+            nn.GELU(),
+            nn.Conv2d(16, channels, 1),
+        )
+        self.no_mask_embed = nn.Embedding(1, channels)
+
+    def points(self, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return tokens (B, P+1, C), and (B, P+1) true where a token counts.
+
+        `coords` (B, P, 2) are x, y [pixels of the network's input] before the half-pixel shift; `labels` (B, P) are
+        FOREGROUND, BACKGROUND, BOX_START, BOX_END, PADDING or ABSENT. The last token is the padding point; it counts
+        in rows that have a point and no box corner.
+        """
+        kind = labels.unsqueeze(-1)
+        coords = torch.where(kind == ABSENT, 0.0, coords)  # whatever stands there, nan included, must not matter
+        encoded = self.pe_layer((coords + 0.5) / self.image) * (kind != PADDING).to(coords.dtype)
+        for label, weight in (
+            (PADDING, self.not_a_point_embed.weight),
+            *(
+                (label, self.point_embeddings.get_parameter(f"{label}.weight"))
+                for label in (BACKGROUND, FOREGROUND, BOX_START, BOX_END)
+            ),
+        ):
+            encoded = encoded + (kind == label).to(coords.dtype) * weight
+        points = ((labels == FOREGROUND) | (labels == BACKGROUND)).to(coords.dtype).sum(dim=1, keepdim=True)
+        corners = ((labels == BOX_START) | (labels == BOX_END)).to(coords.dtype).sum(dim=1, keepdim=True)
+        padding = self.not_a_point_embed.weight.expand(coords.shape[0], 1, -1)
+        present = torch.cat([labels != ABSENT, (points > 0) & (corners == 0)], dim=1)
+        return torch.cat([encoded, padding], dim=1), present
+
+    def mask(self, logits: Tensor, given: Tensor) -> Tensor:
+        """Return the dense embedding (B, C, g, g) of a mask prompt (B, 1, S/4, S/4).
+
+        `given` (B, 1, 1, 1) is 0.0 in rows without one, which get SAM's embedding of no mask.
+        """
+        without = self.no_mask_embed.weight[..., None, None]
+        return torch.where(given > 0.5, self.mask_downscaling(logits), without)
+
+    def dense_pe(self) -> Tensor:
+        """Return the positions of the image's tokens, (1, C, g, g)."""
+        if self._frozen_pe is not None:
+            return self._frozen_pe
+        matrix = self.pe_layer.positional_encoding_gaussian_matrix
+        centre = (torch.arange(self.grid, dtype=matrix.dtype, device=matrix.device) + 0.5) / self.grid
+        y, x = torch.meshgrid(centre, centre, indexing="ij")
+        out: Tensor = self.pe_layer(torch.stack([x, y], dim=-1)).permute(2, 0, 1)[None]
+        return out
+
+    def freeze(self) -> None:
+        """Compute `dense_pe` once, for export."""
+        with torch.no_grad():
+            self._frozen_pe = self.dense_pe().clone()
