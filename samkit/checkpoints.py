@@ -4,7 +4,7 @@ Official files are pickles. `torch.load(weights_only=True)` reads most; some hol
 `argparse.Namespace`, and those go through one restricted unpickler that builds tensors from a fixed allow-list and
 puts an inert stub in the place of everything else, so that nothing a file names is ever called.
 
-A checkpoint of ours is `NAME.safetensors`, float32 or float16, and `NAME.json`: schema_version, method, size,
+A checkpoint of ours is `NAME.safetensors`, float32 or float16, and `NAME.json`: schema_version, method, part, size,
 config, refinement, provenance, metrics, demonstration.
 """
 
@@ -15,17 +15,20 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from samkit.errors import CheckpointError
 from samkit.manifest import file_sha256
-from samkit.methods.method import Method
-from samkit.models.sam3d_config import Sam3DConfig
+from samkit.methods import get_method
+from samkit.methods.method import Method, Part, State
+from samkit.models.config import NetworkConfig
+from samkit.weights import demo_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from samkit.models.sam3d import Sam3D
+    from samkit.models.network import Network
 
 SCHEMA_VERSION = 1
 BEST = "best.safetensors"
@@ -38,15 +41,17 @@ class CheckpointInfo:
 
     method: str
     size: str
-    config: Sam3DConfig
+    config: NetworkConfig
     refinement: str
-    """`anchored` or `recurrent`: what the network was trained to be fed."""
+    """`anchored`, `recurrent` or `none`: what the network was trained to be fed."""
     provenance: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     demonstration: bool = False
     """Trained on phantoms to show the tool at work; never for patients."""
     weights_sha256: str = ""
     """Of the weights beside this JSON, so that the two can't be mixed; `save_checkpoint` fills it in."""
+    part: str = ""
+    """The part of the network that these weights are, such as `detector`; empty for the whole one."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -57,10 +62,12 @@ class CheckpointInfo:
 class LoadedNetwork:
     """A network with its weights, in evaluation mode, and where they came from."""
 
-    network: Sam3D
+    network: Network
     info: CheckpointInfo
     sha256: str
     """Of the weights file."""
+    borrowed: tuple[str, ...] = ()
+    """Parts that no file was given for: they come from the demonstration weights."""
 
 
 def resolve_checkpoint(path: Path) -> Path:
@@ -77,7 +84,7 @@ def resolve_checkpoint(path: Path) -> Path:
     return path
 
 
-def save_checkpoint(path: Path, network: Sam3D, info: CheckpointInfo, *, half: bool = False) -> None:
+def save_checkpoint(path: Path, network: Network, info: CheckpointInfo, *, half: bool = False) -> None:
     """Write `path` (.safetensors) and its JSON; `half` stores float16, which loads as float32.
 
     Both are written beside their names and moved, weights first; a pair that an interrupt left mixed is refused when
@@ -114,37 +121,92 @@ def read_info(path: Path) -> CheckpointInfo | None:
             raise CheckpointError(
                 f"{facts.name} has schema {version}, this samkit reads up to {SCHEMA_VERSION}; upgrade samkit"
             )
-        return CheckpointInfo(**{**data, "config": Sam3DConfig.from_dict(data["config"])})
+        whole = get_method(data["method"]).sizes["full"]
+        described = getattr(whole, data["part"]) if data.get("part") else whole
+        return CheckpointInfo(**{**data, "config": type(described).from_dict(data["config"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{facts.name} beside the weights is not a checkpoint's JSON ({error!r}); restore it from the training run"
         ) from error
 
 
-def load_network(path: Path, method: Method) -> LoadedNetwork:
+def load_network(path: Path, method: Method, others: Mapping[str, Path] = MappingProxyType({})) -> LoadedNetwork:
     """Return the network of `method` with the weights of `path`: a file or a run's folder, ours or official.
 
-    Raises CheckpointError for another method's weights, and lists every missing, unexpected and misshapen name.
+    `others` are an official file's companions and files for parts of the network, by the names in the method's record.
+    A part that neither they nor `path` holds comes from the demonstration weights. Raises CheckpointError for another
+    method's weights, and lists every missing, unexpected and misshapen name.
     """
     path = resolve_checkpoint(path)
     info, sha256 = read_info(path), file_sha256(path)
     state = read_state(path)
+    companions = {name: read_state(others[name]) for name in method.companions if name in others}
     if info is None:
-        state = {_our_name(name, method.official_prefix): tensor for name, tensor in state.items()}
-        config = method.configure({name: tuple(tensor.shape) for name, tensor in state.items()})
+        config, state = method.official(state, companions)
         info = CheckpointInfo(method.name, "full", config, method.official_refinement, {"file": path.name})
-    elif info.method != method.name:
+    else:
+        _check_own(path, info, method, sha256)
+        if companions:
+            raise CheckpointError(f"{path.name} is a whole network of samkit's; leave --{', --'.join(companions)} out")
+    config, borrowed = info.config, []
+    for part in method.parts:
+        if part.name in others:
+            described, parameters = _load_part(others[part.name], method, part)
+        elif any(name.startswith(part.prefix) for name in state):
+            continue
+        else:
+            demo = demo_checkpoint(method.name)
+            described, parameters = _part_of(demo, part)
+            borrowed.append(part.name)
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(part.prefix)}
+        state |= {f"{part.prefix}{name}": tensor for name, tensor in parameters.items()}
+        config = replace(config, **{part.name: described})
+    info = replace(info, config=config)
+    network = method.build(config)
+    fill_network(network, state, path.name, method.name)
+    return LoadedNetwork(network.eval(), info, sha256, tuple(borrowed))
+
+
+def _check_own(path: Path, info: CheckpointInfo, method: Method, sha256: str) -> None:
+    """Raise CheckpointError unless the JSON beside `path` describes a whole network of `method` and these weights."""
+    if info.method != method.name:
         raise CheckpointError(
             f"{path.name} was trained for '{info.method}', not '{method.name}'; pass --method {info.method}"
         )
-    elif info.refinement not in method.refinements or info.weights_sha256 not in ("", sha256):
+    if info.part:
+        raise CheckpointError(f"{path.name} holds the {info.part} alone; give it with --{info.part}")
+    if info.refinement not in method.refinements or info.weights_sha256 not in ("", sha256):
         raise CheckpointError(
             f"{path.name} and the JSON beside it do not belong together (refinement '{info.refinement}', weights "
             f"{sha256[:12]}... where the JSON names {info.weights_sha256[:12]}...); restore both from the training run"
         )
-    network = method.build(info.config)
-    _fill(network, state, path.name, method)
-    return LoadedNetwork(network.eval(), info, sha256)
+
+
+def _load_part(path: Path, method: Method, part: Part) -> tuple[NetworkConfig, State]:
+    """Return config and parameters of one part, from a file of its own or from a whole network of ours."""
+    path = resolve_checkpoint(path)
+    info = read_info(path)
+    if info is None:
+        return part.official(read_state(path))
+    if info.method != method.name or info.part not in ("", part.name):
+        raise CheckpointError(
+            f"{path.name} holds {info.part or 'the network'} of '{info.method}', needed is the {part.name} of "
+            f"'{method.name}'; give another file with --{part.name}"
+        )
+    return (info.config, read_state(path)) if info.part else _part_of(path, part)
+
+
+def _part_of(path: Path, part: Part) -> tuple[NetworkConfig, State]:
+    """Return config and parameters of one part of a whole network of ours."""
+    info = read_info(path)
+    if info is None:
+        raise CheckpointError(f"{path.name} has lost the JSON beside it; restore both")
+    parameters = {
+        name.removeprefix(part.prefix): tensor
+        for name, tensor in read_state(path).items()
+        if name.startswith(part.prefix)
+    }
+    return getattr(info.config, part.name), parameters
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -178,13 +240,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
-def _our_name(official: str, prefix: str) -> str:
-    """Return our parameter name of an official one: the method's prefix goes, the rest is kept."""
-    return official.removeprefix(prefix)
-
-
-def _fill(network: Sam3D, state: dict[str, Tensor], file: str, method: Method) -> None:
-    """Copy `state` into `network`; one error lists everything that does not fit."""
+def fill_network(network: Network, state: State, file: str, what: str) -> None:
+    """Copy `state` into `network`; one CheckpointError lists everything that does not fit."""
     import torch
 
     wanted = network.state_dict()
@@ -208,8 +265,7 @@ def _fill(network: Sam3D, state: dict[str, Tensor], file: str, method: Method) -
     ]
     if parts:
         raise CheckpointError(
-            f"{file} does not fit {method.name} ({network.config.depth} blocks, patch {network.config.patch}): "
-            f"{'; '.join(parts)}. Is it a checkpoint of another method? `sam-export --list` names them"
+            f"{file} does not fit {what}: {'; '.join(parts)}. Is it a checkpoint of another method? `sam-export --list` names them"
         )
     network.load_state_dict(state)
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from samkit.errors import ManifestError
 from samkit.methods import get_method
-from samkit.models.sam3d_config import Sam3DConfig
+from samkit.models.config import NetworkConfig
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -45,16 +46,23 @@ class ExportPlan:
     weights: Weights
     size: str | None
     """full, small or tiny; None until the checkpoint is opened."""
-    config: Sam3DConfig | None
+    config: NetworkConfig | None
     """The network; None until the checkpoint is opened."""
     refinement: str | None
-    """`anchored` or `recurrent`; None until the checkpoint is opened."""
+    """`anchored`, `recurrent`, or `none` for methods without a loop; None until the checkpoint is opened."""
     precision: str
     """`fp32`, or `fp16`, which writes both."""
     folded: bool
     """Whether graphs are the exact fast form; False is upstream's own formulation (`--no-fold`)."""
     opset: int
     graphs: tuple[str, ...]
+    others: Mapping[str, Weights] = field(default_factory=dict)
+    """Companion files and parts of the network that come from elsewhere than `weights`, by their option's name."""
+
+    @property
+    def is_demonstration(self) -> bool:
+        """Return whether any of the weights were trained on phantoms."""
+        return any(weights.demonstration for weights in (self.weights, *self.others.values()))
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -83,6 +91,7 @@ class ExportPlan:
             if key not in ("files", "tensors")  # both follow from the rest
         }
         known["weights"] = Weights(**known["weights"])
+        known["others"] = {name: Weights(**entry) for name, entry in known.get("others", {}).items()}
         config_class = type(get_method(known["method"]).sizes["full"])
         known["config"] = known["config"] and config_class.from_dict(known["config"])
         known["graphs"] = tuple(known["graphs"])

@@ -1,7 +1,8 @@
-"""Points: what a user says about a volume, and how clicks are written down.
+"""Points and boxes: what a user says about a volume or a slice, and how clicks are written down.
 
-A point is a continuous voxel index (i, j, k) of an array in IJK order; 0 is the centre of the first voxel. In
-which array (the file's, the network's grid, a crop) is said where the point is used; `geometry` moves it.
+In a volume a place is a continuous voxel index (i, j, k) of an array in IJK order; 0 is the centre of the first voxel.
+In which array (the file's, the network's grid, a crop) is said where it is used; `geometry` and `planes` move it. In a
+slice it is a pixel (x, y), column and row, continuous, 0 the centre of the first pixel.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from samkit.errors import PromptError
 
 FOREGROUND, BACKGROUND = 1, 0
@@ -21,12 +24,61 @@ ABSENT = -2
 """No point at all: masked as an attention key, changes nothing. Fills tensors of a fixed point count."""
 
 
+BOX_FIRST, BOX_LAST = 2, 3
+"""The corners of a box with the smaller and the larger coordinates, as SAM's decoders take them."""
+
+
 @dataclass(frozen=True)
 class Point:
     """One click: `index` is (i, j, k), `label` is FOREGROUND or BACKGROUND."""
 
     index: tuple[float, float, float]
     label: int
+    structure: str = ""
+    """Which structure it speaks of, for methods that tell several apart."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box of a volume between two voxel indices, both inside; slices' methods need it flat across their plane."""
+
+    first: tuple[float, float, float]
+    last: tuple[float, float, float]
+    structure: str = ""
+
+
+@dataclass(frozen=True)
+class SlicePoint:
+    """One click on a slice."""
+
+    x: float
+    y: float
+    label: int
+    structure: str = ""
+
+
+@dataclass(frozen=True)
+class SliceBox:
+    """A box on a slice: x0 <= x1, y0 <= y1."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    structure: str = ""
+
+
+@dataclass(frozen=True)
+class SlicePrompts:
+    """Everything that is said about one slice; it goes to the network together."""
+
+    points: tuple[SlicePoint, ...] = ()
+    boxes: tuple[SliceBox, ...] = ()
+    low_res: np.ndarray | None = None
+    """(B, 1, S/4, S/4) logits of the answer before, one row for each of this one's: a mask prompt."""
+
+    def __bool__(self) -> bool:
+        return bool(self.points or self.boxes)
 
 
 def parse_point(text: str) -> Point:

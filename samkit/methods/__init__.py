@@ -9,9 +9,18 @@ import importlib
 import pkgutil
 
 from samkit.errors import UnknownMethodError
-from samkit.methods.method import GraphSpec, Method, Recipe, Tolerance
+from samkit.methods.method import GraphSpec, Method, Recipe, SliceMethod, Tolerance, VolumeMethod
 
-__all__ = ["GraphSpec", "Method", "Recipe", "Tolerance", "get_method", "list_methods"]
+__all__ = [
+    "GraphSpec",
+    "Method",
+    "Recipe",
+    "SliceMethod",
+    "Tolerance",
+    "VolumeMethod",
+    "get_method",
+    "list_methods",
+]
 
 
 def list_methods() -> list[str]:

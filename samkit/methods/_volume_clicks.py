@@ -5,14 +5,17 @@ Tensor names and axes of the exported graphs are a promise that clients rely on;
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from samkit.errors import CheckpointError, InputRefused
-from samkit.methods.method import GraphSpec, Tolerance
+from samkit.methods.method import GraphSpec, State, Tolerance
 from samkit.models.sam3d_config import Sam3DConfig
 from samkit.tensors import Axis, TensorSpec
+
+if TYPE_CHECKING:
+    from samkit.models.sam3d import Sam3D
 
 _BATCH = Axis("batch", 1, 1, 8)
 _POINTS = Axis("points", 0, 1, 64)
@@ -86,19 +89,27 @@ def z_score(crop: np.ndarray, config: Sam3DConfig) -> np.ndarray:
     return normed
 
 
-def configure(shapes: Mapping[str, tuple[int, ...]]) -> Sam3DConfig:
-    """Return the config of an official `vit_b_ori` file from its parameters' shapes (our names).
+def build(config: Sam3DConfig) -> Sam3D:
+    """Return the network with freshly initialised weights."""
+    from samkit.models.sam3d import Sam3D  # torch only when a network is really wanted
+
+    return Sam3D(config)
+
+
+def configure(state: State, prefix: str = "") -> tuple[Sam3DConfig, State]:
+    """Return config and parameters of an official `vit_b_ori` file, whose names begin with `prefix` or do not.
 
     The official code knows one size, so only LoRA's rank and the adapter are read.
     """
+    state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     first = "image_encoder.blocks.0.attn.qkv.linear_a_q.weight"
-    rank = shapes[first][0] if first in shapes else 0
-    if not any(name.startswith("image_encoder.") for name in shapes):
+    rank = state[first].shape[0] if first in state else 0
+    if not any(name.startswith("image_encoder.") for name in state):
         raise CheckpointError(
-            f"the file has no image encoder (its first names are {sorted(shapes)[:3]}); "
+            f"the file has no image encoder (its first names are {sorted(state)[:3]}); "
             "give a whole SAM-Med3D or M-SAM checkpoint"
         )
     topology = None
-    if any(name.startswith("bidatt.") for name in shapes):
-        topology = "paper" if "bidatt.image.conv1.weight" in shapes else "code"
-    return Sam3DConfig(lora_rank=rank, adapter=topology)
+    if any(name.startswith("bidatt.") for name in state):
+        topology = "paper" if "bidatt.image.conv1.weight" in state else "code"
+    return Sam3DConfig(lora_rank=rank, adapter=topology), state

@@ -15,30 +15,30 @@ from dataclasses import replace
 
 from samkit.errors import CheckpointError
 from samkit.methods import sam_med3d
-from samkit.methods._volume_clicks import click_graphs, configure, z_score
-from samkit.methods.method import Method, Recipe
+from samkit.methods._volume_clicks import build, click_graphs, configure, z_score
+from samkit.methods.method import ClickRecipe, State, VolumeMethod
 from samkit.models.sam3d_config import Sam3DConfig
 
 _BASE = sam_med3d.METHOD.sizes
 
 
-def _configure(shapes: Mapping[str, tuple[int, ...]]) -> Sam3DConfig:
-    """Return the config of an official file; one without the adapter is SAM-Med3D's."""
-    config = configure(shapes)
+def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam3DConfig, State]:
+    """Return config and parameters of an official file; one without the adapter is SAM-Med3D's."""
+    config, state = configure(state, "lora_sam.sam.")
     if config.adapter is None:
         raise CheckpointError(
             "the file has no mask-enhanced adapter (bidatt.*), so it is no M-SAM checkpoint; export a SAM-Med3D file "
             "with --method sam-med3d, or train M-SAM from it with sam-train --init"
         )
-    return config
+    return config, state
 
 
-def _is_frozen(name: str) -> bool:
+def _is_frozen(name: str, config: Sam3DConfig) -> bool:
     """LoRA, prompt encoder, decoder and adapter train; the rest of the image encoder stays (paper, Fig. 1)."""
     return name.startswith("image_encoder.") and ".linear_" not in name
 
 
-METHOD = Method(
+METHOD = VolumeMethod(
     name="m-sam",
     summary="3D tumour lesions by clicks, refined through a mask-enhanced adapter",
     paper="Shi et al. 2024, Mask-Enhanced SAM for 3D Tumor Lesion Segmentation (arXiv:2403.05912)",
@@ -54,19 +54,19 @@ METHOD = Method(
     graphs=click_graphs,
     refinements=("recurrent", "anchored"),
     official_refinement="anchored",
-    official_prefix="lora_sam.sam.",
-    configure=_configure,
+    build=build,
+    official=_official,
     preprocess=z_score,
     recipes={
         # Section 3.1: AdamW 8e-4, decay 0.1, 200 epochs, batch 4; 8e-5 and the milestones are train_msam.py's.
-        "paper": Recipe(
+        "paper": ClickRecipe(
             size="full", epochs=200, batch=4, crop="label", needs_init=True, fit_spacing=False,
         ),
-        "small": Recipe(
+        "small": ClickRecipe(
             size="small", epochs=150, batch=4, learning_rate=1e-3, prompt_learning_rate=1e-3, weight_decay=0.05,
             milestones=(0.75, 0.92), warmup_steps=30, stage_growth=0.7, clip_norm=1.0, validate_every=10,
         ),
-        "tiny": Recipe(
+        "tiny": ClickRecipe(
             size="tiny", epochs=2, batch=2, prompt_learning_rate=8e-4, stages=2, clip_norm=1.0,
         ),
     },

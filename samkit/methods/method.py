@@ -1,18 +1,32 @@
-"""Method and GraphSpec: the frozen records that say all that differs between methods."""
+"""Method and GraphSpec: the frozen records that say all that differs between methods.
+
+A method is one of two kinds. A `VolumeMethod` takes clicks on a volume and refines its mask in cubic crops; a
+`SliceMethod` answers slice by slice, from prompts, from a detector or by itself. What a record does with arrays runs
+on numpy, so that training, export, sessions and servers share it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from samkit.models.sam3d_config import Sam3DConfig
+from samkit.fitting import Fit
+from samkit.models.config import NetworkConfig
+from samkit.prompts import SlicePrompts
 from samkit.tensors import TensorSpec
 
 if TYPE_CHECKING:
-    from samkit.models.sam3d import Sam3D
+    from torch import Tensor
+
+    from samkit.models.network import Network
+
+State: TypeAlias = "dict[str, Tensor]"
+"""Parameter name to value."""
+RunGraph: TypeAlias = Callable[[str, Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+"""Runs the graph of a name: inputs by name to outputs by name."""
 
 
 @dataclass(frozen=True)
@@ -45,53 +59,133 @@ class GraphSpec:
         }
 
 
+# --- Recipes: how a method is trained; one preset of `sam-train`. `--set name=value` changes any field. ---
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """How a method is trained: one preset of `sam-train`. `--set name=value` changes any field."""
+    """What every training has."""
 
     size: str
     """Which network: full, small or tiny."""
     epochs: int
     batch: int
     samples_per_epoch: int | None = None
-    """Patches drawn per epoch; None draws each case once."""
-    learning_rate: float = 8e-4
-    """Image encoder (LoRA only where it is frozen) and adapter."""
-    prompt_learning_rate: float = 8e-5
-    """Prompt encoder and mask decoder."""
-    weight_decay: float = 0.1
+    """Patches or slices drawn per epoch; None draws each case or slice once."""
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
-    milestones: tuple[float, ...] = (0.6, 0.9)
-    """Where the learning rate falls to a tenth, as fractions of the training."""
     warmup_steps: int = 0
     """Optimiser steps over which the learning rate rises from zero."""
-    stages: int = 10
-    """Clicks per sample; the loss is summed over them."""
-    stage_growth: float = 0.0
-    """Fraction of the training over which the stages grow from one to `stages`; 0 gives all from the start, as the
-    papers. From random weights the first stage has to be learnt before the later ones can gain by it."""
     accumulate: int = 1
     """Batches per optimiser step."""
     clip_norm: float = 0.0
     """Largest gradient norm; 0 does not clip."""
     precision: str = "32-true"
     """Lightning's precision: 32-true, bf16-mixed or 16-mixed."""
-    crop: str = "click"
-    """Training crops: `label` centres on the label's box (the papers), `click` on a random foreground voxel, as
-    deployment does."""
-    target: str = "all"
-    """What a sample's mask is: `all` foreground of the label, or `each` of its values alone, one drawn per sample."""
     needs_init: bool = False
     """Refuse to start from random weights."""
-    fit_spacing: bool = True
-    """Choose the spacing from the training labels, so that the largest targets and a margin fill the patch
-    along each axis."""
     validate_every: int = 1
     """Epochs between validations."""
     seed: int = 2023
 
 
 @dataclass(frozen=True)
+class ClickRecipe(Recipe):
+    """A training by clicks on volumes, over the stages of a refinement loop."""
+
+    learning_rate: float = 8e-4
+    """Image encoder (LoRA only where it is frozen) and adapter."""
+    prompt_learning_rate: float = 8e-5
+    """Prompt encoder and mask decoder."""
+    weight_decay: float = 0.1
+    milestones: tuple[float, ...] = (0.6, 0.9)
+    """Where the learning rate falls to a tenth, as fractions of the training."""
+    stages: int = 10
+    """Clicks per sample; the loss is summed over them."""
+    stage_growth: float = 0.0
+    """Fraction of the training over which the stages grow from one to `stages`; 0 gives all from the start, as the
+    papers. From random weights the first stage has to be learnt before the later ones can gain by it."""
+    crop: str = "click"
+    """Training crops: `label` centres on the label's box (the papers), `click` on a random foreground voxel, as
+    deployment does."""
+    target: str = "all"
+    """What a sample's mask is: `all` foreground of the label, or `each` of its values alone, one drawn per sample."""
+    fit_spacing: bool = True
+    """Choose the spacing from the training labels, so that the largest targets and a margin fill the patch
+    along each axis."""
+
+
+@dataclass(frozen=True)
+class SliceRecipe(Recipe):
+    """A training on slices."""
+
+    optimiser: str = "adam"
+    """adam, adamw or sgd (momentum is the first of `betas`)."""
+    schedule: str = "constant"
+    """constant; `steps` multiplies the rate by `decay` at each epoch of `milestones`; `polynomial` falls to zero with
+    `decay` as its power."""
+    milestones: tuple[int, ...] = ()
+    decay: float = 0.5
+    losses: tuple[tuple[str, float], ...] = (("bce", 1.0), ("dice", 1.0))
+    """Name and weight of each term; training/slice_losses.py defines them."""
+    output: str = "first"
+    """Which masks are trained: the `first` token's, the `best` proposal by predicted IoU, or all as `classes`."""
+    loss_side: str = "low_res"
+    """Where the loss is taken: `low_res` logits against resized labels, or logits resized to the `input`."""
+    prompts: tuple[str, ...] = ("box",)
+    """What a step is prompted with, one drawn each time: box, point, none."""
+    box_jitter: tuple[float, float] = (0.0, 0.0)
+    """Least and most pixels, of 1024 along the input's side, by which each side of a box moves out."""
+    error_rounds: int = 0
+    """Decoder-only steps after the first, with clicks where the prediction is wrong (SAM-Med2D)."""
+    masks_per_image: int = 1
+    """Masks drawn from one slice in a step."""
+    augment: tuple[str, ...] = ()
+    """Names of training/augmentation.py's functions, applied in order."""
+    foreground_share: float = 1.0
+    """Smallest part of the slices drawn that hold some of the target."""
+    cache_embeddings: bool = False
+    """Encode every slice once, where nothing of the image encoder is trained and nothing augmented."""
+
+
+@dataclass(frozen=True)
+class DetectorRecipe(Recipe):
+    """A training of the detector on boxes: SGD, a linear fall of the rate, an average of the weights."""
+
+    learning_rate: float = 0.01
+    final_rate: float = 0.01
+    """What is left of the learning rate at the end, as a fraction."""
+    weight_decay: float = 5e-4
+    betas: tuple[float, float] = (0.937, 0.999)
+    """The first is SGD's momentum."""
+    warmup_epochs: float = 3.0
+    mosaic: float = 1.0
+    """How often four slices are joined to one."""
+    flip: float = 0.5
+    average: float = 0.9999
+    """Decay of the exponential average of the weights."""
+
+
+# --- Methods ---
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a network that has a checkpoint of its own and can be replaced alone."""
+
+    name: str
+    """As on the command line, `--detector`, and the field of the config that describes it."""
+    prefix: str
+    """What its parameters are called inside the network."""
+    official: Callable[[State], tuple[NetworkConfig, State]]
+    """Config and parameters, without the prefix, of a file from elsewhere."""
+    build: Callable[[Any], Network]
+    """The part alone, with freshly initialised weights, from its config."""
+    recipes: Mapping[str, Recipe]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """One segmentation method: everything that tells it from the others."""
 
@@ -104,32 +198,76 @@ class Method:
     code_licence: str
     weights_licence: str
     """Licence of the official weights, which samkit does not ship."""
-    sizes: Mapping[str, Sam3DConfig]
+    sizes: Mapping[str, NetworkConfig]
     """The networks: full, small (the demo weights) and tiny (for tests)."""
-    graphs: Callable[[Sam3DConfig], tuple[GraphSpec, ...]]
-    refinements: tuple[str, ...]
-    """What feeds the next step's image embedding: `anchored` the encoder's output, `recurrent` the step's own
-    updated one. The first is what our training uses."""
-    official_refinement: str
-    """What files from the official script were trained with."""
-    official_prefix: str
-    """Prefix of the network's parameters in official files; the rest of each name is kept."""
-    configure: Callable[[Mapping[str, tuple[int, ...]]], Sam3DConfig]
-    """The config of an official file, read from its parameters' names and shapes."""
-    preprocess: Callable[[np.ndarray, Sam3DConfig], np.ndarray]
-    """One crop (patch, patch, patch) of raw intensities to the network's input, float32."""
+    build: Callable[[Any], Network]
+    """The network with freshly initialised weights, from its config."""
+    graphs: Callable[[Any], tuple[GraphSpec, ...]]
+    official: Callable[[State, Mapping[str, State]], tuple[NetworkConfig, State]]
+    """Config and parameters, in our names, of an official file and its companions."""
+    companions: tuple[str, ...] = ()
+    """Files that an official checkpoint needs beside it, as on the command line: `base`."""
+    parts: tuple[Part, ...] = ()
     recipes: Mapping[str, Recipe]
-    frozen: Callable[[str], bool]
-    """Whether a parameter of this name stays as `--init` gave it."""
+    frozen: Callable[[str, Any], bool]
+    """Whether a parameter of this name stays as `--init` gave it, in a network of this config."""
     base: str | None = None
     """The method whose weights `--init` also takes: its network plus parts makes this one."""
-    mask_threshold: float = 0.0
-    """The mask the user sees is logits above this. Upstream's training script scores at 0.5."""
+    adopt: Callable[[State, Any], State] = lambda state, config: state
+    """The base's parameters as this method's, for a network of this config; what it leaves out stays fresh."""
+    refinements: tuple[str, ...] = ("none",)
+    """What feeds the next step's image embedding: `anchored` the encoder's output, `recurrent` the step's own
+    updated one; `none` where there is no loop. The first is what our training uses."""
+    official_refinement: str = "none"
+    """What files from the official script were trained with."""
     iou_is_trained: bool = False
     """Whether `iou_predictions` was ever given a loss; if not, it must not rank anything."""
 
-    def build(self, config: Sam3DConfig) -> Sam3D:
-        """Return the network with freshly initialised weights."""
-        from samkit.models.sam3d import Sam3D  # torch only when a network is really wanted
 
-        return Sam3D(config)
+@dataclass(frozen=True, kw_only=True)
+class VolumeMethod(Method):
+    """Clicks on a volume: each one refines the mask in cubic crops."""
+
+    preprocess: Callable[[np.ndarray, Any], np.ndarray]
+    """One crop (patch, patch, patch) of raw intensities to the network's input, float32."""
+    mask_threshold: float = 0.0
+    """The mask the user sees is logits above this. Upstream's training script scores at 0.5."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a method says about one slice."""
+
+    labels: np.ndarray
+    """(H, W) uint8: 0 background, else the number of the structure; 1 where there is one mask."""
+    scores: np.ndarray
+    """(H, W) float32: logit of the foreground, above 0 where `labels` is; for `--save-logits`."""
+    low_res: np.ndarray | None = None
+    """(B, 1, S/4, S/4) logits of the chosen masks, one row per prompt: the next prompt's `low_res`."""
+    iou: tuple[float, ...] = ()
+    """Predicted IoU of the chosen masks, where the method trained that head."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceMethod(Method):
+    """Slice by slice: from prompts, from a detector, or by itself."""
+
+    plane: str = "axial"
+    """Which slices of a volume: axial, coronal or sagittal."""
+    prompts: frozenset[str] = field(default_factory=frozenset)
+    """What a user may give: box, point. Empty where the method takes none."""
+    is_automatic: bool = False
+    """Whether a slice without prompts gets an answer, too: then a whole volume does."""
+    sequences: Callable[[Any], tuple[str, ...]] = lambda config: ()
+    """The co-registered sequences it needs, in order; none where it takes one grey volume or a colour image."""
+    structures: Callable[[Any], tuple[str, ...]] = lambda config: ()
+    """Names of the labels 1, 2, ...; none where there is one mask."""
+    window: Callable[[Any], tuple[int, int] | None] = lambda config: None
+    """Height and width [pixels] that slices are cut to around what is not zero in the volume; None takes them whole."""
+    preprocess: Callable[[np.ndarray, Any], tuple[np.ndarray, Fit]]
+    """One slice (H, W, C) of intensities 0..255, float32, to the network's input (C', S, S), float32, and its place.
+    C is one per sequence, else 1 for grey or 3 for colour."""
+    propose: Callable[[RunGraph, np.ndarray, Any], SlicePrompts] | None = None
+    """Prompts for a slice (H, W, C) that the user gave none for; where it finds nothing the mask is empty."""
+    answer: Callable[[RunGraph, np.ndarray, Fit, SlicePrompts, Any], Answer]
+    """The answer to prompts on one slice, from its `image_embeddings` (1, C, g, g)."""

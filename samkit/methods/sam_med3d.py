@@ -11,22 +11,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from samkit.errors import CheckpointError
-from samkit.methods._volume_clicks import click_graphs, configure, z_score
-from samkit.methods.method import Method, Recipe
+from samkit.methods._volume_clicks import build, click_graphs, configure, z_score
+from samkit.methods.method import ClickRecipe, State, VolumeMethod
 from samkit.models.sam3d_config import Sam3DConfig
 
 
-def _configure(shapes: Mapping[str, tuple[int, ...]]) -> Sam3DConfig:
-    """Return the config of an official file; one with an adapter is M-SAM's."""
-    config = configure(shapes)
+def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam3DConfig, State]:
+    """Return config and parameters of an official file; one with an adapter is M-SAM's."""
+    config, state = configure(state)
     if config.adapter is not None:
         raise CheckpointError(
             "the file has a mask-enhanced adapter (bidatt.*), so it is an M-SAM checkpoint; pass --method m-sam"
         )
-    return config
+    return config, state
 
 
-METHOD = Method(
+METHOD = VolumeMethod(
     name="sam-med3d",
     summary="3D clicks on any organ or lesion; the network M-SAM builds on",
     paper="Wang et al. 2023, SAM-Med3D (arXiv:2310.15161)",
@@ -47,22 +47,22 @@ METHOD = Method(
     graphs=click_graphs,
     refinements=("anchored",),
     official_refinement="anchored",
-    official_prefix="",
-    configure=_configure,
+    build=build,
+    official=_official,
     preprocess=z_score,
     recipes={
         # train.py: AdamW 8e-4 / 8e-5, decay 0.1, MultiStepLR [120, 180] of 200 epochs, batch 12, accumulation 20.
-        "paper": Recipe(
+        "paper": ClickRecipe(
             size="full", epochs=200, batch=12, accumulate=20, stages=11, crop="label",
             needs_init=True, fit_spacing=False, precision="16-mixed",
         ),
-        "small": Recipe(
+        "small": ClickRecipe(
             size="small", epochs=150, batch=4, learning_rate=1e-3, prompt_learning_rate=1e-3, weight_decay=0.05,
             milestones=(0.75, 0.92), warmup_steps=30, stage_growth=0.7, clip_norm=1.0, validate_every=10,
         ),
-        "tiny": Recipe(
+        "tiny": ClickRecipe(
             size="tiny", epochs=2, batch=2, prompt_learning_rate=8e-4, stages=2, clip_norm=1.0,
         ),
     },
-    frozen=lambda name: False,
+    frozen=lambda name, config: False,
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from samkit.models.config import NetworkConfig, below_one
 
@@ -11,6 +12,12 @@ STRIDE = 16
 LOGIT_STRIDE = 4
 """Pixels of the input per low-resolution logit, along each axis."""
 LORA_PLACES = ("encoder", "decoder", "both")
+ARCHS: dict[str, dict[str, Any]] = {
+    "vit_b": {"width": 768, "depth": 12, "heads": 12, "global_blocks": (2, 5, 8, 11)},
+    "vit_l": {"width": 1024, "depth": 24, "heads": 16, "global_blocks": (5, 11, 17, 23)},
+    "vit_h": {"width": 1280, "depth": 32, "heads": 16, "global_blocks": (7, 15, 23, 31)},
+}
+"""SAM's three image encoders: the fields in which they differ."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,197 @@
+"""What the 2D methods share: graphs, prompts as decoder rows, pictures as network input.
+
+Tensor names and axes of the exported graphs are a promise that clients rely on; every tensor is float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from samkit.errors import InputRefused
+from samkit.fitting import Fit
+from samkit.methods.method import Answer, GraphSpec, RunGraph, Tolerance
+from samkit.models.sam2d_config import Sam2DConfig, VitConfig
+from samkit.prompts import ABSENT, BACKGROUND, BOX_FIRST, BOX_LAST, SliceBox, SlicePoint, SlicePrompts
+from samkit.tensors import Axis, TensorSpec
+
+if TYPE_CHECKING:
+    from samkit.models.sam2d import Sam2D
+
+BATCH = Axis("batch", 1, 1, 8)
+"""Slices that an image encoder takes at once."""
+_ROWS = Axis("batch", 1, 1, 16)
+_IMAGES = Axis("images", 1, 1, 16)
+_POINTS = Axis("points", 0, 2, 64)
+
+SAM_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
+SAM_STD = np.array([58.395, 57.12, 57.375], np.float32)
+"""Of intensities 0..255, red, green and blue (segment-anything, `build_sam.py`)."""
+
+ENCODER_TOLERANCE = {"fp32": Tolerance(1e-5, 0.0), "fp16": Tolerance(1e-2, 0.0)}
+DECODER_TOLERANCE = {"fp32": Tolerance(1e-4, 0.999), "fp16": Tolerance(5e-2, 0.995)}
+
+
+# --- Graphs ---
+
+
+def square(name: str, channels: int, side: int, rows: Axis = BATCH, channel: str = "channel") -> TensorSpec:
+    """Return a tensor (batch, channels, side, side)."""
+    fixed = (Axis.fixed(channel, channels), Axis.fixed("row", side), Axis.fixed("column", side))
+    return TensorSpec(name, "float32", (rows, *fixed))
+
+
+def encoder_graph(config: VitConfig, channels: int = 3) -> GraphSpec:
+    """Return `image_encoder`, once per slice."""
+    return GraphSpec(
+        name="image_encoder",
+        inputs=(square("image", channels, config.image),),
+        outputs=(square("image_embeddings", config.channels, config.grid),),
+        tolerance=ENCODER_TOLERANCE,
+    )
+
+
+def prompt_graphs(config: Sam2DConfig) -> tuple[GraphSpec, ...]:
+    """Return `image_encoder` (once per slice) and `mask_decoder` (once per change of the prompts).
+
+    A row of the decoder is one object: its points, its box as two points labelled 2 and 3, and its mask prompt. One
+    image's embedding serves all rows, or each row has its own. Points that fill up a row are labelled -2. All mask
+    tokens come out; which of them is the mask is decided outside, as PyTorch does.
+    """
+    return (
+        encoder_graph(config),
+        GraphSpec(
+            name="mask_decoder",
+            inputs=(
+                square("image_embeddings", config.channels, config.grid, _IMAGES),
+                TensorSpec("point_coords", "float32", (_ROWS, _POINTS, Axis.fixed("xy", 2))),
+                TensorSpec("point_labels", "float32", (_ROWS, _POINTS)),
+                square("mask_input", 1, config.logits, _ROWS),
+                TensorSpec("has_mask_input", "float32", (_ROWS, *(Axis.fixed(name, 1) for name in ("c", "y", "x")))),
+            ),
+            outputs=(
+                square("low_res_masks", config.masks, config.logits, _ROWS, "mask"),
+                TensorSpec("iou_predictions", "float32", (_ROWS, Axis.fixed("mask", config.masks))),
+            ),
+            tolerance=DECODER_TOLERANCE,
+        ),
+    )
+
+
+def build_sam(config: Sam2DConfig) -> Sam2D:
+    """Return the network with freshly initialised weights."""
+    from samkit.models.sam2d import Sam2D  # torch only when a network is really wanted
+
+    return Sam2D(config)
+
+
+# --- Prompts ---
+
+
+def prompt_rows(prompts: SlicePrompts) -> list[tuple[list[SlicePoint], SliceBox | None]]:
+    """Return one entry per object: its points and its box.
+
+    Each box is an object, with the foreground points inside it; the other foreground points together are one more.
+    Background points speak to all. Without any prompt there is one empty row: the network decides by itself.
+    """
+    background = [point for point in prompts.points if point.label == BACKGROUND]
+    loose = [point for point in prompts.points if point.label != BACKGROUND]
+    rows: list[tuple[list[SlicePoint], SliceBox | None]] = []
+    for box in prompts.boxes:
+        inside = [p for p in loose if box.x0 <= p.x <= box.x1 and box.y0 <= p.y <= box.y1]
+        rows.append((inside + background, box))
+    taken = [point for points, _ in rows for point in points]
+    loose = [point for point in loose if point not in taken]
+    if loose or not rows:
+        rows.append((loose + background, None))
+    return rows
+
+
+def decode(
+    run: RunGraph, embeddings: np.ndarray, fit: Fit, prompts: SlicePrompts, config: Sam2DConfig
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Return `low_res_masks` (B, K, s, s), `iou_predictions` (B, K), and how many points and corners each row has.
+
+    Raises InputRefused where a mask prompt has other rows than the prompts.
+    """
+    rows = prompt_rows(prompts)
+    coords, labels = _point_tensors(rows, fit)
+    masks = np.zeros((len(rows), 1, config.logits, config.logits), np.float32)
+    if prompts.low_res is not None:
+        if prompts.low_res.shape != masks.shape:
+            raise InputRefused(
+                "mask-prompt",
+                f"the mask prompt is {prompts.low_res.shape} and the prompts make {masks.shape}",
+                "give one mask of the answer before for each box, and one for the points in no box",
+            )
+        masks = prompts.low_res.astype(np.float32)
+    given = np.full((len(rows), 1, 1, 1), float(prompts.low_res is not None), np.float32)
+    low_res, iou = [], []
+    for part in _chunks(len(rows), _ROWS.max):
+        answer = run(
+            "mask_decoder",
+            {
+                "image_embeddings": embeddings,
+                "point_coords": coords[part],
+                "point_labels": labels[part],
+                "mask_input": masks[part],
+                "has_mask_input": given[part],
+            },
+        )
+        low_res.append(answer["low_res_masks"])
+        iou.append(answer["iou_predictions"])
+    return np.concatenate(low_res), np.concatenate(iou), [int(count) for count in (labels > ABSENT).sum(axis=1)]
+
+
+def _point_tensors(rows: list[tuple[list[SlicePoint], SliceBox | None]], fit: Fit) -> tuple[np.ndarray, np.ndarray]:
+    """Return `point_coords` (B, P, 2) and `point_labels` (B, P): points first, then a box's corners."""
+    sides = [len(points) + 2 * (box is not None) for points, box in rows]
+    if max(sides) > _POINTS.max:
+        raise InputRefused(
+            "too-many-points",
+            f"one object has {max(sides)} points and box corners, a row of the decoder takes {_POINTS.max}",
+            "give fewer points",
+        )
+    coords = np.zeros((len(rows), max(sides), 2), np.float32)
+    labels = np.full((len(rows), max(sides)), float(ABSENT), np.float32)
+    for number, (points, box) in enumerate(rows):
+        places = [(p.x, p.y, p.label) for p in points]
+        if box is not None:
+            places += [(box.x0, box.y0, BOX_FIRST), (box.x1, box.y1, BOX_LAST)]
+        if places:
+            values = np.array(places, np.float64)
+            coords[number, : len(places)] = fit.points_to_network(values[:, :2])
+            labels[number, : len(places)] = values[:, 2]
+    return coords, labels
+
+
+def _chunks(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
+def best_proposal(low_res: np.ndarray, iou: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return of each row the proposal, masks 1 and on, with the highest predicted IoU: (B, 1, s, s) and (B,)."""
+    rows, best = np.arange(len(iou)), 1 + iou[:, 1:].argmax(axis=1)
+    return low_res[rows, best][:, None], iou[rows, best]
+
+
+def united(scores: np.ndarray, low_res: np.ndarray, iou: np.ndarray | None) -> Answer:
+    """Return the answer whose mask is the union of the rows' masks; `scores` (B, H, W) are logits."""
+    together: np.ndarray = scores.max(axis=0).astype(np.float32)
+    predicted = () if iou is None else tuple(float(value) for value in iou)
+    return Answer((together > 0).astype(np.uint8), together, low_res, predicted)
+
+
+# --- Pictures ---
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """Return a slice (H, W, C) with three channels: a grey one is repeated."""
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+
+
+def normalise(image: np.ndarray) -> np.ndarray:
+    """Return (H, W, 3) of 0..255 with SAM's mean and deviation, as (3, H, W) float32."""
+    return np.ascontiguousarray(((as_rgb(image) - SAM_MEAN) / SAM_STD).astype(np.float32).transpose(2, 0, 1))

@@ -1,0 +1,90 @@
+"""SAM: promptable segmentation of natural images, the network all others build on (Kirillov et al. 2023).
+
+The longer side of an image becomes 1024 pixels, the shorter one is padded with the mean colour. A single click is
+ambiguous, so it gets the proposal with the best predicted IoU; a box or several clicks get the single mask, as the
+authors recommend (`segment_anything/predictor.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from samkit.fitting import Fit
+from samkit.methods._slices import as_rgb, best_proposal, build_sam, decode, normalise, prompt_graphs, united
+from samkit.methods.method import Answer, RunGraph, SliceMethod, SliceRecipe, State
+from samkit.models.sam2d_config import Sam2DConfig
+from samkit.prompts import SlicePrompts
+
+_VIT_B = Sam2DConfig()
+
+
+def _preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Fit]:
+    """Return the network's input and the slice's place in it (`ResizeLongestSide`, `Sam.preprocess`).
+
+    The resize is Pillow's antialiased bilinear one on 8-bit colours, as upstream's.
+    """
+    from PIL import Image
+
+    fit = Fit.longest_side((image.shape[0], image.shape[1]), config.image)
+    picture = Image.fromarray(as_rgb(image).clip(0, 255).astype(np.uint8))
+    resized = picture.resize(fit.content[::-1], Image.Resampling.BILINEAR)
+    return fit.place(normalise(np.asarray(resized, np.float32))), fit
+
+
+def _answer(run: RunGraph, embeddings: np.ndarray, fit: Fit, prompts: SlicePrompts, config: Sam2DConfig) -> Answer:
+    low_res, iou, sizes = decode(run, embeddings, fit, prompts, config)
+    proposed, proposed_iou = best_proposal(low_res, iou)
+    is_ambiguous = np.array(sizes) == 1
+    chosen = np.where(is_ambiguous[:, None, None, None], proposed, low_res[:, :1])
+    return united(fit.to_slice(chosen[:, 0]), chosen, np.where(is_ambiguous, proposed_iou, iou[:, 0]))
+
+
+def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam2DConfig, State]:
+    """Return config and parameters of a sam_vit_b, sam_vit_l or sam_vit_h file."""
+    from samkit.models.convert2d import sam_config
+
+    return sam_config({name: tuple(tensor.shape) for name, tensor in state.items()}), state
+
+
+SMALL = Sam2DConfig(
+    image=256, width=192, depth=4, heads=6, window=8, global_blocks=(1, 3), channels=96, decoder_heads=4,
+    decoder_mlp=256, iou_hidden=64,
+)  # fmt: skip
+TINY = Sam2DConfig(
+    image=128, width=32, depth=2, heads=2, window=3, global_blocks=(1,), channels=16, decoder_heads=2, decoder_mlp=32,
+    iou_hidden=16,
+)  # fmt: skip
+
+METHOD = SliceMethod(
+    name="sam",
+    summary="2D boxes and clicks on any picture; the network the 2D methods build on",
+    paper="Kirillov et al. 2023, Segment Anything (arXiv:2304.02643)",
+    upstream="facebookresearch/segment-anything@dca509f",
+    code_licence="Apache-2.0",
+    weights_licence="Apache-2.0 (sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth, sam_vit_h_4b8939.pth)",
+    sizes={"full": _VIT_B, "small": SMALL, "tiny": TINY},
+    build=build_sam,
+    graphs=prompt_graphs,
+    official=_official,
+    prompts=frozenset({"box", "point"}),
+    preprocess=_preprocess,
+    answer=_answer,
+    iou_is_trained=True,
+    recipes={
+        # Section A of the paper, without its data engine: AdamW, 20 focal + 1 Dice + 1 IoU, jittered boxes or a click.
+        "paper": SliceRecipe(
+            size="full", epochs=100, batch=2, optimiser="adamw", learning_rate=1e-5, weight_decay=0.1, warmup_steps=250,
+            losses=(("focal", 20.0), ("dice", 1.0), ("iou", 1.0)), output="best", prompts=("box", "point"),
+            box_jitter=(0.0, 20.0), needs_init=True,
+        ),
+        "small": SliceRecipe(
+            size="small", epochs=40, batch=4, optimiser="adamw", learning_rate=5e-4, weight_decay=0.05,
+            warmup_steps=30, losses=(("focal", 20.0), ("dice", 1.0), ("iou", 1.0)), output="best",
+            prompts=("box", "point"), box_jitter=(0.0, 20.0), clip_norm=1.0, augment=("flip",),
+        ),
+        "tiny": SliceRecipe(size="tiny", epochs=2, batch=2, prompts=("box", "point")),
+    },
+    frozen=lambda name, config: name.startswith("prompt_encoder.pe_layer"),
+)  # fmt: skip

@@ -1,0 +1,105 @@
+"""SAM-Med2D: SAM at 256 pixels with an adapter in every encoder block (Cheng et al. 2023).
+
+A slice smaller than the square on both sides is padded to it, any other is stretched with nearest neighbours. Of the
+three proposals the one with the best predicted IoU is the mask, and the next round's mask prompt is its probability,
+not its logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from samkit.errors import CheckpointError
+from samkit.fitting import Fit
+from samkit.methods import sam
+from samkit.methods._slices import best_proposal, build_sam, decode, normalise, prompt_graphs, united
+from samkit.methods.method import Answer, RunGraph, SliceMethod, SliceRecipe, State
+from samkit.models.sam2d_config import Sam2DConfig
+from samkit.prompts import SlicePrompts
+
+
+def preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Fit]:
+    """Return the network's input and the slice's place in it.
+
+    Normalised first, then padded with zeros, the mean colour, or stretched with nearest neighbours (`DataLoader.py`).
+    An odd row or column of padding is at the bottom or right.
+    """
+    height, width = image.shape[:2]
+    colours = normalise(image)
+    if height < config.image and width < config.image:
+        fit = Fit.centred((height, width), config.image)
+        return fit.place(colours), fit
+    rows = np.arange(config.image) * height // config.image
+    columns = np.arange(config.image) * width // config.image
+    stretched = np.ascontiguousarray(colours[:, rows[:, None], columns])
+    return stretched, Fit.stretched((height, width), config.image)
+
+
+def answer(run: RunGraph, embeddings: np.ndarray, fit: Fit, prompts: SlicePrompts, config: Sam2DConfig) -> Answer:
+    """Return the union of the prompts' best proposals."""
+    if prompts.low_res is not None:
+        prompts = replace(prompts, low_res=1 / (1 + np.exp(-prompts.low_res)))
+    low_res, iou, _ = decode(run, embeddings, fit, prompts, config)
+    chosen, chosen_iou = best_proposal(low_res, iou)
+    return united(fit.to_slice(chosen[:, 0]), chosen, chosen_iou)
+
+
+def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam2DConfig, State]:
+    """Return config and parameters of sam-med2d_b.pth, or of the same network without adapters (FT-SAM)."""
+    from samkit.models.convert2d import sam_config
+
+    config = sam_config({name: tuple(tensor.shape) for name, tensor in state.items()})
+    if config.image != 256:
+        raise CheckpointError(
+            f"the file is for {config.image} pixels and SAM-Med2D's are for 256; export a SAM file with --method sam"
+        )
+    return config, state
+
+
+def adopt(state: State, config: Sam2DConfig) -> State:
+    """Return SAM's parameters at this network's size; the adapters stay fresh."""
+    from samkit.models.convert2d import resize_encoder
+
+    return resize_encoder(state, config)
+
+
+PAPER_LOSSES = (("focal", 20.0), ("dice", 1.0), ("iou", 1.0))
+
+METHOD = SliceMethod(
+    name="sam-med2d",
+    summary="2D boxes and clicks on any medical image, at 256 pixels",
+    paper="Cheng et al. 2023, SAM-Med2D (arXiv:2308.16184)",
+    upstream="OpenGVLab/SAM-Med2D@bfd2b93",
+    code_licence="Apache-2.0",
+    weights_licence="Apache-2.0 (sam-med2d_b.pth)",
+    sizes={
+        "full": replace(sam.METHOD.sizes["full"], image=256, adapter=True),
+        "small": replace(sam.SMALL, image=128, width=128, depth=3, heads=4, global_blocks=(2,), adapter=True),
+        "tiny": replace(sam.TINY, adapter=True),
+    },
+    build=build_sam,
+    graphs=prompt_graphs,
+    official=_official,
+    prompts=frozenset({"box", "point"}),
+    preprocess=preprocess,
+    answer=answer,
+    iou_is_trained=True,
+    recipes={
+        # train.py: Adam 1e-4, 15 epochs, batch 2, five masks an image, eight more steps of the decoder alone.
+        "paper": SliceRecipe(
+            size="full", epochs=15, batch=2, losses=PAPER_LOSSES, output="best", prompts=("box", "point"),
+            error_rounds=8, masks_per_image=5, needs_init=True,
+        ),
+        "small": SliceRecipe(
+            size="small", epochs=40, batch=4, learning_rate=5e-4, warmup_steps=30, losses=PAPER_LOSSES, output="best",
+            prompts=("box", "point"), error_rounds=1, clip_norm=1.0, augment=("flip",),
+        ),
+        "tiny": SliceRecipe(size="tiny", epochs=2, batch=2, losses=PAPER_LOSSES, output="best", error_rounds=1),
+    },
+    frozen=lambda name, config: name.startswith("image_encoder.") and ".Adapter." not in name,
+    base="sam",
+    adopt=adopt,
+)  # fmt: skip
