@@ -23,44 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from samkit.models.lora import LoraQKV
 from samkit.models.network import Foldable
-
-
-class LoraQKV(nn.Module):
-    """The fused q, k, v projection with low-rank updates of q and v, unscaled (M-SAM: q += B_q A_q x)."""
-
-    def __init__(self, dim: int, rank: int) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.linear_a_q = nn.Linear(dim, rank, bias=False)
-        self.linear_b_q = nn.Linear(rank, dim, bias=False)
-        self.linear_a_v = nn.Linear(dim, rank, bias=False)
-        self.linear_b_v = nn.Linear(rank, dim, bias=False)
-        for first in (self.linear_a_q, self.linear_a_v):
-            nn.init.kaiming_uniform_(first.weight, a=math.sqrt(5))
-        for second in (self.linear_b_q, self.linear_b_v):
-            nn.init.zeros_(second.weight)
-
-    @property
-    def bias(self) -> Tensor:
-        """Return what the projection gives for a zero token: LoRA adds nothing there."""
-        return self.qkv.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        q = q + self.linear_b_q(self.linear_a_q(x))
-        v = v + self.linear_b_v(self.linear_a_v(x))
-        return torch.cat([q, k, v], dim=-1)
-
-    def merged(self) -> nn.Linear:
-        """Return one linear layer that computes the same: W_q + B_q A_q, W_k, W_v + B_v A_v."""
-        out = nn.Linear(self.qkv.in_features, self.qkv.out_features)
-        q, k, v = self.qkv.weight.detach().chunk(3)
-        q = q + self.linear_b_q.weight.detach() @ self.linear_a_q.weight.detach()
-        v = v + self.linear_b_v.weight.detach() @ self.linear_a_v.weight.detach()
-        out.weight.data = torch.cat([q, k, v])
-        out.bias.data = self.qkv.bias.detach().clone()
-        return out
 
 
 class _Constants(NamedTuple):

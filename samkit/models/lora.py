@@ -7,17 +7,15 @@ update changes nothing.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 
-def _pair(dim: int, rank: int, out: int) -> tuple[nn.Linear, nn.Linear]:
-    """Return A and B of one update."""
-    first, second = nn.Linear(dim, rank, bias=False), nn.Linear(rank, out, bias=False)
+def _start(first: nn.Linear, second: nn.Linear) -> None:
     nn.init.kaiming_uniform_(first.weight, a=math.sqrt(5))
     nn.init.zeros_(second.weight)
-    return first, second
 
 
 class LoraQKV(nn.Module):
@@ -28,9 +26,15 @@ class LoraQKV(nn.Module):
         self.targets = "".join(letter for letter in "qkv" if letter in targets)
         self.qkv = nn.Linear(dim, 3 * dim)
         for letter in self.targets:
-            first, second = _pair(dim, rank, dim)
-            self.add_module(f"linear_a_{letter}", first)
-            self.add_module(f"linear_b_{letter}", second)
+            self.add_module(f"linear_a_{letter}", nn.Linear(dim, rank, bias=False))
+            self.add_module(f"linear_b_{letter}", nn.Linear(rank, dim, bias=False))
+        for letter in self.targets:
+            _start(*self._update(letter))
+
+    def _update(self, letter: str) -> tuple[nn.Linear, nn.Linear]:
+        """Return A and B of one target."""
+        first, second = (self.get_submodule(f"linear_{which}_{letter}") for which in "ab")
+        return cast(nn.Linear, first), cast(nn.Linear, second)
 
     @property
     def bias(self) -> Tensor:
@@ -40,7 +44,7 @@ class LoraQKV(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         parts = list(self.qkv(x).chunk(3, dim=-1))
         for letter in self.targets:
-            first, second = self.get_submodule(f"linear_a_{letter}"), self.get_submodule(f"linear_b_{letter}")
+            first, second = self._update(letter)
             parts["qkv".index(letter)] = parts["qkv".index(letter)] + second(first(x))
         return torch.cat(parts, dim=-1)
 
@@ -48,8 +52,8 @@ class LoraQKV(nn.Module):
         """Return one linear layer that computes the same: W + B A for each target, the others as they are."""
         parts = list(self.qkv.weight.detach().chunk(3))
         for letter in self.targets:
-            first, second = (self.get_parameter(f"linear_{which}_{letter}.weight").detach() for which in "ab")
-            parts["qkv".index(letter)] = parts["qkv".index(letter)] + second @ first
+            first, second = self._update(letter)
+            parts["qkv".index(letter)] = parts["qkv".index(letter)] + second.weight.detach() @ first.weight.detach()
         return _linear(torch.cat(parts), self.qkv.bias)
 
 
@@ -58,7 +62,9 @@ class LoraLinear(nn.Linear):
 
     def __init__(self, dim: int, out: int, rank: int) -> None:
         super().__init__(dim, out)
-        self.linear_a, self.linear_b = _pair(dim, rank, out)
+        self.linear_a = nn.Linear(dim, rank, bias=False)
+        self.linear_b = nn.Linear(rank, out, bias=False)
+        _start(self.linear_a, self.linear_b)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + self.linear_b(self.linear_a(x))

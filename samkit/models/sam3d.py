@@ -24,8 +24,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from samkit.models import lora
 from samkit.models.adapter3d import CodeAdapter, PaperAdapter
-from samkit.models.attention3d import LoraQKV, RelPosAttention
 from samkit.models.image_encoder3d import ImageEncoder3D
 from samkit.models.mask_decoder3d import MaskDecoder3D
 from samkit.models.network import Network
@@ -77,6 +77,4 @@ class Sam3D(Network):
 
     def merge_lora(self) -> None:
         """Replace every LoRA projection by one linear layer that computes the same."""
-        for module in list(self.modules()):
-            if isinstance(module, RelPosAttention) and isinstance(module.qkv, LoraQKV):
-                module.qkv = module.qkv.merged()
+        lora.merge_lora(self)
