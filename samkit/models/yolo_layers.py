@@ -140,6 +140,6 @@ class Detect(nn.Module):
         """
         classes = self.values - 5
         for convolution, stride in zip(self.m, self.strides, strict=True):
-            bias = convolution.bias.detach().view(-1, self.values)  # type: ignore[operator,union-attr]
+            bias = convolution.bias.detach().view(-1, self.values)  # type: ignore[operator]
             bias[:, 4] += math.log(8 / (640 / stride) ** 2)
             bias[:, 5:] += math.log(0.6 / (classes - 1)) if classes > 1 else 11.0
