@@ -20,7 +20,7 @@ BOX_START, BOX_END = 2, 3
 """Labels of a box's corners: least x and y, greatest x and y."""
 
 
-class _PositionEmbedding(nn.Module):
+class PositionEmbedding(nn.Module):
     """Random Fourier features whose matrix comes from the checkpoint."""
 
     def __init__(self, features: int) -> None:
@@ -33,6 +33,14 @@ class _PositionEmbedding(nn.Module):
         angle = 2 * math.pi * ((2 * unit - 1) @ self.positional_encoding_gaussian_matrix)
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
+    def of_grid(self, side: int) -> Tensor:
+        """Return the encoding of the centres of a square grid, (1, 2 * features, side, side)."""
+        matrix = self.positional_encoding_gaussian_matrix
+        centre = (torch.arange(side, dtype=matrix.dtype, device=matrix.device) + 0.5) / side
+        y, x = torch.meshgrid(centre, centre, indexing="ij")
+        out: Tensor = self(torch.stack([x, y], dim=-1)).permute(2, 0, 1)[None]
+        return out
+
 
 class PromptEncoder2D(Foldable):
     """Points and box corners to tokens, a mask to a dense embedding."""
@@ -42,7 +50,7 @@ class PromptEncoder2D(Foldable):
         channels = config.channels
         self.image, self.grid = config.image, config.grid
         self._frozen_pe: Tensor | None = None
-        self.pe_layer = _PositionEmbedding(channels // 2)
+        self.pe_layer = PositionEmbedding(channels // 2)
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, channels) for _ in range(4))
         self.not_a_point_embed = nn.Embedding(1, channels)
         self.mask_downscaling = nn.Sequential(
@@ -92,11 +100,7 @@ class PromptEncoder2D(Foldable):
         """Return the positions of the image's tokens, (1, C, g, g)."""
         if self._frozen_pe is not None:
             return self._frozen_pe
-        matrix = self.pe_layer.positional_encoding_gaussian_matrix
-        centre = (torch.arange(self.grid, dtype=matrix.dtype, device=matrix.device) + 0.5) / self.grid
-        y, x = torch.meshgrid(centre, centre, indexing="ij")
-        out: Tensor = self.pe_layer(torch.stack([x, y], dim=-1)).permute(2, 0, 1)[None]
-        return out
+        return self.pe_layer.of_grid(self.grid)
 
     def freeze(self) -> None:
         """Compute `dense_pe` once, for export."""
