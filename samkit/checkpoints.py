@@ -210,7 +210,10 @@ def _part_of(path: Path, part: Part) -> tuple[NetworkConfig, State]:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Return name to tensor of a safetensors or pickle file, float16 as float32, wrappers and `module.` removed."""
+    """Return name to tensor of a safetensors or pickle file, float16 as float32, wrappers and `module.` removed.
+
+    A file that holds a whole pickled network (YOLOv5's `ema`, or else `model`) gives its state dict.
+    """
     import torch
 
     if path.suffix == ".safetensors":
@@ -222,7 +225,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path.name} is not a readable safetensors file ({error})") from error
     else:
-        content = _read_pickle(path)
+        content = _pickled_weights(_read_pickle(path))
     for wrapper in ("model_state_dict", "model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -274,14 +277,21 @@ def fill_network(network: Network, state: State, file: str, what: str) -> None:
 
 
 class _Inert:
-    """Stands where a file names a class outside the allow-list: takes anything, does nothing, keeps nothing."""
+    """Stands where a file names a class outside the allow-list: takes anything, does nothing.
+
+    Of a pickled module it keeps the parameters, buffers and parts, which are plain data.
+    """
+
+    kept: Mapping[str, Any] = {}
 
     def __new__(cls, *args: object, **kwargs: object) -> _Inert:
         return super().__new__(cls)
 
     def __init__(self, *args: object, **kwargs: object) -> None: ...
 
-    def __setstate__(self, state: object) -> None: ...
+    def __setstate__(self, state: object) -> None:
+        if isinstance(state, Mapping):
+            self.kept = {name: state[name] for name, kind in _MODULE_PARTS.items() if isinstance(state.get(name), kind)}
 
     def __setitem__(self, key: object, value: object) -> None: ...
 
@@ -290,11 +300,16 @@ class _Inert:
     def extend(self, items: object) -> None: ...
 
 
+_MODULE_PARTS = {"_parameters": Mapping, "_buffers": Mapping, "_non_persistent_buffers_set": set, "_modules": Mapping}
+"""Where an `nn.Module` holds what its state dict is made of."""
+
 _ALLOWED = {
     ("collections", "OrderedDict"),
     ("torch._utils", "_rebuild_tensor_v2"),
     ("torch._utils", "_rebuild_parameter"),
     ("torch", "Size"),
+    ("builtins", "set"),
+    ("__builtin__", "set"),
     *(("torch", f"{kind}Storage") for kind in ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Bool", "Byte")),
 }
 """Everything a pickle may really construct: containers, tensors and their storages."""
@@ -314,6 +329,35 @@ class _RestrictedPickle:
     @staticmethod
     def load(file: Any, **options: Any) -> Any:
         return _RestrictedUnpickler(file, **options).load()
+
+
+def _pickled_weights(content: object) -> object:
+    """Return the state dict of the pickled network that `content` is or holds; any other content as it is."""
+    found = [content.get(name) for name in ("ema", "model")] if isinstance(content, Mapping) else [content]
+    states = (_module_state(entry) for entry in found if isinstance(entry, _Inert))
+    return next((state for state in states if state), content)
+
+
+def _module_state(root: _Inert) -> dict[str, Tensor]:
+    """Return the tensors of a pickled module by their dotted names.
+
+    A part that stands in several places gives its first name alone, so that no file can make this endless.
+    """
+    import torch
+
+    state: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    waiting = [("", root)]
+    while waiting:
+        prefix, module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        parameters, buffers, transient, parts = (module.kept.get(name, {}) for name in _MODULE_PARTS)
+        named = [*parameters.items(), *((name, buffer) for name, buffer in buffers.items() if name not in transient)]
+        state |= {f"{prefix}{name}": tensor.detach() for name, tensor in named if isinstance(tensor, torch.Tensor)}
+        waiting += [(f"{prefix}{name}.", part) for name, part in parts.items() if isinstance(part, _Inert)][::-1]
+    return state
 
 
 def _read_pickle(path: Path) -> object:
