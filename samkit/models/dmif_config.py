@@ -49,3 +49,8 @@ class DmifConfig(VitConfig):
                 if wrong
             ]
         )
+
+    @property
+    def encoders(self) -> int:
+        """How many image encoders there are."""
+        return 1 if self.shared_encoder else len(self.sequences)

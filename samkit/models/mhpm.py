@@ -29,11 +29,16 @@ class Mhpm(Foldable):
     The three maps don't depend on the input. `freeze` keeps them; until then every pass computes them.
     """
 
+    map_xy: Tensor | None
+    map_zx: Tensor | None
+    map_zy: Tensor | None
+
     def __init__(self, channels: int, out: int, grid: int) -> None:
         super().__init__()
         part = channels // 4
         self.grid = grid
-        self._frozen: tuple[Tensor, Tensor, Tensor] | None = None
+        for axes in ("xy", "zx", "zy"):
+            self.register_buffer(f"map_{axes}", None, persistent=False)
         self.params_xy = nn.Parameter(torch.ones(1, part, TABLE, TABLE))
         self.params_zx = nn.Parameter(torch.ones(1, 1, part, TABLE))
         self.params_zy = nn.Parameter(torch.ones(1, 1, part, TABLE))
@@ -54,19 +59,21 @@ class Mhpm(Foldable):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = self._frozen if self.folded and self._frozen is not None else self._maps()
+        xy, zx, zy = self._maps()
         plane, rows, columns, rest = self.norm1(x).chunk(4, dim=1)
-        mixed = torch.cat([plane * maps[0], rows * maps[1], columns * maps[2], self.dw(rest)], dim=1)
+        mixed = torch.cat([plane * xy, rows * zx, columns * zy, self.dw(rest)], dim=1)
         out: Tensor = self.ldw(self.norm2(mixed))
         return out
 
     def freeze(self) -> None:
         """Compute the maps once, for export; later changes of the weights are not seen any more."""
         with torch.no_grad():
-            self._frozen = self._maps()
+            self.map_xy, self.map_zx, self.map_zy = self._maps()
 
     def _maps(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the maps over H x W, C x H and C x W: (1, c/4, g, g), (1, c/4, g, 1), (1, c/4, 1, g)."""
+        if self.folded and self.map_xy is not None and self.map_zx is not None and self.map_zy is not None:
+            return self.map_xy, self.map_zx, self.map_zy
         part, g = self.params_xy.shape[1], self.grid
         plane = self.conv_xy(_spread(self.params_xy, (g, g)))
         rows = self.conv_zx(_spread(self.params_zx, (part, g))[0])
