@@ -14,6 +14,7 @@ Interpolation is linear without smoothing, as SAM-Med3D was trained (TorchIO `Re
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -25,6 +26,10 @@ from samkit.errors import GeometryError
 
 Triple: TypeAlias = tuple[float, float, float]
 Index: TypeAlias = tuple[int, int, int]
+
+MAX_SHIFT = 0.1
+"""How far [voxels] a corner of one array may lie from the same corner of another that is said to be co-registered with
+it: round-off, but no other place or orientation."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,13 @@ def world_to_voxel(affine: np.ndarray, points_mm: np.ndarray) -> np.ndarray:
 def voxel_to_world(affine: np.ndarray, points_voxel: np.ndarray) -> np.ndarray:
     """Return continuous voxel indices (N, 3) as world points [mm, RAS+]."""
     return np.asarray(points_voxel, np.float64) @ affine[:3, :3].T + affine[:3, 3]
+
+
+def corner_shift(shape: Index, affine: np.ndarray, other: np.ndarray) -> float:
+    """Return how far [voxels] a corner of an array (I, J, K) moves at most when `other` replaces `affine`."""
+    corners = np.array(list(itertools.product(*((-0.5, side - 0.5) for side in shape))))
+    moved = world_to_voxel(affine, voxel_to_world(other, corners))
+    return float(np.linalg.norm(moved - corners, axis=1).max())
 
 
 def resample_linear(

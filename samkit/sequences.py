@@ -8,6 +8,7 @@ all of that.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -63,7 +64,7 @@ def sequence_of(file_name: str, patterns: Mapping[str, str] | None = None) -> st
     tokens = [token for token in re.split(r"[._\-\s]+", lower) if token]
     if _LABEL_WORDS.intersection(tokens):
         return None if LABEL in patterns else LABEL
-    said = [*tokens, *(a + b for a, b in zip(tokens, tokens[1:], strict=False))]
+    said = [*tokens, *(a + b for a, b in itertools.pairwise(tokens))]
     # `max` keeps the first of equals: `T1_to_T2` is a T1, moved onto the T2
     alias = max((word for word in said if word in _SEQUENCE_OF), key=len, default=None)
     name = _SEQUENCE_OF[alias] if alias else None

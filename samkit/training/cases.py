@@ -7,7 +7,6 @@ is refused with every offender named at once; only a case without foreground is 
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import nibabel as nib
 import numpy as np
 
 from samkit.errors import GeometryError, InputRefused
-from samkit.geometry import Grid, Triple, Volume, check_affine, voxel_to_world, world_to_voxel
+from samkit.geometry import MAX_SHIFT, Grid, Triple, Volume, check_affine, corner_shift
 
 SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh")
 _LABEL_WORDS = ("label", "mask", "seg", "lesion")
@@ -25,8 +24,6 @@ _LAYOUTS = (
     "lay the data out as images/ and labels/ with equal file names, as one folder per case, or with a decathlon-style "
     "dataset.json"
 )
-_MAX_SHIFT = 0.1
-"""How far [voxels] a corner of the label may lie from the image's: round-off, but no other place or orientation."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +134,9 @@ def _check_case(case: Case, label: int | None, target: str) -> CheckedCase | str
             f"case {case.name}: the image is {image.array.shape}, its label {labels.array.shape}",
             "resample the label onto the image",
         )
-    shift = _corner_shift(image, labels.affine)
-    if not shift <= _MAX_SHIFT:
+    i, j, k = labels.array.shape
+    shift = corner_shift((i, j, k), image.affine, labels.affine)
+    if not shift <= MAX_SHIFT:
         raise InputRefused(
             "affines-differ",
             f"case {case.name}: image and label have one shape, but by their affines the label lies {shift:.3g} voxels "
@@ -158,7 +156,6 @@ def _check_case(case: Case, label: int | None, target: str) -> CheckedCase | str
         held = ", ".join(str(v) for v in found[:8])
         return f"{case.name} skipped: its label holds only {held}, no foreground"
     groups = [(v,) for v in values] if target == "each" else [values]
-    i, j, k = labels.array.shape
     grid = Grid.over((i, j, k), labels.affine, (1.0, 1.0, 1.0))  # a grid of 1 mm measures along the patient's axes
     extents = []
     for group in groups:
@@ -167,13 +164,6 @@ def _check_case(case: Case, label: int | None, target: str) -> CheckedCase | str
         extents.append(np.abs(corners[1] - corners[0]))
     x, y, z = (float(edge) for edge in np.max(extents, axis=0))
     return CheckedCase(case, values, (x, y, z), min(image.spacing))
-
-
-def _corner_shift(image: Volume, affine: np.ndarray) -> float:
-    """Return how far [voxels of `image`] a corner of its array moves at most where `affine` takes its own's place."""
-    corners = np.array(list(itertools.product(*((-0.5, side - 0.5) for side in image.array.shape))))
-    moved = world_to_voxel(image.affine, voxel_to_world(affine, corners))
-    return float(np.linalg.norm(moved - corners, axis=1).max())
 
 
 def _stem(path: Path) -> str | None:

@@ -1,0 +1,208 @@
+"""Volumes cut into slices: folders of co-registered NIfTI sequences, and FreeSurfer's images with their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from samkit.errors import GeometryError, InputRefused
+from samkit.geometry import MAX_SHIFT, Index, check_affine, corner_shift
+from samkit.planes import PlaneView, scale_intensities
+from samkit.sequences import LABEL, choose, sort_files
+from samkit.training.cases import find_cases, read_volume
+from samkit.training.slice_cases import FoundCases, LoadedCase, SliceCase, nothing_usable
+
+NIFTI = (".nii", ".nii.gz")
+FREESURFER = (".mgz", ".mgh")
+
+STRUCTURES = {"thalamus": (10, 49), "caudate": (11, 50), "putamen": (12, 51), "pallidum": (13, 52),
+              "hippocampus": (17, 53), "amygdala": (18, 54)}  # fmt: skip
+"""Values in FreeSurfer's colour table of the structures that LoRA-SAM segments, left and right."""
+STRUCTURE_NAMES = tuple(f"{name}_{side}" for side in ("left", "right") for name in STRUCTURES)
+"""What the values 1 to 12 of our labels stand for: the left six, then the right six."""
+STRUCTURE_VALUES = tuple(pair[side] for side in (0, 1) for pair in STRUCTURES.values())
+
+# The first that is there: of a subject's folder the most processed image, and the label without the cortex's parts.
+_FREESURFER_IMAGES = ("norm", "brain", "nu", "T1", "orig")
+_FREESURFER_LABELS = ("aseg", "aparc+aseg", "aparc.DKTatlas+aseg", "aparc.a2009s+aseg", "seg", "label", "labels")
+
+
+def find_volumes(
+    folder: Path, sequences: Sequence[str], patterns: Mapping[str, str] | None = None, plane: str = "axial"
+) -> FoundCases:
+    """Return one case for each folder with NIfTI files: `sequences` in their order, and the label.
+
+    Without `sequences` every case has one image, in any layout of `cases.find_cases`. Two files that claim one
+    sequence are refused; a case that lacks one, or whose files are not co-registered, is skipped.
+    """
+    if not sequences:
+        single = [(case.name, (case.image,), case.label) for case in find_cases(folder)]
+        return _found("volumes", single, [], read_labelled_volume, plane)
+    ready: list[tuple[str, tuple[Path, ...], Path]] = []
+    skipped: list[str] = []
+    for name, files in _case_folders(folder, NIFTI):
+        found = sort_files(files, patterns)
+        try:
+            *images, label = choose(found, (*sequences, LABEL))
+        except InputRefused as error:
+            skipped.append(f"{name} skipped: {error}")
+            continue
+        ready.append((name, tuple(images), label))
+    return _found("volumes", ready, skipped, read_labelled_volume, plane)
+
+
+def find_freesurfer(folder: Path, plane: str = "coronal") -> FoundCases:
+    """Return one case for each folder with an .mgz image and label; labels become the twelve of STRUCTURE_NAMES."""
+    ready: list[tuple[str, tuple[Path, ...], Path]] = []
+    skipped: list[str] = []
+    for name, files in _case_folders(folder, FREESURFER):
+        by_stem = {path.name[: -len(path.suffix)]: path for path in files}
+        image = next((by_stem[stem] for stem in _FREESURFER_IMAGES if stem in by_stem), None)
+        label = next((by_stem[stem] for stem in _FREESURFER_LABELS if stem in by_stem), None)
+        if image is None or label is None:
+            lacking, choices = ("image", _FREESURFER_IMAGES) if image is None else ("label", _FREESURFER_LABELS)
+            skipped.append(
+                f"{name} skipped: no {lacking} among {', '.join(sorted(by_stem))}; name it {' or '.join(choices[:3])}.mgz"
+            )
+            continue
+        ready.append((name, (image,), label))
+    return _found("freesurfer", ready, skipped, read_freesurfer, plane, STRUCTURE_NAMES)
+
+
+def read_labelled_volume(case: SliceCase) -> LoadedCase:
+    """Return the slices of a case; label values are the file's own, 0 to 255."""
+    labels = _read_labels(case)
+    if labels.max() > 255:
+        raise InputRefused(
+            "label-values", f"the label of {case.name} holds values up to {labels.max():g}, 255 is the largest",
+            "renumber its structures",
+        )  # fmt: skip
+    return _load(case, labels.astype(np.uint8))
+
+
+def read_freesurfer(case: SliceCase) -> LoadedCase:
+    """Return the slices of a case with FreeSurfer's values mapped to 1..12, anything else to 0."""
+    values = _read_labels(case)
+    labels = np.zeros(values.shape, np.uint8)
+    for number, value in enumerate(STRUCTURE_VALUES, start=1):
+        labels[values == value] = number
+    if not labels.any():
+        raise InputRefused(
+            "no-structure", f"{case.labels[0].name} of {case.name} holds none of FreeSurfer's {len(STRUCTURE_VALUES)} "
+            "subcortical values", "give an aseg.mgz",
+        )  # fmt: skip
+    return _load(case, labels)
+
+
+def _load(case: SliceCase, labels: np.ndarray) -> LoadedCase:
+    """Return the slices of `labels` (I, J, K) and of the case's images, each scaled over its whole volume."""
+    chosen = list(case.slices)
+    channels = []
+    view = None
+    for path in case.images:
+        volume = read_volume(path)
+        if volume.array.dtype.kind not in "iuf" or not np.isfinite(volume.array).all():
+            raise InputRefused("not-finite", f"{path.name} holds NaN, Inf or no plain numbers", "repair the image")
+        i, j, k = volume.array.shape
+        view = view or PlaneView.of((i, j, k), volume.affine, case.plane)
+        channels.append(view.slices(scale_intensities(volume.array, path.name))[chosen])
+    if view is None:
+        raise InputRefused("no-image", f"{case.name} has no image", "give it at least one")
+    return LoadedCase(np.stack(channels, axis=-1), np.ascontiguousarray(view.slices(labels)[chosen]), view.pixel_mm)
+
+
+def _read_labels(case: SliceCase) -> np.ndarray:
+    """Return whole numbers (I, J, K), none below 0."""
+    (path,) = case.labels
+    values = read_volume(path).array
+    if values.dtype.kind not in "biuf" or not np.isfinite(values).all() or values.min() < 0:
+        raise InputRefused("label-values", f"{path.name} of {case.name} holds what is no label", "give whole numbers")
+    return np.rint(values)
+
+
+def _found(
+    layout: str,
+    ready: Sequence[tuple[str, tuple[Path, ...], Path]],
+    skipped: list[str],
+    reader: Callable[[SliceCase], LoadedCase],
+    plane: str,
+    names: tuple[str, ...] = (),
+) -> FoundCases:
+    """Return the cases of (name, images, label) whose headers agree; InputRefused where there is none."""
+    cases = []
+    for name, images, label in ready:
+        try:
+            view = PlaneView.of(*_one_space((*images, label)), plane)
+        except (InputRefused, GeometryError) as error:
+            skipped.append(f"{name} skipped: {error}")
+            continue
+        cases.append(SliceCase(name, "", images, (label,), reader, tuple(range(view.count)), plane=plane))
+    if not cases:
+        raise nothing_usable(skipped)
+    return FoundCases(layout, tuple(cases), tuple(skipped), names)
+
+
+def _one_space(paths: Sequence[Path]) -> tuple[Index, np.ndarray]:
+    """Return shape and affine that all files share, by their headers; InputRefused names the one that differs."""
+    first = paths[0]
+    shape, affine = _header(first)
+    for path in paths[1:]:
+        other_shape, other = _header(path)
+        if other_shape != shape:
+            raise InputRefused(
+                "not-co-registered",
+                f"{path.name} is {_times(other_shape)} and {first.name} {_times(shape)}, so they are not co-registered",
+                f"resample it onto {first.name}",
+            )
+        shift = corner_shift(shape, affine, other)
+        if not shift <= MAX_SHIFT:
+            raise InputRefused(
+                "not-co-registered",
+                f"{path.name} lies {shift:.3g} voxels off {first.name} by their affines, so they are not co-registered",
+                f"resample it onto {first.name}",
+            )
+    return shape, affine
+
+
+def _header(path: Path) -> tuple[Index, np.ndarray]:
+    """Return shape (I, J, K) and affine (4, 4) without reading a voxel."""
+    try:
+        image = nib.load(path)
+        shape, affine = tuple(int(side) for side in image.shape), np.asarray(image.affine, np.float64)
+    except Exception as error:  # nibabel, zlib and the OS each have their own
+        raise InputRefused(
+            "unreadable", f"{path.name} can't be read ({type(error).__name__})", "copy the file again from its source"
+        ) from error
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3:
+        raise InputRefused("not-3d", f"{path.name} is {_times(shape)}", "give one 3D volume per file")
+    check_affine(affine)
+    return (shape[0], shape[1], shape[2]), affine
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(str(side) for side in shape)
+
+
+def _case_folders(folder: Path, suffixes: tuple[str, ...]) -> list[tuple[str, list[Path]]]:
+    """Return name and volumes of every folder below `folder`, or itself, that holds some; sorted by name."""
+    folders: dict[Path, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not hidden and path.name.lower().endswith(suffixes) and path.is_file():
+            folders.setdefault(path.parent, []).append(path)
+    if not folders:
+        raise InputRefused(
+            "no-data", f"{folder} holds no {' or '.join(suffixes)} file", "lay the data out as one folder per case"
+        )
+    return [(_name(own, folder), files) for own, files in folders.items()]
+
+
+def _name(own: Path, folder: Path) -> str:
+    """Return a case's name: its path below `folder`, without FreeSurfer's own mri/."""
+    named = own.parent if own.name == "mri" and own != folder else own
+    return named.relative_to(folder).as_posix() if named != folder else folder.resolve().name
