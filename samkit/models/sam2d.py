@@ -1,4 +1,4 @@
-"""SAM and what is built on it: SAM, MedSAM, SAM-Med2D, LoRA-SAM, and the decoder of LMSFE-SAM.
+"""SAM and what is built on it: SAM, MedSAM, SAM-Med2D, LMSFE-SAM, LoRA-SAM.
 
 Parameter names are the official ones. One graph encodes an image, the other decodes prompts; the choice among the
 masks is made outside, as upstream's PyTorch code makes it.
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from samkit.models import lora
 from samkit.models.image_encoder2d import ImageEncoder2D
+from samkit.models.lmsfe import LmsfeImageEncoder
 from samkit.models.mask_decoder2d import MaskDecoder2D
 from samkit.models.network import Network
 from samkit.models.prompt_encoder2d import PromptEncoder2D
@@ -31,7 +32,7 @@ class Sam2D(Network):
     def __init__(self, config: Sam2DConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_encoder = ImageEncoder2D(config)
+        self.image_encoder = LmsfeImageEncoder(config) if config.local_branch else ImageEncoder2D(config)
         self.prompt_encoder = PromptEncoder2D(config)
         self.mask_decoder = MaskDecoder2D(config)
 

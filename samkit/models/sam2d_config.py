@@ -12,6 +12,15 @@ STRIDE = 16
 LOGIT_STRIDE = 4
 """Pixels of the input per low-resolution logit, along each axis."""
 LORA_PLACES = ("encoder", "decoder", "both")
+SUBCORTICAL = tuple(
+    f"{structure}_{side}"
+    for side in ("left", "right")
+    for structure in ("thalamus", "caudate", "putamen", "pallidum", "hippocampus", "amygdala")
+)
+"""The structures of LoRA-SAM in the order of mask tokens 1 to 12: the six on the left, then those on the right.
+
+FreeSurfer labels them 10, 11, 12, 13, 17, 18 and 49, 50, 51, 52, 53, 54.
+"""
 ARCHS: dict[str, dict[str, Any]] = {
     "vit_b": {"width": 768, "depth": 12, "heads": 12, "global_blocks": (2, 5, 8, 11)},
     "vit_l": {"width": 1024, "depth": 24, "heads": 16, "global_blocks": (5, 11, 17, 23)},
@@ -100,6 +109,10 @@ class Sam2DConfig(VitConfig):
                     (
                         self.channels % (2 * self.decoder_heads),
                         f"channels {self.channels} is no multiple of twice the {self.decoder_heads} decoder_heads",
+                    ),
+                    (
+                        self.adapter and self.grid % 2,
+                        f"image {self.image} is no multiple of {2 * STRIDE}, which the adapter needs",
                     ),
                     (self.lora_rank < 0, f"lora_rank {self.lora_rank} is below 0"),
                     (
