@@ -268,7 +268,8 @@ def fill_network(network: Network, state: State, file: str, what: str) -> None:
     ]
     if parts:
         raise CheckpointError(
-            f"{file} does not fit {what}: {'; '.join(parts)}. Is it a checkpoint of another method? `sam-export --list` names them"
+            f"{file} does not fit {what}: {'; '.join(parts)}. Is it a checkpoint of another method? "
+            "`sam-export --list` names them"
         )
     network.load_state_dict(state)
 

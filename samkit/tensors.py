@@ -23,6 +23,8 @@ class Axis:
     opt: int
     """The size to tune for: TensorRT's optimum, and the size used where one must be picked."""
     max: int
+    step: int = 1
+    """Every size is a multiple of this."""
 
     @classmethod
     def fixed(cls, name: str, size: int) -> Axis:
@@ -33,6 +35,21 @@ class Axis:
     def is_dynamic(self) -> bool:
         """Whether the axis may take more than one size."""
         return self.min != self.max
+
+    def takes(self, size: int) -> bool:
+        """Return whether the axis may have this size."""
+        return self.min <= size <= self.max and size % self.step == 0
+
+    def to_text(self) -> str:
+        """Return the sizes for a message, such as `batch=1..8`."""
+        steps = f" in steps of {self.step}" if self.step > 1 else ""
+        return f"{self.name}={self.min}..{self.max}{steps}" if self.is_dynamic else f"{self.name}={self.min}"
+
+    def to_list(self) -> list[str | int]:
+        """Return the JSON form: [name, min, opt, max], with the step where it is not 1; fixed ones [name, size]."""
+        if not self.is_dynamic:
+            return [self.name, self.min]
+        return [self.name, self.min, self.opt, self.max, *([self.step] if self.step > 1 else [])]
 
 
 @dataclass(frozen=True)
@@ -54,11 +71,11 @@ class TensorSpec:
 
     def check(self, array: np.ndarray) -> None:
         """Raise TensorMismatchError unless `array` has this dtype, rank and sizes within the axes' bounds."""
-        wanted = ", ".join(f"{a.name}={a.min}..{a.max}" if a.is_dynamic else f"{a.name}={a.min}" for a in self.axes)
+        wanted = ", ".join(axis.to_text() for axis in self.axes)
         fits = (
             array.dtype == np.dtype(self.dtype)
             and array.ndim == len(self.axes)
-            and all(a.min <= n <= a.max for a, n in zip(self.axes, array.shape, strict=True))
+            and all(a.takes(n) for a, n in zip(self.axes, array.shape, strict=True))
         )
         if not fits:
             raise TensorMismatchError(
@@ -67,6 +84,5 @@ class TensorSpec:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form: dynamic axes are [name, min, opt, max], fixed ones [name, size]."""
-        axes = [[a.name, a.min, a.opt, a.max] if a.is_dynamic else [a.name, a.min] for a in self.axes]
-        return {"name": self.name, "dtype": self.dtype, "axes": axes}
+        """Return the JSON form."""
+        return {"name": self.name, "dtype": self.dtype, "axes": [axis.to_list() for axis in self.axes]}

@@ -24,7 +24,7 @@ from samkit.benchmarks.machine import describe_machine
 from samkit.command import run_command
 from samkit.errors import ExportError
 from samkit.export.export import run_export
-from samkit.export.parity import load_references, relative_error
+from samkit.export.parity import load_arrays, relative_error
 from samkit.export.plan import plan_export
 from samkit.methods import get_method
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
@@ -53,7 +53,7 @@ def encoder(method_name: str, rounds: int, threads: int) -> None:
             run_export(plan_export(method_name, size="full", folded=folded), Path(folder) / name)
             path = Path(folder) / name / "image_encoder.onnx"
             runners[name] = OnnxRuntimeRunner(path, spec, threads=threads)
-        image = load_references(Path(folder) / "folded" / "parity.npz")[0].image
+        image = load_arrays(Path(folder) / "folded" / "parity.npz")[0]["image"]
         seconds: dict[str, list[float]] = {name: [] for name in runners}
         outputs = {}
         for turn in range(rounds + 1):

@@ -17,6 +17,8 @@ from samkit.methods import get_method, list_methods
 @click.command(epilog="Exit codes: 0 done, 1 a stage or parity failed, 2 usage, 3 input refused. Not a medical device.")
 @click.option("--method", "method_name", metavar="NAME", help="Which method; --list names them.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights file, or a run's folder. Default: demo.")
+@click.option("--base", type=click.Path(path_type=Path), help="SAM's weights, for a lora-sam file from SAMed's script.")
+@click.option("--detector", type=click.Path(path_type=Path), help="medsam-yolo: the detector's weights. Default: demo.")
 @click.option("--out", type=click.Path(path_type=Path), help="Export folder. Default: exports/METHOD.")
 @click.option("--size", type=click.Choice(["full", "small", "tiny"]), help="Which network, without a checkpoint.")
 @click.option("--refinement", type=click.Choice(["anchored", "recurrent"]), help="Override what the weights say.")
@@ -32,6 +34,8 @@ from samkit.methods import get_method, list_methods
 def export(
     method_name: str | None,
     checkpoint: Path | None,
+    base: Path | None,
+    detector: Path | None,
     out: Path | None,
     size: str | None,
     refinement: str | None,
@@ -64,6 +68,7 @@ def export(
         plan = plan_export(
             method_name,
             checkpoint=checkpoint,
+            others={name: path for name, path in (("base", base), ("detector", detector)) if path is not None},
             size=size,
             refinement=refinement,
             precision="fp16" if fp16 else "fp32",

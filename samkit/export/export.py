@@ -20,26 +20,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from samkit.errors import ExportError, ManifestError, MissingDependencyError, ParityError
+from samkit.export import click_parity, slice_parity
 from samkit.export.parity import FILE_NAME as PARITY_FILE
-from samkit.export.parity import (
-    Reference,
-    check_parity,
-    load_references,
-    make_references,
-    relative_error,
-    save_references,
-)
+from samkit.export.parity import load_arrays, relative_error, save_arrays
 from samkit.export.plan import complete_plan
 from samkit.manifest import FILE_NAME as MANIFEST_FILE
-from samkit.manifest import ExportPlan, Manifest, describe_files, graph_file
-from samkit.methods import GraphSpec, Method, get_method
+from samkit.manifest import ExportPlan, Manifest, describe_files, file_sha256, graph_file
+from samkit.methods import GraphSpec, Method, SliceMethod, get_method
+from samkit.models.config import NetworkConfig
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.weights import demo_checkpoint
 
 if TYPE_CHECKING:
     from samkit.checkpoints import LoadedNetwork
-    from samkit.models.sam3d import Sam3D
-    from samkit.models.sam3d_config import Sam3DConfig
+    from samkit.models.network import Network
 
 Say = Callable[[str], None]
 
@@ -58,7 +52,7 @@ def run_export(plan: ExportPlan, out: Path, *, force: bool = False, say: Say = l
     _check_folder(out)
     method = get_method(plan.method)
     loaded = _load(plan, method)
-    plan = complete_plan(plan, loaded.info)
+    plan = complete_plan(plan, loaded.info, loaded.borrowed)
     if (kept := _same_export(plan, out, force)) is not None:
         say(f"{out} already holds this export, unchanged; nothing to do (--force makes it again)")
         return kept
@@ -78,7 +72,7 @@ def verify_export(folder: Path, say: Say = lambda line: None) -> dict[str, Any]:
     manifest.verify(folder)
     say(f"{len(manifest.artifacts)} files have the SHA-256 they were exported with")
     method = get_method(manifest.plan.method)
-    return _check_files(manifest.plan, method, folder, load_references(folder / PARITY_FILE), say)
+    return _check_files(manifest.plan, method, folder, _load_references(method, folder / PARITY_FILE), say)
 
 
 def _check_folder(out: Path) -> None:
@@ -108,10 +102,11 @@ def _load(plan: ExportPlan, method: Method) -> LoadedNetwork:
 
     if plan.weights.kind != "random":
         path = demo_checkpoint(method.name) if plan.weights.path is None else Path(plan.weights.path)
-        loaded = load_network(path, method)
-        if loaded.sha256 != plan.weights.sha256:
-            raise ExportError(f"{path} changed between planning and loading; run sam-export again")
-        return loaded
+        others = {name: Path(weights.path) for name, weights in plan.others.items() if weights.path is not None}
+        for file, weights in ((path, plan.weights), *((others[name], plan.others[name]) for name in others)):
+            if file_sha256(file) != weights.sha256:
+                raise ExportError(f"{file} changed between planning and loading; run sam-export again")
+        return load_network(path, method, others)
     if plan.config is None or plan.size is None:
         raise ExportError("a plan with random weights names no network; pass --size")
     network = random_network(method, plan.config)
@@ -119,7 +114,7 @@ def _load(plan: ExportPlan, method: Method) -> LoadedNetwork:
     return LoadedNetwork(network, CheckpointInfo(method.name, plan.size, plan.config, refinement), "")
 
 
-def random_network(method: Method, config: Sam3DConfig) -> Sam3D:
+def random_network(method: Method, config: NetworkConfig) -> Network:
     """Return a seeded network whose zero-initialised tensors hold noise: zeros would hide their errors."""
     import torch
 
@@ -129,6 +124,9 @@ def random_network(method: Method, config: Sam3DConfig) -> Sam3D:
         for parameter in network.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.1)
+        for name, buffer in network.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.add_(torch.rand_like(buffer) * 0.1)
     return network
 
 
@@ -159,10 +157,10 @@ def _make(plan: ExportPlan, method: Method, loaded: LoadedNetwork, folder: Path,
     def stage(text: str) -> None:
         say(f"[{time.perf_counter() - started:6.1f} s] {text}")
 
-    stage("reference: PyTorch float32, upstream's formulation, 10 clicks on phantoms")
-    references = make_references(network, method, plan.refinement)
-    save_references(folder / PARITY_FILE, references)
-    merge = _merge_lora(network, references) if plan.config.lora_rank else None
+    stage("reference: PyTorch float32, upstream's formulation, on phantoms")
+    references = _make_references(network, method, plan)
+    save_arrays(folder / PARITY_FILE, [reference.to_arrays() for reference in references])
+    merge = _merge_lora(network, references, method) if getattr(plan.config, "lora_rank", 0) else None
     network.set_folded(plan.folded)
     if plan.folded:
         network.freeze()
@@ -171,7 +169,7 @@ def _make(plan: ExportPlan, method: Method, loaded: LoadedNetwork, folder: Path,
         stage(f"{graph_file(spec.name, 'fp32')}: torch.onnx")
         notes.update(_write(network, spec, plan, folder, stage))
     parity = _check_files(plan, method, folder, references, stage)
-    names = [*plan.files, PARITY_FILE]
+    names = sorted(path.name for path in folder.iterdir())
     manifest = Manifest(
         plan=plan,
         artifacts=describe_files(folder, names),
@@ -186,11 +184,11 @@ def _make(plan: ExportPlan, method: Method, loaded: LoadedNetwork, folder: Path,
     return manifest
 
 
-def _write(network: Sam3D, spec: GraphSpec, plan: ExportPlan, folder: Path, stage: Say) -> dict[str, Any]:
+def _write(network: Network, spec: GraphSpec, plan: ExportPlan, folder: Path, stage: Say) -> dict[str, Any]:
     """Write one graph in every precision of `plan`; return the notes on its float16 file, by file name."""
     import onnx
 
-    from samkit.export.graphs import check_graph, write_graph
+    from samkit.export.graphs import save_graph, write_graph
     from samkit.export.precision import convert_to_fp16
 
     path = folder / graph_file(spec.name, "fp32")
@@ -200,18 +198,44 @@ def _write(network: Sam3D, spec: GraphSpec, plan: ExportPlan, folder: Path, stag
     name = graph_file(spec.name, "fp16")
     stage(f"{name}: convert")
     half, notes = convert_to_fp16(onnx.load(path))
-    check_graph(half, spec, folded=plan.folded)
-    onnx.save_model(half, folder / name)
+    save_graph(half, folder / name, spec, folded=plan.folded)
     return {name: notes}
 
 
-def _merge_lora(network: Sam3D, references: list[Reference]) -> dict[str, float]:
+def _make_references(network: Network, method: Method, plan: ExportPlan) -> list[Any]:
+    """Return what the network answers in PyTorch float32, upstream's formulation."""
+    from samkit.runtime.torch_runner import TorchRunner
+
+    network.set_folded(False)
+    runners = {graph.name: TorchRunner(network, graph) for graph in method.graphs(plan.config)}
+    try:
+        return list(_procedure(method).make_references(runners, method, plan))
+    finally:
+        network.set_folded(True)
+
+
+def _load_references(method: Method, path: Path) -> list[Any]:
+    """Return the references of an export; raises ManifestError when the file holds none of this method."""
+    kind = slice_parity.SliceReference if isinstance(method, SliceMethod) else click_parity.ClickReference
+    try:
+        return [kind.from_arrays(arrays) for arrays in load_arrays(path)]
+    except (KeyError, ValueError, TypeError) as error:
+        raise ManifestError(f"{path} does not hold parity references ({error!r}); export again") from error
+
+
+def _procedure(method: Method) -> Any:
+    """Return the module that knows how a method of this kind is put to the test."""
+    return slice_parity if isinstance(method, SliceMethod) else click_parity
+
+
+def _merge_lora(network: Network, references: list[Any], method: Method) -> dict[str, float]:
     """Merge LoRA in place and return how far that moved the embeddings."""
     import torch
 
     def embeddings() -> list[Any]:
+        images = (torch.from_numpy(r.network_input(method, network.config)) for r in references)
         with torch.inference_mode():
-            return [network.encode(torch.from_numpy(r.image)).numpy() for r in references]
+            return [network.run_graph("image_encoder", image)[0].numpy() for image in images]
 
     before = embeddings()
     network.merge_lora()
@@ -225,9 +249,7 @@ def _merge_lora(network: Sam3D, references: list[Reference]) -> dict[str, float]
     return {"relative_error": worst}
 
 
-def _check_files(
-    plan: ExportPlan, method: Method, folder: Path, references: list[Reference], stage: Say
-) -> dict[str, Any]:
+def _check_files(plan: ExportPlan, method: Method, folder: Path, references: list[Any], stage: Say) -> dict[str, Any]:
     """Compare every ONNX file of `plan` with the references on ONNX Runtime's CPU provider."""
     if plan.config is None or plan.refinement is None:
         raise ManifestError(f"the plan in {folder} is not complete; export again")
@@ -239,7 +261,7 @@ def _check_files(
                 spec.name: stack.enter_context(OnnxRuntimeRunner(folder / graph_file(spec.name, precision), spec))
                 for spec in specs
             }
-            checked = check_parity(runners, references, specs, method, refinement=plan.refinement, precision=precision)
+            checked = _procedure(method).check_parity(runners, references, method, plan, precision)
         for name, values in checked.items():
             file = graph_file(name, precision)
             figures[file] = values

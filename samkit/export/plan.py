@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import click
 
@@ -22,6 +24,7 @@ def plan_export(
     method_name: str,
     *,
     checkpoint: Path | None = None,
+    others: Mapping[str, Path] = MappingProxyType({}),
     size: str | None = None,
     refinement: str | None = None,
     precision: str = "fp32",
@@ -30,8 +33,9 @@ def plan_export(
 ) -> ExportPlan:
     """Return the plan; a checkpoint is hashed, not opened.
 
-    Without a checkpoint the demonstration weights are used, or seeded random ones for a size they do not have.
-    Raises UnknownMethodError, CheckpointError, and click.UsageError for options that don't fit the method.
+    Without a checkpoint the demonstration weights are used, or seeded random ones for a size they do not have. `others`
+    are companions of an official file and files for parts, by the names in the method's record. Raises
+    UnknownMethodError, CheckpointError, and click.UsageError for options that don't fit the method.
     """
     method = get_method(method_name)
     if refinement is not None and refinement not in method.refinements:
@@ -43,10 +47,18 @@ def plan_export(
         raise click.UsageError(
             f"opset {opset} was never tested, use {OPSETS.start} to {OPSETS.stop - 1}; e.g. --opset 20"
         )
+    known = (*method.companions, *(part.name for part in method.parts))
+    for name in others:
+        if name not in known:
+            raise click.UsageError(
+                f"--{name} does not belong to {method.name}, which takes "
+                f"{' and '.join(f'--{other}' for other in known) or '--checkpoint alone'}"
+            )
+        if checkpoint is None and (name in method.companions or size not in (None, "small")):
+            raise click.UsageError(f"--{name} goes with a --checkpoint; give both")
     info = None
     if checkpoint is not None:
-        path = resolve_checkpoint(checkpoint).resolve()
-        weights = Weights("checkpoint", str(path), file_sha256(path))
+        weights = _file_weights(checkpoint)
     elif size in (None, "small"):
         demo = demo_checkpoint(method.name)
         weights, info = Weights("demonstration", None, file_sha256(demo), demonstration=True), read_info(demo)
@@ -63,11 +75,18 @@ def plan_export(
         folded=folded,
         opset=opset,
         graphs=tuple(graph.name for graph in method.graphs(method.sizes[size or "full"])),
+        others={name: _file_weights(path) for name, path in others.items()},
     )
-    return plan if info is None else complete_plan(plan, info)
+    # With other files beside it, even the demonstration's config is known only when those are opened.
+    return plan if info is None or others else complete_plan(plan, info)
 
 
-def complete_plan(plan: ExportPlan, info: CheckpointInfo) -> ExportPlan:
+def _file_weights(path: Path) -> Weights:
+    found = resolve_checkpoint(path).resolve()
+    return Weights("checkpoint", str(found), file_sha256(found))
+
+
+def complete_plan(plan: ExportPlan, info: CheckpointInfo, borrowed: tuple[str, ...] = ()) -> ExportPlan:
     """Return `plan` with what the opened checkpoint says; raises CheckpointError where the two contradict."""
     if plan.size not in (None, info.size):
         raise CheckpointError(
@@ -75,4 +94,8 @@ def complete_plan(plan: ExportPlan, info: CheckpointInfo) -> ExportPlan:
         )
     weights = replace(plan.weights, demonstration=info.demonstration)
     refinement = plan.refinement or info.refinement
-    return replace(plan, weights=weights, size=info.size, config=info.config, refinement=refinement)
+    others = dict(plan.others)
+    for name in borrowed:
+        demo = demo_checkpoint(plan.method)
+        others[name] = Weights("demonstration", None, file_sha256(demo), demonstration=True)
+    return replace(plan, weights=weights, others=others, size=info.size, config=info.config, refinement=refinement)

@@ -12,7 +12,7 @@ import numpy as np
 
 from samkit.errors import InputRefused
 from samkit.fitting import Fit
-from samkit.methods.method import Answer, GraphSpec, RunGraph, Tolerance
+from samkit.methods.method import IMAGES, Answer, GraphSpec, RunGraph, Tolerance
 from samkit.models.sam2d_config import Sam2DConfig, VitConfig
 from samkit.prompts import ABSENT, BACKGROUND, BOX_FIRST, BOX_LAST, SliceBox, SlicePoint, SlicePrompts
 from samkit.tensors import Axis, TensorSpec
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BATCH = Axis("batch", 1, 1, 8)
 """Slices that an image encoder takes at once."""
 _ROWS = Axis("batch", 1, 1, 16)
-_IMAGES = Axis("images", 1, 1, 16)
+_IMAGES = Axis(IMAGES, 1, 1, 16)
 _POINTS = Axis("points", 0, 2, 64)
 
 SAM_MEAN = np.array([123.675, 116.28, 103.53], np.float32)

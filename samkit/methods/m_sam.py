@@ -19,8 +19,6 @@ from samkit.methods._volume_clicks import build, click_graphs, configure, z_scor
 from samkit.methods.method import ClickRecipe, State, VolumeMethod
 from samkit.models.sam3d_config import Sam3DConfig
 
-_BASE = sam_med3d.METHOD.sizes
-
 
 def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam3DConfig, State]:
     """Return config and parameters of an official file; one without the adapter is SAM-Med3D's."""
@@ -47,9 +45,9 @@ METHOD = VolumeMethod(
     weights_licence="none released; it starts from SAM-Med3D's (Apache-2.0)",
     sizes={
         # Rank 16 is the only one that gives all four parameter figures of Tables 1 and 3.
-        "full": replace(_BASE["full"], lora_rank=16, adapter="code"),
-        "small": replace(_BASE["small"], lora_rank=4, adapter="code", adapter_heads=4),
-        "tiny": replace(_BASE["tiny"], lora_rank=2, adapter="code", adapter_heads=2),
+        "full": replace(sam_med3d.FULL, lora_rank=16, adapter="code"),
+        "small": replace(sam_med3d.SMALL, lora_rank=4, adapter="code", adapter_heads=4),
+        "tiny": replace(sam_med3d.TINY, lora_rank=2, adapter="code", adapter_heads=2),
     },
     graphs=click_graphs,
     refinements=("recurrent", "anchored"),

@@ -29,6 +29,10 @@ RunGraph: TypeAlias = Callable[[str, Mapping[str, np.ndarray]], dict[str, np.nda
 """Runs the graph of a name: inputs by name to outputs by name."""
 
 
+IMAGES = "images"
+"""Name of a first axis that has the batch's size, or 1: then one image serves all rows."""
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """How far a converted graph may drift from PyTorch float32 on the same input."""

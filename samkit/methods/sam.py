@@ -17,8 +17,6 @@ from samkit.methods.method import Answer, RunGraph, SliceMethod, SliceRecipe, St
 from samkit.models.sam2d_config import Sam2DConfig
 from samkit.prompts import SlicePrompts
 
-_VIT_B = Sam2DConfig()
-
 
 def _preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Fit]:
     """Return the network's input and the slice's place in it (`ResizeLongestSide`, `Sam.preprocess`).
@@ -48,6 +46,7 @@ def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam2DConfi
     return sam_config({name: tuple(tensor.shape) for name, tensor in state.items()}), state
 
 
+FULL = Sam2DConfig()
 SMALL = Sam2DConfig(
     image=256, width=192, depth=4, heads=6, window=8, global_blocks=(1, 3), channels=96, decoder_heads=4,
     decoder_mlp=256, iou_hidden=64,
@@ -64,7 +63,7 @@ METHOD = SliceMethod(
     upstream="facebookresearch/segment-anything@dca509f",
     code_licence="Apache-2.0",
     weights_licence="Apache-2.0 (sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth, sam_vit_h_4b8939.pth)",
-    sizes={"full": _VIT_B, "small": SMALL, "tiny": TINY},
+    sizes={"full": FULL, "small": SMALL, "tiny": TINY},
     build=build_sam,
     graphs=prompt_graphs,
     official=_official,

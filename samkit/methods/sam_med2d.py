@@ -76,7 +76,7 @@ METHOD = SliceMethod(
     code_licence="Apache-2.0",
     weights_licence="Apache-2.0 (sam-med2d_b.pth)",
     sizes={
-        "full": replace(sam.METHOD.sizes["full"], image=256, adapter=True),
+        "full": replace(sam.FULL, image=256, adapter=True),
         "small": replace(sam.SMALL, image=128, width=128, depth=3, heads=4, global_blocks=(2,), adapter=True),
         "tiny": replace(sam.TINY, adapter=True),
     },

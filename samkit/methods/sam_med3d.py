@@ -26,6 +26,16 @@ def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam3DConfi
     return config, state
 
 
+FULL = Sam3DConfig()
+SMALL = Sam3DConfig(
+    patch=64, spacing=(1.0, 1.0, 1.0), width=192, depth=3, heads=6, window=7, global_blocks=(1, 2),
+    channels=96, decoder_heads=4, decoder_mlp=256, iou_hidden=48,
+)  # fmt: skip
+TINY = Sam3DConfig(
+    patch=32, spacing=(2.0, 2.0, 2.0), width=32, depth=2, heads=2, window=3, global_blocks=(1,),
+    channels=24, decoder_heads=2, decoder_mlp=48, iou_hidden=16,
+)  # fmt: skip
+
 METHOD = VolumeMethod(
     name="sam-med3d",
     summary="3D clicks on any organ or lesion; the network M-SAM builds on",
@@ -33,17 +43,7 @@ METHOD = VolumeMethod(
     upstream="uni-medical/SAM-Med3D@f3de1fa",
     code_licence="Apache-2.0",
     weights_licence="Apache-2.0 (model card of sam_med3d_turbo.pth)",
-    sizes={
-        "full": Sam3DConfig(),
-        "small": Sam3DConfig(
-            patch=64, spacing=(1.0, 1.0, 1.0), width=192, depth=3, heads=6, window=7, global_blocks=(1, 2),
-            channels=96, decoder_heads=4, decoder_mlp=256, iou_hidden=48,
-        ),
-        "tiny": Sam3DConfig(
-            patch=32, spacing=(2.0, 2.0, 2.0), width=32, depth=2, heads=2, window=3, global_blocks=(1,),
-            channels=24, decoder_heads=2, decoder_mlp=48, iou_hidden=16,
-        ),
-    },
+    sizes={"full": FULL, "small": SMALL, "tiny": TINY},
     graphs=click_graphs,
     refinements=("anchored",),
     official_refinement="anchored",

@@ -27,7 +27,7 @@ from scipy import ndimage
 from samkit.clicks import dice
 from samkit.errors import InputRefused
 from samkit.geometry import Index, as_index, box_slices, crop_origin, upsample
-from samkit.methods.method import Method
+from samkit.methods.method import VolumeMethod
 from samkit.models.sam3d_config import LOGIT_STRIDE, Sam3DConfig
 from samkit.prompts import FOREGROUND, Point
 from samkit.runtime.runner import Runner
@@ -92,7 +92,7 @@ class Refiner:
 
     def __init__(
         self,
-        method: Method,
+        method: VolumeMethod,
         config: Sam3DConfig,
         refinement: str,
         runners: Mapping[str, Runner],

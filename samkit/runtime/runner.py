@@ -9,7 +9,7 @@ from typing import Protocol, Self, TypeVar
 import numpy as np
 
 from samkit.errors import SamkitError, TensorMismatchError
-from samkit.methods.method import GraphSpec
+from samkit.methods.method import IMAGES, GraphSpec
 
 T = TypeVar("T")
 
@@ -72,6 +72,7 @@ def check_inputs(graph: GraphSpec, inputs: Mapping[str, np.ndarray]) -> None:
         )
     for spec in graph.inputs:
         spec.check(inputs[spec.name])
-    batches = {name: array.shape[0] for name, array in inputs.items()}
-    if len(set(batches.values())) > 1:
-        raise TensorMismatchError(f"graph {graph.name} was given different batches {batches}; make them equal")
+    rows = {spec.name: len(inputs[spec.name]) for spec in graph.inputs}
+    shared = {spec.name for spec in graph.inputs if spec.axes[0].name == IMAGES and rows[spec.name] == 1}
+    if len({count for name, count in rows.items() if name not in shared}) > 1:
+        raise TensorMismatchError(f"graph {graph.name} was given different batches {rows}; make them equal")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,21 +15,21 @@ import numpy as np
 from samkit.errors import CheckpointError, ManifestError, MissingDependencyError
 from samkit.manifest import Weights, file_sha256
 from samkit.methods.method import GraphSpec, Method
-from samkit.models.sam3d_config import Sam3DConfig
+from samkit.models.config import NetworkConfig
 from samkit.runtime.runner import Closing, check_inputs
 
 if TYPE_CHECKING:
-    from samkit.models.sam3d import Sam3D
+    from samkit.models.network import Network
 
 
 class TorchRunner(Closing):
     """One graph of a network, run by PyTorch."""
 
-    def __init__(self, network: Sam3D, graph: GraphSpec, device: str = "cpu") -> None:
+    def __init__(self, network: Network, graph: GraphSpec, device: str = "cpu") -> None:
         """Run `graph` of `network`, which is on `device` and in evaluation mode."""
         self.graph = graph
         self.providers: tuple[str, ...] = (f"torch:{device}",)
-        self._network: Sam3D | None = network
+        self._network: Network | None = network
         self._device = device
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -41,12 +42,10 @@ class TorchRunner(Closing):
             tensors = [
                 torch.from_numpy(np.ascontiguousarray(inputs[s.name])).to(self._device) for s in self.graph.inputs
             ]
-            is_encoder = self.graph.name == "image_encoder"
-            results = (network.encode(*tensors),) if is_encoder else network.decode(*tensors)
+            results = network.run_graph(self.graph.name, *tensors)
             return {
                 spec.name: result.float().cpu().numpy()
-                for spec, result in zip(self.graph.outputs, results, strict=False)
-                if result is not None  # the updated embedding, without an adapter
+                for spec, result in zip(self.graph.outputs, results, strict=True)
             }
 
     def close(self) -> None:
@@ -56,8 +55,9 @@ class TorchRunner(Closing):
 
 def open_torch_runners(
     method: Method,
-    config: Sam3DConfig,
+    config: NetworkConfig,
     weights: Weights,
+    others: Mapping[str, Weights] = MappingProxyType({}),
     *,
     device: str = "cpu",
     threads: int | None = None,
@@ -79,13 +79,8 @@ def open_torch_runners(
     if threads is not None:
         torch.set_num_threads(threads)
     path = _weights_file(method, weights)
-    found = file_sha256(path)  # before anything in it is read
-    if found != weights.sha256:
-        raise ManifestError(
-            f"{path.name} changed since it was exported: its SHA-256 is {found[:12]}..., the manifest has "
-            f"{str(weights.sha256)[:12]}...; restore it or export again"
-        )
-    loaded = load_network(path, method)
+    files = {name: _weights_file(method, other) for name, other in others.items()}
+    loaded = load_network(path, method, files)
     if loaded.info.config != config:
         raise ManifestError("checkpoint and manifest describe different networks; export again")
     network = loaded.network.to(device).eval()
@@ -93,6 +88,18 @@ def open_torch_runners(
 
 
 def _weights_file(method: Method, weights: Weights) -> Path:
+    """Return a file that still is what was exported; it is hashed before anything in it is read."""
+    path = _named_file(method, weights)
+    found = file_sha256(path)
+    if found != weights.sha256:
+        raise ManifestError(
+            f"{path.name} changed since it was exported: its SHA-256 is {found[:12]}..., the manifest has "
+            f"{str(weights.sha256)[:12]}...; restore it or export again"
+        )
+    return path
+
+
+def _named_file(method: Method, weights: Weights) -> Path:
     if weights.kind == "demonstration":
         from samkit.weights import demo_checkpoint
 

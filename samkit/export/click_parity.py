@@ -1,0 +1,167 @@
+"""Parity of a `VolumeMethod`: ten clicks on the lesion of a phantom, the loop fed as a session feeds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from samkit.clicks import central_click, first_click, next_click
+from samkit.errors import ManifestError, ParityError
+from samkit.export.parity import CASES, check_absent_points, compare_masks, compare_outputs
+from samkit.geometry import crop, crop_origin, upsample
+from samkit.manifest import ExportPlan
+from samkit.methods import VolumeMethod
+from samkit.models.sam3d_config import LOGIT_STRIDE, Sam3DConfig
+from samkit.phantoms import make_phantom
+from samkit.runtime.runner import Runner
+
+CLICKS = 10
+
+
+@dataclass(frozen=True)
+class ClickReference:
+    """One phantom crop, ten clicks, and what PyTorch float32 answered."""
+
+    image: np.ndarray
+    """(1, 1, P, P, P), preprocessed."""
+    embeddings: np.ndarray
+    """(1, C, g, g, g)"""
+    coords: np.ndarray
+    """(clicks, 1, 3) voxel indices of the crop."""
+    labels: np.ndarray
+    """(clicks, 1)"""
+    steps: tuple[Mapping[str, np.ndarray], ...]
+    """Per click, every output of the decoder by name."""
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return what parity.npz holds of this case."""
+        arrays = {name: getattr(self, name) for name in ("image", "embeddings", "coords", "labels")}
+        for number, step in enumerate(self.steps):
+            arrays |= {f"{number}.{name}": value for name, value in step.items()}
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> ClickReference:
+        """Return the case that `to_arrays` wrote; KeyError where something is missing."""
+        steps = tuple(
+            {name.split(".", 1)[1]: a for name, a in arrays.items() if name.startswith(f"{number}.")}
+            for number in range(len(arrays["coords"]))
+        )
+        return cls(arrays["image"], arrays["embeddings"], arrays["coords"], arrays["labels"], steps)
+
+    def network_input(self, method: VolumeMethod, config: Sam3DConfig) -> np.ndarray:
+        """Return what the image encoder is given."""
+        return self.image
+
+
+def make_references(runners: Mapping[str, Runner], method: VolumeMethod, plan: ExportPlan) -> list[ClickReference]:
+    """Return what `runners`, the PyTorch originals, answer."""
+    return [_reference(runners, method, plan, seed) for seed in range(CASES)]
+
+
+def _reference(runners: Mapping[str, Runner], method: VolumeMethod, plan: ExportPlan, seed: int) -> ClickReference:
+    config = _config(plan)
+    target, image = _phantom_crop(method, config, seed)
+    rng = np.random.default_rng([0x9A41, seed])
+    prediction = np.zeros_like(target)
+    encoded = runners["image_encoder"].run({"image": image})["image_embeddings"]
+    fed, mask = encoded, np.zeros((1, 1) + (config.logits,) * 3, np.float32)
+    coords, labels, steps = [], [], []
+    for _ in range(CLICKS):
+        point = next_click(prediction, target, rng) or first_click(target, rng)
+        if point is None:
+            raise ParityError(f"parity phantom {seed} has no lesion in a patch of {config.patch}; raise the patch")
+        coords.append(np.array([point.index], np.float32))
+        labels.append(np.array([point.label], np.float32))
+        step = runners["mask_decoder"].run(
+            {
+                "image_embeddings": fed,
+                "point_coords": coords[-1][None],
+                "point_labels": labels[-1][None],
+                "mask_input": mask,
+            }
+        )
+        steps.append(step)
+        mask = step["low_res_masks"]
+        if plan.refinement == "recurrent":
+            fed = step["updated_embeddings"]
+        prediction = _mask(mask, method)
+    return ClickReference(image, encoded, np.stack(coords), np.stack(labels), tuple(steps))
+
+
+def _config(plan: ExportPlan) -> Sam3DConfig:
+    if not isinstance(plan.config, Sam3DConfig):
+        raise ManifestError(f"the plan of this {plan.method} export describes no 3D network; export again")
+    return plan.config
+
+
+def _phantom_crop(method: VolumeMethod, config: Sam3DConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a lesion (P, P, P) and the preprocessed image (1, 1, P, P, P) of the crop around its centre."""
+    side = config.patch + config.patch // 4
+    phantom = make_phantom(seed, (side, side, side), config.spacing[0], sequences=("flair",))
+    lesion = phantom.lesions == 1
+    centre = central_click(np.zeros_like(lesion), lesion)
+    if centre is None:
+        raise ParityError(f"parity phantom {seed} has no lesion at {config.spacing[0]} mm; choose a finer spacing")
+    origin = crop_origin(np.array(centre.index), config.patch)
+    image = method.preprocess(crop(phantom.sequences["flair"].array, origin, config.patch), config)
+    return crop(lesion, origin, config.patch), image[None, None]
+
+
+def check_parity(
+    runners: Mapping[str, Runner],
+    references: list[ClickReference],
+    method: VolumeMethod,
+    plan: ExportPlan,
+    precision: str,
+) -> dict[str, dict[str, Any]]:
+    """Return the figures of each graph; raises ParityError naming the first output that moved too far.
+
+    The loop feeds back its own logits and embeddings, as a session does, so errors may build up as they would there.
+    """
+    encoder, decoder = method.graphs(plan.config)
+    figures: dict[str, dict[str, Any]] = {
+        encoder.name: {"relative_error": 0.0, "cases": len(references)},
+        decoder.name: {"relative_error": 0.0, "dice": 1.0, "voxels": 0, "clicks": CLICKS, "cases": len(references)},
+    }
+    for case, reference in enumerate(references):
+        encoded = runners[encoder.name].run({"image": reference.image})
+        expected = {"image_embeddings": reference.embeddings}
+        compare_outputs(encoded, expected, encoder, precision, f"case {case}", figures[encoder.name])
+        fed = encoded["image_embeddings"]
+        mask = np.zeros_like(reference.steps[0]["low_res_masks"])
+        for number, step in enumerate(reference.steps):
+            outputs = runners[decoder.name].run(
+                {
+                    "image_embeddings": fed,
+                    "point_coords": reference.coords[number][None],
+                    "point_labels": reference.labels[number][None],
+                    "mask_input": mask,
+                }
+            )
+            mask = outputs["low_res_masks"]
+            if plan.refinement == "recurrent":
+                fed = outputs["updated_embeddings"]
+            where = f"case {case}, click {number + 1}"
+            compare_outputs(outputs, step, decoder, precision, where, figures[decoder.name])
+            compare_masks(
+                _mask(mask, method),
+                _mask(step["low_res_masks"], method),
+                decoder.tolerance[precision],
+                f"{decoder.name} ({precision}), {where}",
+                figures[decoder.name],
+            )
+    first = references[0]
+    feed = {"image_embeddings": first.embeddings, "mask_input": first.steps[0]["low_res_masks"]}
+    figures[decoder.name]["absent_points"] = check_absent_points(
+        runners[decoder.name], feed, first.coords[:2, 0], first.labels[:2, 0], precision
+    )
+    return figures
+
+
+def _mask(low_res: np.ndarray, method: VolumeMethod) -> np.ndarray:
+    """Return the boolean mask (P, P, P) of low-resolution logits (1, 1, P/4, P/4, P/4)."""
+    return upsample(low_res[0, 0], LOGIT_STRIDE) > method.mask_threshold

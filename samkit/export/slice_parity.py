@@ -1,0 +1,227 @@
+"""Parity of a `SliceMethod`: its own answers to every kind of prompt it takes, on slices of phantoms.
+
+The method's record runs as in a session, once on the PyTorch originals and once on the exported graphs, whose every
+output is compared with the one recorded at the same place; so errors may build up as they would in use.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from samkit.errors import ParityError
+from samkit.export.parity import CASES, check_absent_points, compare_masks, compare_outputs
+from samkit.fitting import Fit
+from samkit.geometry import Volume
+from samkit.manifest import ExportPlan
+from samkit.methods import SliceMethod
+from samkit.methods.method import Answer
+from samkit.phantoms import SEQUENCES, make_phantom
+from samkit.planes import PlaneView, scale_intensities
+from samkit.prompts import BACKGROUND, FOREGROUND, SliceBox, SlicePoint, SlicePrompts
+from samkit.runtime.runner import Runner
+
+_SHAPE = (112, 128, 112)
+"""Voxels of the phantom, along its axes."""
+_SPACING_MM = 1.6
+
+Outputs = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class SliceReference:
+    """One slice of a phantom, what was asked of it, and what PyTorch float32 answered."""
+
+    image: np.ndarray
+    """(H, W, C) intensities, 0..255."""
+    prompts: tuple[SlicePrompts, ...]
+    """Asked one after the other; one with a mask prompt holds an empty `low_res` and gets the answer's before it."""
+    runs: tuple[tuple[str, Outputs], ...]
+    """The graph's name and its outputs, for every graph that ran, in order."""
+    labels: np.ndarray
+    """(prompts, H, W) uint8: the answers."""
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return what parity.npz holds of this case."""
+        arrays = {"image": self.image, "labels": self.labels, "prompts": np.array(json.dumps(_plain(self.prompts)))}
+        for number, (graph, outputs) in enumerate(self.runs):
+            arrays |= {f"{number}.{graph}.{name}": value for name, value in outputs.items()}
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> SliceReference:
+        """Return the case that `to_arrays` wrote; KeyError where something is missing."""
+        runs: dict[int, tuple[str, dict[str, np.ndarray]]] = {}
+        for key, value in arrays.items():
+            if key.count(".") == 2:
+                number, graph, name = key.split(".")
+                runs.setdefault(int(number), (graph, {}))[1][name] = value
+        prompts = tuple(_prompts(entry) for entry in json.loads(str(arrays["prompts"])))
+        return cls(arrays["image"], prompts, tuple(runs[number] for number in sorted(runs)), arrays["labels"])
+
+    def network_input(self, method: SliceMethod, config: Any) -> np.ndarray:
+        """Return what the image encoder is given, (1, C, S, S)."""
+        return method.preprocess(self.image, config)[0][None]
+
+
+def make_references(runners: Mapping[str, Runner], method: SliceMethod, plan: ExportPlan) -> list[SliceReference]:
+    """Return what `runners`, the PyTorch originals, answer."""
+    references = []
+    for seed in range(CASES):
+        image, lesion = _phantom_slice(method, plan, seed)
+        runs: list[tuple[str, Outputs]] = []
+
+        def run(graph: str, feed: Mapping[str, np.ndarray], runs: list[tuple[str, Outputs]] = runs) -> dict[str, Any]:
+            outputs = runners[graph].run(feed)
+            runs.append((graph, outputs))
+            return outputs
+
+        if method.propose is not None:
+            method.propose(run, image, plan.config)
+        embeddings, fit = _encode(run, image, method, plan)
+        prompts = tuple(_questions(method, plan, lesion))
+        answers = list(_answers(run, embeddings, fit, prompts, method, plan))
+        labels = np.stack([answer.labels for answer in answers])
+        references.append(SliceReference(image, prompts, tuple(runs), labels))
+    return references
+
+
+def check_parity(
+    runners: Mapping[str, Runner],
+    references: list[SliceReference],
+    method: SliceMethod,
+    plan: ExportPlan,
+    precision: str,
+) -> dict[str, dict[str, Any]]:
+    """Return the figures of each graph; raises ParityError naming the first output that moved too far."""
+    graphs = {graph.name: graph for graph in method.graphs(plan.config)}
+    figures: dict[str, dict[str, Any]] = {name: {"relative_error": 0.0, "cases": len(references)} for name in graphs}
+    decoder = graphs["mask_decoder"]
+    figures[decoder.name] |= {"dice": 1.0, "voxels": 0, "prompts": len(references[0].prompts)}
+    for case, reference in enumerate(references):
+        expected = iter(reference.runs)
+
+        def run(
+            graph: str,
+            feed: Mapping[str, np.ndarray],
+            expected: Iterator[tuple[str, Outputs]] = expected,
+            where: str = f"case {case}",
+        ) -> dict[str, np.ndarray]:
+            outputs = runners[graph].run(feed)
+            compare_outputs(outputs, next(expected)[1], graphs[graph], precision, where, figures[graph])
+            return outputs
+
+        if method.propose is not None:
+            method.propose(run, reference.image, plan.config)
+        embeddings, fit = _encode(run, reference.image, method, plan)
+        answers = _answers(run, embeddings, fit, reference.prompts, method, plan)
+        for number, answer in enumerate(answers):
+            where = f"{decoder.name} ({precision}), case {case}, prompt {number + 1}"
+            compare_masks(
+                answer.labels, reference.labels[number], decoder.tolerance[precision], where, figures[decoder.name]
+            )
+    if method.prompts:
+        figures[decoder.name]["absent_points"] = _check_absent_points(runners, references[0], method, plan, precision)
+    return figures
+
+
+def _encode(run: Any, image: np.ndarray, method: SliceMethod, plan: ExportPlan) -> tuple[np.ndarray, Fit]:
+    tensor, fit = method.preprocess(image, plan.config)
+    return run("image_encoder", {"image": tensor[None]})["image_embeddings"], fit
+
+
+def _answers(
+    run: Any,
+    embeddings: np.ndarray,
+    fit: Fit,
+    questions: tuple[SlicePrompts, ...],
+    method: SliceMethod,
+    plan: ExportPlan,
+) -> Iterator[Answer]:
+    """Yield the answers in turn; a question with a mask prompt gets the logits of the answer before it."""
+    before: np.ndarray | None = None
+    for question in questions:
+        asked = question if question.low_res is None else replace(question, low_res=before)
+        answer = method.answer(run, embeddings, fit, asked, plan.config)
+        before = answer.low_res
+        yield answer
+
+
+def _questions(method: SliceMethod, plan: ExportPlan, lesion: np.ndarray) -> Iterator[SlicePrompts]:
+    """Yield one of each kind of prompt that the method takes, on the lesion (H, W)."""
+    if not method.prompts:
+        yield SlicePrompts()
+        return
+    rows, columns = np.nonzero(lesion)
+    structure = next(iter(method.structures(plan.config)), "")
+    box = SliceBox(columns.min(), rows.min(), columns.max(), rows.max(), structure)
+    middle = len(rows) // 2
+    inside = SlicePoint(float(columns[middle]), float(rows[middle]), FOREGROUND, structure)
+    beside = SlicePoint(float(columns.max() + 3), float(rows.min()), BACKGROUND, structure)
+    if method.is_automatic and method.propose is None:
+        yield SlicePrompts()
+    if "box" in method.prompts:
+        yield SlicePrompts(boxes=(box,))
+        yield SlicePrompts(boxes=(box,), low_res=np.empty(0))
+        other = replace(box, x0=box.x0 - 4.5, y1=box.y1 + 7.25)
+        yield SlicePrompts(boxes=(box, other))
+    if "point" in method.prompts:
+        yield SlicePrompts(points=(inside,))
+        yield SlicePrompts(points=(inside, beside))
+        yield SlicePrompts(points=(inside, beside), low_res=np.empty(0))
+    if {"box", "point"} <= method.prompts:
+        yield SlicePrompts(points=(inside, beside), boxes=(box,))
+
+
+def _phantom_slice(method: SliceMethod, plan: ExportPlan, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the slice with most of a lesion, (H, W, C) 0..255, and the lesion there (H, W)."""
+    sequences = SEQUENCES[: max(1, len(method.sequences(plan.config)))]
+    phantom = make_phantom(seed, _SHAPE, _SPACING_MM, sequences=sequences)
+    view = PlaneView.of(_SHAPE, phantom.affine, method.plane)
+    lesions = view.slices(phantom.lesions == 1)
+    number = int(lesions.sum(axis=(1, 2)).argmax())
+    if not lesions[number].any():
+        raise ParityError(f"parity phantom {seed} has no lesion; this is a bug of samkit, please report it")
+    image = np.stack([_scaled_slice(phantom.sequences[name], view, number) for name in sequences], axis=2)
+    return image, np.ascontiguousarray(lesions[number])
+
+
+def _scaled_slice(volume: Volume, view: PlaneView, number: int) -> np.ndarray:
+    return view.slices(scale_intensities(volume.array, "the phantom"))[number]
+
+
+def _check_absent_points(
+    runners: Mapping[str, Runner], reference: SliceReference, method: SliceMethod, plan: ExportPlan, precision: str
+) -> float:
+    graphs = {graph.name: graph for graph in method.graphs(plan.config)}
+    inputs = {tensor.name: tensor.shape for tensor in graphs["mask_decoder"].inputs}
+    embeddings = next(outputs for name, outputs in reference.runs if name == "image_encoder")["image_embeddings"]
+    feed = {
+        "image_embeddings": embeddings,
+        "mask_input": np.zeros(inputs["mask_input"], np.float32),
+        "has_mask_input": np.zeros(inputs["has_mask_input"], np.float32),
+    }
+    side = graphs["image_encoder"].inputs[0].shape[-1]
+    coords = np.array([[0.4 * side, 0.5 * side], [0.7 * side, 0.3 * side]], np.float32)
+    return check_absent_points(runners["mask_decoder"], feed, coords, np.array([1.0, 0.0]), precision)
+
+
+def _plain(prompts: tuple[SlicePrompts, ...]) -> list[dict[str, Any]]:
+    return [
+        {
+            "points": [[p.x, p.y, p.label, p.structure] for p in asked.points],
+            "boxes": [[float(b.x0), float(b.y0), float(b.x1), float(b.y1), b.structure] for b in asked.boxes],
+            "mask": asked.low_res is not None,
+        }
+        for asked in prompts
+    ]
+
+
+def _prompts(entry: dict[str, Any]) -> SlicePrompts:
+    points = tuple(SlicePoint(*values) for values in entry["points"])
+    boxes = tuple(SliceBox(*values) for values in entry["boxes"])
+    return SlicePrompts(points, boxes, np.empty(0) if entry["mask"] else None)
