@@ -30,5 +30,6 @@ class ChannelSpatialAdapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return what is added to the tokens, (B, g, g, D), from normalised tokens of that shape."""
         gated = x * self.channel(x.mean(dim=(1, 2)))[:, None, None]
-        mixed: Tensor = self.norm(gated + self.spatial(gated.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        # The skip is around both: it carries the channels as they were before the gate.
+        mixed: Tensor = self.norm(x + self.spatial(gated.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         return mixed
