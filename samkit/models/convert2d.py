@@ -18,7 +18,7 @@ from samkit.models.sam2d_config import STRIDE, SUBCORTICAL, Sam2DConfig, VitConf
 
 LORA_IMAGE = 512
 """Side of the input that SAMed and LoRA-SAM train at [pixels]; the file does not say it."""
-GLOBAL_BLOCKS = {12: (2, 5, 8, 11), 24: (5, 11, 17, 23), 32: (7, 15, 23, 31)}
+GLOBAL_BLOCKS: dict[int, tuple[int, ...]] = {12: (2, 5, 8, 11), 24: (5, 11, 17, 23), 32: (7, 15, 23, 31)}
 """Blocks that attend over the whole grid, for the depths of ViT-B, L and H."""
 _TARGETS = {1: "q", 2: "qv", 3: "qkv"}
 """Which projections carry LoRA, by the count of updates in a block; SAMed writes two."""
