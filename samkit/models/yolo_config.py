@@ -49,6 +49,7 @@ class YoloConfig(NetworkConfig):
                     self.image % 32 or self.image > LONGEST,
                     f"image {self.image} is no multiple of 32 up to {LONGEST}",
                 ),
+                (tuple(self.strides) != (8, 16, 32), f"strides {self.strides} are not 8, 16, 32"),
                 (
                     len(self.anchors) != len(self.strides)
                     or len({len(grid) for grid in self.anchors}) != 1
