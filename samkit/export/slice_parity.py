@@ -25,9 +25,9 @@ from samkit.planes import PlaneView, scale_intensities
 from samkit.prompts import BACKGROUND, FOREGROUND, SliceBox, SlicePoint, SlicePrompts
 from samkit.runtime.runner import Runner
 
-_SHAPE = (112, 128, 112)
+_SHAPE = (72, 80, 72)
 """Voxels of the phantom, along its axes."""
-_SPACING_MM = 1.6
+_SPACING_MM = 2.5
 
 Outputs = Mapping[str, np.ndarray]
 

@@ -48,7 +48,7 @@ def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam2DConfi
 
 FULL = Sam2DConfig()
 SMALL = Sam2DConfig(
-    image=256, width=192, depth=4, heads=6, window=8, global_blocks=(1, 3), channels=96, decoder_heads=4,
+    image=256, width=128, depth=3, heads=4, window=8, global_blocks=(1, 2), channels=96, decoder_heads=4,
     decoder_mlp=256, iou_hidden=64,
 )  # fmt: skip
 TINY = Sam2DConfig(

@@ -66,7 +66,10 @@ def adopt(state: State, config: Sam2DConfig) -> State:
     return resize_encoder(state, config)
 
 
-PAPER_LOSSES = (("focal", 20.0), ("dice", 1.0), ("iou", 1.0))
+FULL = replace(sam.FULL, image=256, adapter=True)
+SMALL = replace(sam.SMALL, image=128, adapter=True)
+TINY = replace(sam.TINY, adapter=True)
+LOSSES = (("focal", 20.0), ("dice", 1.0), ("iou", 1.0))
 
 METHOD = SliceMethod(
     name="sam-med2d",
@@ -75,11 +78,7 @@ METHOD = SliceMethod(
     upstream="OpenGVLab/SAM-Med2D@bfd2b93",
     code_licence="Apache-2.0",
     weights_licence="Apache-2.0 (sam-med2d_b.pth)",
-    sizes={
-        "full": replace(sam.FULL, image=256, adapter=True),
-        "small": replace(sam.SMALL, image=128, width=128, depth=3, heads=4, global_blocks=(2,), adapter=True),
-        "tiny": replace(sam.TINY, adapter=True),
-    },
+    sizes={"full": FULL, "small": SMALL, "tiny": TINY},
     build=build_sam,
     graphs=prompt_graphs,
     official=_official,
@@ -90,14 +89,14 @@ METHOD = SliceMethod(
     recipes={
         # train.py: Adam 1e-4, 15 epochs, batch 2, five masks an image, eight more steps of the decoder alone.
         "paper": SliceRecipe(
-            size="full", epochs=15, batch=2, losses=PAPER_LOSSES, output="best", prompts=("box", "point"),
+            size="full", epochs=15, batch=2, losses=LOSSES, output="best", prompts=("box", "point"),
             error_rounds=8, masks_per_image=5, needs_init=True,
         ),
         "small": SliceRecipe(
-            size="small", epochs=40, batch=4, learning_rate=5e-4, warmup_steps=30, losses=PAPER_LOSSES, output="best",
+            size="small", epochs=40, batch=4, learning_rate=5e-4, warmup_steps=30, losses=LOSSES, output="best",
             prompts=("box", "point"), error_rounds=1, clip_norm=1.0, augment=("flip",),
         ),
-        "tiny": SliceRecipe(size="tiny", epochs=2, batch=2, losses=PAPER_LOSSES, output="best", error_rounds=1),
+        "tiny": SliceRecipe(size="tiny", epochs=2, batch=2, losses=LOSSES, output="best", error_rounds=1),
     },
     frozen=lambda name, config: name.startswith("image_encoder.") and ".Adapter." not in name,
     base="sam",

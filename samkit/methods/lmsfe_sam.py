@@ -1,0 +1,69 @@
+"""LMSFE-SAM: lesions in ultrasound, SAM-Med2D with a local multi-scale encoder beside its image encoder.
+
+Pre- and postprocessing, prompts and decoder are SAM-Med2D's. Nobody released code or weights; what the paper leaves
+open follows its public ancestors (docs/numerics.md, methods section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from samkit.errors import CheckpointError
+from samkit.methods import sam_med2d
+from samkit.methods._slices import build_sam, prompt_graphs
+from samkit.methods.method import SliceMethod, SliceRecipe, State
+from samkit.models.sam2d_config import Sam2DConfig
+
+_ADDED = (".Adapter.", ".local_encoder.", ".position_adapter.", ".feature_adapter.", ".balancing_adapters.")
+"""Parts of the image encoder that train; the rest is the frozen ViT (Fig. 1)."""
+
+
+def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam2DConfig, State]:
+    raise CheckpointError(
+        "no official weights of LMSFE-SAM were ever released; train it from SAM-Med2D's with "
+        "sam-train --method lmsfe-sam --init sam-med2d_b.pth, and export the run"
+    )
+
+
+def _adopt(state: State, config: Sam2DConfig) -> State:
+    from samkit.models.lmsfe import lmsfe_from_sam_med2d
+
+    return lmsfe_from_sam_med2d(state, config)
+
+
+METHOD = SliceMethod(
+    name="lmsfe-sam",
+    summary="lesions in ultrasound by boxes, with a local multi-scale encoder",
+    paper="Di et al. 2024, SAM with an integrated local multi-scale feature encoder (LMSFE-SAM)",
+    upstream="OpenGVLab/SAM-Med2D@bfd2b93; JCruan519/EGE-UNet@f52ba30 (MHPM)",
+    code_licence="Apache-2.0",
+    weights_licence="none released; it starts from SAM-Med2D's (Apache-2.0)",
+    sizes={
+        "full": replace(sam_med2d.FULL, local_branch=True),
+        "small": replace(sam_med2d.SMALL, local_branch=True, local_width=8),
+        "tiny": replace(sam_med2d.TINY, local_branch=True, local_width=4),
+    },
+    build=build_sam,
+    graphs=prompt_graphs,
+    official=_official,
+    prompts=frozenset({"box", "point"}),
+    preprocess=sam_med2d.preprocess,
+    answer=sam_med2d.answer,
+    iou_is_trained=True,
+    recipes={
+        # Section 2.3: Adam 1e-4, 15 epochs, batch 2; the rest is SAM-Med2D's (A002-14).
+        "paper": SliceRecipe(
+            size="full", epochs=15, batch=2, losses=sam_med2d.LOSSES, output="best", prompts=("box", "point"),
+            error_rounds=8, masks_per_image=5, needs_init=True,
+        ),
+        "small": SliceRecipe(
+            size="small", epochs=40, batch=4, learning_rate=5e-4, warmup_steps=30, losses=sam_med2d.LOSSES,
+            output="best", prompts=("box", "box", "point"), error_rounds=1, clip_norm=1.0, augment=("flip",),
+        ),
+        "tiny": SliceRecipe(size="tiny", epochs=2, batch=2, losses=sam_med2d.LOSSES, output="best", error_rounds=1),
+    },
+    frozen=lambda name, config: name.startswith("image_encoder.") and not any(word in name for word in _ADDED),
+    base="sam-med2d",
+    adopt=_adopt,
+)  # fmt: skip
