@@ -58,9 +58,9 @@ def sequence_of(file_name: str, patterns: Mapping[str, str] | None = None) -> st
     """
     patterns = patterns or {}
     lower = file_name.lower()
-    for name, pattern in patterns.items():
+    for wanted, pattern in patterns.items():
         if fnmatchcase(lower, pattern.lower()):
-            return name
+            return wanted
     tokens = [token for token in re.split(r"[._\-\s]+", lower) if token]
     if _LABEL_WORDS.intersection(tokens):
         return None if LABEL in patterns else LABEL

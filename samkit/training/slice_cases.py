@@ -153,17 +153,19 @@ def hold_back(cases: Sequence[SliceCase]) -> Split:
         chosen = {int(rng.integers(len(ordered)))}
     if not chosen:
         raise InputRefused(
-            "too-few-cases", f"there are {len(ordered)} usable cases, at least 2 are needed: one trains, one is held back",
+            "too-few-cases", f"there are {len(ordered)} usable cases and 2 are needed: one trains, one is held back",
             "add cases",
         )  # fmt: skip
-    counts = f"{len(chosen)} of {len(ordered)}"
+    said = f"{len(chosen)} of {len(ordered)} {'volumes' if volumes else 'pictures'} are held back"
+    if not volumes:
+        said += (
+            ", drawn from each part of the folder; the files do not say which pictures are of one patient, who may be "
+            "on both sides"
+        )
     return Split(
         tuple(case for number, case in enumerate(ordered) if number not in chosen),
         tuple(case for number, case in enumerate(ordered) if number in chosen),
-        f"{counts} volumes are held back"
-        if volumes
-        else f"{counts} pictures are held back, drawn from each part of the folder; the files do not say which pictures "
-        "are of one patient, who may be on both sides",
+        said,
     )
 
 
@@ -176,15 +178,22 @@ def _hold_back_slices(cases: Sequence[SliceCase], rng: np.random.Generator) -> S
         out = {number for first, last in blocks for number in range(first, last + 1)}
         near = {number for first, last in blocks for number in range(first - GAP, last + GAP + 1)}
         kept = tuple(number for number in case.slices if number not in near)
-        if not out or not near.isdisjoint(labelled) and not set(kept) & set(labelled):
+        if labelled and near.issuperset(labelled):
             raise InputRefused(
                 "too-few-slices",
                 f"{case.name} has {len(labelled)} slices with a label, too few to hold some back {GAP} slices apart",
                 "add another volume",
             )
         training.append(replace(case, slices=kept))
-        held.append(replace(case, slices=tuple(number for number in case.slices if number in out)))
-        words.append(f"{case.name} {', '.join(f'{first} to {last}' for first, last in blocks)}")
+        if out:
+            held.append(replace(case, slices=tuple(number for number in case.slices if number in out)))
+            words.append(f"{case.name} {', '.join(f'{first} to {last}' for first, last in blocks)}")
+    if not held:
+        raise InputRefused(
+            "no-foreground",
+            "no slice is labelled, so none can be held back",
+            "check that the labels are the right files",
+        )
     return Split(
         tuple(training), tuple(held),
         f"only {len(cases)} volume{'s' if len(cases) > 1 else ''}: blocks of slices are held back "

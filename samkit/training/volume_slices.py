@@ -65,7 +65,8 @@ def find_freesurfer(folder: Path, plane: str = "coronal") -> FoundCases:
         if image is None or label is None:
             lacking, choices = ("image", _FREESURFER_IMAGES) if image is None else ("label", _FREESURFER_LABELS)
             skipped.append(
-                f"{name} skipped: no {lacking} among {', '.join(sorted(by_stem))}; name it {' or '.join(choices[:3])}.mgz"
+                f"{name} skipped: no {lacking} among {', '.join(sorted(by_stem))}; "
+                f"name it {' or '.join(choices[:3])}.mgz"
             )
             continue
         ready.append((name, (image,), label))
