@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-
+import onnx
+import onnxruntime
 import pytest
 import torch
+
+from samkit.export.graphs import write_graph
+from samkit.methods import GraphSpec
+from samkit.tensors import Axis, TensorSpec
 
 
 @pytest.fixture(scope="session")
@@ -31,37 +32,27 @@ def noisy():
     return add
 
 
-@pytest.fixture(scope="session")
-def write_onnx():
-    """Return a function that exports one graph of a network, batch dynamic, and returns the ONNX model."""
+@pytest.fixture
+def exported(tmp_path):
+    """Return a function that exports one graph of a network, from one tensor to one, and opens it.
 
-    class Graph(torch.nn.Module):
-        def __init__(self, network, name):
-            super().__init__()
-            self.network, self.name = network, name
+    It takes an example (B, ...) and returns a function of arrays, and the operators. The exporter itself refuses
+    forbidden ones.
+    """
 
-        def forward(self, x):
-            return self.network.run_graph(self.name, x)
+    def export(network, name, example):
+        example_output = network.run_graph(name, example)[0]
+        tensors = (("x", example.shape), ("y", example_output.shape))
+        x, y = (
+            TensorSpec(
+                label, "float32", (Axis("batch", 1, 1, 8), *(Axis.fixed(str(i), n) for i, n in enumerate(shape[1:])))
+            )
+            for label, shape in tensors
+        )
+        path = tmp_path / f"{name}.onnx"
+        write_graph(network, GraphSpec(name, (x,), (y,), {}), path, opset=20, folded=True)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        operators = {node.op_type for node in onnx.load(path).graph.node}
+        return lambda array: session.run(None, {"x": array})[0], operators
 
-    def write(network, name, example):
-        logger = logging.getLogger("torch.onnx")
-        level = logger.level
-        logger.setLevel(logging.ERROR)
-        try:
-            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-                warnings.simplefilter("ignore")
-                program = torch.onnx.export(
-                    Graph(network, name).eval(),
-                    (example,),
-                    dynamo=True,
-                    input_names=["x"],
-                    output_names=["y"],
-                    dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=8)},),
-                    opset_version=20,
-                    verbose=False,
-                )
-        finally:
-            logger.setLevel(level)
-        return program.model_proto
-
-    return write
+    return export
