@@ -58,7 +58,7 @@ class Letterbox:
         """Return the input (3, h, w) from 0 to 1, float32, of a picture (H, W, 3) from 0 to 255.
 
         Bilinear between pixel centres without smoothing, edges repeated, as OpenCV's INTER_LINEAR; pictures of whole
-        numbers stay whole numbers.
+        numbers stay whole numbers, which differ from OpenCV's by one at most.
         """
         if image.shape != (*self.shape, 3):
             raise TensorMismatchError(
