@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -284,6 +285,8 @@ class _Inert:
     """
 
     kept: Mapping[str, Any] = {}
+    dump_patches = False
+    """Read by torch where a file of its oldest format also holds source code: False writes no file."""
 
     def __new__(cls, *args: object, **kwargs: object) -> _Inert:
         return super().__new__(cls)
@@ -371,7 +374,10 @@ def _read_pickle(path: Path) -> object:
     except Exception as error:
         raise CheckpointError(f"{path.name} is not a PyTorch checkpoint ({_first_line(error)})") from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_RestrictedPickle)
+        with warnings.catch_warnings():
+            # The oldest format holds the source of the classes it names, which is not that of the stub.
+            warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
+            return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_RestrictedPickle)
     except Exception as error:
         raise CheckpointError(
             f"{path.name} can't be read without running code from it ({_first_line(error)}); "

@@ -84,6 +84,69 @@ def test_bare_hostile_pickle_runs_nothing(tmp_path):
     assert not target.exists()
 
 
+class Part(torch.nn.Module):
+    """A module of a class that samkit does not know, as in files of YOLOv5."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 1, 1)
+        self.parts = torch.nn.ModuleList([torch.nn.BatchNorm2d(2), torch.nn.SiLU()])
+        self.register_buffer("kept", torch.tensor([value]))
+        self.register_buffer("made_anew", torch.ones(1), persistent=False)
+        self.register_buffer("absent", None)
+        self.note = argparse.Namespace(value=value)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("has_ema", [False, True])
+def test_pickled_network_gives_its_state_dict(tmp_path, has_ema, legacy):
+    content = {"model": Part(1.0).half(), "ema": Part(2.0).half() if has_ema else None, "epoch": 3}
+    torch.save(content, tmp_path / "c.pt", _use_new_zipfile_serialization=not legacy)
+    state, expected = read_state(tmp_path / "c.pt"), content["ema" if has_ema else "model"].state_dict()
+    assert list(state) == list(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(state[name], tensor.float() if tensor.is_floating_point() else tensor)
+        assert not state[name].requires_grad
+
+
+def test_bare_pickled_network_gives_its_state_dict(tmp_path):
+    torch.save(Part(1.0), tmp_path / "c.pt")
+    assert list(read_state(tmp_path / "c.pt")) == list(Part(1.0).state_dict())
+
+
+def test_hostile_part_of_a_pickled_network_runs_nothing(tmp_path):
+    target = tmp_path / "made-by-the-file"
+    network = Part(1.0)
+    network.kind = network._modules["evil"] = Hostile(str(target))
+    torch.save({"model": network}, tmp_path / "c.pt")
+    assert "conv.weight" in read_state(tmp_path / "c.pt")
+    assert not target.exists()
+
+
+def test_endless_pickled_network_is_read_once(tmp_path):
+    """A module inside itself, and one that doubles at every level: both would never end."""
+    network = Part(1.0)
+    network._modules["itself"] = network
+    part = network
+    for _ in range(60):
+        part._modules["left"] = part._modules["right"] = torch.nn.Module()
+        part = part._modules["left"]
+    torch.save({"model": network}, tmp_path / "c.pt")
+    assert list(read_state(tmp_path / "c.pt")) == list(Part(1.0).state_dict())
+
+
+@pytest.mark.parametrize("name", ["_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"])
+def test_malformed_pickled_network_is_refused(tmp_path, name):
+    network = torch.nn.Linear(1, 1)
+    network.__dict__[name] = [1, 2]
+    torch.save({"model": {"a": 1}, "ema": network}, tmp_path / "c.pt")
+    if name == "_parameters":
+        with pytest.raises(CheckpointError, match="holds no weights"):
+            read_state(tmp_path / "c.pt")
+    else:
+        assert list(read_state(tmp_path / "c.pt")) == ["weight", "bias"]
+
+
 @pytest.mark.parametrize("name", ["c.pth", "c.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"PK\x03\x04broken"])
 def test_garbage_is_refused_in_a_sentence(tmp_path, name, content):
