@@ -25,6 +25,9 @@ STRUCTURE_NAMES = tuple(f"{name}_{side}" for side in ("left", "right") for name 
 """What the values 1 to 12 of our labels stand for: the left six, then the right six."""
 STRUCTURE_VALUES = tuple(pair[side] for side in (0, 1) for pair in STRUCTURES.values())
 
+_MAX_LABEL = 2**20
+"""FreeSurfer's own values end at 14175."""
+
 # The first that is there: of a subject's folder the most processed image, and the label without the cortex's parts.
 _FREESURFER_IMAGES = ("norm", "brain", "nu", "T1", "orig")
 _FREESURFER_LABELS = ("aseg", "aparc+aseg", "aparc.DKTatlas+aseg", "aparc.a2009s+aseg", "seg", "label", "labels")
@@ -78,7 +81,7 @@ def read_labelled_volume(case: SliceCase) -> LoadedCase:
     labels = _read_labels(case)
     if labels.max() > 255:
         raise InputRefused(
-            "label-values", f"the label of {case.name} holds values up to {labels.max():g}, 255 is the largest",
+            "label-values", f"the label of {case.name} holds values up to {labels.max()}, 255 is the largest",
             "renumber its structures",
         )  # fmt: skip
     return _load(case, labels.astype(np.uint8))
@@ -87,9 +90,9 @@ def read_labelled_volume(case: SliceCase) -> LoadedCase:
 def read_freesurfer(case: SliceCase) -> LoadedCase:
     """Return the slices of a case with FreeSurfer's values mapped to 1..12, anything else to 0."""
     values = _read_labels(case)
-    labels = np.zeros(values.shape, np.uint8)
-    for number, value in enumerate(STRUCTURE_VALUES, start=1):
-        labels[values == value] = number
+    to_ours = np.zeros(max(int(values.max()), *STRUCTURE_VALUES) + 1, np.uint8)
+    to_ours[list(STRUCTURE_VALUES)] = range(1, len(STRUCTURE_VALUES) + 1)
+    labels = to_ours[values]
     if not labels.any():
         raise InputRefused(
             "no-structure", f"{case.labels[0].name} of {case.name} holds none of FreeSurfer's {len(STRUCTURE_VALUES)} "
@@ -116,12 +119,17 @@ def _load(case: SliceCase, labels: np.ndarray) -> LoadedCase:
 
 
 def _read_labels(case: SliceCase) -> np.ndarray:
-    """Return whole numbers (I, J, K), none below 0."""
+    """Return the label (I, J, K), int32, no value below 0."""
     (path,) = case.labels
     values = read_volume(path).array
     if values.dtype.kind not in "biuf" or not np.isfinite(values).all() or values.min() < 0:
         raise InputRefused("label-values", f"{path.name} of {case.name} holds what is no label", "give whole numbers")
-    return np.rint(values)
+    if values.max() > _MAX_LABEL:
+        raise InputRefused(
+            "label-values", f"{path.name} of {case.name} holds values up to {values.max():g}, which is no label",
+            "give the label and not an image",
+        )  # fmt: skip
+    return (np.rint(values) if values.dtype.kind == "f" else values).astype(np.int32)
 
 
 def _found(

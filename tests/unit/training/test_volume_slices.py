@@ -189,7 +189,8 @@ def test_a_real_subject_has_twelve_structures_left_on_the_right_of_the_picture(s
     (case,) = find_freesurfer(shared / "data/subcortical").cases
     loaded = case.load()
     assert loaded.images.shape == (256, 256, 256, 1)
-    middles = np.array(ndimage.center_of_mass(loaded.labels > 0, loaded.labels, range(1, 13)))
+    coarse = loaded.labels[::2, ::2, ::2]
+    middles = np.array(ndimage.center_of_mass(coarse > 0, coarse, range(1, 13)))
     assert middles[:6, 2].min() > middles[6:, 2].max()  # the patient's left is on the picture's right
     assert middles[1, 1] < middles[4, 1]  # the caudate is above the hippocampus
 
