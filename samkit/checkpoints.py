@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -85,8 +85,12 @@ def resolve_checkpoint(path: Path) -> Path:
     return path
 
 
-def save_checkpoint(path: Path, network: Network, info: CheckpointInfo, *, half: bool = False) -> None:
+def save_checkpoint(
+    path: Path, network: Network, info: CheckpointInfo, *, half: bool = False, without: Sequence[str] = ()
+) -> None:
     """Write `path` (.safetensors) and its JSON; `half` stores float16, which loads as float32.
+
+    Parameters whose names begin with one of `without` are left out: parts that nobody trained.
 
     Both are written beside their names and moved, weights first; a pair that an interrupt left mixed is refused when
     it is loaded.
@@ -97,6 +101,7 @@ def save_checkpoint(path: Path, network: Network, info: CheckpointInfo, *, half:
     state = {
         name: tensor.detach().cpu().to(torch.float16 if half else torch.float32).contiguous()
         for name, tensor in network.state_dict().items()
+        if not name.startswith(tuple(without))
     }
     if any(not torch.isfinite(tensor).all() for tensor in state.values()):
         raise CheckpointError(f"weights hold NaN or Inf, {path.name} is not written; train with a lower learning rate")
@@ -138,21 +143,11 @@ def load_network(path: Path, method: Method, others: Mapping[str, Path] = Mappin
     A part that neither they nor `path` holds comes from the demonstration weights. Raises CheckpointError for another
     method's weights, and lists every missing, unexpected and misshapen name.
     """
-    path = resolve_checkpoint(path)
-    info, sha256 = read_info(path), file_sha256(path)
-    state = read_state(path)
-    companions = {name: read_state(others[name]) for name in method.companions if name in others}
-    if info is None:
-        config, state = method.official(state, companions)
-        info = CheckpointInfo(method.name, "full", config, method.official_refinement, {"file": path.name})
-    else:
-        _check_own(path, info, method, sha256)
-        if companions:
-            raise CheckpointError(f"{path.name} is a whole network of samkit's; leave --{', --'.join(companions)} out")
+    info, state, sha256 = read_weights(path, method, others)
     config, borrowed = info.config, []
     for part in method.parts:
         if part.name in others:
-            described, parameters = _load_part(others[part.name], method, part)
+            described, parameters = read_part(others[part.name], method, part)
         elif any(name.startswith(part.prefix) for name in state):
             continue
         else:
@@ -164,8 +159,29 @@ def load_network(path: Path, method: Method, others: Mapping[str, Path] = Mappin
         config = replace(config, **{part.name: described})
     info = replace(info, config=config)
     network = method.build(config)
-    fill_network(network, state, path.name, method.name)
+    fill_network(network, state, resolve_checkpoint(path).name, method.name)
     return LoadedNetwork(network.eval(), info, sha256, tuple(borrowed))
+
+
+def read_weights(
+    path: Path, method: Method, others: Mapping[str, Path] = MappingProxyType({})
+) -> tuple[CheckpointInfo, State, str]:
+    """Return what a file of `method`'s weights holds, ours or official, and its SHA-256, without building a network.
+
+    Parameters of parts may be missing. `others` are an official file's companions.
+    """
+    path = resolve_checkpoint(path)
+    info, sha256 = read_info(path), file_sha256(path)
+    state = read_state(path)
+    companions = {name: read_state(others[name]) for name in method.companions if name in others}
+    if info is None:
+        config, state = method.official(state, companions)
+        info = CheckpointInfo(method.name, "full", config, method.official_refinement, {"file": path.name})
+    else:
+        _check_own(path, info, method, sha256)
+        if companions:
+            raise CheckpointError(f"{path.name} is a whole network of samkit's; leave --{', --'.join(companions)} out")
+    return info, state, sha256
 
 
 def _check_own(path: Path, info: CheckpointInfo, method: Method, sha256: str) -> None:
@@ -183,7 +199,7 @@ def _check_own(path: Path, info: CheckpointInfo, method: Method, sha256: str) ->
         )
 
 
-def _load_part(path: Path, method: Method, part: Part) -> tuple[NetworkConfig, State]:
+def read_part(path: Path, method: Method, part: Part) -> tuple[NetworkConfig, State]:
     """Return config and parameters of one part, from a file of its own or from a whole network of ours."""
     path = resolve_checkpoint(path)
     info = read_info(path)

@@ -59,7 +59,7 @@ METHOD = SliceMethod(
         ),
         "small": SliceRecipe(
             size="small", epochs=40, batch=4, learning_rate=5e-4, warmup_steps=30, losses=sam_med2d.LOSSES,
-            output="best", prompts=("box", "box", "point"), error_rounds=1, clip_norm=1.0, augment=("flip",),
+            output="best", prompts=("box", "box", "point"), error_rounds=1, clip_norm=1.0, augment=("mirror",),
         ),
         "tiny": SliceRecipe(size="tiny", epochs=2, batch=2, losses=sam_med2d.LOSSES, output="best", error_rounds=1),
     },

@@ -36,6 +36,16 @@ def _is_frozen(name: str, config: Sam3DConfig) -> bool:
     return name.startswith("image_encoder.") and ".linear_" not in name
 
 
+def _adopt(state: State, config: Sam3DConfig) -> State:
+    """Return SAM-Med3D's parameters where LoRA has them: it wraps the fused projection, which moves one level down."""
+    if not config.lora_rank:
+        return state
+    return {
+        name.replace(".attn.qkv.", ".attn.qkv.qkv.") if name.startswith("image_encoder.blocks.") else name: tensor
+        for name, tensor in state.items()
+    }
+
+
 METHOD = VolumeMethod(
     name="m-sam",
     summary="3D tumour lesions by clicks, refined through a mask-enhanced adapter",
@@ -70,4 +80,5 @@ METHOD = VolumeMethod(
     },
     frozen=_is_frozen,
     base=sam_med3d.METHOD.name,
+    adopt=_adopt,
 )  # fmt: skip

@@ -75,7 +75,7 @@ def _official_detector(state: State) -> tuple[YoloConfig, State]:
 
     state = yolo_state(state)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    return yolo_config(shapes, state["model.24.anchors"].numpy()), state
+    return yolo_config(shapes, state.get("model.24.anchors")), state
 
 
 FULL = MedsamYoloConfig(**asdict(sam.FULL))

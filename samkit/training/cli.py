@@ -1,4 +1,4 @@
-"""`sam-train`: train a method on a folder of scans and labels. torch is imported only when a training starts."""
+"""`sam-train`: train a method on a folder of images and labels. torch is imported only when a training starts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ import click
 from samkit.command import run_command
 from samkit.errors import MissingDependencyError
 from samkit.methods import get_method
+from samkit.methods.method import Method, SliceMethod
+from samkit.models.sam2d_config import ARCHS
+from samkit.sequences import parse_pattern
+from samkit.training.plan import plan_training, recipes_of
+
+_LAYOUTS = ("volumes", "images", "freesurfer", "boxes")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -20,7 +26,12 @@ from samkit.methods import get_method
 @click.option(
     "--preset", type=click.Choice(["paper", "small", "tiny"]), default="small", show_default=True, help="The recipe."
 )
+@click.option("--part", default="", help="Train one part alone, such as the detector of medsam-yolo.")
+@click.option("--arch", type=click.Choice(list(ARCHS)), help="SAM's image encoder at full size; vit_b is the preset's.")
 @click.option("--init", type=click.Path(path_type=Path), help="Checkpoint file or run folder to start from.")
+@click.option("--base", type=click.Path(path_type=Path), help="SAM's own file, where --init is a LoRA file alone.")
+@click.option("--format", "layout", type=click.Choice(_LAYOUTS), help="How 2D data is laid out; else it is looked at.")
+@click.option("--sequence", "patterns", multiple=True, metavar="NAME=PATTERN", help="Files of a sequence, by a glob.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out after its last whole epoch.")
 @click.option("--devices", type=click.IntRange(1), default=1, show_default=True, help="GPUs, or CPU processes.")
 @click.option("--set", "settings", multiple=True, metavar="K=V", help="Change a field of the recipe or the network.")
@@ -29,17 +40,19 @@ from samkit.methods import get_method
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; else PyTorch's own choice.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def command(
-    method_name: str, data: Path, out: Path, preset: str, init: Path | None, resume: bool, devices: int,
+    method_name: str, data: Path, out: Path, preset: str, part: str, arch: str | None, init: Path | None,
+    base: Path | None, layout: str | None, patterns: tuple[str, ...], resume: bool, devices: int,
     settings: tuple[str, ...], label: int | None, time_limit: float | None, threads: int | None, quiet: bool,
 ) -> None:  # fmt: skip
-    """Train a method with simulated clicks.
+    """Train a method, or one part of it.
 
-    DATA holds images/ and labels/ (or masks/) with equal file names, one folder per case, or a decathlon-style
-    dataset.json. One case in five is held back; the best checkpoint by its Dice at five clicks is RUN/best.safetensors.
+    DATA of 3D methods holds images/ and labels/ (or masks/) with equal file names, one folder per case, or a
+    decathlon-style dataset.json. 2D methods take folders of co-registered sequences, of FreeSurfer's .mgz files, of
+    pictures and masks, or of pictures and YOLO's box files. One case in five is held back, unless the folder says
+    which; the best checkpoint by its metric there is RUN/best.safetensors.
 
-    Foreground is every label above 0. With --label N it is N alone, and with --set target=each every value is a target
-    of its own, one of them per sample. Other settings: epochs, batch, learning_rate, spacing, patch, stages, seed,
-    refinement, ...; an unknown one lists them all.
+    Foreground is every label above 0. With --label N it is N alone. Other settings: epochs, batch, learning_rate, seed,
+    ... of the recipe, and spacing, sequences, lora_rank, ... of the network; an unknown one lists them all.
     """
 
     def say(text: str) -> None:
@@ -47,43 +60,50 @@ def command(
             click.echo(text, err=True)
 
     method = get_method(method_name)
-    if preset not in method.recipes:
-        raise click.UsageError(f"{method.name} has no preset {preset}; it has {', '.join(method.recipes)}")
-    if method.recipes[preset].needs_init and init is None:
+    recipes = recipes_of(method, part)
+    if preset not in recipes:
+        raise click.UsageError(f"{method.name} has no preset {preset}; it has {', '.join(recipes)}")
+    if recipes[preset].needs_init and init is None:
         raise click.UsageError(
             f"preset {preset} of {method.name} fine-tunes a pretrained network and none was given; "
-            "name it with --init (for m-sam a SAM-Med3D checkpoint), or train --preset small from scratch"
+            f"name it with --init ({_starts(method)}), or train --preset small from scratch"
         )
-
-    from samkit.training.plan import plan_training
-
-    plan_training(method, preset, settings, label=label)  # wrong settings are told before anything is loaded
+    _check_data_options(method, layout, patterns)
+    # wrong settings are told before anything is loaded
+    plan_training(method, preset, settings, label=label, part=part, arch=arch)
+    by_sequence = dict(parse_pattern(text) for text in patterns)
 
     _check_dependencies()
 
     import torch
 
-    from samkit.training.cases import check_cases, find_cases
     from samkit.training.fit import RunOptions, train
     from samkit.training.run_folder import check_run_folder
     from samkit.training.start import load_start
+    from samkit.training.tasks import find_task
 
     if threads is not None:
         torch.set_num_threads(threads)
     check_run_folder(out, resume)
     options = RunOptions(out, resume, devices, time_limit, quiet)
-    start = load_start(init, method) if init is not None else None
-    plan = plan_training(method, preset, settings, label=label, start=start.info if start else None)
-    cases = find_cases(data)
-    checked = check_cases(cases, label, plan.recipe.target)
-    for sentence in checked.skipped:
-        click.echo(sentence, err=True)
-    say(f"{len(cases)} cases seen, {len(checked.skipped)} skipped")
-    facts = train(
-        plan, checked, options, data_name=data.resolve().name, start=start,
-        start_name=init.name if init is not None else "", say=say,
-    )  # fmt: skip
+    start = load_start(init, method, part=part, base=base) if init is not None else None
+    plan = plan_training(
+        method, preset, settings, label=label, part=part, arch=arch, start=start.info if start else None
+    )
+    task = find_task(
+        data, plan, layout=layout, patterns=by_sequence, say=say, warn=lambda text: click.echo(text, err=True)
+    )
+    facts = train(plan, task, options, data_name=data.resolve().name, start=start, say=say)
     click.echo(json.dumps({"run": str(out), "best": facts["best"], "seconds": facts["seconds"]}))
+
+
+def _starts(method: Method) -> str:
+    return f"a checkpoint of {method.name}{f' or of {method.base}' if method.base else ''}"
+
+
+def _check_data_options(method: Method, layout: str | None, patterns: tuple[str, ...]) -> None:
+    if not isinstance(method, SliceMethod) and (layout or patterns):
+        raise click.UsageError(f"--format and --sequence are of 2D methods, and {method.name} is trained on volumes")
 
 
 def _check_dependencies() -> None:

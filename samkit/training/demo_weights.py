@@ -45,10 +45,10 @@ def _make(name: str, work: Path, out: Path, threads: int) -> None:
     from samkit.checkpoints import load_network, save_checkpoint
     from samkit.methods import get_method
     from samkit.phantoms import write_phantoms
-    from samkit.training.cases import check_cases, find_cases
     from samkit.training.fit import RunOptions, train
     from samkit.training.plan import plan_training
     from samkit.training.start import load_start
+    from samkit.training.tasks import find_task
 
     torch.set_num_threads(threads)
     data = work / "phantoms"
@@ -56,14 +56,12 @@ def _make(name: str, work: Path, out: Path, threads: int) -> None:
         click.echo(f"{CASES} phantoms ...", err=True)
         write_phantoms(str(data), CASES, SEED, SIZE, LONG_SHARE)
     method = get_method(name)
-    base = out / f"{method.base}.safetensors"
-    start = load_start(base, method) if method.base else None
+    start = load_start(out / f"{method.base}.safetensors", method) if method.base else None
     settings = (*SETTINGS, f"epochs={EPOCHS[name]}")
     plan = plan_training(method, "small", settings, start=start.info if start else None)
     options = RunOptions(work / name, quiet=True, demonstration=True)
-    checked = check_cases(find_cases(data), None, plan.recipe.target)
     facts = train(
-        plan, checked, options, data_name="phantoms", start=start, start_name=base.name if start else "",
+        plan, find_task(data, plan), options, data_name="phantoms", start=start,
         say=lambda text: click.echo(text, err=True),
     )  # fmt: skip
     best = load_network(work / name, method)

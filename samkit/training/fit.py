@@ -11,22 +11,19 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from samkit.checkpoints import BEST, CheckpointInfo, LoadedNetwork, read_info
-from samkit.errors import InputRefused, SamkitError
+from samkit.checkpoints import BEST, CheckpointInfo, read_info
+from samkit.errors import SamkitError
 from samkit.methods import get_method
-from samkit.training.cases import CheckedCase, CheckedCases
-from samkit.training.module import TrainingModule
-from samkit.training.plan import TrainingPlan, fitted_spacing
+from samkit.training.plan import TrainingPlan, part_of
 from samkit.training.run_folder import (
     RESUME,
     RunFolder,
@@ -36,12 +33,9 @@ from samkit.training.run_folder import (
     read_run,
     write_run,
 )
-from samkit.training.samples import TrainingSamples, cache_cases, validation_samples
-from samkit.training.start import count_parameters, freeze, start_weights
-
-HELD_BACK = 5
-"""One case in this many is held back."""
-_SPLIT_SEED = 5
+from samkit.training.run_module import RunModule
+from samkit.training.start import Start, count_parameters, freeze, start_weights
+from samkit.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -57,30 +51,13 @@ class RunOptions:
     """Marks the checkpoint as demonstration weights, stored as float16."""
 
 
-def split_cases(cases: tuple[CheckedCase, ...]) -> tuple[list[CheckedCase], list[CheckedCase]]:
-    """Return the cases to train on and those held back, one in five by a fixed seed over the sorted names."""
-    if len(cases) < 2:
-        raise InputRefused(
-            "too-few-cases", "there is 1 usable case, at least 2 are needed: one trains, one is held back",
-            "add cases",
-        )  # fmt: skip
-    ordered = sorted(cases, key=lambda checked: checked.case.name)
-    drawn = np.random.default_rng(_SPLIT_SEED).permutation(len(ordered))[: max(1, len(ordered) // HELD_BACK)]
-    held = {int(number) for number in drawn}
-    return (
-        [case for number, case in enumerate(ordered) if number not in held],
-        [case for number, case in enumerate(ordered) if number in held],
-    )
-
-
 def train(
     plan: TrainingPlan,
-    checked: CheckedCases,
+    task: Task,
     options: RunOptions,
     *,
     data_name: str,
-    start: LoadedNetwork | None = None,
-    start_name: str = "",
+    start: Start | None = None,
     say: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Any]:
     """Train as planned and return the facts that run.json then holds; `say` gets sentences for people."""
@@ -88,27 +65,11 @@ def train(
     before = read_run(options.out) if options.resume else None
     options.out.mkdir(parents=True, exist_ok=True)
     method = get_method(plan.method)
-    training, held = split_cases(checked.cases)
-    if plan.recipe.fit_spacing:
-        if before is None:
-            finest = float(np.median([case.finest_mm for case in training]))
-            i, j, k = (max(case.extent_mm[axis] for case in training) for axis in range(3))
-            spacing = fitted_spacing((i, j, k), plan.config.patch, finest)
-            say(f"spacing {spacing} mm: the largest of the training targets and a margin fill the patch")
-        else:
-            i, j, k = before["plan"]["config"]["spacing"]
-            spacing = (i, j, k)
-            say(f"spacing {spacing} mm, as the run began")
-        plan = replace(plan, config=replace(plan.config, spacing=spacing))
+    plan = task.settle(plan, before["plan"]["config"] if before else None, say)
     decided: dict[str, Any] = {
         "plan": plan.to_dict(),
-        "init": {"file": start_name, "sha256": start.sha256} if start is not None else None,
-        "data": {
-            "folder": data_name,
-            "cases": len(checked.cases),
-            "trained_on": len(training),
-            "held_back": len(held),
-        },
+        "init": {"file": start.name, "sha256": start.sha256} if start is not None else None,
+        "data": {"folder": data_name, **task.counts},
     }
     if before is not None:
         check_same_run(options.out, before, decided)
@@ -119,35 +80,22 @@ def train(
         precision = "32-true"
 
     torch.manual_seed(plan.recipe.seed)
-    network = method.build(plan.config)
+    network = part_of(method, plan.part).build(plan.config) if plan.part else method.build(plan.config)
+    fresh_parts = [part.prefix for part in method.parts if not plan.part]
     if start is not None:
-        fresh = start_weights(network, start, start_name)
+        say(f"started from {start.name}; {start_weights(network, start, method, plan)}")
+        fresh_parts = [prefix for prefix in fresh_parts if prefix not in start.parts]
+    if not plan.part:
         freeze(network, method)
-        say(f"started from {start_name}; {fresh} tensors are fresh")
     counts = count_parameters(network)
-    say(f"{plan.method}, preset {plan.preset}: {counts.to_text()}")
-
-    say(f"{len(training)} cases to train on, {len(held)} held back")
-    training_cases = cache_cases(training, plan.config, plan.recipe.target)
-    samples = TrainingSamples(training_cases, method, plan.config, plan.recipe)
-    held_cases = cache_cases(held, plan.config, plan.recipe.target)
-    module = TrainingModule(
-        network,
-        samples,
-        validation_samples(held_cases, method, plan.config, plan.recipe.seed),
-        plan.recipe,
-        plan.refinement,
-        time_limit_s=None if options.time_limit_min is None else 60 * options.time_limit_min,
-        workers=4 if cuda else 0,
-    )
+    say(f"{plan.method}{' ' + plan.part if plan.part else ''}, preset {plan.preset}: {counts.to_text()}")
+    say(task.splitting)
+    limit = None if options.time_limit_min is None else 60 * options.time_limit_min
+    module = task.module(network, plan, limit, workers=4 if cuda else 0)
     facts: dict[str, Any] = {
         "command": _command(),
         **decided,
-        "data": {
-            **decided["data"],
-            "held_back_targets": len(module.held_back),
-            "skipped": len(checked.skipped),
-        },
+        "data": {**decided["data"], **task.notes},
         "parameters": {"total": counts.total, "tunable": counts.tunable},
         "threads": torch.get_num_threads(),
         "versions": _versions(),
@@ -155,18 +103,19 @@ def train(
     }
 
     def describe(metrics: dict[str, Any]) -> CheckpointInfo:
-        kept = {k: v for k, v in metrics.items() if k.startswith("dice_")}
+        kept = {k: v for k, v in metrics.items() if k in module.metrics}
         provenance = {k: facts[k] for k in ("command", "data", "init", "threads", "versions")}
         provenance |= {"seed": plan.recipe.seed, "epochs": metrics["epoch"], "seconds": metrics["seconds"]}
         return CheckpointInfo(
-            plan.method, plan.recipe.size, plan.config, plan.refinement, provenance, kept, options.demonstration
-        )
+            plan.method, plan.recipe.size, plan.config, plan.refinement, provenance, kept, options.demonstration,
+            part=plan.part,
+        )  # fmt: skip
 
-    folder = RunFolder(options.out, describe, half=options.demonstration)
+    folder = RunFolder(options.out, describe, half=options.demonstration, without=fresh_parts)
     if not is_replica():
         write_run(options.out, facts)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its tips and device tables are not ours to give
-    trainer = _trainer(plan, options, precision, folder)
+    trainer = _trainer(plan, module, options, precision, folder)
     with warnings.catch_warnings():
         # Lightning's advice on workers, loggers and batch counts does not hold for cached cases keyed by epoch.
         warnings.filterwarnings("ignore", module=r"(lightning|torch|monai)\..*")
@@ -188,15 +137,17 @@ def train(
         "seconds": round(module.seconds, 1),
         "cpu_seconds": round(time.process_time(), 1),
         "best": best.metrics,
-        "last": {k: v for k, v in folder.last_metrics.items() if k.startswith("dice_")},
+        "last": {k: v for k, v in folder.last_metrics.items() if k in module.metrics},
     }
     if trainer.is_global_zero:
         write_run(options.out, facts)
     return facts
 
 
-def _trainer(plan: TrainingPlan, options: RunOptions, precision: str, folder: RunFolder) -> lightning.Trainer:
-    recipe = plan.recipe
+def _trainer(
+    plan: TrainingPlan, module: RunModule, options: RunOptions, precision: str, folder: RunFolder
+) -> lightning.Trainer:
+    recipe, steps_itself = plan.recipe, not module.automatic_optimization
     callbacks: list[Callback] = [folder]
     if not options.quiet:
         callbacks.append(RichProgressBar(leave=False, console_kwargs={"stderr": True}))
@@ -207,8 +158,8 @@ def _trainer(plan: TrainingPlan, options: RunOptions, precision: str, folder: Ru
         strategy="ddp_find_unused_parameters_true" if options.devices > 1 else "auto",
         max_epochs=recipe.epochs,
         precision=precision,
-        accumulate_grad_batches=recipe.accumulate,
-        gradient_clip_val=recipe.clip_norm or None,
+        accumulate_grad_batches=1 if steps_itself else recipe.accumulate,
+        gradient_clip_val=None if steps_itself else recipe.clip_norm or None,
         limit_val_batches=0,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,

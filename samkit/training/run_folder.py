@@ -1,8 +1,8 @@
 """The folder of one training run, and the callback that fills it.
 
 run.json                 the plan, the data's counts, versions, how it ended
-metrics.csv              one row per epoch: mean loss of a stage, seconds, Dice of the held-back targets where validated
-best.safetensors/.json   best mean Dice at five clicks: what `--checkpoint RUN` and `--init RUN` take
+metrics.csv              one row per epoch: mean loss, seconds, metrics of what is held back where validated
+best.safetensors/.json   the best by the decisive metric: what `--checkpoint RUN` and `--init RUN` take
 last.safetensors/.json   the newest validated weights
 last.ckpt                Lightning's own state, for `--resume`; read with weights_only=True
 tensorboard/             the same metrics for TensorBoard
@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,11 @@ from lightning.pytorch.callbacks import Callback
 
 from samkit.checkpoints import BEST, CheckpointInfo, save_checkpoint
 from samkit.errors import InputRefused
-from samkit.training.module import TrainingModule
-from samkit.training.refinement import REPORTED_CLICKS
+from samkit.training.run_module import RunModule
 
 RESUME = "last.ckpt"
 _FACTS = "run.json"
-DECISIVE = "dice_5"
-"""The metric that `best` is chosen by."""
-_COLUMNS = ("epoch", "step", "seconds", "loss", *(f"dice_{click}" for click in REPORTED_CLICKS))
+_COLUMNS = ("epoch", "step", "seconds", "loss")
 
 
 def check_run_folder(out: Path, resume: bool) -> None:
@@ -102,7 +99,7 @@ def _decisive(facts: dict[str, Any]) -> dict[str, Any]:
     """Return by name what must not change between a run and its resumption."""
     plan, init, data = facts["plan"], facts["init"], facts["data"]
     return {
-        **{name: plan[name] for name in ("method", "refinement", "label")},
+        **{name: plan[name] for name in ("method", "part", "refinement", "label")},
         **plan["config"],
         **{name: value for name, value in plan["recipe"].items() if name != "epochs"},
         "init": f"{init['file']} (SHA-256 {init['sha256'][:8]})" if init else None,
@@ -124,25 +121,30 @@ def is_replica() -> bool:
 class RunFolder(Callback):
     """Validates, and writes metrics, checkpoints and the state to resume from after each epoch."""
 
-    def __init__(self, out: Path, describe: Callable[[dict[str, Any]], CheckpointInfo], half: bool = False) -> None:
+    def __init__(
+        self, out: Path, describe: Callable[[dict[str, Any]], CheckpointInfo], half: bool = False,
+        without: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """Write into `out`. Checkpoints leave out the parameters whose names begin with one of `without`."""
         self.out = out
         self.describe = describe
         self.half = half
+        self.without = without
         self.last_metrics: dict[str, float] = {}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Drop metric rows of epochs that a resumed run repeats."""
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and isinstance(pl_module, RunModule):
             kept = [row for row in read_metrics(self.out) if int(row["epoch"]) < trainer.current_epoch]
             with (self.out / "metrics.csv").open("w", newline="") as file:
-                writer = csv.DictWriter(file, _COLUMNS)
+                writer = csv.DictWriter(file, (*_COLUMNS, *pl_module.metrics))
                 writer.writeheader()
                 writer.writerows(kept)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Validate where it is due, then write."""
         module = pl_module
-        if not isinstance(module, TrainingModule):  # for the type checker; Lightning passes what fit() was given
+        if not isinstance(module, RunModule):  # for the type checker; Lightning passes what fit() was given
             return
         epoch = trainer.current_epoch
         every = module.recipe.validate_every
@@ -163,14 +165,14 @@ class RunFolder(Callback):
         row["seconds"] = round(module.seconds, 1)
         if trainer.is_global_zero:
             with (self.out / "metrics.csv").open("a", newline="") as file:
-                csv.DictWriter(file, _COLUMNS, restval="").writerow(row)
+                csv.DictWriter(file, (*_COLUMNS, *module.metrics), restval="").writerow(row)
             if due:
                 info = self.describe(self.last_metrics)
-                save_checkpoint(self.out / "last.safetensors", module.network, info, half=self.half)
-                if self.last_metrics[DECISIVE] > module.best_dice:
-                    save_checkpoint(self.out / BEST, module.network, info, half=self.half)
+                names = ["last.safetensors", *([BEST] if self.last_metrics[module.decisive] > module.best else [])]
+                for name in names:
+                    save_checkpoint(self.out / name, module.trained, info, half=self.half, without=self.without)
         if due:
-            module.best_dice = max(module.best_dice, self.last_metrics[DECISIVE])
+            module.best = max(module.best, self.last_metrics[module.decisive])
         # Written beside and moved, so that a kill while writing leaves the epoch before.
         part = self.out / f"{RESUME}.part"
         trainer.save_checkpoint(part, weights_only=False)

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Sampler
 from samkit.clicks import first_click
 from samkit.errors import InputRefused
 from samkit.geometry import Grid, crop, crop_origin
-from samkit.methods.method import Method, Recipe
+from samkit.methods.method import ClickRecipe, VolumeMethod
 from samkit.models.sam3d_config import Sam3DConfig
 from samkit.prompts import FOREGROUND, Point
 from samkit.training.cases import CheckedCase, read_volume
@@ -100,7 +100,7 @@ def cache_cases(cases: Sequence[CheckedCase], config: Sam3DConfig, target: str) 
 class TrainingSamples(Dataset[Sample]):
     """Random patches; indexed by key, not by position."""
 
-    def __init__(self, cases: Any, method: Method, config: Sam3DConfig, recipe: Recipe) -> None:
+    def __init__(self, cases: Any, method: VolumeMethod, config: Sam3DConfig, recipe: ClickRecipe) -> None:
         self.cases, self.method, self.config, self.recipe = cases, method, config, recipe
         self.samples = recipe.samples_per_epoch or len(cases)
 
@@ -174,7 +174,7 @@ class KeySampler(Sampler[int]):
         return max(1, self.samples // self.replicas)
 
 
-def validation_samples(cases: Any, method: Method, config: Sam3DConfig, seed: int) -> list[Sample]:
+def validation_samples(cases: Any, method: VolumeMethod, config: Sam3DConfig, seed: int) -> list[Sample]:
     """Return one fixed sample per held-back target: the crop centred on its first click, as deployment crops."""
     samples: list[Sample] = []
     for number in range(len(cases)):

@@ -5,11 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from samkit.checkpoints import LoadedNetwork, load_network, read_info, resolve_checkpoint
+from samkit.checkpoints import (
+    CheckpointInfo,
+    fill_network,
+    read_info,
+    read_part,
+    read_weights,
+    resolve_checkpoint,
+)
 from samkit.errors import CheckpointError
+from samkit.manifest import file_sha256
 from samkit.methods import get_method
-from samkit.methods.method import Method
-from samkit.models.sam3d import Sam3D
+from samkit.methods.method import Method, State
+from samkit.models.network import Network
+from samkit.training.plan import TrainingPlan, part_of
+
+
+@dataclass(frozen=True)
+class Start:
+    """What `--init` gives: parameters, and what describes them."""
+
+    info: CheckpointInfo
+    state: State
+    sha256: str
+    name: str
+    parts: tuple[str, ...] = ()
+    """Prefixes of the method's parts that the file holds."""
 
 
 @dataclass(frozen=True)
@@ -41,53 +62,83 @@ class ParameterCounts:
         return text
 
 
-def load_start(path: Path, method: Method) -> LoadedNetwork:
-    """Return the network of `--init`: the method's own, or the one it builds on."""
-    if method.base is None:
-        return load_network(path, method)
-    info = read_info(resolve_checkpoint(path))
+def load_start(path: Path, method: Method, *, part: str = "", base: Path | None = None) -> Start:
+    """Return what the file of `--init` holds: the method's own weights, or those of the network it builds on.
+
+    `part` asks for that part of the method alone; `base` is the companion of an official file that needs one.
+    """
+    if part:
+        described, state = read_part(path, method, part_of(method, part))
+        info = CheckpointInfo(method.name, "full", described, method.refinements[0], part=part)
+        own = read_info(resolve_checkpoint(path))
+        info = own if own is not None and own.part == part else info
+        return Start(info, state, file_sha256(resolve_checkpoint(path)), path.name)
+    others = {"base": base} if base is not None else {}
+    own = read_info(resolve_checkpoint(path))
+    if method.base is not None and own is not None and own.method == method.base:
+        return _whole(path, get_method(method.base))
     try:
-        return load_network(path, method if info is None or info.method != method.base else get_method(method.base))
-    except CheckpointError:
-        if info is not None:
+        info, state, sha256 = read_weights(path, method, others)
+    except CheckpointError as error:
+        if own is not None or method.base is None:
             raise
-        return load_network(path, get_method(method.base))  # an official file of the base
+        try:  # an official file of the base
+            return _whole(path, get_method(method.base))
+        except CheckpointError as other:
+            raise CheckpointError(
+                f"{path.name} starts neither {method.name} ({error}) nor its base {method.base} ({other})"
+            ) from other
+    held = tuple(p.prefix for p in method.parts if any(name.startswith(p.prefix) for name in state))
+    return Start(info, state, sha256, path.name, held)
 
 
-def start_weights(network: Sam3D, loaded: LoadedNetwork, name: str) -> int:
-    """Copy every weight of `loaded` into `network` and return how many tensors stay fresh (LoRA, adapter).
+def _whole(path: Path, method: Method) -> Start:
+    info, state, sha256 = read_weights(path, method)
+    return Start(info, state, sha256, path.name)
+
+
+def start_weights(network: Network, start: Start, method: Method, plan: TrainingPlan) -> str:
+    """Copy every parameter of `start` into `network`; return a clause on what stays fresh (LoRA, adapters, ...).
 
     Raises CheckpointError where the checkpoint's weights do not all have a place.
     """
+    state = start.state
+    gained = getattr(plan.config, "lora_rank", 0) and not getattr(start.info.config, "lora_rank", 0)
+    if start.info.method != method.name or gained:
+        state = method.adopt(state, plan.config)
     wanted = network.state_dict()
-    given = loaded.network.state_dict()
-    if network.config.lora_rank and not loaded.info.config.lora_rank:
-        # LoRA wraps the fused projection, which moves one level down.
-        given = {
-            key.replace(".attn.qkv.", ".attn.qkv.qkv.") if key.startswith("image_encoder.blocks.") else key: value
-            for key, value in given.items()
-        }
+    if plan.part:  # a detector of other classes keeps all but its head
+        state = {name: tensor for name, tensor in state.items() if _fits(tensor, wanted.get(name))}
     wrong = [
-        f"{key} {tuple(value.shape)}"
-        for key, value in given.items()
-        if key not in wanted or wanted[key].shape != value.shape
+        f"{name} {tuple(tensor.shape)}" for name, tensor in state.items() if not _fits(tensor, wanted.get(name))
     ]
     if wrong:
         raise CheckpointError(
-            f"{len(wrong)} tensors of {name} have no place in the network planned: {', '.join(wrong[:10])}; "
+            f"{len(wrong)} tensors of {start.name} have no place in the network planned: {', '.join(wrong[:10])}; "
             "leave the network's sizes as the checkpoint has them (no --set of patch, width, lora_rank, ...)"
         )
-    network.load_state_dict({**wanted, **given})
-    return len(wanted) - len(given)
+    fill_network(network, {**wanted, **state}, start.name, method.name)
+    fresh = [name for name in wanted if name not in state]
+    return f"{len(fresh)} tensors are fresh{': ' if fresh else ''}{_summary(fresh)}"
 
 
-def freeze(network: Sam3D, method: Method) -> None:
+def _fits(tensor: object, wanted: object) -> bool:
+    return wanted is not None and getattr(tensor, "shape", None) == getattr(wanted, "shape", None)
+
+
+def _summary(names: list[str]) -> str:
+    """Return the first two words of each name, once: what of the network is meant."""
+    groups = list(dict.fromkeys(".".join(name.split(".")[:2]) for name in names))
+    return ", ".join(groups[:6]) + (", ..." if len(groups) > 6 else "")
+
+
+def freeze(network: Network, method: Method) -> None:
     """Leave only those parameters to train that the method does not freeze."""
     for name, parameter in network.named_parameters():
-        parameter.requires_grad = not method.frozen(name)
+        parameter.requires_grad = not method.frozen(name, network.config)
 
 
-def count_parameters(network: Sam3D) -> ParameterCounts:
+def count_parameters(network: Network) -> ParameterCounts:
     """Return the counts of a network as `freeze` left it."""
     parameters = dict(network.named_parameters())
     return ParameterCounts(

@@ -12,7 +12,7 @@ from samkit.checkpoints import load_network
 from samkit.methods import get_method
 from samkit.phantoms import write_phantoms
 from samkit.training import cli
-from samkit.training.module import TrainingModule
+from samkit.training.click_module import ClickModule
 
 TINY = ["--preset", "tiny", "--threads", "1", "--set", "spacing=1.5", "--set", "target=each", "--quiet"]
 
@@ -64,18 +64,18 @@ def test_a_run_leaves_checkpoints_metrics_and_what_was_done(method, phantoms, tm
 def test_a_killed_run_resumes_to_the_same_weights(phantoms, tmp_path, sam_train, monkeypatch):
     words = ["--method", "m-sam", "--data", phantoms, *TINY, "--set", "epochs=3", "--set", "stage_growth=0.6"]
     assert sam_train(*words, "--out", tmp_path / "whole")[0] == 0
-    step = TrainingModule.training_step
+    step = ClickModule.training_step
 
     def power_cut(self, batch, index):
         if self.trainer.global_step == 3:  # in the middle of the second epoch
             raise RuntimeError("power cut")
         return step(self, batch, index)
 
-    monkeypatch.setattr(TrainingModule, "training_step", power_cut)
+    monkeypatch.setattr(ClickModule, "training_step", power_cut)
     monkeypatch.setattr(sys, "argv", ["sam-train", *map(str, words), "--out", str(tmp_path / "killed")])
     with pytest.raises(RuntimeError, match="power cut"):
         cli.main()
-    monkeypatch.setattr(TrainingModule, "training_step", step)
+    monkeypatch.setattr(ClickModule, "training_step", step)
     assert sam_train(*words, "--out", tmp_path / "killed", "--resume")[0] == 0
 
     whole, killed = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "killed"))
@@ -122,7 +122,7 @@ def test_a_run_that_failed_in_its_first_epoch_is_started_again(phantoms, tmp_pat
         raise RuntimeError("power cut")
 
     with monkeypatch.context() as broken:
-        broken.setattr(TrainingModule, "training_step", power_cut)
+        broken.setattr(ClickModule, "training_step", power_cut)
         broken.setattr(sys, "argv", ["sam-train", *map(str, words)])
         with pytest.raises(RuntimeError, match="power cut"):
             cli.main()

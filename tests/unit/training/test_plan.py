@@ -6,7 +6,8 @@ import pytest
 import samkit
 from samkit.checkpoints import CheckpointInfo
 from samkit.methods import get_method
-from samkit.training.plan import fitted_spacing, plan_training
+from samkit.training.click_task import fitted_spacing
+from samkit.training.plan import plan_training
 
 
 @pytest.mark.parametrize("name", samkit.list_methods())

@@ -35,14 +35,15 @@ def test_m_sam_starts_from_sam_med3d_and_trains_the_rest(tmp_path):
     base = _save(tmp_path / "base.safetensors", "sam-med3d", get_method("sam-med3d").sizes["tiny"])
     method = get_method("m-sam")
     loaded = load_start(tmp_path / "base.safetensors", method)
-    network = method.build(plan_training(method, "tiny", start=loaded.info).config)
+    plan = plan_training(method, "tiny", start=loaded.info)
+    network = method.build(plan.config)
 
-    fresh = start_weights(network, loaded, "base.safetensors")
+    said = start_weights(network, loaded, method, plan)
     freeze(network, method)
 
     wrapped = network.state_dict()["image_encoder.blocks.0.attn.qkv.qkv.weight"]
     torch.testing.assert_close(wrapped, base.state_dict()["image_encoder.blocks.0.attn.qkv.weight"])
-    assert fresh > 0
+    assert "fresh: image_encoder.blocks, bidatt." in said
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     assert all(".linear_" in name for name in trained if name.startswith("image_encoder."))
     assert any(name.startswith("bidatt.") for name in trained)
@@ -55,18 +56,26 @@ def test_official_files_of_the_base_are_taken_too(tmp_path):
     config = get_method("sam-med3d").sizes["tiny"]
     torch.save({"model_state_dict": get_method("sam-med3d").build(config).state_dict()}, tmp_path / "turbo.pth")
 
-    with pytest.raises(CheckpointError):  # a tiny file is no official one: its sizes are not vit_b_ori's
-        load_start(tmp_path / "turbo.pth", get_method("m-sam"))
+    method = get_method("m-sam")
+    start = load_start(tmp_path / "turbo.pth", method)
+    plan = plan_training(method, "paper", start=start.info)
+
+    assert start.info.method == "sam-med3d"
+    with torch.device("meta"):
+        network = method.build(plan.config)
+    with pytest.raises(CheckpointError, match="have no place"):  # a tiny file has not vit_b_ori's sizes
+        start_weights(network, start, method, plan)
 
 
 def test_sizes_that_differ_are_refused(tmp_path):
     method = get_method("m-sam")
     _save(tmp_path / "own.safetensors", "m-sam", method.sizes["tiny"])
     loaded = load_start(tmp_path / "own.safetensors", method)
-    network = method.build(plan_training(method, "tiny", ["patch=48"], start=loaded.info).config)
+    plan = plan_training(method, "tiny", ["patch=48"], start=loaded.info)
+    network = method.build(plan.config)
 
-    with pytest.raises(CheckpointError, match=r"have no place in the network planned: .*pos_embed"):
-        start_weights(network, loaded, "own.safetensors")
+    with pytest.raises(CheckpointError, match=r"have no place in the network planned: .*rel_pos"):
+        start_weights(network, loaded, method, plan)
 
 
 def test_a_later_method_does_not_start_an_earlier_one(tmp_path):

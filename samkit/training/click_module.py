@@ -1,55 +1,41 @@
-"""The Lightning module: one optimiser step of the refinement loop, its two learning rates and their schedule."""
+"""The 3D click methods' Lightning module: one optimiser step of the refinement loop, two learning rates, their schedule."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from samkit.methods.method import Recipe
+from samkit.methods.method import ClickRecipe
 from samkit.models.sam3d import Sam3D
 from samkit.training.refinement import REPORTED_CLICKS, dice_per_click, refinement_loss
+from samkit.training.run_module import RunModule
 from samkit.training.samples import KeySampler, Sample, TrainingSamples, validation_rng
 
 _FALL = 0.1
 """What the learning rate is multiplied by at each milestone."""
 
 
-class TrainingModule(lightning.LightningModule):
-    """Trains a network on samples with simulated clicks. The network alone is what checkpoints of ours hold."""
+class ClickModule(RunModule):
+    """Trains a network on samples with simulated clicks."""
+
+    network: Sam3D
+    recipe: ClickRecipe
+    metrics = tuple(f"dice_{click}" for click in REPORTED_CLICKS)
+    decisive = "dice_5"
 
     def __init__(
-        self, network: Sam3D, samples: TrainingSamples, held_back: Sequence[Sample], recipe: Recipe, refinement: str,
-        time_limit_s: float | None = None, workers: int = 0,
+        self, network: Sam3D, samples: TrainingSamples, held_back: Sequence[Sample], recipe: ClickRecipe,
+        refinement: str, time_limit_s: float | None = None, workers: int = 0,
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.network = network
+        super().__init__(network, recipe, time_limit_s, workers)
         self.samples = samples
         self.held_back = held_back
-        self.recipe = recipe
         self.refinement = refinement
-        self.time_limit_s = time_limit_s
-        self.workers = workers
-        self.seconds_before = 0.0
-        self.best_dice = -1.0
-        self.losses: list[Tensor] = []
-        self._started = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Return the time trained [s], earlier attempts of a resumed run included."""
-        return self.seconds_before + time.monotonic() - self._started
-
-    @property
-    def is_out_of_time(self) -> bool:
-        """Return whether the time limit has passed."""
-        return self.time_limit_s is not None and self.seconds >= self.time_limit_s
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the batches of one epoch; each replica draws its own keys."""
@@ -64,10 +50,6 @@ class TrainingModule(lightning.LightningModule):
             persistent_workers=self.workers > 0,
         )
 
-    def transfer_batch_to_device(self, batch: list[Sample], device: torch.device, dataloader_idx: int) -> list[Sample]:
-        """Leave samples on the host, where clicks are drawn; the refinement loop moves what the network needs."""
-        return batch
-
     def training_step(self, batch: list[Sample], index: int) -> Tensor:
         """Return the loss of a batch: the sum over its stages."""
         rngs = [self.samples.click_rng(sample.key) for sample in batch]
@@ -76,17 +58,6 @@ class TrainingModule(lightning.LightningModule):
         self.losses.append(loss.detach() / stages)
         self.log("train/loss", loss, batch_size=len(batch), prog_bar=True)
         return loss
-
-    def on_train_start(self) -> None:
-        """Start the clock: what came before (loading, checking) is not training."""
-        self._started = time.monotonic()
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
-        """Stop after this batch where the time is up on any replica."""
-        if self.time_limit_s is not None:
-            up = torch.tensor(float(self.is_out_of_time), device=self.device)
-            if float(self.trainer.strategy.reduce(up, reduce_op="sum")) > 0:
-                self.trainer.should_stop = True
 
     def configure_optimizers(self) -> Any:
         """Return AdamW with two learning rates: encoder and adapter; prompt encoder and mask decoder."""
@@ -107,16 +78,7 @@ class TrainingModule(lightning.LightningModule):
     def rate_factor(self, step: int) -> float:
         """Return what the learning rates are multiplied by: a linear rise, then falls at the milestones."""
         done = self.progress(step)
-        rise = min(1.0, (step + 1) / self.recipe.warmup_steps) if self.recipe.warmup_steps else 1.0
-        return rise * float(_FALL ** sum(done >= milestone for milestone in self.recipe.milestones))
-
-    def progress(self, step: int) -> float:
-        """Return how far the training is, 0 to 1: by its steps, or by its time limit where that is further on.
-
-        A training that the clock cuts goes through all of its schedule, too.
-        """
-        done = step / max(1, int(self.trainer.estimated_stepping_batches))
-        return done if self.time_limit_s is None else max(done, self.seconds / self.time_limit_s)
+        return self.rise(step) * float(_FALL ** sum(done >= milestone for milestone in self.recipe.milestones))
 
     def stages_at(self, done: float) -> int:
         """Return how many stages a sample runs through at `done` of the training: they grow slowly first."""
@@ -136,19 +98,9 @@ class TrainingModule(lightning.LightningModule):
             rows = dice_per_click(self.network, batch, rngs, self.refinement, max(REPORTED_CLICKS))
             sums[:-1] += rows[:, [click - 1 for click in REPORTED_CLICKS]].sum(axis=0)
             sums[-1] += len(batch)
-        self.network.train()
         shared = torch.tensor(sums, device=self.device, dtype=torch.float32)
         totals = self.trainer.strategy.reduce(shared, reduce_op="sum")
         return {
             f"dice_{click}": round(float(total / totals[-1]), 4)
             for click, total in zip(REPORTED_CLICKS, totals, strict=False)
         }
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what a resumed run needs besides weights and optimiser: plain numbers."""
-        checkpoint["samkit"] = {"seconds": self.seconds, "best_dice": self.best_dice}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over what `on_save_checkpoint` kept."""
-        self.seconds_before = float(checkpoint["samkit"]["seconds"])
-        self.best_dice = float(checkpoint["samkit"]["best_dice"])

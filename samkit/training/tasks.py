@@ -1,0 +1,28 @@
+"""Which task a plan needs: clicks on volumes, slices, or a detector's boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from samkit.methods.method import ClickRecipe
+from samkit.training.click_task import ClickTask
+from samkit.training.plan import TrainingPlan
+from samkit.training.task import Task
+
+
+def find_task(
+    data: Path,
+    plan: TrainingPlan,
+    *,
+    layout: str | None = None,
+    patterns: Mapping[str, str] = MappingProxyType({}),
+    say: Callable[[str], object] = lambda text: None,
+    warn: Callable[[str], object] = lambda text: None,
+) -> Task:
+    """Return the task of the cases in `data`; raises InputRefused where they can't be used.
+
+    `layout` and `patterns` are those of `slice_readers.find_slice_cases`; `warn` gets a sentence for each case skipped.
+    """
+    return ClickTask.of(data, plan, say, warn)
