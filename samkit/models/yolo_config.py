@@ -73,7 +73,7 @@ def yolo_state(state: Mapping[str, T]) -> dict[str, T]:
     return {re.sub(r"^(?:(?:model|module)\.)+(?=\d)", "model.", name): value for name, value in state.items()}
 
 
-def yolo_config(shapes: Mapping[str, tuple[int, ...]], anchors: ArrayLike, image: int = 640) -> YoloConfig:
+def yolo_config(shapes: Mapping[str, tuple[int, ...]], anchors: ArrayLike | None, image: int = 640) -> YoloConfig:
     """Return the config of a YOLOv5 state dict: n, s, m, l or x, any number of classes.
 
     `shapes` by the names that `yolo_state` returns; `anchors` is its entry `model.24.anchors` (3, A, 2), width and
@@ -82,7 +82,7 @@ def yolo_config(shapes: Mapping[str, tuple[int, ...]], anchors: ArrayLike, image
     """
     stem = shapes.get("model.0.conv.weight", ())
     head = [shapes.get(f"model.24.m.{grid}.weight", ()) for grid in range(3)]
-    grids = np.asarray(anchors, np.float64)
+    grids = np.asarray(anchors, np.float64)  # None where the entry is missing: no shape then
     if (
         len(stem) != 4
         or stem[1:] != (3, 6, 6)
