@@ -87,9 +87,69 @@ class PlaneView:
         placed: np.ndarray = np.where(self.flipped, last - along, along)[:, [0, 2, 1]]
         return placed
 
+    def file_index(self, number: int) -> int:
+        """Return the index, along the array's own axis, of slice `number`; the same call leads back."""
+        return self.count - 1 - number if self.flipped[0] else number
+
     @property
     def _flipped_axes(self) -> tuple[int, ...]:
         return tuple(axis for axis, is_flipped in enumerate(self.flipped) if is_flipped)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The same rectangle of every slice of a volume; it may reach over the slices' edges."""
+
+    slice_shape: tuple[int, int]
+    """Height and width of a slice [pixels]."""
+    shape: tuple[int, int]
+    """Height and width of the rectangle."""
+    origin: tuple[int, int]
+    """Row and column of the slice where it begins; negative where it begins before the slice."""
+
+    @classmethod
+    def whole(cls, slice_shape: tuple[int, int]) -> Self:
+        """Return the window that leaves a slice as it is."""
+        return cls(slice_shape, slice_shape, (0, 0))
+
+    @classmethod
+    def around(cls, slices: np.ndarray, shape: tuple[int, int]) -> Self:
+        """Return the window of `shape` in the middle of what is not zero in `slices` (slices, H, W).
+
+        In the middle of the slices where all is zero.
+        """
+        covered = slices.any(axis=0)
+        middle = []
+        for axis, (side, wanted) in enumerate(zip(covered.shape, shape, strict=True)):
+            used = np.flatnonzero(covered.any(axis=1 - axis))
+            first, last = (int(used[0]), int(used[-1])) if used.size else (0, side - 1)
+            middle.append((first + last + 1 - wanted) // 2)
+        return cls((covered.shape[0], covered.shape[1]), shape, (middle[0], middle[1]))
+
+    def cut(self, image: np.ndarray) -> np.ndarray:
+        """Return the window's part of a slice (H, W, ...), zeros where it reaches over the slice's edge."""
+        out = np.zeros((*self.shape, *image.shape[2:]), image.dtype)
+        inside, here = self._overlap
+        out[here] = image[inside]
+        return out
+
+    def paste(self, part: np.ndarray, fill: float) -> np.ndarray:
+        """Return values of the window (h, w) on the slice (H, W), `fill` around it: the inverse of `cut`."""
+        out = np.full(self.slice_shape, fill, part.dtype)
+        inside, here = self._overlap
+        out[inside] = part[here]
+        return out
+
+    @property
+    def _overlap(self) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """Return what slice and window share: rows and columns of the slice, then of the window."""
+        inside, here = [], []
+        for begin, size, side in zip(self.origin, self.shape, self.slice_shape, strict=True):
+            first = min(max(begin, 0), side)
+            last = max(min(begin + size, side), first)
+            inside.append(slice(first, last))
+            here.append(slice(first - begin, last - begin))
+        return (inside[0], inside[1]), (here[0], here[1])
 
 
 def scale_intensities(array: np.ndarray, name: str) -> np.ndarray:

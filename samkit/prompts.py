@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -81,56 +82,138 @@ class SlicePrompts:
         return bool(self.points or self.boxes)
 
 
-def parse_point(text: str) -> Point:
-    """Return the point written as `i,j,k,+` or `i,j,k,-`.
+Prompt: TypeAlias = Point | Box | SlicePoint | SliceBox
+"""What a user can say: the first two about a volume, the others about a picture."""
+
+
+# --- As text ---
+
+
+def parse_point(text: str, structure: str = "") -> Point | SlicePoint:
+    """Return the point written as `i,j,k,+` or `i,j,k,-`; two indices, `x,y,+`, are one of a picture.
 
     >>> parse_point("10,20.5,3,+")
-    Point(index=(10.0, 20.5, 3.0), label=1)
+    Point(index=(10.0, 20.5, 3.0), label=1, structure='')
     """
-    parts = [part.strip() for part in text.split(",")]
+    *numbers, sign = (part.strip() for part in text.split(","))
     labels = {"+": FOREGROUND, "-": BACKGROUND}
-    if len(parts) != 4 or parts[3] not in labels:
-        raise PromptError(f"a point is written i,j,k,+ or i,j,k,- and this one is '{text}'; e.g. --point 60,70,30,+")
-    return _point(parts[:3], labels[parts[3]], text)
+    if len(numbers) not in (2, 3) or sign not in labels:
+        raise PromptError(
+            f"a point is written i,j,k,+ or i,j,k,- (in a picture x,y,+) and this one is '{text}'; "
+            "e.g. --point 60,70,30,+"
+        )
+    return _point(_numbers(numbers, text), labels[sign], structure)
 
 
-def read_clicks(path: Path) -> list[Point]:
-    """Return the points of a JSON list of `{"point": [i, j, k], "label": 1}`, in order."""
+def parse_box(text: str, structure: str = "") -> Box | SliceBox:
+    """Return the box written as `i0,j0,k0,i1,j1,k1`; four numbers, `x0,y0,x1,y1`, are one of a picture.
+
+    >>> parse_box("8,40,12,5")
+    SliceBox(x0=8.0, y0=5.0, x1=12.0, y1=40.0, structure='')
+    """
+    numbers = text.split(",")
+    if len(numbers) not in (4, 6):
+        raise PromptError(
+            f"a box is written i0,j0,k0,i1,j1,k1 (in a picture x0,y0,x1,y1) and this one is '{text}'; "
+            "e.g. --box 40,52,30,88,97,30"
+        )
+    return _box(_numbers(numbers, text), structure)
+
+
+def parse_structure(text: str) -> Prompt:
+    """Return the point or box written as `NAME=i,j,k,+` or `NAME=i0,j0,k0,i1,j1,k1`.
+
+    >>> parse_structure("caudate_left=10,20,3,-").structure
+    'caudate_left'
+    """
+    name, found, rest = (part.strip() for part in text.partition("="))
+    if not found or not name:
+        raise PromptError(
+            f"a structure's prompt is written NAME=i,j,k,+ and this one is '{text}'; "
+            "e.g. --structure caudate_left=60,70,30,+"
+        )
+    return parse_point(rest, name) if rest.endswith(("+", "-")) else parse_box(rest, name)
+
+
+# --- As a file ---
+
+_FORM = (
+    'a clicks file is a JSON list such as [{"point": [60, 70, 30], "label": 1}, {"box": [40, 52, 30, 88, 97, 30]}], '
+    'label 1 or 0, each with a "structure" where the method has some; a picture\'s have [x, y] and [x0, y0, x1, y1]'
+)
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Return the points and boxes of a JSON list, in order: `{"point": [i, j, k], "label": 1}`, `{"box": [...]}`.
+
+    Each may name its `"structure"`.
+    """
     try:
         entries = json.loads(path.read_text())
     except OSError as error:  # its own text holds the whole path
-        raise PromptError(f"the clicks file {path.name} can't be read ({error.strerror}); {_CLICKS_FORM}") from error
+        raise PromptError(f"the clicks file {path.name} can't be read ({error.strerror}); {_FORM}") from error
     except (ValueError, RecursionError) as error:
-        raise PromptError(f"the clicks file {path.name} is no JSON ({error}); {_CLICKS_FORM}") from error
+        raise PromptError(f"the clicks file {path.name} is no JSON ({error}); {_FORM}") from error
     if not isinstance(entries, list):
-        raise PromptError(f"the clicks file {path.name} holds a {type(entries).__name__}; {_CLICKS_FORM}")
-    points = []
-    for number, entry in enumerate(entries):
-        if (
-            not isinstance(entry, dict)
-            or set(entry) != {"point", "label"}
-            or entry["label"] not in (FOREGROUND, BACKGROUND)
-        ):
-            raise PromptError(f"click {number} of {path.name} is {entry!r}; {_CLICKS_FORM}")
-        if not isinstance(entry["point"], list) or len(entry["point"]) != 3:
-            raise PromptError(f"click {number} of {path.name} has point {entry['point']!r}; {_CLICKS_FORM}")
-        points.append(_point(entry["point"], int(entry["label"]), f"click {number} of {path.name}"))
-    return points
+        raise PromptError(f"the clicks file {path.name} holds a {type(entries).__name__}; {_FORM}")
+    return [_entry(entry, f"click {number} of {path.name}") for number, entry in enumerate(entries)]
 
 
 def write_clicks(path: Path, points: Sequence[Point]) -> None:
-    """Write what `read_clicks` reads."""
-    path.write_text(json.dumps([{"point": list(p.index), "label": p.label} for p in points], indent=1) + "\n")
+    """Write what `read_prompts` reads."""
+    path.write_text(json.dumps([prompt_json(point) for point in points], indent=1) + "\n")
 
 
-_CLICKS_FORM = 'a clicks file is a JSON list such as [{"point": [60, 70, 30], "label": 1}], label 1 or 0'
+def prompt_json(prompt: Prompt) -> dict[str, Any]:
+    """Return a prompt as `read_prompts` reads it.
+
+    >>> prompt_json(SliceBox(8, 5, 12, 40))
+    {'box': [8, 5, 12, 40]}
+    """
+    data: dict[str, Any]
+    match prompt:
+        case Point(index, label):
+            data = {"point": list(index), "label": label}
+        case SlicePoint(x, y, label):
+            data = {"point": [x, y], "label": label}
+        case Box(first, last):
+            data = {"box": [*first, *last]}
+        case SliceBox(x0, y0, x1, y1):
+            data = {"box": [x0, y0, x1, y1]}
+    return {**data, "structure": prompt.structure} if prompt.structure else data
 
 
-def _point(parts: Sequence[object], label: int, source: str) -> Point:
+def _entry(entry: object, source: str) -> Prompt:
+    wrong = PromptError(f"{source} is {entry!r:.200}; {_FORM}")
+    if not isinstance(entry, dict) or not isinstance(structure := entry.get("structure", ""), str):
+        raise wrong
+    match {key: value for key, value in entry.items() if key != "structure"}:
+        case {"point": list(numbers), "label": 0 | 1 as label, **others} if len(numbers) in (2, 3) and not others:
+            return _point(_numbers(numbers, source), int(label), structure)
+        case {"box": list(numbers), **others} if len(numbers) in (4, 6) and not others:
+            return _box(_numbers(numbers, source), structure)
+    raise wrong
+
+
+def _point(numbers: list[float], label: int, structure: str) -> Point | SlicePoint:
+    if len(numbers) == 2:
+        return SlicePoint(numbers[0], numbers[1], label, structure)
+    return Point((numbers[0], numbers[1], numbers[2]), label, structure)
+
+
+def _box(numbers: list[float], structure: str) -> Box | SliceBox:
+    if len(numbers) == 4:
+        (x0, x1), (y0, y1) = sorted(numbers[0::2]), sorted(numbers[1::2])
+        return SliceBox(x0, y0, x1, y1, structure)
+    i0, j0, k0, i1, j1, k1 = numbers
+    return Box((i0, j0, k0), (i1, j1, k1), structure)
+
+
+def _numbers(parts: Sequence[object], source: str) -> list[float]:
     try:
-        i, j, k = (float(str(part)) for part in parts)
+        numbers = [float(str(part)) for part in parts]
     except ValueError:
-        raise PromptError(f"{source}: the three indices must be numbers; e.g. 60,70.5,30") from None
-    if not all(math.isfinite(v) for v in (i, j, k)):
-        raise PromptError(f"{source}: the three indices must be finite numbers; e.g. 60,70.5,30")
-    return Point((i, j, k), label)
+        raise PromptError(f"{source}: the indices must be numbers; e.g. 60,70.5,30") from None
+    if not all(math.isfinite(v) for v in numbers):
+        raise PromptError(f"{source}: the indices must be finite numbers; e.g. 60,70.5,30")
+    return numbers

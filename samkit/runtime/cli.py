@@ -1,13 +1,11 @@
-"""`sam-segment`: one scan, clicks, one mask. Progress on stderr, one line of JSON on stdout."""
+"""`sam-segment`: one scan or picture, prompts, one mask. Progress on stderr, one line of JSON on stdout."""
 
 from __future__ import annotations
 
 import json
-import platform
 import time
-from collections.abc import Callable
-from dataclasses import replace
-from importlib import metadata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +16,34 @@ import samkit
 from samkit.command import run_command
 from samkit.errors import InputRefused, PromptError
 from samkit.geometry import Triple, world_to_voxel
-from samkit.manifest import Weights, file_sha256
-from samkit.prompts import FOREGROUND, Point, parse_point, read_clicks
-from samkit.runtime.images import (
-    MASK_SUFFIXES,
-    Scan,
-    check_output,
-    read_scan,
-    replacing,
-    scan_files,
-    write_logits,
-    write_mask,
+from samkit.manifest import Manifest
+from samkit.methods import get_method
+from samkit.methods.method import Method, SliceMethod
+from samkit.planes import PLANES
+from samkit.prompts import (
+    FOREGROUND,
+    Box,
+    Point,
+    Prompt,
+    SliceBox,
+    SlicePoint,
+    parse_box,
+    parse_point,
+    parse_structure,
+    read_prompts,
 )
+from samkit.runtime.answers import PICTURE_SUFFIX, check_name, table_path, write_picture, write_table
+from samkit.runtime.images import MASK_SUFFIXES, check_output, replacing, write_logits, write_mask
+from samkit.runtime.inputs import Given, find_inputs, read_inputs, source_files
+from samkit.runtime.report import provenance
 from samkit.runtime.session import BACKENDS, DEVICES, Session, open_session
+from samkit.runtime.slice_session import SliceSession, SliceStep
+from samkit.sequences import parse_pattern
 
 NOTICE = "not a medical device"
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
+_Say = Callable[[str], None]
 
 
 def _parse_spacing(context: click.Context, parameter: click.Parameter, value: str | None) -> Triple | None:
@@ -49,10 +58,13 @@ def _parse_spacing(context: click.Context, parameter: click.Parameter, value: st
     return a, b, c
 
 
-def _check_nifti_name(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
-    if value is not None and not value.name.endswith(MASK_SUFFIXES):
-        raise click.BadParameter(f"'{value.name}' must end in {' or '.join(MASK_SUFFIXES)}")
-    return value
+def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, Path | None], Path | None]:
+    def check(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+        if value is not None and not value.name.endswith(suffixes):
+            raise click.BadParameter(f"'{value.name}' must end in {' or '.join(suffixes)}")
+        return value
+
+    return check
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -64,15 +76,32 @@ def _check_nifti_name(context: click.Context, parameter: click.Parameter, value:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder that sam-export wrote.",
 )
-@click.option("-i", "--input", "scan_path", required=True, type=_FILE, help="The scan: NIfTI, one 3D volume.")
+@click.option(
+    "-i",
+    "--input",
+    "inputs",
+    required=True,
+    multiple=True,
+    metavar="[NAME=]FILE",
+    help="The scan: NIfTI or .mgz, one 3D volume; a PNG or JPEG for 2D methods. Methods of several sequences take each "
+    "as -i t1c=FILE -i t2w=FILE, or a folder whose file names say which is which.",
+)
+@click.option(
+    "--sequence",
+    "sequences",
+    multiple=True,
+    metavar="NAME=PATTERN",
+    help="Which file of a folder holds a sequence, such as t1c='*_contrast.nii.gz', where its name does not say so.",
+)
 @click.option(
     "-o",
     "--output",
     "mask_path",
     required=True,
     type=_FILE,
-    callback=_check_nifti_name,
-    help="The mask to write: uint8, the scan's geometry, .nii or .nii.gz.",
+    callback=_check_suffix(*MASK_SUFFIXES, PICTURE_SUFFIX),
+    help="The mask to write: uint8, the scan's geometry, .nii or .nii.gz; .png for a picture. Structures get the "
+    "numbers of a table that is written beside it, .tsv.",
 )
 @click.option(
     "--point",
@@ -80,10 +109,35 @@ def _check_nifti_name(context: click.Context, parameter: click.Parameter, value:
     multiple=True,
     metavar="I,J,K,+|-",
     help="A click: continuous voxel index of the file's own array (0 is the first voxel's centre), + for the "
-    "object, - for background. Repeat it; each one is a refinement step. They come after those of --clicks.",
+    "object, - for background; x,y,+ on a picture. Repeat it; in 3D each one is a refinement step. They come after "
+    "those of --clicks.",
 )
-@click.option("--clicks", type=_FILE, help='Clicks as JSON: [{"point": [i, j, k], "label": 1}, ...], in order.')
-@click.option("--world", is_flag=True, help="All points are RAS+ millimetres instead of voxel indices.")
+@click.option(
+    "--box",
+    "boxes",
+    multiple=True,
+    metavar="I0,J0,K0,I1,J1,K1",
+    help="A box around the object in one slice (2D methods): two corners that share the index across the plane; "
+    "x0,y0,x1,y1 on a picture. Repeat it.",
+)
+@click.option(
+    "--structure",
+    "structures",
+    multiple=True,
+    metavar="NAME=I,J,K,+|-",
+    help="A click, or a box, for one of the structures that the method tells apart. Repeat it.",
+)
+@click.option(
+    "--clicks",
+    type=_FILE,
+    help='Prompts as JSON: [{"point": [i, j, k], "label": 1}, {"box": [i0, j0, k0, i1, j1, k1]}, ...], in order; '
+    'each may have a "structure".',
+)
+@click.option("--world", is_flag=True, help="All points and boxes are RAS+ millimetres instead of voxel indices.")
+@click.option("--plane", type=click.Choice(PLANES), help="Slices of 2D methods; default: the method's own.")
+@click.option(
+    "--propagate", is_flag=True, help="Let the mask of a prompted slice lead on to its neighbours, until it vanishes."
+)
 @click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True)
 @click.option(
     "--backend",
@@ -102,20 +156,29 @@ def _check_nifti_name(context: click.Context, parameter: click.Parameter, value:
     "--spacing",
     callback=_parse_spacing,
     metavar="X,Y,Z",
-    help="Voxel size [mm] of the network's grid along the patient's axes, instead of the one it was trained at.",
+    help="Voxel size [mm] of a 3D network's grid along the patient's axes, instead of the one it was trained at.",
 )
 @click.option(
-    "--save-logits", "logits_path", type=_FILE, callback=_check_nifti_name, help="Also write logits, float32."
+    "--save-logits",
+    "logits_path",
+    type=_FILE,
+    callback=_check_suffix(*MASK_SUFFIXES),
+    help="Also write logits, float32; of scans only.",
 )
 @click.option("--report", "report_path", type=_FILE, help="Also write a JSON of inputs, versions and hashes.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def segment(
     export: Path,
-    scan_path: Path,
+    inputs: tuple[str, ...],
+    sequences: tuple[str, ...],
     mask_path: Path,
     points: tuple[str, ...],
+    boxes: tuple[str, ...],
+    structures: tuple[str, ...],
     clicks: Path | None,
     world: bool,
+    plane: str | None,
+    propagate: bool,
     device: str,
     backend: str,
     precision: str | None,
@@ -125,145 +188,270 @@ def segment(
     report_path: Path | None,
     quiet: bool,
 ) -> None:  # fmt: skip
-    """Segment one object of a scan from clicks, and write its mask.
+    """Segment a scan or a picture from clicks and boxes, or without any, and write the mask.
 
-    Exit codes: 0 done, 1 a stage failed, 2 usage (also: no click), 3 input refused. Not a medical device.
+    Methods that need no prompt segment every slice by themselves; prompts then decide on their own slices. Exit codes:
+    0 done, 1 a stage failed, 2 usage (also: no prompt where one is needed), 3 input refused. Not a medical device.
     """
-    say: Callable[[str], None] = (lambda text: None) if quiet else (lambda text: click.echo(text, err=True))
+    say: _Say = (lambda text: None) if quiet else (lambda text: click.echo(text, err=True))
     start = time.perf_counter()
     if backend == "torch" and precision == "fp16":
         raise click.UsageError("the torch backend runs float32; leave --precision out")
-    asked = (read_clicks(clicks) if clicks else []) + [parse_point(text) for text in points]
-    _check_points(asked)
-    outputs = [path for path in (mask_path, logits_path, report_path) if path is not None]
+    plan = Manifest.load(export).plan
+    method = get_method(plan.method)
+    asked = read_prompts(clicks) if clicks else []
+    asked += [parse_point(text) for text in points] + [parse_box(text) for text in boxes]
+    asked += [parse_structure(text) for text in structures]
+    _check_prompts(asked, method)
+    _check_options(method, {"--plane": plane, "--propagate": propagate}, spacing)
+    files = find_inputs(inputs, method, plan.config, dict(parse_pattern(text) for text in sequences))
+    table = table_path(mask_path) if isinstance(method, SliceMethod) and method.structures(plan.config) else None
+    outputs = [path for path in (mask_path, table, logits_path, report_path) if path is not None]
     if len({path.resolve() for path in outputs}) < len(outputs):
-        raise click.UsageError("-o, --save-logits and --report name the same file")
-    inputs = [*scan_files(scan_path), *([clicks] if clicks else []), *export.iterdir()]
+        raise click.UsageError("-o, its table, --save-logits and --report name the same file")
+    sources = [source for path in files.values() for source in source_files(path)]
     for path in outputs:
-        check_output(path, inputs)
+        check_output(path, [*sources, *([clicks] if clicks else []), *export.iterdir()])
 
     seconds: dict[str, float] = {}
-    scan = read_scan(scan_path)
+    given = read_inputs(files, method)
+    check_name(mask_path, given)
+    if given.picture is not None:
+        _check_picture({"--world": world, "--plane": plane, "--propagate": propagate, "--save-logits": logits_path})
     seconds["load"] = time.perf_counter() - start
-    say(f"{scan_path.name}: {_by(scan.volume.array.shape)} voxels of {_by(scan.volume.spacing)} mm")
-    used = [_to_voxel(point, scan) for point in asked] if world else asked
+    say(_described(given))
+    used = [_to_voxel(prompt, given) for prompt in asked] if world else asked
 
     begun = time.perf_counter()
     with open_session(
-        export, backend=backend, device=device, precision=precision, threads=threads, spacing=spacing
+        export, backend=backend, device=device, precision=precision, threads=threads, spacing=spacing, plane=plane
     ) as session:
         seconds["open"] = time.perf_counter() - begun
-        manifest = session.manifest
-        say(f"{manifest.plan.method} in {session.precision} on {backend}, {device}")
-        warnings = [*scan.warnings, *_weights_warnings(manifest.plan.weights)]
+        say(f"{method.name} in {session.precision} on {backend}, {device}")
+        warnings = [*given.warnings, *session.warnings]
         for warning in warnings:
             say(f"warning: {warning}")
-        session.set_volume(scan.volume)
-        for point in used:  # all of them before the first minute is spent
-            session.check_point(point)
-        for number, point in enumerate(used, 1):
-            step = session.add_point(point)
-            say(
-                f"click {number} of {len(used)}: {step.volume_ml:.2f} mL, {step.crops} crop(s), "
-                f"{step.seconds['total']:.2f} s"
-            )
-            for stage, spent in step.seconds.items():
-                if stage != "total":
-                    seconds[stage] = seconds.get(stage, 0.0) + spent
-        last = session.steps[-1]
-        late = _result_warnings(last.volume_ml, last.limit_reached)
-        for warning in late:
+        if isinstance(session, SliceSession):
+            done = _segment_slices(session, given, used, propagate, say)
+        else:
+            done = _segment_volume(session, given, used, say)
+        for stage, spent in done.seconds.items():
+            seconds[stage] = seconds.get(stage, 0.0) + spent
+        for warning in done.warnings:
             say(f"warning: {warning}")
         begun = time.perf_counter()
         if logits_path is not None:
-            write_logits(logits_path, session.logits(), scan)
-        write_mask(mask_path, session.mask(), scan)
+            write_logits(logits_path, session.logits(), given.scan)
+        _write(session, given, mask_path, table)
         seconds["write"] = time.perf_counter() - begun
         seconds["total"] = time.perf_counter() - start
 
         result = {
             "mask": str(mask_path),
-            "volume_ml": last.volume_ml,
+            "volume_ml": done.volume_ml,
             "seconds": {stage: round(spent, 4) for stage, spent in seconds.items()},
-            "method": manifest.plan.method,
+            "method": method.name,
             "precision": session.precision,
             "backend": backend,
             "device": device,
             "clicks": len(used),
-            "crops": last.crops,
-            "demonstration_weights": manifest.plan.weights.demonstration,
-            "warnings": warnings + late,
+            **done.figures,
+            "demonstration_weights": session.manifest.plan.is_demonstration,
+            "warnings": warnings + done.warnings,
             "notice": NOTICE,
         }
         if report_path is not None:
-            report = {**result, **_provenance(session, scan, used, mask_path)}
+            report = {**result, **provenance(session, given, used, mask_path)}
             with replacing(report_path) as file:
                 file.write((json.dumps(report, indent=1) + "\n").encode())
     click.echo(json.dumps(result))
 
 
-def _check_points(points: list[Point]) -> None:
-    if not points:
+# --- What is asked for ---
+
+
+def _check_prompts(prompts: Sequence[Prompt], method: Method) -> None:
+    if isinstance(method, SliceMethod) and method.is_automatic:
+        return
+    if not prompts:
         raise PromptError("no click was given, at least one on the object is needed; e.g. --point 60,70,30,+")
-    if not any(point.label == FOREGROUND for point in points):
+    if all(isinstance(prompt, (Point, SlicePoint)) and prompt.label != FOREGROUND for prompt in prompts):
         raise InputRefused(
             "no-foreground",
-            f"none of the {len(points)} click(s) is on the object",
+            f"none of the {len(prompts)} click(s) is on the object",
             "add a foreground click, e.g. --point 60,70,30,+",
         )
 
 
-def _to_voxel(point: Point, scan: Scan) -> Point:
-    i, j, k = world_to_voxel(scan.volume.affine, np.array([point.index]))[0]
-    return replace(point, index=(float(i), float(j), float(k)))
+def _check_options(method: Method, of_slices: dict[str, object], spacing: Triple | None) -> None:
+    if isinstance(method, SliceMethod):
+        if spacing is not None:
+            raise click.UsageError(f"{method.name} works on slices as they are; leave --spacing out")
+        return
+    for option, value in of_slices.items():
+        if value:
+            raise click.UsageError(f"{option} is for 2D methods, and {method.name} works on volumes; leave it out")
 
 
-def _weights_warnings(weights: Weights) -> list[str]:
-    warnings = []
-    if weights.demonstration:
-        warnings.append("DEMONSTRATION WEIGHTS, trained on phantoms to show the tool at work: never for patients")
-    if weights.kind == "random":
-        warnings.append("RANDOM WEIGHTS, for timing and tests: the mask means nothing")
-    return warnings
+def _check_picture(of_scans: dict[str, object]) -> None:
+    for option, value in of_scans.items():
+        if value:
+            raise click.UsageError(f"{option} is for scans, and a picture is given; leave it out")
 
 
-def _result_warnings(volume_ml: float, limit_reached: bool) -> list[str]:
-    warnings = []
-    if volume_ml == 0:
-        warnings.append("the mask is empty")
-    if limit_reached:
+def _to_voxel(prompt: Prompt, given: Given) -> Prompt:
+    """Return a prompt given in world millimetres as one in voxel indices."""
+
+    def moved(place: Triple) -> Triple:
+        i, j, k = world_to_voxel(given.scan.volume.affine, np.array([place]))[0]
+        return float(i), float(j), float(k)
+
+    if isinstance(prompt, Point):
+        return replace(prompt, index=moved(prompt.index))
+    if isinstance(prompt, Box):
+        return replace(prompt, first=moved(prompt.first), last=moved(prompt.last))
+    return prompt
+
+
+def _described(given: Given) -> str:
+    if given.picture is not None:
+        (path,) = given.files.values()
+        height, width = given.picture.shape[:2]
+        return f"{path.name}: {width} x {height} pixels"
+    names = ", ".join(f"{name} {scan.path.name}".strip() for name, scan in given.scans.items())
+    volume = given.scan.volume
+    return f"{names}: {_by(volume.array.shape)} voxels of {_by(volume.spacing)} mm"
+
+
+# --- What is done ---
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What a segmentation came to."""
+
+    volume_ml: float | None
+    seconds: dict[str, float]
+    figures: dict[str, Any]
+    """What the JSON line says besides, for this kind of method."""
+    warnings: list[str] = field(default_factory=list)
+
+
+def _segment_volume(session: Session, given: Given, prompts: Sequence[Prompt], say: _Say) -> _Done:
+    if len(given.scans) > 1:
+        raise InputRefused(
+            "too-many-sequences", f"{session.method.name} takes one scan, and {len(given.scans)} are given", "give one"
+        )
+    points = [_as_point(prompt, session.method.name) for prompt in prompts]
+    session.set_volume(given.scan.volume)
+    for point in points:  # all of them before the first minute is spent
+        session.check_point(point)
+    seconds: dict[str, float] = {}
+    for number, point in enumerate(points, 1):
+        step = session.add_point(point)
+        say(
+            f"click {number} of {len(points)}: {step.volume_ml:.2f} mL, {step.crops} crop(s), "
+            f"{step.seconds['total']:.2f} s"
+        )
+        _add_seconds(seconds, step.seconds)
+    last = session.steps[-1]
+    warnings = _empty_warning(last.volume_ml > 0)
+    if last.limit_reached:
         warnings.append("the object goes on beyond the crops that one click may add; click on its end to follow it")
-    return warnings
+    return _Done(last.volume_ml, seconds, {"crops": last.crops}, warnings)
 
 
-def _provenance(session: Session, scan: Scan, points: list[Point], mask_path: Path) -> dict[str, Any]:
-    """Return what a report adds. File names only: folders may name a patient."""
-    weights = session.manifest.plan.weights
-    return {
-        "mask": mask_path.name,
-        "samkit": samkit.__version__,
-        "manifest_sha256": session.manifest.digest,
-        "weights": {"kind": weights.kind, "sha256": weights.sha256},
-        "refinement": session.refinement,
-        "spacing_mm": list(session.spacing),
-        "input": scan.path.name,
-        "input_sha256": file_sha256(scan.path),
-        "output_sha256": file_sha256(mask_path),
-        "points_voxel": [{"point": list(point.index), "label": point.label} for point in points],
-        "crop_origins": [list(origin) for origin in session.origins],
-        "providers": {graph: list(names) for graph, names in session.providers.items()},
-        "versions": {"python": platform.python_version(), **_versions()},
+def _as_point(prompt: Prompt, method: str) -> Point:
+    if isinstance(prompt, (Box, SliceBox)):
+        raise PromptError(f"{method} takes no box; click on the object, e.g. --point 60,70,30,+")
+    if isinstance(prompt, SlicePoint):
+        raise PromptError(
+            f"a point is written i,j,k,+ or i,j,k,- in a volume and this one has two indices, {prompt.x:g} and "
+            f"{prompt.y:g}; e.g. --point 60,70,30,+"
+        )
+    if prompt.structure:
+        raise PromptError(f"{method} tells no structures apart; give --point without a name")
+    return prompt
+
+
+def _segment_slices(
+    session: SliceSession, given: Given, prompts: Sequence[Prompt], propagate: bool, say: _Say
+) -> _Done:
+    if given.picture is not None:
+        session.set_picture(given.picture)
+    else:
+        volumes = {name: scan.volume for name, scan in given.scans.items()}
+        session.set_volume(volumes.get("", volumes))
+    for prompt in prompts:  # all of them before the first minute is spent
+        session.check(prompt)
+    seconds: dict[str, float] = {}
+    last: SliceStep | None = None
+    if prompts:
+        last = session.add(*prompts)
+        say(f"{len(prompts)} prompt(s) on {len(session.prompted)} slice(s), {last.seconds['total']:.2f} s")
+    if session.method.is_automatic:
+        last = session.segment_all(_tenths(say))
+        say(f"{len(last.slices)} slice(s) segmented, {last.seconds['total']:.2f} s")
+    if propagate:
+        last = session.propagate()
+        say(f"{len(last.slices)} slice(s) by propagation, {last.seconds['total']:.2f} s")
+    for step in session.steps:
+        _add_seconds(seconds, step.seconds)
+    volume = None if last is None else last.volume_ml
+    figures: dict[str, Any] = {
+        "voxels": 0 if last is None else last.voxels,
+        "plane": None if given.picture is not None else session.plane,
+        "sequences": list(session.sequences),
+        "slices_prompted": list(session.prompted),
+        "slices_answered": len({number for step in session.steps for number in step.slices}),
     }
+    if session.method.propose is not None:
+        figures["boxes_found"] = sum(step.boxes for step in session.steps)
+    if last is not None and last.iou and len(session.steps) == 1:
+        figures["iou_predicted"] = [round(value, 4) for value in last.iou]
+    if session.structures:
+        counts = np.bincount(session.labels().ravel(), minlength=len(session.structures) + 1)
+        figures["structures"] = {name: int(counts[index]) for index, name in enumerate(session.structures, 1)}
+    return _Done(volume, seconds, figures, _empty_warning(last is not None and last.voxels > 0))
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("numpy", "scipy", "nibabel", "onnxruntime", "onnxruntime-gpu", "torch"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+def _tenths(say: _Say) -> Callable[[int, int], None]:
+    """Return a report of slices done that speaks up ten times at most."""
+    said = 0
+
+    def report(done: int, count: int) -> None:
+        nonlocal said
+        if done * 10 // count > said:
+            said = done * 10 // count
+            say(f"slice {done} of {count}")
+
+    return report
+
+
+def _add_seconds(total: dict[str, float], step: Any) -> None:
+    for stage, spent in step.items():
+        if stage != "total":
+            total[stage] = total.get(stage, 0.0) + spent
+
+
+def _empty_warning(has_mask: bool) -> list[str]:
+    return [] if has_mask else ["the mask is empty"]
+
+
+def _write(session: Session | SliceSession, given: Given, mask_path: Path, table: Path | None) -> None:
+    """Write the mask, or the label map and its table."""
+    if isinstance(session, Session):
+        write_mask(mask_path, session.mask(), given.scan)
+        return
+    labels = session.labels()
+    if given.picture is not None:
+        write_picture(mask_path, labels, is_mask=table is None)
+    else:
+        write_mask(mask_path, labels, given.scan)
+    if table is not None:
+        write_table(
+            table, labels, session.structures, None if given.picture is not None else given.scan.volume.voxel_ml
+        )
 
 
 def _by(values: tuple[float, ...]) -> str:

@@ -28,6 +28,7 @@ from nibabel.nifti2 import Nifti2Header, Nifti2Image
 
 from samkit.errors import GeometryError, InputRefused, SamkitError
 from samkit.geometry import Index, Volume, check_affine, spacing_of
+from samkit.runtime.mgh import MGH_SUFFIXES, read_mgh_header
 
 MAX_VOXELS = 2**29
 """Voxels of the largest scan that is read: about 812 x 812 x 812; a whole-body CT has a third of it."""
@@ -38,7 +39,8 @@ _MAX_OFFSET = 2**24
 """Header extensions beyond 16 MiB are no header extensions."""
 _GZIP_RATIO = 1100
 """gzip can't shrink anything further than about 1030 times."""
-_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
+_NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
+SCAN_SUFFIXES = (*_NIFTI_SUFFIXES, *MGH_SUFFIXES)
 MASK_SUFFIXES = (".nii", ".nii.gz")
 
 
@@ -48,7 +50,7 @@ class Scan:
 
     volume: Volume
     header: Nifti1Header
-    """The file's own header: geometry is taken from it when a mask is written."""
+    """The file's own header, or that of a NIfTI file in its place: geometry is taken from it when a mask is written."""
     path: Path
     """The file with the voxels."""
     warnings: tuple[str, ...]
@@ -56,7 +58,9 @@ class Scan:
 
 
 def read_scan(path: Path, *, max_voxels: int = MAX_VOXELS) -> Scan:
-    """Return the scan in a NIfTI-1 or NIfTI-2 file, single or pair, plain or gz; raises InputRefused.
+    """Return the scan in a NIfTI-1 or NIfTI-2 file, single or pair, plain or gz, or in FreeSurfer's .mgz or .mgh.
+
+    Raises InputRefused.
 
     The array keeps the file's integer type, or is float32 where the file scales its values or holds floats. Trailing
     axes of length one are dropped.
@@ -65,7 +69,7 @@ def read_scan(path: Path, *, max_voxels: int = MAX_VOXELS) -> Scan:
     if not path.is_file():
         raise InputRefused("missing", f"there is no file {name}", "check the path given with -i")
     header_path, voxels_path = scan_files(path)
-    header = _read_header(header_path, voxels_path)
+    header = read_mgh_header(path) if name.endswith(MGH_SUFFIXES) else _read_header(header_path, voxels_path)
     shape = _checked_shape(header, name, max_voxels)
     _check_geometry(header, name)
     _check_size(header, shape, voxels_path)
@@ -88,11 +92,13 @@ def read_scan(path: Path, *, max_voxels: int = MAX_VOXELS) -> Scan:
     except GeometryError as error:
         raise InputRefused("singular-affine", f"{name}: {_before_remedy(error)}", _after_remedy(error)) from error
     _check_values(array, name)
-    return Scan(Volume(array, affine), image.header, voxels_path, _warnings(header, affine))
+    # Of a NIfTI file nibabel's own header is kept: it may have mended what the gate let pass
+    kept = image.header if isinstance(image.header, Nifti1Header) else header
+    return Scan(Volume(array, affine), kept, voxels_path, _warnings(header, affine))
 
 
 def write_mask(path: Path, mask: np.ndarray, scan: Scan) -> None:
-    """Write a boolean mask (I, J, K) as uint8 with the geometry of `scan`, complete or not at all."""
+    """Write a mask or label map (I, J, K) as uint8 with the geometry of `scan`, complete or not at all."""
     _write(path, mask.astype(np.uint8), scan)
 
 
@@ -120,10 +126,12 @@ def scan_files(path: Path) -> tuple[Path, Path]:
     name = path.name
     compressed = ".gz" if name.endswith(".gz") else ""
     stem = name.removesuffix(".gz")
-    if not name.endswith(_SUFFIXES):
+    if not name.endswith(SCAN_SUFFIXES):
         raise InputRefused(
-            "not-nifti", f"{name} is not a NIfTI file by its name", f"needed is one of {', '.join(_SUFFIXES)}"
+            "not-nifti", f"{name} is not a NIfTI file by its name", f"needed is one of {', '.join(SCAN_SUFFIXES)}"
         )
+    if name.endswith(MGH_SUFFIXES):
+        return path, path
     if stem.endswith(".nii"):
         return path, path
     header = path.with_name(f"{stem[:-4]}.hdr{compressed}")
@@ -222,7 +230,7 @@ def _check_size(header: Nifti1Header, shape: Index, voxels_path: Path) -> None:
     """Raise InputRefused where the file can't hold the voxels it states, before any of them is read."""
     needed = int(np.prod(shape, dtype=np.int64)) * header.get_data_dtype().itemsize + int(header["vox_offset"])
     size = voxels_path.stat().st_size
-    most = size * _GZIP_RATIO if voxels_path.name.endswith(".gz") else size
+    most = size * _GZIP_RATIO if voxels_path.name.endswith((".gz", ".mgz")) else size
     if most < needed:
         raise InputRefused(
             "truncated",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from samkit.errors import InputRefused
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 2**26
@@ -55,6 +58,8 @@ def read_picture_mask(path: Path) -> np.ndarray:
 
 def _pixels(path: Path) -> np.ndarray:
     """Return (H, W) or (H, W, 3) of 8 or 16 bits, upright."""
+    from PIL import ImageOps  # only where there is a picture to read
+
     with _open(path) as image:
         try:
             upright = ImageOps.exif_transpose(image)
@@ -67,6 +72,8 @@ def _pixels(path: Path) -> np.ndarray:
 
 
 def _open(path: Path) -> Image.Image:
+    from PIL import Image
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours

@@ -1,4 +1,4 @@
-"""Session: one exported method, one volume set once, prompted many times.
+"""Session: one exported method of volumes, one volume set once, clicked many times; `open_session` opens any method.
 
     with open_session("exports/m-sam") as session:
         session.set_volume(volume)
@@ -16,26 +16,24 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
-from samkit.errors import ExportError, GeometryError, InputRefused, ManifestError, PromptError
+from samkit.errors import ExportError, GeometryError, ManifestError, PromptError
 from samkit.geometry import Grid, Index, Triple, Volume
 from samkit.manifest import Manifest
 from samkit.methods import get_method
-from samkit.methods.method import Method
+from samkit.methods.method import Method, SliceMethod, VolumeMethod
+from samkit.models.config import NetworkConfig
 from samkit.models.sam3d_config import Sam3DConfig
 from samkit.prompts import Point
+from samkit.runtime.base_session import BaseSession, check_inside
 from samkit.runtime.refinement import NO_LOGIT, Refiner, State
 from samkit.runtime.runner import Runner
+from samkit.runtime.slice_session import SliceSession
 
 BACKENDS = ("onnxruntime", "torch")
 DEVICES = ("cpu", "cuda")
-
-_ROUND_OFF = 1e-3
-"""Voxels that a click may lie outside the volume: world coordinates come with round-off."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +55,18 @@ class Step:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _Clicked:
     state: State
-    step: Step
     regions: tuple[tuple[tuple[slice, slice, slice], np.ndarray], ...]
     """The mask, on the regions of the volume that crops cover."""
 
 
-class Session:
+class Session(BaseSession[_Clicked, Step]):
     """One method with its runners. Holds one volume, and the history of clicks on it."""
 
     def __init__(
         self,
-        method: Method,
+        method: VolumeMethod,
         config: Sam3DConfig,
         refinement: str,
         runners: Mapping[str, Runner],
@@ -86,18 +83,14 @@ class Session:
             raise ExportError(
                 f"{method.name} knows the refinements {', '.join(method.refinements)}, not '{refinement}'; export again"
             )
+        super().__init__(runners, precision, manifest)
         self.method = method
         self.config = config
         self.refinement = refinement
-        self.precision = precision
         self.spacing = config.spacing if spacing is None else spacing
-        self._manifest = manifest
-        self._runners = dict(runners)
         self._volume: Volume | None = None
         self._grid: Grid | None = None
         self._refiner: Refiner | None = None
-        self._done: list[_Entry] = []
-        self._undone: list[_Entry] = []
 
     # --- The volume ---
 
@@ -121,14 +114,7 @@ class Session:
 
     def check_point(self, point: Point) -> None:
         """Raise InputRefused unless `point` lies in the volume."""
-        shape = self._opened()[0].array.shape
-        if not all(-0.5 - _ROUND_OFF <= v <= n - 0.5 + _ROUND_OFF for v, n in zip(point.index, shape, strict=True)):
-            where = ", ".join(f"{v:g}" for v in point.index)
-            raise InputRefused(
-                "click-outside",
-                f"the click ({where}) lies outside the volume of {' x '.join(str(n) for n in shape)} voxels",
-                "give indices of the file's own array, counted from 0, or world millimetres with --world",
-            )
+        check_inside("the click", point.index, self._opened()[0].array.shape)
 
     # --- Clicks ---
 
@@ -158,31 +144,7 @@ class Session:
             limit_reached=state.limit_reached,
             seconds={**seconds, "restore": now - restore, "total": now - start},
         )
-        self._done.append(_Entry(state, step, tuple(regions)))
-        self._undone.clear()
-        return step
-
-    def undo(self) -> None:
-        """Take the last click back; the mask is bit for bit what it was before it."""
-        if not self._done:
-            raise PromptError("there is no click to undo; add one first")
-        self._undone.append(self._done.pop())
-
-    def redo(self) -> None:
-        """Take the last undo back."""
-        if not self._undone:
-            raise PromptError("there is no undone click; redo works right after undo")
-        self._done.append(self._undone.pop())
-
-    def reset(self) -> None:
-        """Forget all clicks; the volume and its embeddings stay."""
-        self._done.clear()
-        self._undone.clear()
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """Return what the clicks did, in order."""
-        return tuple(entry.step for entry in self._done)
+        return self._add(_Clicked(state, tuple(regions)), step)
 
     @property
     def origins(self) -> tuple[Index, ...]:
@@ -194,7 +156,7 @@ class Session:
     def mask(self) -> np.ndarray:
         """Return the mask (I, J, K), bool, on the volume's own array; empty before the first click."""
         mask = np.zeros(self._opened()[0].array.shape, bool)
-        for region, part in self._done[-1].regions if self._done else ():
+        for region, part in self._done[-1][0].regions if self._done else ():
             mask[region] |= part
         return mask
 
@@ -209,41 +171,17 @@ class Session:
 
     @property
     def _state(self) -> State:
-        return self._done[-1].state if self._done else State()
+        return self._done[-1][0].state if self._done else State()
 
     def _opened(self) -> tuple[Volume, Grid, Refiner]:
         if self._volume is None or self._grid is None or self._refiner is None:
             raise PromptError("no volume is set; call set_volume first")
         return self._volume, self._grid, self._refiner
 
-    # --- Life ---
-
-    @property
-    def manifest(self) -> Manifest:
-        """Return the manifest of the export; raises ManifestError where the session was made without one."""
-        if self._manifest is None:
-            raise ManifestError("this session was made from runners, and a manifest needs an export; use open_session")
-        return self._manifest
-
-    @property
-    def providers(self) -> dict[str, tuple[str, ...]]:
-        """Return, for every graph, what really runs it."""
-        return {name: runner.providers for name, runner in self._runners.items()}
-
     def close(self) -> None:
         """Let go of runners and volume."""
-        for runner in self._runners.values():
-            runner.close()
+        super().close()
         self._volume = self._grid = self._refiner = None
-        self.reset()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _count(regions: list[tuple[tuple[slice, slice, slice], np.ndarray]], shape: tuple[int, ...]) -> int:
@@ -264,11 +202,14 @@ def open_session(
     precision: str | None = None,
     threads: int | None = None,
     spacing: Triple | None = None,
-) -> Session:
+    plane: str | None = None,
+) -> Session | SliceSession:
     """Return a session on an export folder, whose files are checked against its manifest first.
 
-    `backend` is `onnxruntime` or `torch` (float32, needs the checkpoint that the manifest names); `device` is `cpu`
-    or `cuda`; `precision` is by default `fp32` on the CPU and `fp16` on CUDA where the export has it.
+    A method of volumes gives a Session, a method of slices a SliceSession. `backend` is `onnxruntime` or `torch`
+    (float32, needs the checkpoint that the manifest names); `device` is `cpu` or `cuda`; `precision` is by default
+    `fp32` on the CPU and `fp16` on CUDA where the export has it. `spacing` [mm] is for methods of volumes, `plane`
+    for those of slices; each is by default the method's own.
     """
     folder = Path(folder)
     if backend not in BACKENDS or device not in DEVICES:
@@ -291,7 +232,9 @@ def open_session(
                 raise ExportError(f"the torch backend runs float32, not {precision}; leave --precision out")
             from samkit.runtime.torch_runner import open_torch_runners
 
-            runners.update(open_torch_runners(method, config, plan.weights, device=device, threads=threads))
+            runners.update(
+                open_torch_runners(method, config, plan.weights, plan.others, device=device, threads=threads)
+            )
         else:
             from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
@@ -299,11 +242,30 @@ def open_session(
                 path = manifest.path(folder, graph.name, precision)
                 runner = OnnxRuntimeRunner(path, graph, device=device, threads=threads)
                 runners[graph.name] = opened.enter_context(runner)
-        session = Session(
-            method, config, plan.refinement, runners, spacing=spacing, precision=precision, manifest=manifest
-        )
+        session = _make_session(method, config, runners, precision, manifest, spacing, plane)
         opened.pop_all()  # the session closes them from here on
     return session
+
+
+def _make_session(
+    method: Method,
+    config: NetworkConfig,
+    runners: Mapping[str, Runner],
+    precision: str,
+    manifest: Manifest,
+    spacing: Triple | None,
+    plane: str | None,
+) -> Session | SliceSession:
+    if isinstance(method, SliceMethod):
+        if spacing is not None:
+            raise PromptError(f"{method.name} works on slices as they are and takes no spacing; leave --spacing out")
+        return SliceSession(method, config, runners, plane=plane, precision=precision, manifest=manifest)
+    if not isinstance(method, VolumeMethod) or not isinstance(config, Sam3DConfig):
+        raise ExportError(f"{method.name} is neither a method of slices nor of volumes; upgrade samkit")
+    if plane is not None:
+        raise PromptError(f"{method.name} works on the whole volume and has no plane; leave --plane out")
+    refinement = str(manifest.plan.refinement)
+    return Session(method, config, refinement, runners, spacing=spacing, precision=precision, manifest=manifest)
 
 
 def default_precision(manifest: Manifest, backend: str, device: str) -> str:

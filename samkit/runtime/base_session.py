@@ -1,0 +1,115 @@
+"""BaseSession: what every session is, whatever its method: open runners, a history with undo, and an end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from samkit.errors import InputRefused, ManifestError, PromptError
+from samkit.manifest import Manifest
+from samkit.runtime.runner import Runner
+
+StateT = TypeVar("StateT")
+StepT = TypeVar("StepT")
+
+_ROUND_OFF = 1e-3
+"""Voxels that a click may lie outside the volume: world coordinates come with round-off."""
+
+
+class BaseSession(Generic[StateT, StepT]):
+    """A method's runners and the history of steps; states are never changed in place, so undo is exact."""
+
+    def __init__(self, runners: Mapping[str, Runner], precision: str, manifest: Manifest | None) -> None:
+        """Take over `runners`, one per graph, of the export that `manifest` describes, if it is one."""
+        self.precision = precision
+        self._manifest = manifest
+        self._runners = dict(runners)
+        self._done: list[tuple[StateT, StepT]] = []
+        self._undone: list[tuple[StateT, StepT]] = []
+
+    # --- History ---
+
+    def _add(self, state: StateT, step: StepT) -> StepT:
+        """Make `state` the present one."""
+        self._done.append((state, step))
+        self._undone.clear()
+        return step
+
+    def undo(self) -> None:
+        """Take the last step back; the mask is bit for bit what it was before it."""
+        if not self._done:
+            raise PromptError("there is no click to undo; add one first")
+        self._undone.append(self._done.pop())
+
+    def redo(self) -> None:
+        """Take the last undo back."""
+        if not self._undone:
+            raise PromptError("there is no undone click; redo works right after undo")
+        self._done.append(self._undone.pop())
+
+    def reset(self) -> None:
+        """Forget all prompts; the volume and its embeddings stay."""
+        self._done.clear()
+        self._undone.clear()
+
+    @property
+    def steps(self) -> tuple[StepT, ...]:
+        """Return what the steps did, in order."""
+        return tuple(step for _, step in self._done)
+
+    # --- Life ---
+
+    @property
+    def manifest(self) -> Manifest:
+        """Return the manifest of the export; raises ManifestError where the session was made without one."""
+        if self._manifest is None:
+            raise ManifestError("this session was made from runners, and a manifest needs an export; use open_session")
+        return self._manifest
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return what a user must be told about the weights, before anything is segmented."""
+        if self._manifest is None:
+            return ()
+        plan = self._manifest.plan
+        warnings = []
+        if plan.is_demonstration:
+            warnings.append("DEMONSTRATION WEIGHTS, trained on phantoms to show the tool at work: never for patients")
+        if any(weights.kind == "random" for weights in (plan.weights, *plan.others.values())):
+            warnings.append("RANDOM WEIGHTS, for timing and tests: the mask means nothing")
+        return tuple(warnings)
+
+    @property
+    def providers(self) -> dict[str, tuple[str, ...]]:
+        """Return, for every graph, what really runs it."""
+        return {name: runner.providers for name, runner in self._runners.items()}
+
+    def close(self) -> None:
+        """Let go of runners and history."""
+        for runner in self._runners.values():
+            runner.close()
+        self.reset()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check_inside(what: str, index: Sequence[float], shape: Sequence[int]) -> None:
+    """Raise InputRefused unless `index`, where `what` is, lies in a volume (I, J, K) or a picture (W, H)."""
+    if all(-0.5 - _ROUND_OFF <= v <= n - 0.5 + _ROUND_OFF for v, n in zip(index, shape, strict=True)):
+        return
+    kind, unit = ("volume", "voxels") if len(shape) == 3 else ("picture", "pixels")
+    where = ", ".join(f"{v:g}" for v in index)
+    raise InputRefused(
+        "click-outside",
+        f"{what} ({where}) lies outside the {kind} of {' x '.join(str(n) for n in shape)} {unit}",
+        "give indices of the file's own array, counted from 0, or world millimetres with --world"
+        if kind == "volume"
+        else "give pixels as column, row, counted from 0 at the upper left",
+    )

@@ -1,0 +1,234 @@
+"""The loop over slices: no files, no orientation, no backend. It is to 2D methods what `refinement` is to 3D ones.
+
+A slice is encoded when something is first asked of it, and its embedding is kept for the next prompt. What is all zero,
+around a head or beyond a scan's field, is background and never goes through a network.
+
+Without prompts slices go through the encoder in batches. With them a slice can lead on to its neighbours: each part of
+its mask becomes a box, a little larger, that prompts the next slice, until nothing is left of the object.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from samkit.errors import InputRefused
+from samkit.fitting import Fit
+from samkit.methods.method import Answer, SliceMethod
+from samkit.planes import Window
+from samkit.prompts import SliceBox, SlicePoint, SlicePrompts
+from samkit.runtime.refinement import NO_LOGIT
+from samkit.runtime.runner import Runner
+
+MIN_PIXELS = 5
+"""A part of a mask with fewer pixels leads to no neighbour."""
+GROWTH = 0.1
+"""How much longer and wider a mask's box gets before it prompts the next slice, as a part of its sides."""
+MARGIN = 2.0
+"""Pixels by which each side of it moves out besides."""
+BATCH_PIXELS = 2**20
+"""Pixels of a batch of encoder inputs: four of 512 x 512. The memory of global attention grows with their square."""
+KEPT_BYTES = 2**28
+"""Embeddings that are kept: 64 slices of SAM at 1024 pixels."""
+
+_EDGE = 0.501
+"""Pixels from the centre of an outermost pixel to its edge; world coordinates come with round-off."""
+_EIGHT_NEIGHBOURS = np.ones((3, 3), int)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found on a slice that nobody prompted."""
+
+    number: int
+    answer: Answer
+    boxes: int
+    """Boxes of the detector, where the method has one."""
+
+
+class Slices:
+    """One method over the slices of one volume, or over one picture."""
+
+    def __init__(
+        self,
+        method: SliceMethod,
+        config: Any,
+        runners: Mapping[str, Runner],
+        channels: Sequence[np.ndarray],
+        *,
+        kept_bytes: int = KEPT_BYTES,
+    ) -> None:
+        """Take `channels`, one array (slices, H, W) of intensities 0..255 for each sequence or colour."""
+        self._method = method
+        self._config = config
+        self._runners = runners
+        self._channels = channels
+        self._structures = method.structures(config)
+        self.count = len(channels[0])
+        shape = channels[0].shape[1:]
+        wanted = method.window(config)
+        self._window = (
+            Window.whole((shape[0], shape[1]))
+            if wanted is None
+            else Window.around(np.any([channel.any(axis=0) for channel in channels], axis=0)[None], wanted)
+        )
+        self._kept: OrderedDict[int, tuple[np.ndarray, Fit]] = OrderedDict()
+        self._kept_bytes = kept_bytes
+        self.seconds: dict[str, float] = {"prepare": 0.0, "propose": 0.0, "encode": 0.0, "decode": 0.0}
+        """Time spent so far, by stage."""
+
+    # --- One slice ---
+
+    def is_empty(self, number: int) -> bool:
+        """Return whether all that a network would see of a slice is zero."""
+        return not any(self._window.cut(channel[number]).any() for channel in self._channels)
+
+    def holds(self, x: float, y: float) -> bool:
+        """Return whether a network would see the pixel (x, y) of a slice."""
+        (top, left), (height, width) = self._window.origin, self._window.shape
+        return -_EDGE <= y - top <= height - 1 + _EDGE and -_EDGE <= x - left <= width - 1 + _EDGE
+
+    def answer(self, number: int, prompts: SlicePrompts) -> Answer:
+        """Return the method's answer to `prompts` [pixels of the slice]; raises InputRefused for an empty slice."""
+        if self.is_empty(number):
+            raise InputRefused(
+                "empty-slice", "the slice of this prompt holds nothing but zeros", "prompt a slice that shows something"
+            )
+        if number in self._kept:
+            self._kept.move_to_end(number)
+        else:
+            image, fit = self._prepare(self._image(number))
+            self._keep(number, self._encode([image]), fit)
+        embeddings, fit = self._kept[number]
+        return self._answer(embeddings, fit, self._in_window(prompts))
+
+    # --- Many slices ---
+
+    def automatic(self, numbers: Iterable[int]) -> Iterator[Found]:
+        """Yield what the method finds by itself on each slice, leaving out empty ones and those where it finds no box.
+
+        Memory holds one batch of embeddings at a time.
+        """
+        spec = self._runners["image_encoder"].graph.inputs[0]
+        side = spec.axes[-1].max
+        batch = max(1, min(spec.axes[0].max, BATCH_PIXELS // side**2))
+        waiting = self._proposed(numbers)
+        while taken := list(itertools.islice(waiting, batch)):
+            prepared = [self._prepare(self._image(number)) for number, _ in taken]
+            embeddings = self._encode([image for image, _ in prepared])
+            for row, ((number, prompts), (_, fit)) in enumerate(zip(taken, prepared, strict=True)):
+                answer = self._answer(embeddings[row : row + 1], fit, prompts)
+                # The next prompt's mask, of a slice that had none: megabytes for each slice
+                yield Found(number, replace(answer, low_res=None), len(prompts.boxes))
+
+    def _proposed(self, numbers: Iterable[int]) -> Iterator[tuple[int, SlicePrompts]]:
+        """Yield the slices worth encoding, with the detector's prompts [pixels of the window]."""
+        for number in numbers:
+            if self.is_empty(number):
+                continue
+            if self._method.propose is None:
+                yield number, SlicePrompts()
+                continue
+            with self._timed("propose"):
+                prompts = self._method.propose(self._run, self._image(number), self._config)
+            if prompts:
+                yield number, prompts
+
+    def propagate(self, prompted: Mapping[int, Answer]) -> dict[int, Answer]:
+        """Return the answers on further slices, both ways from each of the `prompted` ones and up to the next of them.
+
+        Where two ways meet, the slice gets what either of them says.
+        """
+        found: dict[int, Answer] = {}
+        for (start, first), step in itertools.product(sorted(prompted.items()), (-1, 1)):
+            number, boxes = start + step, self.boxes_of(first.labels)
+            while 0 <= number < self.count and number not in prompted and boxes and not self.is_empty(number):
+                answer = self.answer(number, boxes)
+                boxes = self.boxes_of(answer.labels)
+                if boxes:
+                    found[number] = either(found[number], answer) if number in found else answer
+                number += step
+        return found
+
+    def boxes_of(self, labels: np.ndarray) -> SlicePrompts:
+        """Return one enlarged box [pixels] around each connected part of a label map (H, W), small parts left out."""
+        boxes = []
+        height, width = labels.shape
+        for value in np.unique(labels[labels > 0]):
+            parts, count = ndimage.label(labels == value, structure=_EIGHT_NEIGHBOURS)
+            sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
+            for place, size in zip(ndimage.find_objects(parts), sizes, strict=True):
+                if size < MIN_PIXELS:
+                    continue
+                (y0, y1), (x0, x1) = (_enlarged(side, most) for side, most in zip(place, (height, width), strict=True))
+                boxes.append(SliceBox(x0, y0, x1, y1, self._structures[value - 1] if self._structures else ""))
+        return SlicePrompts(boxes=tuple(boxes))
+
+    # --- Steps ---
+
+    def _image(self, number: int) -> np.ndarray:
+        """Return what a network sees of a slice, (h, w, C) float32."""
+        return np.stack([self._window.cut(channel[number]) for channel in self._channels], axis=-1)
+
+    def _in_window(self, prompts: SlicePrompts) -> SlicePrompts:
+        """Return prompts [pixels of the slice] as prompts [pixels of the window]."""
+        top, left = self._window.origin
+        points = tuple(SlicePoint(p.x - left, p.y - top, p.label, p.structure) for p in prompts.points)
+        boxes = tuple(SliceBox(b.x0 - left, b.y0 - top, b.x1 - left, b.y1 - top, b.structure) for b in prompts.boxes)
+        return replace(prompts, points=points, boxes=boxes)
+
+    def _prepare(self, image: np.ndarray) -> tuple[np.ndarray, Fit]:
+        with self._timed("prepare"):
+            return self._method.preprocess(image, self._config)
+
+    def _encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Return `image_embeddings` (B, C, g, g)."""
+        with self._timed("encode"):
+            return self._run("image_encoder", {"image": np.stack(images)})["image_embeddings"]
+
+    def _answer(self, embeddings: np.ndarray, fit: Fit, prompts: SlicePrompts) -> Answer:
+        """Return the answer to prompts [pixels of the window] on the whole slice."""
+        with self._timed("decode"):
+            answer = self._method.answer(self._run, embeddings, fit, prompts, self._config)
+        paste = self._window.paste
+        return replace(answer, labels=paste(answer.labels, 0), scores=paste(answer.scores, NO_LOGIT))
+
+    def _keep(self, number: int, embeddings: np.ndarray, fit: Fit) -> None:
+        self._kept[number] = embeddings, fit
+        while len(self._kept) > 1 and sum(held.nbytes for held, _ in self._kept.values()) > self._kept_bytes:
+            self._kept.popitem(last=False)
+
+    def _run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return self._runners[graph].run(inputs)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
+
+
+def either(one: Answer, other: Answer) -> Answer:
+    """Return the union of two answers about a slice; where both are sure, the one with the larger logit decides."""
+    takes_other = other.scores > one.scores
+    return Answer(
+        np.where(takes_other, other.labels, one.labels),
+        np.where(takes_other, other.scores, one.scores),
+    )
+
+
+def _enlarged(side: slice, size: int) -> tuple[float, float]:
+    """Return first and last pixel of a box's side after it grew, within 0 to `size` - 1."""
+    first, last = float(side.start), float(side.stop - 1)
+    out = GROWTH / 2 * (side.stop - side.start) + MARGIN
+    return max(first - out, 0.0), min(last + out, size - 1.0)
