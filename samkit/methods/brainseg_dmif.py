@@ -99,15 +99,15 @@ METHOD = SliceMethod(
         # Section 4.1: 0.5 focal + Dice, Adam 1e-4 halved at epochs 7 and 12 of 200.
         "paper": SliceRecipe(
             size="full", epochs=200, batch=4, schedule="steps", milestones=(7, 12),
-            losses=(("focal_mean", 0.5), ("dice", 1.0)), prompts=("none",), needs_init=True,
+            losses=(("focal", 0.5), ("dice", 1.0)), prompts=("none",), needs_init=True,
         ),
         "small": SliceRecipe(
             size="small", epochs=40, batch=8, learning_rate=1e-3, warmup_steps=30, schedule="polynomial", decay=0.9,
-            losses=(("focal_mean", 0.5), ("dice", 1.0)), prompts=("none",), foreground_share=0.6, clip_norm=1.0,
+            losses=(("focal", 0.5), ("dice", 1.0)), prompts=("none",), foreground_share=0.6, clip_norm=1.0,
             augment=("mirror",),
         ),
         "tiny": SliceRecipe(
-            size="tiny", epochs=2, batch=2, losses=(("focal_mean", 0.5), ("dice", 1.0)), prompts=("none",),
+            size="tiny", epochs=2, batch=2, losses=(("focal", 0.5), ("dice", 1.0)), prompts=("none",),
         ),
     },
     frozen=lambda name, config: False,

@@ -54,14 +54,18 @@ METHOD = SliceMethod(
     recipes={
         # Section 2.3: Adam 1e-4, 15 epochs, batch 2; the rest is SAM-Med2D's (A002-14).
         "paper": SliceRecipe(
-            size="full", epochs=15, batch=2, losses=sam_med2d.LOSSES, output="best", prompts=("box", "point"),
-            error_rounds=8, masks_per_image=5, needs_init=True,
+            size="full", epochs=15, batch=2, losses=sam_med2d.LOSSES, output="best", prompts=("shifted_box", "point"),
+            loss_side="input", error_rounds=8, mask_prompt="probability", masks_per_image=5, needs_init=True,
         ),
         "small": SliceRecipe(
             size="small", epochs=40, batch=4, learning_rate=5e-4, warmup_steps=30, losses=sam_med2d.LOSSES,
-            output="best", prompts=("box", "box", "point"), error_rounds=1, clip_norm=1.0, augment=("mirror",),
+            output="best", prompts=("shifted_box", "shifted_box", "point"), error_rounds=1, mask_prompt="probability",
+            clip_norm=1.0, augment=("mirror",),
         ),
-        "tiny": SliceRecipe(size="tiny", epochs=2, batch=2, losses=sam_med2d.LOSSES, output="best", error_rounds=1),
+        "tiny": SliceRecipe(
+            size="tiny", epochs=2, batch=2, losses=sam_med2d.LOSSES, output="best", error_rounds=1,
+            mask_prompt="probability",
+        ),
     },
     frozen=lambda name, config: name.startswith("image_encoder.") and not any(word in name for word in _ADDED),
     base="sam-med2d",

@@ -134,15 +134,18 @@ class SliceRecipe(Recipe):
     losses: tuple[tuple[str, float], ...] = (("bce", 1.0), ("dice", 1.0))
     """Name and weight of each term; training/slice_losses.py defines them."""
     output: str = "first"
-    """Which masks are trained: the `first` token's, the `best` proposal by predicted IoU, or all as `classes`."""
+    """Which masks are trained: the `first` token's, the `best` proposal by predicted IoU, `by_prompt` the best for a
+    lone click and the first otherwise, or all as `classes`."""
     loss_side: str = "low_res"
     """Where the loss is taken: `low_res` logits against resized labels, or logits resized to the `input`."""
     prompts: tuple[str, ...] = ("box",)
-    """What a step is prompted with, one drawn each time: box, point, none."""
+    """What a step is prompted with, one drawn per object: box (jittered), shifted_box (as SAM-Med2D), point, none."""
     box_jitter: tuple[float, float] = (0.0, 0.0)
     """Least and most pixels, of 1024 along the input's side, by which each side of a box moves out."""
     error_rounds: int = 0
     """Decoder-only steps after the first, with clicks where the prediction is wrong (SAM-Med2D)."""
+    mask_prompt: str = "logits"
+    """What of the mask before such a step is given: its `logits`, or its `probability` (SAM-Med2D)."""
     masks_per_image: int = 1
     """Masks drawn from one slice in a step."""
     augment: tuple[str, ...] = ()

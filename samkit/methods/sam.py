@@ -75,7 +75,7 @@ METHOD = SliceMethod(
         # Section A of the paper, without its data engine: AdamW, 20 focal + 1 Dice + 1 IoU, jittered boxes or a click.
         "paper": SliceRecipe(
             size="full", epochs=100, batch=2, optimiser="adamw", learning_rate=1e-5, weight_decay=0.1, warmup_steps=250,
-            losses=(("focal", 20.0), ("dice", 1.0), ("iou", 1.0)), output="best", prompts=("box", "point"),
+            losses=(("focal", 20.0), ("dice", 1.0), ("iou", 1.0)), output="by_prompt", prompts=("box", "point"),
             box_jitter=(0.0, 20.0), needs_init=True,
         ),
         "small": SliceRecipe(
@@ -83,7 +83,7 @@ METHOD = SliceMethod(
             warmup_steps=30, losses=(("focal", 20.0), ("dice", 1.0), ("iou", 1.0)), output="best",
             prompts=("box", "point"), box_jitter=(0.0, 20.0), clip_norm=1.0, augment=("mirror",),
         ),
-        "tiny": SliceRecipe(size="tiny", epochs=2, batch=2, prompts=("box", "point")),
+        "tiny": SliceRecipe(size="tiny", epochs=2, batch=2, output="by_prompt", prompts=("box", "point")),
     },
     frozen=lambda name, config: name.startswith("prompt_encoder.pe_layer"),
 )  # fmt: skip

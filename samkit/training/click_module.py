@@ -1,4 +1,4 @@
-"""The 3D click methods' Lightning module: one optimiser step of the refinement loop, two learning rates, their schedule."""
+"""The 3D methods' Lightning module: one optimiser step of the refinement loop, two learning rates, their schedule."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from samkit.methods.method import ClickRecipe
 from samkit.models.sam3d import Sam3D
 from samkit.training.refinement import REPORTED_CLICKS, dice_per_click, refinement_loss
 from samkit.training.run_module import RunModule
-from samkit.training.samples import KeySampler, Sample, TrainingSamples, validation_rng
+from samkit.training.samples import Sample, TrainingSamples, validation_rng
 
 _FALL = 0.1
 """What the learning rate is multiplied by at each milestone."""
@@ -25,6 +24,7 @@ class ClickModule(RunModule):
 
     network: Sam3D
     recipe: ClickRecipe
+    samples: TrainingSamples
     metrics = tuple(f"dice_{click}" for click in REPORTED_CLICKS)
     decisive = "dice_5"
 
@@ -32,23 +32,9 @@ class ClickModule(RunModule):
         self, network: Sam3D, samples: TrainingSamples, held_back: Sequence[Sample], recipe: ClickRecipe,
         refinement: str, time_limit_s: float | None = None, workers: int = 0,
     ) -> None:  # fmt: skip
-        super().__init__(network, recipe, time_limit_s, workers)
-        self.samples = samples
+        super().__init__(network, samples, recipe, time_limit_s, workers)
         self.held_back = held_back
         self.refinement = refinement
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Return the batches of one epoch; each replica draws its own keys."""
-        sampler = KeySampler(len(self.samples), self.trainer.global_rank, self.trainer.world_size)
-        return DataLoader(
-            self.samples,
-            batch_size=min(self.recipe.batch, len(sampler)),
-            sampler=sampler,
-            drop_last=True,
-            collate_fn=list,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-        )
 
     def training_step(self, batch: list[Sample], index: int) -> Tensor:
         """Return the loss of a batch: the sum over its stages."""

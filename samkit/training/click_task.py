@@ -57,7 +57,7 @@ class ClickTask(Task):
     def settle(
         self, plan: TrainingPlan, before: Mapping[str, Any] | None, say: Callable[[str], object]
     ) -> TrainingPlan:
-        """Return the plan with the spacing at which the largest targets fill the patch, where the recipe asks for it."""
+        """Return the plan with the spacing at which the largest targets fill the patch, if the recipe asks for it."""
         config, recipe = cast(Sam3DConfig, plan.config), cast(ClickRecipe, plan.recipe)
         if not recipe.fit_spacing:
             return plan

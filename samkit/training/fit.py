@@ -85,8 +85,11 @@ def train(
     if start is not None:
         say(f"started from {start.name}; {start_weights(network, start, method, plan)}")
         fresh_parts = [prefix for prefix in fresh_parts if prefix not in start.parts]
-    if not plan.part:
-        freeze(network, method)
+        if not plan.part:
+            freeze(network, method)
+    for name, parameter in network.named_parameters():
+        if name.startswith(tuple(fresh_parts)):
+            parameter.requires_grad = False  # a part has a training of its own
     counts = count_parameters(network)
     say(f"{plan.method}{' ' + plan.part if plan.part else ''}, preset {plan.preset}: {counts.to_text()}")
     say(task.splitting)

@@ -12,7 +12,7 @@ from samkit.models.config import NetworkConfig
 from samkit.models.sam3d_config import Sam3DConfig
 from samkit.training.augmentation import AUGMENTATIONS
 
-LOSSES = ("focal", "focal_mean", "dice", "dice_squared", "bce", "ce", "dice_classes", "iou")
+LOSSES = ("focal", "dice", "dice_squared", "bce", "ce", "dice_classes", "iou")
 """Terms of SliceRecipe.losses; slice_losses.py computes them."""
 
 _POSITIVE = (
@@ -37,6 +37,7 @@ _CHOICES = {
     "schedule": ("constant", "steps", "polynomial"),
     "output": ("first", "best", "by_prompt", "classes"),
     "loss_side": ("low_res", "input"),
+    "mask_prompt": ("logits", "probability"),
 }
 
 
@@ -68,7 +69,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 def _check_slices(recipe: SliceRecipe) -> None:
     _check_words("losses", [name for name, _ in recipe.losses], LOSSES)
-    _check_words("prompts", recipe.prompts, ("box", "point", "none"))
+    _check_words("prompts", recipe.prompts, ("box", "shifted_box", "point", "none"))
     _check_words("augment", recipe.augment, tuple(AUGMENTATIONS))
     if not recipe.losses or not recipe.prompts:
         raise click.UsageError("losses and prompts must each name one at least")

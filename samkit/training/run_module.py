@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Sized
+from typing import Any, cast
 
 import lightning
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from samkit.methods.method import Recipe
 from samkit.models.network import Network
+from samkit.training.samples import KeySampler
 
 
 class RunModule(lightning.LightningModule):
@@ -22,9 +25,14 @@ class RunModule(lightning.LightningModule):
     decisive: str
     """The one by which the best epoch is chosen."""
 
-    def __init__(self, network: Network, recipe: Recipe, time_limit_s: float | None = None, workers: int = 0) -> None:
+    def __init__(
+        self, network: Network, samples: Dataset[Any], recipe: Recipe, time_limit_s: float | None = None,
+        workers: int = 0,
+    ) -> None:  # fmt: skip
+        """Train `network` on `samples`, which are indexed by key (see `KeySampler`)."""
         super().__init__()
         self.network = network
+        self.samples = samples
         self.recipe = recipe
         self.time_limit_s = time_limit_s
         self.workers = workers
@@ -36,6 +44,19 @@ class RunModule(lightning.LightningModule):
     @abstractmethod
     def validate_held_back(self) -> dict[str, float]:
         """Return the metrics on what is held back."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the batches of one epoch; each replica draws its own keys."""
+        sampler = KeySampler(len(cast(Sized, self.samples)), self.trainer.global_rank, self.trainer.world_size)
+        return DataLoader(
+            self.samples,
+            batch_size=min(self.recipe.batch, len(sampler)),
+            sampler=sampler,
+            drop_last=True,
+            collate_fn=list,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+        )
 
     @property
     def trained(self) -> Network:
@@ -99,7 +120,7 @@ class RunModule(lightning.LightningModule):
 
 
 def set_training(network: nn.Module) -> None:
-    """Put into training mode what trains; a frozen module stays in evaluation mode, so that no statistics of it move."""
+    """Put into training mode what trains; a frozen module stays in evaluation mode, so that its statistics stay."""
     for module in network.modules():
         own = list(module.parameters())
         module.training = not own or any(parameter.requires_grad for parameter in own)

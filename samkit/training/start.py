@@ -109,9 +109,7 @@ def start_weights(network: Network, start: Start, method: Method, plan: Training
     wanted = network.state_dict()
     if plan.part:  # a detector of other classes keeps all but its head
         state = {name: tensor for name, tensor in state.items() if _fits(tensor, wanted.get(name))}
-    wrong = [
-        f"{name} {tuple(tensor.shape)}" for name, tensor in state.items() if not _fits(tensor, wanted.get(name))
-    ]
+    wrong = [f"{name} {tuple(tensor.shape)}" for name, tensor in state.items() if not _fits(tensor, wanted.get(name))]
     if wrong:
         raise CheckpointError(
             f"{len(wrong)} tensors of {start.name} have no place in the network planned: {', '.join(wrong[:10])}; "

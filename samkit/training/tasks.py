@@ -9,6 +9,7 @@ from types import MappingProxyType
 from samkit.methods.method import ClickRecipe
 from samkit.training.click_task import ClickTask
 from samkit.training.plan import TrainingPlan
+from samkit.training.slice_task import SliceTask, find_slices
 from samkit.training.task import Task
 
 
@@ -25,4 +26,6 @@ def find_task(
 
     `layout` and `patterns` are those of `slice_readers.find_slice_cases`; `warn` gets a sentence for each case skipped.
     """
-    return ClickTask.of(data, plan, say, warn)
+    if isinstance(plan.recipe, ClickRecipe):
+        return ClickTask.of(data, plan, say, warn)
+    return SliceTask(find_slices(data, plan, layout=layout, patterns=patterns, say=say, warn=warn))

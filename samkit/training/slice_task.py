@@ -1,0 +1,91 @@
+"""Training on slices: the cases of a folder, their split, what is held back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from samkit.errors import InputRefused
+from samkit.methods import get_method
+from samkit.methods.method import SliceMethod, SliceRecipe
+from samkit.models.network import Network
+from samkit.training.plan import TrainingPlan
+from samkit.training.slice_cases import FoundCases, SliceCase, check_slice_cases, hold_back
+from samkit.training.slice_module import SliceModule
+from samkit.training.slice_readers import find_slice_cases
+from samkit.training.slice_samples import SliceSamples, SliceStore, is_prompted, list_slices
+from samkit.training.task import Task
+
+
+class SliceTask(Task):
+    """Cases of slices; a volume may be on both sides of the split, with other slices."""
+
+    def __init__(self, found: FoundCases) -> None:
+        self.found = found
+        split = hold_back(found.cases)
+        self.training = _numbers(found.cases, split.training)
+        self.held = _numbers(found.cases, split.held_back)
+        self.splitting = split.said
+        self.counts = {
+            "cases": len(found.cases),
+            "trained_on": sum(map(len, self.training)),
+            "held_back": sum(map(len, self.held)),
+        }
+        self.notes: Mapping[str, Any] = {"layout": found.layout, "skipped": len(found.skipped), "split": split.said}
+
+    def settle(
+        self, plan: TrainingPlan, before: Mapping[str, Any] | None, say: Callable[[str], object]
+    ) -> TrainingPlan:
+        """Return the plan as it is."""
+        return plan
+
+    def module(self, network: Network, plan: TrainingPlan, time_limit_s: float | None, workers: int) -> SliceModule:
+        """Return the module, every case read."""
+        method, recipe = cast(SliceMethod, get_method(plan.method)), cast(SliceRecipe, plan.recipe)
+        store = SliceStore(self.found.cases, method, plan.config, plan.label)
+        samples = SliceSamples(store, self.training, method, plan.config, recipe)
+        every, with_target = list_slices(store, self.held)
+        if not with_target:
+            raise InputRefused(
+                "no-foreground", "no slice that is held back holds any of the target",
+                "add cases, or name a value that they hold with --label",
+            )  # fmt: skip
+        held = with_target if is_prompted(recipe) else every
+        counts = {"slices_with_target": len(samples.pools[0]), "held_back_with_target": len(with_target)}
+        self.notes = {**self.notes, **counts}
+        return SliceModule(
+            network, method, plan.config, samples, store, held, recipe, time_limit_s=time_limit_s, workers=workers
+        )
+
+
+def find_slices(
+    folder: Path,
+    plan: TrainingPlan,
+    *,
+    layout: str | None,
+    patterns: Mapping[str, str],
+    say: Callable[[str], object],
+    warn: Callable[[str], object],
+) -> FoundCases:
+    """Return the cases of a folder that can be used, each of them read; `warn` gets what is skipped."""
+    method = cast(SliceMethod, get_method(plan.method))
+    sequences = plan_sequences(method, plan)
+    found = check_slice_cases(
+        find_slice_cases(folder, layout, sequences=sequences, patterns=patterns, plane=method.plane)
+    )
+    for sentence in found.skipped:
+        warn(sentence)
+    say(f"{len(found.cases)} cases of {found.layout} to use, {len(found.skipped)} skipped")
+    return found
+
+
+def plan_sequences(method: SliceMethod, plan: TrainingPlan) -> tuple[str, ...]:
+    """Return the sequences that the planned network takes; a part takes those of the whole network."""
+    return method.sequences(method.sizes[plan.recipe.size] if plan.part else plan.config)
+
+
+def _numbers(cases: Sequence[SliceCase], chosen: Sequence[SliceCase]) -> list[tuple[int, ...]]:
+    """Return, for each of `cases`, which of its slices are among the `chosen`, by their place in it."""
+    by_name = {case.name: case.slices for case in chosen}
+    return [tuple(case.slices.index(number) for number in by_name.get(case.name, ())) for case in cases]
