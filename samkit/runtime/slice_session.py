@@ -240,7 +240,8 @@ class SliceSession(BaseSession[_State, SliceStep]):
             raise PromptError(f"{self.method.name} takes no box, so no mask can lead on; leave --propagate out")
         if not state.prompts:
             raise PromptError("nothing was prompted that could lead on to other slices; give a point or a box first")
-        found = slices.propagate({n: state.answers[n] for n in state.prompts if n in state.answers})
+        starts = {number: state.answers[number] for number in state.prompts if number in state.answers}
+        found = slices.propagate(starts, state.prompts.keys())
         return self._finish(_State(state.prompts, {**state.answers, **found}), sorted(found), 0, start, before)
 
     @property

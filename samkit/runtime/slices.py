@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -142,15 +142,15 @@ class Slices:
             if prompts:
                 yield number, prompts
 
-    def propagate(self, prompted: Mapping[int, Answer]) -> dict[int, Answer]:
-        """Return the answers on further slices, both ways from each of the `prompted` ones and up to the next of them.
+    def propagate(self, starts: Mapping[int, Answer], stops: Collection[int]) -> dict[int, Answer]:
+        """Return the answers on further slices, both ways from each of `starts` and up to the next of `stops`.
 
         Where two ways meet, the slice gets what either of them says.
         """
         found: dict[int, Answer] = {}
-        for (start, first), step in itertools.product(sorted(prompted.items()), (-1, 1)):
+        for (start, first), step in itertools.product(sorted(starts.items()), (-1, 1)):
             number, boxes = start + step, self.boxes_of(first.labels)
-            while 0 <= number < self.count and number not in prompted and boxes and not self.is_empty(number):
+            while 0 <= number < self.count and number not in stops and boxes and not self.is_empty(number):
                 answer = self.answer(number, boxes)
                 boxes = self.boxes_of(answer.labels)
                 if boxes:
