@@ -166,6 +166,7 @@ class DetectorRecipe(Recipe):
     weight_decay: float = 5e-4
     betas: tuple[float, float] = (0.937, 0.999)
     """The first is SGD's momentum."""
+    clip_norm: float = 10.0
     warmup_epochs: float = 3.0
     mosaic: float = 1.0
     """How often four slices are joined to one."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from samkit.errors import InputRefused
 from samkit.methods import get_method
@@ -18,21 +19,40 @@ from samkit.training.slice_samples import SliceSamples, SliceStore, is_prompted,
 from samkit.training.task import Task
 
 
+@dataclass(frozen=True)
+class SplitSlices:
+    """Which slices of each case train and which are held back; a volume may be on both sides, with other slices."""
+
+    training: list[tuple[int, ...]]
+    """Per case, the places of slices in it."""
+    held_back: list[tuple[int, ...]]
+    said: str
+    """How they were told apart, for people."""
+    counts: Mapping[str, Any]
+    notes: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, found: FoundCases) -> Self:
+        """Return the split that `hold_back` makes."""
+        split = hold_back(found.cases)
+        training, held = (_numbers(found.cases, side) for side in (split.training, split.held_back))
+        counts = {
+            "cases": len(found.cases),
+            "trained_on": sum(map(len, training)),
+            "held_back": sum(map(len, held)),
+        }
+        notes = {"layout": found.layout, "skipped": len(found.skipped), "split": split.said}
+        return cls(training, held, split.said, counts, notes)
+
+
 class SliceTask(Task):
-    """Cases of slices; a volume may be on both sides of the split, with other slices."""
+    """Cases of slices; those that hold none of the target train where the recipe wants them."""
 
     def __init__(self, found: FoundCases) -> None:
-        self.found = found
-        split = hold_back(found.cases)
-        self.training = _numbers(found.cases, split.training)
-        self.held = _numbers(found.cases, split.held_back)
-        self.splitting = split.said
-        self.counts = {
-            "cases": len(found.cases),
-            "trained_on": sum(map(len, self.training)),
-            "held_back": sum(map(len, self.held)),
-        }
-        self.notes: Mapping[str, Any] = {"layout": found.layout, "skipped": len(found.skipped), "split": split.said}
+        self.cases = found.cases
+        self.split = SplitSlices.of(found)
+        self.splitting = self.split.said
+        self.counts, self.notes = self.split.counts, self.split.notes
 
     def settle(
         self, plan: TrainingPlan, before: Mapping[str, Any] | None, say: Callable[[str], object]
@@ -43,9 +63,9 @@ class SliceTask(Task):
     def module(self, network: Network, plan: TrainingPlan, time_limit_s: float | None, workers: int) -> SliceModule:
         """Return the module, every case read."""
         method, recipe = cast(SliceMethod, get_method(plan.method)), cast(SliceRecipe, plan.recipe)
-        store = SliceStore(self.found.cases, method, plan.config, plan.label)
-        samples = SliceSamples(store, self.training, method, plan.config, recipe)
-        every, with_target = list_slices(store, self.held)
+        store = SliceStore(self.cases, method, plan.config, plan.label)
+        samples = SliceSamples(store, self.split.training, method, plan.config, recipe)
+        every, with_target = list_slices(store, self.split.held_back)
         if not with_target:
             raise InputRefused(
                 "no-foreground", "no slice that is held back holds any of the target",

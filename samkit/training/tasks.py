@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from samkit.methods.method import ClickRecipe
+from samkit.methods.method import ClickRecipe, DetectorRecipe
 from samkit.training.click_task import ClickTask
+from samkit.training.detector_task import DetectorTask
 from samkit.training.plan import TrainingPlan
 from samkit.training.slice_task import SliceTask, find_slices
 from samkit.training.task import Task
@@ -28,4 +29,5 @@ def find_task(
     """
     if isinstance(plan.recipe, ClickRecipe):
         return ClickTask.of(data, plan, say, warn)
-    return SliceTask(find_slices(data, plan, layout=layout, patterns=patterns, say=say, warn=warn))
+    found = find_slices(data, plan, layout=layout, patterns=patterns, say=say, warn=warn)
+    return DetectorTask(found, plan) if isinstance(plan.recipe, DetectorRecipe) else SliceTask(found)
