@@ -28,7 +28,7 @@ from nibabel.nifti2 import Nifti2Header, Nifti2Image
 
 from samkit.errors import GeometryError, InputRefused, SamkitError
 from samkit.geometry import Index, Volume, check_affine, spacing_of
-from samkit.runtime.mgh import MGH_SUFFIXES, read_mgh_header
+from samkit.runtime.mgh import MGH_SUFFIXES, read_mgh_header, read_mgh_voxels
 
 MAX_VOXELS = 2**29
 """Voxels of the largest scan that is read: about 812 x 812 x 812; a whole-body CT has a third of it."""
@@ -60,24 +60,27 @@ class Scan:
 def read_scan(path: Path, *, max_voxels: int = MAX_VOXELS) -> Scan:
     """Return the scan in a NIfTI-1 or NIfTI-2 file, single or pair, plain or gz, or in FreeSurfer's .mgz or .mgh.
 
-    Raises InputRefused.
-
     The array keeps the file's integer type, or is float32 where the file scales its values or holds floats. Trailing
-    axes of length one are dropped.
+    axes of length one are dropped. Raises InputRefused.
     """
     name = path.name
     if not path.is_file():
         raise InputRefused("missing", f"there is no file {name}", "check the path given with -i")
     header_path, voxels_path = scan_files(path)
-    header = read_mgh_header(path) if name.endswith(MGH_SUFFIXES) else _read_header(header_path, voxels_path)
+    is_mgh = name.endswith(MGH_SUFFIXES)
+    header = read_mgh_header(path) if is_mgh else _read_header(header_path, voxels_path)
     shape = _checked_shape(header, name, max_voxels)
     _check_geometry(header, name)
     _check_size(header, shape, voxels_path)
+    as_stated = header.copy()  # nibabel mends some fields of its own
     with _silent_nibabel():
         try:
-            image = nibabel.load(path)
-            affine = np.array(image.affine, np.float64)
-            array = _read_voxels(image, shape)
+            if is_mgh:
+                array = read_mgh_voxels(path, header)
+            else:
+                image = nibabel.load(path)
+                array, header = _read_voxels(image, shape), image.header
+            affine = np.array(header.get_best_affine(), np.float64)
         except InputRefused:
             raise
         # Broken files raise five families of exceptions, ill-typed ones as well: all of them mean this.
@@ -92,9 +95,7 @@ def read_scan(path: Path, *, max_voxels: int = MAX_VOXELS) -> Scan:
     except GeometryError as error:
         raise InputRefused("singular-affine", f"{name}: {_before_remedy(error)}", _after_remedy(error)) from error
     _check_values(array, name)
-    # Of a NIfTI file nibabel's own header is kept: it may have mended what the gate let pass
-    kept = image.header if isinstance(image.header, Nifti1Header) else header
-    return Scan(Volume(array, affine), kept, voxels_path, _warnings(header, affine))
+    return Scan(Volume(array, affine), header, voxels_path, _warnings(as_stated, affine))
 
 
 def write_mask(path: Path, mask: np.ndarray, scan: Scan) -> None:

@@ -7,7 +7,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, orn
 
 from samkit.errors import InputRefused
 from samkit.geometry import voxel_to_world, world_to_voxel
-from samkit.planes import PLANES, PlaneView, scale_intensities
+from samkit.planes import PLANES, PlaneView, Window, scale_intensities
 
 AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
 
@@ -64,3 +64,47 @@ def test_intensities_ignore_the_background_and_keep_it_zero():
 def test_volume_without_contrast_is_refused_by_name(value):
     with pytest.raises(InputRefused, match=r"flair\.nii has no contrast"):
         scale_intensities(np.full((3, 3, 3), value), "flair.nii")
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "LIA"])
+def test_file_index_is_the_one_across_the_plane(plane, codes):
+    array, affine = as_oriented(np.zeros((4, 5, 6)), AFFINE, codes)
+    view = PlaneView.of(array.shape, affine, plane)
+    for number in range(view.count):
+        index = [0.0, 0.0, 0.0]
+        index[view.axes[0]] = view.file_index(number)
+        assert view.to_slices(np.array([index]))[0, 0] == number
+
+
+def test_window_lies_around_what_is_not_zero():
+    slices = np.zeros((3, 10, 12))
+    slices[0, 2, 3] = slices[2, 7, 8] = 1
+    window = Window.around(slices, (4, 6))
+    assert window.origin == (3, 3)
+    image = np.arange(120.0).reshape(10, 12)
+    np.testing.assert_array_equal(window.cut(image), image[3:7, 3:9])
+    np.testing.assert_array_equal(window.cut(image[..., None])[..., 0], image[3:7, 3:9])
+    back = window.paste(window.cut(image), -1)
+    np.testing.assert_array_equal(back[3:7, 3:9], image[3:7, 3:9])
+    assert (np.delete(back, np.s_[3:7], axis=0) == -1).all()
+
+
+@pytest.mark.parametrize("shape", [(14, 16), (14, 5), (3, 16)])
+def test_window_larger_than_the_slice_holds_zeros_around_it(shape):
+    slices = np.zeros((1, 10, 12))
+    slices[0, 0, 0] = slices[0, 9, 11] = 1
+    window = Window.around(slices, shape)
+    image = np.arange(1.0, 121).reshape(10, 12)
+    cut = window.cut(image)
+    assert cut.shape == shape
+    assert (cut > 0).sum() == min(shape[0], 10) * min(shape[1], 12)
+    back = window.paste(cut, 0)
+    np.testing.assert_array_equal(back[back > 0], image[back > 0])
+
+
+def test_window_of_an_empty_volume_is_in_the_middle_and_the_whole_one_changes_nothing():
+    assert Window.around(np.zeros((2, 10, 12)), (4, 6)).origin == (3, 3)
+    image = np.random.default_rng(0).normal(size=(10, 12))
+    whole = Window.whole((10, 12))
+    np.testing.assert_array_equal(whole.paste(whole.cut(image), 0), image)

@@ -1,4 +1,4 @@
-"""Clicks are read as they were written, and anything else is refused with the form they should have."""
+"""Prompts are read as they were written, and anything else is refused with the form they should have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samkit.errors import PromptError
-from samkit.prompts import Point, parse_point, read_clicks, write_clicks
+from samkit.prompts import (
+    Box,
+    Point,
+    SliceBox,
+    SlicePoint,
+    parse_box,
+    parse_point,
+    parse_structure,
+    prompt_json,
+    read_prompts,
+    write_clicks,
+)
 
 NUMBER = st.floats(-1e4, 1e4)
 
@@ -21,7 +32,35 @@ def test_point_is_parsed_as_written(index, label):
     assert parse_point(text) == Point(index, label)
 
 
-@pytest.mark.parametrize("text", ["", "1,2,3", "1,2,3,4", "1,2,3,+,+", "a,2,3,+", "1,2,inf,+", "1;2;3;+", "1,2,3,1"])
+@given(numbers=st.lists(NUMBER, min_size=6, max_size=6), structure=st.sampled_from(["", "caudate_left"]))
+def test_box_is_parsed_as_written(numbers, structure):
+    text = ",".join(repr(v) for v in numbers)
+
+    assert parse_box(text, structure) == Box(tuple(numbers[:3]), tuple(numbers[3:]), structure)
+
+
+def test_two_indices_are_of_a_picture():
+    assert parse_point("3, 4.5, -") == SlicePoint(3, 4.5, 0)
+    assert parse_box("8,40,12,5") == SliceBox(8, 5, 12, 40)  # any two opposite corners
+
+
+def test_structure_is_named_before_its_point_or_box():
+    assert parse_structure("caudate_left = 1,2,3,+") == Point((1, 2, 3), 1, "caudate_left")
+    assert parse_structure("caudate_left=1,2,3,4,2,6") == Box((1, 2, 3), (4, 2, 6), "caudate_left")
+    for text in ("1,2,3,+", "=1,2,3,+", "caudate_left="):
+        with pytest.raises(PromptError, match="is written"):
+            parse_structure(text)
+
+
+@pytest.mark.parametrize("text", ["", "1,2,3", "1,2,3,4,5", "1,2,3,4,5,x", "1,2,3,4,5,nan", "1,2,3,+"])
+def test_malformed_box_is_refused_with_an_example(text):
+    with pytest.raises(PromptError, match=r"--box 40|60,70\.5"):
+        parse_box(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1,+", "1,2,3", "1,2,3,4", "1,2,3,+,+", "a,2,3,+", "1,2,inf,+", "1;2;3;+", "1,2,3,1"]
+)
 def test_malformed_point_is_refused_with_an_example(text):
     with pytest.raises(PromptError, match="60,70"):
         parse_point(text)
@@ -31,7 +70,19 @@ def test_clicks_survive_the_file(tmp_path):
     points = [Point((1.5, 2.0, -0.25), 1), Point((3.0, 4.0, 5.0), 0)]
     write_clicks(tmp_path / "clicks.json", points)
 
-    assert read_clicks(tmp_path / "clicks.json") == points
+    assert read_prompts(tmp_path / "clicks.json") == points
+
+
+def test_every_prompt_survives_the_file(tmp_path):
+    prompts = [
+        Point((1.5, 2.0, -0.25), 1, "caudate_left"),
+        Box((1.0, 2.0, 3.0), (4.0, 5.0, 3.0)),
+        SlicePoint(3.0, 4.0, 0),
+        SliceBox(1.0, 2.0, 3.0, 4.0, "lesion"),
+    ]
+    (tmp_path / "clicks.json").write_text(json.dumps([prompt_json(prompt) for prompt in prompts]))
+
+    assert read_prompts(tmp_path / "clicks.json") == prompts
 
 
 @pytest.mark.parametrize(
@@ -41,13 +92,19 @@ def test_clicks_survive_the_file(tmp_path):
         '{"point": [1, 2, 3], "label": 1}',
         "[[1, 2, 3]]",
         '[{"point": [1, 2, 3]}]',
-        '[{"point": [1, 2], "label": 1}]',
+        '[{"point": [1], "label": 1}]',
         '[{"point": "123", "label": 1}]',
         '[{"point": [1, 2, 3], "label": 2}]',
         '[{"point": [1, 2, 3], "label": "1"}]',
         '[{"point": [1, 2, NaN], "label": 1}]',
         '[{"point": [1, 2, null], "label": 1}]',
         '[{"point": [1, 2, 3], "label": 1, "name": "x"}]',
+        '[{"point": [1, 2, 3], "label": 1, "structure": 7}]',
+        '[{"point": [1, 2, 3], "label": 1, "box": [1, 2, 3, 4, 5, 6]}]',
+        '[{"box": [1, 2, 3]}]',
+        '[{"box": [1, 2, 3, 4, 5, 6], "label": 1}]',
+        '[{"box": [1, 2, 3, 4, 5, Infinity]}]',
+        "[{}]",
         "[" * 100_000,
     ],
 )
@@ -56,7 +113,7 @@ def test_malformed_clicks_are_refused(content, tmp_path):
     path.write_text(content)
 
     with pytest.raises(PromptError, match=r"clicks\.json"):
-        read_clicks(path)
+        read_prompts(path)
 
 
 def test_binary_clicks_file_is_refused(tmp_path):
@@ -64,12 +121,12 @@ def test_binary_clicks_file_is_refused(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
 
     with pytest.raises(PromptError, match="no JSON"):
-        read_clicks(path)
+        read_prompts(path)
 
 
 def test_missing_clicks_file_is_named_without_its_folder(tmp_path):
     with pytest.raises(PromptError) as refused:
-        read_clicks(tmp_path / "gone.json")
+        read_prompts(tmp_path / "gone.json")
 
     assert str(tmp_path) not in str(refused.value)
 
@@ -78,4 +135,4 @@ def test_empty_list_is_no_error_here(tmp_path):
     path = tmp_path / "clicks.json"
     path.write_text(json.dumps([]))
 
-    assert read_clicks(path) == []
+    assert read_prompts(path) == []
