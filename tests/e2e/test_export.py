@@ -15,9 +15,10 @@ import pytest
 import samkit
 from samkit.errors import ExportError, ParityError
 from samkit.export import export as export_module
+from samkit.export.click_parity import ClickReference, check_parity
 from samkit.export.export import random_network, run_export
 from samkit.export.graphs import FORBIDDEN_OPS, write_graph
-from samkit.export.parity import check_parity, load_references, relative_error
+from samkit.export.parity import load_arrays, relative_error
 from samkit.export.plan import plan_export
 from samkit.manifest import FILE_NAME, Manifest
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
@@ -34,6 +35,10 @@ def sam_export(*arguments):
 def copied_export(tiny_export, tmp_path):
     shutil.copytree(tiny_export, tmp_path / "export")
     return tmp_path / "export"
+
+
+def references(folder):
+    return [ClickReference.from_arrays(arrays) for arrays in load_arrays(folder / "parity.npz")]
 
 
 def session(path):
@@ -78,7 +83,7 @@ def test_unfolded_baseline_agrees(tiny_export, tmp_path):
     network.set_folded(False)
     path = tmp_path / "official.onnx"
     write_graph(network, method.graphs(config)[0], path, opset=20, folded=False)
-    image = load_references(tiny_export / "parity.npz")[0].image
+    image = references(tiny_export)[0].image
     folded, official = (
         session(file).run(None, {"image": image})[0] for file in (tiny_export / "image_encoder.onnx", path)
     )
@@ -133,7 +138,7 @@ def test_verify_finds_wrong_numbers_behind_right_hashes(copied_export):
     (copied_export / FILE_NAME).write_text(json.dumps(data))
     run = sam_export("--verify", copied_export)
     assert run.returncode == 1
-    assert "image_encoder (fp32), case 0: relative error" in run.stderr
+    assert "image_encoder (fp32), image_embeddings, case 0: relative error" in run.stderr
 
 
 def test_nan_fails_parity(tiny_export):
@@ -151,14 +156,7 @@ def test_nan_fails_parity(tiny_export):
     runners = {spec.name: OnnxRuntimeRunner(tiny_export / f"{spec.name}.onnx", spec) for spec in specs}
     runners["image_encoder"] = Broken(runners["image_encoder"])
     with pytest.raises(ParityError, match="relative error nan"):
-        check_parity(
-            runners,
-            load_references(tiny_export / "parity.npz"),
-            specs,
-            method,
-            refinement="recurrent",
-            precision="fp32",
-        )
+        check_parity(runners, references(tiny_export), method, Manifest.load(tiny_export).plan, "fp32")
 
 
 def test_same_plan_is_kept_and_another_refused(copied_export, monkeypatch):
@@ -178,7 +176,7 @@ def test_failed_stage_leaves_the_folder_as_it_was(copied_export, monkeypatch):
     def fail(*args, **kwargs):
         raise ParityError("planted")
 
-    monkeypatch.setattr(export_module, "make_references", fail)
+    monkeypatch.setattr(export_module, "_make_references", fail)
     with pytest.raises(ParityError, match="planted"):
         run_export(plan_export("m-sam", size="tiny"), copied_export, force=True)
     assert {path.name: path.read_bytes() for path in copied_export.iterdir()} == before
@@ -221,7 +219,7 @@ def test_file_as_export_folder_is_refused(tmp_path):
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_absent_points_change_nothing_in_the_exported_graph(tiny_export, count):
     """1e-6 relative: beside real points, alone, and in a row of a batch whose other row has more points."""
-    reference = load_references(tiny_export / "parity.npz")[0]
+    reference = references(tiny_export)[0]
     decoder = session(tiny_export / "mask_decoder.onnx")
     coords = reference.coords[:2, 0][None]
     labels = reference.labels[:2, 0][None]
@@ -259,6 +257,8 @@ def test_list_names_every_method():
         (["--method", "m-sam", "--checkpoint", "nowhere.pth"], 3, "there is no checkpoint nowhere.pth"),
         (["--method", "sam-med3d", "--refinement", "recurrent"], 2, "it has anchored"),
         (["--verify", "nowhere"], 3, "no finished export"),
+        (["--method", "sam", "--detector", "yolo.pt"], 2, "--detector does not belong to sam"),
+        (["--method", "lora-sam", "--base", "sam.pth"], 2, "--base goes with a --checkpoint"),
     ],
 )
 def test_bad_calls_end_in_one_sentence(arguments, code, words):

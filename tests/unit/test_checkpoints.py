@@ -232,12 +232,13 @@ def test_official_file_of_the_sister_method_is_refused(tmp_path, method, telltal
 
 @pytest.mark.parametrize("rank", [2, 5])
 def test_lora_rank_is_read_from_shapes(rank):
-    shapes = {
-        "image_encoder.blocks.0.attn.qkv.linear_a_q.weight": (rank, 768),
-        "bidatt.add_norm.weight": (384,),
+    state = {
+        "lora_sam.sam.image_encoder.blocks.0.attn.qkv.linear_a_q.weight": torch.zeros(rank, 768),
+        "lora_sam.sam.bidatt.add_norm.weight": torch.zeros(384),
     }
-    assert M_SAM.configure(shapes).lora_rank == rank
-    assert M_SAM.configure(shapes).adapter == "code"
+    config, ours = M_SAM.official(state, {})
+    assert (config.lora_rank, config.adapter) == (rank, "code")
+    assert sorted(ours) == ["bidatt.add_norm.weight", "image_encoder.blocks.0.attn.qkv.linear_a_q.weight"]
 
 
 def test_folder_without_best_is_refused(tmp_path):

@@ -1,5 +1,7 @@
 """Guards the registry: a file in methods/ is a method, and its record is whole and numpy-only."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -21,6 +23,9 @@ def test_record_is_whole(name):
     method = samkit.get_method(name)
     assert set(method.sizes) == {"full", "small", "tiny"}
     assert set(method.recipes) == {"paper", "small", "tiny"}
+    for part in method.parts:
+        assert set(part.recipes) == {"paper", "small", "tiny"}
+        assert hasattr(method.sizes["full"], part.name)
     assert method.official_refinement in method.refinements
     for text in (method.summary, method.paper, method.upstream, method.code_licence, method.weights_licence):
         assert text
@@ -45,7 +50,7 @@ def test_sizes_share_names_ranks_and_dynamic_axes(name, size):
 @pytest.mark.parametrize("name", METHODS)
 def test_configs_survive_json(name):
     for config in samkit.get_method(name).sizes.values():
-        assert Sam3DConfig.from_dict(config.to_dict()) == config
+        assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_full_shapes_are_the_promised_ones():
