@@ -1,140 +1,16 @@
-"""Exports of 2D methods that segment what is bright, inside the boxes they are given: no training, no torch."""
+"""Fixtures of the runtime's tests."""
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
+import runpy
+from pathlib import Path
 
-from samkit.manifest import ExportPlan, Manifest, Weights, describe_files
-from samkit.methods import sam
+import pytest
 
 
 @pytest.fixture(scope="session")
 def bright_slices(tmp_path_factory):
-    """An export of `sam` whose mask is where the picture is brighter than 128, and inside the box where there is one.
-
-    It has the graph names, tensors and axes of sam; 128 pixels, logits of 32 x 32. Proposal 2 has the best IoU.
-    """
+    """The folder of an export of `sam` that segments what is bright, inside the boxes it is given."""
     folder = tmp_path_factory.mktemp("bright-slices")
-    _write_graphs(folder, sam.TINY)
-    plan = ExportPlan(
-        method="sam",
-        weights=Weights("random", None, None),
-        size="tiny",
-        config=sam.TINY,
-        refinement="none",
-        precision="fp32",
-        folded=True,
-        opset=20,
-        graphs=("image_encoder", "mask_decoder"),
-    )
-    Manifest(plan, describe_files(folder, ["image_encoder.onnx", "mask_decoder.onnx"]), {}, None).save(folder)
+    runpy.run_path(str(Path(__file__).parents[2] / "bright_slices.py"))["write_export"](folder)
     return folder
-
-
-def _write_graphs(folder, config):
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    side, grid, channels, image = config.logits, config.grid, config.channels, config.image
-    node = helper.make_node
-
-    def tensor(name, *shape, rows="batch"):
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [rows, *shape])
-
-    def save(name, nodes, inputs, outputs, **constants):
-        held = [numpy_helper.from_array(np.asarray(values), key) for key, values in constants.items()]
-        model = helper.make_model(
-            helper.make_graph(nodes, name, inputs, outputs, held),
-            opset_imports=[helper.make_opsetid("", 20)],
-            ir_version=9,
-        )
-        onnx.checker.check_model(model, full_check=True)
-        onnx.save(model, folder / f"{name}.onnx")
-
-    # The embedding holds the picture's red averaged over 4 x 4 pixels: 16 of them in the channels of each token.
-    save(
-        "image_encoder",
-        [
-            node("Slice", ["image", "zero", "one", "channel_axis"], ["red"]),
-            node("AveragePool", ["red"], ["low"], kernel_shape=[4, 4], strides=[4, 4]),
-            node("Reshape", ["low", "split"], ["cells"]),
-            node("Transpose", ["cells"], ["tokens"], perm=[0, 3, 5, 1, 2, 4]),
-            node("Reshape", ["tokens", "joined"], ["image_embeddings"]),
-        ],
-        [tensor("image", 3, image, image)],
-        [tensor("image_embeddings", channels, grid, grid)],
-        zero=np.array([0]),
-        one=np.array([1]),
-        channel_axis=np.array([1]),
-        split=np.array([-1, 1, grid, 4, grid, 4]),
-        joined=np.array([-1, channels, grid, grid]),
-    )
-    # `depth` is how far a cell lies inside the box, in pixels; cells of a row without a box are all deep inside.
-    centres = (np.arange(side, dtype=np.float32) + 0.5) * (image / side) - 0.5
-    y, x = np.meshgrid(centres, centres, indexing="ij")
-    nodes = [
-        node("Reshape", ["image_embeddings", "apart"], ["cells"]),
-        node("Transpose", ["cells"], ["low"], perm=[0, 3, 1, 4, 2]),
-        node("Reshape", ["low", "picture"], ["brightness"]),
-        node("Sub", ["brightness", "level"], ["above"]),
-    ]
-    for corner, label in (("first", "two"), ("last", "three")):
-        nodes += [
-            node("Equal", ["point_labels", label], [f"{corner}_is"]),
-            node("Cast", [f"{corner}_is"], [f"{corner}_weight"], to=TensorProto.FLOAT),
-            node("Unsqueeze", [f"{corner}_weight", "last_axis"], [f"{corner}_column"]),
-            node("Mul", ["point_coords", f"{corner}_column"], [f"{corner}_all"]),
-            node("ReduceSum", [f"{corner}_all", "points_axis"], [f"{corner}_xy"], keepdims=0),
-            node("Reshape", [f"{corner}_xy", "as_planes"], [corner]),
-        ]
-    nodes += [
-        node("ReduceSum", ["first_weight", "points_axis"], ["boxes"], keepdims=0),
-        node("Reshape", ["boxes", "as_one"], ["has_box"]),
-        node("Greater", ["has_box", "half"], ["is_box"]),
-        node("Sub", ["places", "first"], ["past_first"]),
-        node("Sub", ["last", "places"], ["before_last"]),
-        node("Min", ["past_first", "before_last"], ["inside_xy"]),
-        node("ReduceMin", ["inside_xy", "points_axis"], ["inside"], keepdims=1),
-        node("Add", ["inside", "margin"], ["depth"]),
-        node("Where", ["is_box", "depth", "deep"], ["allowed"]),
-        node("Min", ["above", "allowed"], ["logits"]),
-        # the mask prompt shows, but decides nothing
-        node("Mul", ["mask_input", "has_mask_input"], ["used"]),
-        node("Mul", ["used", "tiny"], ["little"]),
-        node("Add", ["logits", "little"], ["one_mask"]),
-        node("Mul", ["one_mask", "scales"], ["low_res_masks"]),
-        node("Reshape", ["boxes", "as_column"], ["boxes_column"]),
-        node("Mul", ["boxes_column", "nothing"], ["zeros"]),
-        node("Add", ["zeros", "ious"], ["iou_predictions"]),
-    ]
-    save(
-        "mask_decoder",
-        nodes,
-        [
-            tensor("image_embeddings", channels, grid, grid, rows="images"),
-            tensor("point_coords", "points", 2),
-            tensor("point_labels", "points"),
-            tensor("mask_input", 1, side, side),
-            tensor("has_mask_input", 1, 1, 1),
-        ],
-        [tensor("low_res_masks", 4, side, side), tensor("iou_predictions", 4)],
-        apart=np.array([-1, 4, 4, grid, grid]),
-        picture=np.array([-1, 1, side, side]),
-        level=np.float32(0.055),  # (128 - 123.675) / 58.395 and a little less: cells half bright are in
-        two=np.float32(2),
-        three=np.float32(3),
-        last_axis=np.array([2]),
-        points_axis=np.array([1]),
-        as_planes=np.array([-1, 2, 1, 1]),
-        as_one=np.array([-1, 1, 1, 1]),
-        as_column=np.array([-1, 1]),
-        half=np.float32(0.5),
-        places=np.stack([x, y])[None],
-        margin=np.float32(2),
-        deep=np.float32(99),
-        tiny=np.float32(1e-3),
-        scales=np.array([1, 0.5, 2, 0.25], np.float32).reshape(1, 4, 1, 1),
-        nothing=np.float32(0),
-        ious=np.array([[0.6, 0.1, 0.9, 0.2]], np.float32),
-    )
