@@ -5,20 +5,26 @@ from __future__ import annotations
 import numpy as np
 
 from samkit.manifest import ExportPlan, Manifest, Weights, describe_files
-from samkit.methods import sam
+from samkit.methods import get_method
+
+SCALES = {"sam": (1, 0.5, 2, 0.25), "lora-sam": (-20, 20, *(0,) * 11)}
+"""What each mask token makes of the logits: lora-sam's first is the background, its second the first structure."""
+LEVELS = {"sam": (128 - 123.675) / 58.395, "lora-sam": 0.5}
+"""Half bright, as the methods scale intensities."""
 
 
-def write_export(folder):
-    """Write an export of `sam` whose mask is where the picture is brighter than 128, inside the box where there is one.
+def write_export(folder, name):
+    """Write an export of a method whose mask is where a slice is brighter than 128, inside the box where there is one.
 
-    It has the graph names, tensors and axes of sam; 128 pixels, logits of 32 x 32. Proposal 2 has the best IoU.
+    It has the method's graph names, tensors and axes; 128 pixels, logits of 32 x 32. The third token has the best IoU.
     """
-    _write_graphs(folder, sam.TINY)
+    config = get_method(name).sizes["tiny"]
+    _write_graphs(folder, config, SCALES[name], LEVELS[name])
     plan = ExportPlan(
-        method="sam",
+        method=name,
         weights=Weights("random", None, None),
         size="tiny",
-        config=sam.TINY,
+        config=config,
         refinement="none",
         precision="fp32",
         folded=True,
@@ -29,7 +35,7 @@ def write_export(folder):
     return folder
 
 
-def _write_graphs(folder, config):
+def _write_graphs(folder, config, scales, level):
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -115,10 +121,10 @@ def _write_graphs(folder, config):
             tensor("mask_input", 1, side, side),
             tensor("has_mask_input", 1, 1, 1),
         ],
-        [tensor("low_res_masks", 4, side, side), tensor("iou_predictions", 4)],
+        [tensor("low_res_masks", len(scales), side, side), tensor("iou_predictions", len(scales))],
         apart=np.array([-1, 4, 4, grid, grid]),
         picture=np.array([-1, 1, side, side]),
-        level=np.float32(0.055),  # (128 - 123.675) / 58.395 and a little less: cells half bright are in
+        level=np.float32(level),
         two=np.float32(2),
         three=np.float32(3),
         last_axis=np.array([2]),
@@ -131,7 +137,7 @@ def _write_graphs(folder, config):
         margin=np.float32(2),
         deep=np.float32(99),
         tiny=np.float32(1e-3),
-        scales=np.array([1, 0.5, 2, 0.25], np.float32).reshape(1, 4, 1, 1),
+        scales=np.array(scales, np.float32).reshape(1, -1, 1, 1),
         nothing=np.float32(0),
-        ious=np.array([[0.6, 0.1, 0.9, 0.2]], np.float32),
+        ious=np.array([[0.6, 0.1, 0.9, *(0.2,) * (len(scales) - 3)]], np.float32),
     )

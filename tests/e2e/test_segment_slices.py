@@ -9,6 +9,7 @@ import sys
 import nibabel
 import numpy as np
 import pytest
+from nibabel.freesurfer.mghformat import MGHImage
 from PIL import Image
 
 from samkit.prompts import Box
@@ -232,3 +233,84 @@ def test_volume_method_refuses_what_is_for_slices(
     code, _, err = segment("-i", picture, "-o", tmp_path / "m.png", "--point", "3,4,+", export=bright_export)
     assert code == 3
     assert "is a picture, and sam-med3d works on volumes" in err
+
+
+# --- Structures ---
+
+
+def brain():
+    """A head of 60 x 40 x 60 voxels in a larger volume, and in it a bright block of 12 x 8 x 10."""
+    array = np.zeros((150, 60, 130), np.uint8)
+    array[40:100, 10:50, 30:90] = 40
+    array[62:74, 20:28, 52:62] = 220
+    return array
+
+
+@pytest.fixture
+def mgz(tmp_path):
+    affine = np.array([[-1.0, 0, 0, 70], [0, 0, 1, -30], [0, -1, 0, 60], [0, 0, 0, 1]])
+    nibabel.save(MGHImage(np.ascontiguousarray(brain().transpose(0, 2, 1)), affine), tmp_path / "norm.mgz")
+    return tmp_path / "norm.mgz"
+
+
+def test_volume_becomes_a_label_map_with_its_table(segment, bright_structures, mgz, tmp_path):
+    code, out, err = segment("-i", mgz, "-o", tmp_path / "labels.nii.gz", export=bright_structures)
+
+    assert code == 0, err
+    labels = nibabel.load(tmp_path / "labels.nii.gz")
+    assert labels.get_data_dtype() == np.uint8
+    np.testing.assert_allclose(labels.affine, nibabel.load(mgz).affine, atol=1e-6)
+    found, expected = np.asarray(labels.dataobj), brain().transpose(0, 2, 1) > 200
+    assert set(np.unique(found)) == {0, 1}
+    assert 2 * (found & expected).sum() / (found.sum() + expected.sum()) > 0.8
+    rows = [line.split("\t") for line in (tmp_path / "labels.tsv").read_text().splitlines()]
+    assert rows[0] == ["index", "name", "voxels", "mL"]
+    assert rows[1] == ["1", "thalamus_left", str(found.sum()), f"{found.sum() / 1000:.4f}"]
+    assert len(rows) == 13
+    result = json.loads(out)
+    assert (result["plane"], result["clicks"], result["slices_prompted"]) == ("coronal", 0, [])
+    assert result["structures"]["thalamus_left"] == found.sum()
+    assert result["volume_ml"] == pytest.approx(found.sum() / 1000)
+
+
+def test_structure_is_prompted_on_its_slice_and_the_others_stay_automatic(segment, bright_structures, mgz, tmp_path):
+    assert segment("-i", mgz, "-o", tmp_path / "a.nii.gz", export=bright_structures)[0] == 0
+    code, out, err = segment(
+        "-i",
+        mgz,
+        "-o",
+        tmp_path / "b.nii.gz",
+        "--structure",
+        "thalamus_left=60,50,24,66,64,24",
+        export=bright_structures,
+    )
+
+    assert code == 0, err
+    assert json.loads(out)["slices_prompted"] == [24]
+    automatic, prompted = written(tmp_path / "a.nii.gz"), written(tmp_path / "b.nii.gz")
+    assert np.array_equal(np.delete(automatic, 24, axis=2), np.delete(prompted, 24, axis=2))
+    assert 0 < prompted[:, :, 24].sum() < automatic[:, :, 24].sum()
+    assert prompted[63:66, 54:60, 24].all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "words"),
+    [
+        (["--structure", "thalamus=60,50,24,+"], 2, "the structure 'thalamus' is not known; those of lora-sam are"),
+        (["--structure", "thalamus_left=2,50,24,+"], 3, "sees only the part of a slice around what is not zero"),
+        (["--structure", "thalamus_left=60,50,2,+"], 3, "nothing but zeros"),
+    ],
+)
+def test_bad_structure_ends_with_its_exit_code(arguments, exit_code, words, segment, bright_structures, mgz, tmp_path):
+    code, _, err = segment("-i", mgz, "-o", tmp_path / "m.nii", "--quiet", *arguments, export=bright_structures)
+
+    assert code == exit_code
+    assert words in err
+
+
+def test_table_must_not_be_an_input_or_another_output(segment, bright_structures, mgz, tmp_path):
+    code, _, err = segment(
+        "-i", mgz, "-o", tmp_path / "m.nii", "--report", tmp_path / "m.tsv", export=bright_structures
+    )
+    assert code == 2
+    assert "name the same file" in err

@@ -12,5 +12,5 @@ import pytest
 def bright_slices(tmp_path_factory):
     """The folder of an export of `sam` that segments what is bright, inside the boxes it is given."""
     folder = tmp_path_factory.mktemp("bright-slices")
-    runpy.run_path(str(Path(__file__).parents[2] / "bright_slices.py"))["write_export"](folder)
+    runpy.run_path(str(Path(__file__).parents[2] / "bright_slices.py"))["write_export"](folder, "sam")
     return folder
