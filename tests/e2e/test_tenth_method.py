@@ -1,0 +1,67 @@
+"""Guards the promise of docs/adding-a-method.md: a method is one file and its network, and nothing else changes."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import samkit
+import samkit.methods
+import samkit.models
+from samkit.phantoms import make_phantom
+
+PAGE = Path(__file__).parents[2] / "docs" / "adding-a-method.md"
+MODULES = ("samkit.models.plain_net", "samkit.methods.plain_net")
+
+
+@pytest.fixture
+def tenth(tmp_path, monkeypatch):
+    """The page's two files, where a new method's would lie."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    assert len(blocks) == 2
+    for package, code in zip((samkit.models, samkit.methods), blocks, strict=True):
+        folder = tmp_path / package.__name__
+        folder.mkdir()
+        (folder / "plain_net.py").write_text(code)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+    yield "plain-net"
+    for name in MODULES:
+        sys.modules.pop(name, None)
+    for package in (samkit.models, samkit.methods):
+        if hasattr(package, "plain_net"):
+            del package.plain_net
+
+
+def run(capsys, module, *arguments):
+    """Run a command in this process, which alone knows the tenth method, and return its JSON."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        try:
+            module.main()
+        except SystemExit as end:
+            if end.code:
+                pytest.fail(capsys.readouterr().err)
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_a_tenth_method_is_exported_verified_and_segmented_with(tenth, tmp_path, capsys):
+    from samkit.export import cli as export
+    from samkit.runtime import cli as segment
+
+    assert tenth in samkit.list_methods()
+    made = run(capsys, export, "--method", tenth, "--size", "tiny", "--fp16", "--quiet", "--out", tmp_path / "export")
+    assert set(made["parity"]) == {f"{g}{p}.onnx" for g in ("image_encoder", "mask_decoder") for p in ("", ".fp16")}
+    run(capsys, export, "--verify", tmp_path / "export", "--quiet")
+    phantom = make_phantom(5, (48, 56, 40), 3.5, sequences=("flair",))
+    image = phantom.sequences["flair"]
+    nib.save(nib.Nifti1Image(image.array.astype(np.float32), image.affine), tmp_path / "scan.nii.gz")
+    done = run(
+        capsys, segment, "--export", tmp_path / "export", "-i", tmp_path / "scan.nii.gz",
+        "-o", tmp_path / "mask.nii.gz", "--quiet",
+    )  # fmt: skip
+    assert done["method"] == tenth
+    assert nib.load(tmp_path / "mask.nii.gz").shape == image.array.shape
