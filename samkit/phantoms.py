@@ -3,7 +3,8 @@
 A phantom is a skull-stripped head (grey and white matter, deep nuclei, ventricles, sulci) seen by several sequences
 of one anatomy, with a smooth bias field, texture and noise: zero outside the head, positive inside, as real
 skull-stripped MR. Its two to five lesions are mostly alike, so which of them is meant can only be learnt from the
-clicks; some hardly differ from the tissue around them. Nothing here imitates a disease.
+clicks; some hardly differ from the tissue around them. Another kind of phantom has twelve labelled deep structures in
+place of lesions. Nothing here imitates a disease.
 
 `python -m samkit.phantoms --out DIR --cases N --seed S` writes images and labels for `sam-train`.
 """
@@ -19,7 +20,7 @@ from scipy import ndimage
 
 from samkit.command import run_command
 from samkit.errors import GeometryError
-from samkit.geometry import Index, Volume
+from samkit.geometry import Index, Triple, Volume
 
 SEQUENCES = ("t1", "t1c", "t2", "flair")
 
@@ -83,8 +84,7 @@ def make_phantom(
     rng = np.random.default_rng([0x9A47, seed])
     head, depth, tissue = _anatomy(shape, spacing_mm, rng)
     lesions, added = _lesions(head, depth, spacing_mm, lesion_length_mm, rng)
-    affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
-    affine[:3, 3] = -0.5 * spacing_mm * (np.asarray(shape) - 1)
+    affine = _centred(shape, spacing_mm)
     texture = 0.6 * _noise(shape, 3.0 / spacing_mm, rng) + 0.4 * _noise(shape, 9.0 / spacing_mm, rng)
     scale = rng.uniform(150, 600)
     volumes = {}
@@ -96,7 +96,62 @@ def make_phantom(
     return Phantom(volumes, lesions)
 
 
-def _anatomy(shape: Index, spacing_mm: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+STRUCTURES: Mapping[str, tuple[Triple, Triple, float]] = {
+    "thalamus": ((11.0, -18.0, 7.0), (7.5, 13.0, 8.0), 0.55),
+    "caudate": ((13.0, 12.0, 9.0), (5.0, 14.0, 8.0), 1.0),
+    "putamen": ((25.0, 2.0, 1.0), (5.5, 14.0, 9.0), 0.9),
+    "pallidum": ((18.5, -3.0, -1.0), (4.0, 8.0, 5.0), 0.35),
+    "hippocampus": ((27.0, -22.0, -13.0), (6.0, 17.0, 5.5), 0.95),
+    "amygdala": ((23.0, 0.0, -18.0), (6.5, 6.0, 6.0), 0.8),
+}
+"""Of the left side, mirrored for the right: centre from the head's [mm; lateral, anterior, superior], radii [mm], and
+share of grey matter. Places and sizes are about those of an adult brain."""
+
+
+def make_structures(seed: int, shape: Index = (144, 160, 144), spacing_mm: float = 1.0) -> tuple[Volume, np.ndarray]:
+    """Return a T1-weighted head and its paired deep structures, (I, J, K) uint8.
+
+    1 to 6 are the left ones in the order of STRUCTURES, 7 to 12 the right ones. The same arguments give the same
+    arrays.
+    """
+    rng = np.random.default_rng([0x9A4A, seed])
+    head, _, tissue = _anatomy(shape, spacing_mm, rng, with_nuclei=False)
+    size = rng.uniform(0.9, 1.12) * np.clip(min(shape) * spacing_mm / 144, 0.5, 1.3)  # a small array holds a small head
+    turn = np.linalg.qr(np.eye(3) + rng.normal(0, 0.05, (3, 3)))[0]
+    turn = turn * np.sign(np.diag(turn))
+    middle = 0.5 * (np.asarray(shape) - 1) + rng.normal(0, 2, 3) / spacing_mm
+    labels = np.zeros(shape, np.uint8)
+    depth = np.zeros(shape, np.float32)
+    bumps = _noise(shape, 6.0 / spacing_mm, rng)
+    for side, lateral in enumerate((-1.0, 1.0)):  # the array's first axis runs to the patient's right
+        for number, (centre, radii, grey) in enumerate(STRUCTURES.values(), start=1):
+            place = np.array(centre) * (lateral, 1, 1) * size * rng.uniform(0.94, 1.06, 3)
+            axes = np.array(radii) * size * rng.uniform(0.88, 1.12, 3) / spacing_mm
+            inside = _ellipsoid(shape, middle + turn @ place / spacing_mm, axes, turn.T)
+            inside = inside + np.float32(0.08 * axes.mean()) * bumps
+            own = (inside > depth) & head
+            labels[own] = number + side * len(STRUCTURES)
+            depth = np.maximum(depth, np.where(own, inside, 0)).astype(np.float32)
+            share = np.stack([np.zeros(shape), np.full(shape, grey), np.full(shape, 1 - grey)])
+            soft = ndimage.gaussian_filter(own.astype(np.float32), 0.6 / spacing_mm)
+            tissue = tissue * (1 - soft) + share.astype(np.float32) * soft
+    texture = 0.6 * _noise(shape, 3.0 / spacing_mm, rng) + 0.4 * _noise(shape, 9.0 / spacing_mm, rng)
+    nothing = np.zeros(shape, np.float32)
+    array = _scan(head, tissue, nothing, "t1", texture, np.random.default_rng([0x9A4B, seed]))
+    scan = np.where(head, np.maximum(rng.uniform(150, 600) * array, 1.0), 0.0).astype(np.float32)
+    return Volume(scan, _centred(shape, spacing_mm)), labels
+
+
+def _centred(shape: Index, spacing_mm: float) -> np.ndarray:
+    """Return the affine (4, 4) of an array on RAS axes whose centre is the world's origin."""
+    affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
+    affine[:3, 3] = -0.5 * spacing_mm * (np.asarray(shape) - 1)
+    return affine
+
+
+def _anatomy(
+    shape: Index, spacing_mm: float, rng: np.random.Generator, *, with_nuclei: bool = True
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the head (bool), depth below its surface [fraction of its radius], and tissue (3, I, J, K): the share of
     cerebrospinal fluid, grey and white matter in each voxel.
     """
@@ -116,7 +171,7 @@ def _anatomy(shape: Index, spacing_mm: float, rng: np.random.Generator) -> tuple
         horn = x - side * (0.10 + 0.10 * np.abs(y))
         fluid |= (horn / 0.07) ** 2 + (y / 0.40) ** 2 + ((z - 0.12 + 0.25 * y**2) / 0.13) ** 2 < size
         nuclei |= ((x - side * 0.24) / 0.11) ** 2 + ((y - 0.08) / 0.26) ** 2 + ((z + 0.02) / 0.15) ** 2 < size
-    grey = (depth < cortex) | nuclei
+    grey = (depth < cortex) | (nuclei & with_nuclei)
     label = np.where(fluid, 0, np.where(grey, 1, 2))
     sigma = rng.uniform(0.5, 0.9) / spacing_mm  # partial volume
     tissue = np.stack([ndimage.gaussian_filter((label == n).astype(np.float32), sigma) for n in range(3)])

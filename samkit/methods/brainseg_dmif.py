@@ -80,7 +80,7 @@ METHOD = SliceMethod(
     sizes={
         "full": DmifConfig(),
         "small": DmifConfig(
-            image=128, width=96, depth=4, heads=4, window=4, global_blocks=(1, 3), channels=64, bottleneck=12,
+            image=128, width=80, depth=4, heads=4, window=4, global_blocks=(1, 3), channels=64, bottleneck=12,
             decoder_heads=4, decoder_mlp=128, upscaled=16,
         ),
         "tiny": DmifConfig(

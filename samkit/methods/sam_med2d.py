@@ -67,7 +67,7 @@ def adopt(state: State, config: Sam2DConfig) -> State:
 
 
 FULL = replace(sam.FULL, image=256, adapter=True)
-SMALL = replace(sam.SMALL, image=128, adapter=True)
+SMALL = replace(sam.SMALL, image=128, width=96, depth=3, heads=4, global_blocks=(2,), adapter=True)
 TINY = replace(sam.TINY, adapter=True)
 LOSSES = (("focal", 20.0), ("dice", 1.0), ("iou", 1.0))
 

@@ -243,8 +243,7 @@ class SliceModule(RunModule):
     def _answers(self, places: Sequence[tuple[int, int]]) -> list[tuple[tuple[int, int], np.ndarray]]:
         """Return the labels (H, W) that the method answers on some held-back slices, as `Session` would."""
         runners = {name: TorchRunner(self.network, graph, str(self.device)) for name, graph in self.graphs.items()}
-        loaded = [self.store[case].images[number] for case, number in places]
-        prepared = [self.method.preprocess(image, self.config) for image in loaded]
+        prepared = [self.store.prepared(*place) for place in places]
         inputs = np.stack([image for image, _ in prepared])
         embeddings = runners["image_encoder"].run({"image": inputs})["image_embeddings"]
         answers = []

@@ -23,7 +23,7 @@ from samkit.training.slice_cases import LoadedCase, SliceCase
 from samkit.training.slice_prompts import components, jittered_box, random_point, shifted_box, tight_box
 
 CACHE_BYTES = 6_000_000_000
-"""Memory for cases that were read; the rest is read again each time."""
+"""Memory for cases and inputs; what goes beyond is read and prepared again each time."""
 
 _DRAW, _ROUND, _ORDER, _VALIDATION = range(4)  # one stream of random numbers for each purpose
 
@@ -45,22 +45,35 @@ class SliceSample:
 
 
 class SliceStore:
-    """Loaded cases by their number, cut to the method's window, with the labels that are asked for."""
+    """Loaded cases by their number, cut to the method's window, with the labels that are asked for; kept in memory."""
 
     def __init__(self, cases: Sequence[SliceCase], method: SliceMethod, config: Any, label: int | None) -> None:
         self.cases, self.method, self.config, self.label = cases, method, config, label
         self._kept: dict[int, LoadedCase] = {}
+        self._prepared: dict[tuple[int, int], tuple[np.ndarray, Fit]] = {}
         self._bytes = 0
 
     def __getitem__(self, number: int) -> LoadedCase:
         if number in self._kept:
             return self._kept[number]
         loaded = self._load(self.cases[number])
-        size = loaded.images.nbytes + loaded.labels.nbytes
-        if self._bytes + size <= CACHE_BYTES:
+        if self._has_room(loaded.images.nbytes + loaded.labels.nbytes):
             self._kept[number] = loaded
-            self._bytes += size
         return loaded
+
+    def prepared(self, case: int, number: int) -> tuple[np.ndarray, Fit]:
+        """Return the network's input (C, S, S) of a slice as it is, and its place there."""
+        if (case, number) in self._prepared:
+            return self._prepared[case, number]
+        image, fit = self.method.preprocess(self[case].images[number], self.config)
+        if self._has_room(image.nbytes):
+            self._prepared[case, number] = image, fit
+        return image, fit
+
+    def _has_room(self, size: int) -> bool:
+        fits = self._bytes + size <= CACHE_BYTES
+        self._bytes += size if fits else 0
+        return fits
 
     def _load(self, case: SliceCase) -> LoadedCase:
         loaded = case.load()
@@ -143,9 +156,12 @@ class SliceSamples(Dataset[SliceSample]):
         lap, slot = divmod(position, len(pool))
         order = np.random.default_rng((self.recipe.seed, _ORDER, epoch, lap, which)).permutation(len(pool))
         case, number = pool[int(order[slot])]
-        loaded = self.store[case]
-        image, labels = augment(self.recipe.augment, loaded.images[number], loaded.labels[number], rng)
-        prepared, fit = self.method.preprocess(image, self.config)
+        labels = self.store[case].labels[number]
+        if self.recipe.augment:
+            image, labels = augment(self.recipe.augment, self.store[case].images[number], labels, rng)
+            prepared, fit = self.method.preprocess(image, self.config)
+        else:
+            prepared, fit = self.store.prepared(case, number)
         if not is_prompted(self.recipe):
             target = labels if self.recipe.output == "classes" else labels > 0
             return SliceSample(prepared, fit, target[None].astype(np.uint8), (np.zeros((0, 3)),), key, (case, number))
