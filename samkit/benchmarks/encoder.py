@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,21 @@ from samkit.export.plan import plan_export
 from samkit.methods import get_method
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
-FOLDED_GFLOP = 104.7
-"""Operations of the folded encoder at 128^3 (methods: torch's flop counter, 1 MAC = 2)."""
 
-MIN_RATIO = 4.0
-"""How many times faster the folded form has to be."""
-MAX_PEAK_GB = 0.25
-"""What one folded run may add to the memory of the loaded session."""
+@dataclass(frozen=True)
+class Wanted:
+    """What a folded encoder has to reach."""
+
+    gflop: float
+    """Operations of one run (torch's flop counter, 1 MAC = 2)."""
+    ratio: float
+    """How many times faster than upstream's formulation."""
+    peak_gb: float
+    """What one run may add to the memory of the loaded session."""
+
+
+WANTED = {name: Wanted(104.7, 4.0, 0.25) for name in ("sam-med3d", "m-sam")}
+"""Methods without an entry are only measured."""
 
 
 @click.command()
@@ -73,15 +82,20 @@ def encoder(method_name: str, rounds: int, threads: int) -> None:
             **machine,
             "seconds": {name: round(value, 4) for name, value in medians.items()},
             "ratio": round(medians["official"] / medians["folded"], 2),
-            "share_of_gemm": round(FOLDED_GFLOP / medians["folded"] / float(str(machine["gemm_gflops"])), 2),
             "relative_error": relative_error(outputs["folded"], outputs["official"]),
             "peak_over_session_gb": float(memory.stdout),
         }
+        wanted = WANTED.get(method_name)
+        if wanted is not None:
+            share = wanted.gflop / medians["folded"] / float(str(machine["gemm_gflops"]))
+            report["share_of_gemm"] = round(share, 2)
         click.echo(json.dumps(report))
-        if not (report["ratio"] >= MIN_RATIO and report["peak_over_session_gb"] <= MAX_PEAK_GB):
+        if wanted is not None and not (
+            report["ratio"] >= wanted.ratio and report["peak_over_session_gb"] <= wanted.peak_gb
+        ):
             raise ExportError(
                 f"the folded encoder is {report['ratio']} times as fast and needs {report['peak_over_session_gb']} GB, "
-                f"wanted are {MIN_RATIO} times and {MAX_PEAK_GB} GB; is the machine idle?"
+                f"wanted are {wanted.ratio} times and {wanted.peak_gb} GB; is the machine idle?"
             )
 
 
