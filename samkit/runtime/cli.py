@@ -17,7 +17,6 @@ from samkit.command import run_command
 from samkit.errors import InputRefused, PromptError
 from samkit.geometry import Triple, world_to_voxel
 from samkit.manifest import Manifest
-from samkit.methods import get_method
 from samkit.methods.method import Method, SliceMethod
 from samkit.planes import PLANES
 from samkit.prompts import (
@@ -36,7 +35,7 @@ from samkit.runtime.answers import PICTURE_SUFFIX, check_name, table_path, write
 from samkit.runtime.images import MASK_SUFFIXES, check_output, replacing, write_logits, write_mask
 from samkit.runtime.inputs import Given, find_inputs, read_inputs, source_files
 from samkit.runtime.report import provenance
-from samkit.runtime.session import BACKENDS, DEVICES, Session, open_session
+from samkit.runtime.session import BACKENDS, DEVICES, Session, described, open_session
 from samkit.runtime.slice_session import SliceSession, SliceStep
 from samkit.sequences import parse_pattern
 
@@ -197,15 +196,14 @@ def segment(
     start = time.perf_counter()
     if backend == "torch" and precision == "fp16":
         raise click.UsageError("the torch backend runs float32; leave --precision out")
-    plan = Manifest.load(export).plan
-    method = get_method(plan.method)
+    method, config = described(Manifest.load(export), export)
     asked = read_prompts(clicks) if clicks else []
     asked += [parse_point(text) for text in points] + [parse_box(text) for text in boxes]
     asked += [parse_structure(text) for text in structures]
-    _check_prompts(asked, method)
+    _check_prompts(asked, method, propagate)
     _check_options(method, {"--plane": plane, "--propagate": propagate}, spacing)
-    files = find_inputs(inputs, method, plan.config, dict(parse_pattern(text) for text in sequences))
-    table = table_path(mask_path) if isinstance(method, SliceMethod) and method.structures(plan.config) else None
+    files = find_inputs(inputs, method, config, dict(parse_pattern(text) for text in sequences))
+    table = table_path(mask_path) if isinstance(method, SliceMethod) and method.structures(config) else None
     outputs = [path for path in (mask_path, table, logits_path, report_path) if path is not None]
     if len({path.resolve() for path in outputs}) < len(outputs):
         raise click.UsageError("-o, its table, --save-logits and --report name the same file")
@@ -270,8 +268,12 @@ def segment(
 # --- What is asked for ---
 
 
-def _check_prompts(prompts: Sequence[Prompt], method: Method) -> None:
+def _check_prompts(prompts: Sequence[Prompt], method: Method, propagate: bool) -> None:
     if isinstance(method, SliceMethod) and method.is_automatic:
+        if propagate and not prompts:
+            raise PromptError(
+                f"{method.name} was given no prompt that could lead on to other slices; leave --propagate out"
+            )
         return
     if not prompts:
         raise PromptError("no click was given, at least one on the object is needed; e.g. --point 60,70,30,+")

@@ -47,6 +47,10 @@ def find_inputs(texts: Sequence[str], method: Method, config: Any, patterns: Map
     """
     wanted = method.sequences(config) if isinstance(method, SliceMethod) else ()
     named = [_split(text) for text in texts]
+    if patterns and not (len(named) == 1 and named[0][1].is_dir()):
+        raise click.UsageError(
+            "--sequence says which file of a folder is meant; give a folder with -i, or -i NAME=FILE"
+        )
     if len(named) == 1 and not named[0][0]:
         ((_, path),) = named
         if path.is_dir():

@@ -219,10 +219,8 @@ def open_session(
         )
     manifest = Manifest.load(folder)
     manifest.verify(folder)
+    method, config = described(manifest, folder)
     plan = manifest.plan
-    if plan.config is None or plan.refinement is None:
-        raise ManifestError(f"the manifest of {folder.name} does not describe its network; export again")
-    method, config = get_method(plan.method), plan.config
     if precision is None:
         precision = default_precision(manifest, backend, device)
     runners: dict[str, Runner] = {}
@@ -245,6 +243,14 @@ def open_session(
         session = _make_session(method, config, runners, precision, manifest, spacing, plane)
         opened.pop_all()  # the session closes them from here on
     return session
+
+
+def described(manifest: Manifest, folder: Path) -> tuple[Method, NetworkConfig]:
+    """Return method and network of the export in `folder`; raises ManifestError where the manifest leaves them open."""
+    plan = manifest.plan
+    if plan.config is None or plan.refinement is None:
+        raise ManifestError(f"the manifest of {folder.name} does not describe its network; export again")
+    return get_method(plan.method), plan.config
 
 
 def _make_session(

@@ -154,7 +154,8 @@ class Slices:
                 answer = self.answer(number, boxes)
                 boxes = self.boxes_of(answer.labels)
                 if boxes:
-                    found[number] = either(found[number], answer) if number in found else answer
+                    kept = replace(answer, low_res=None)  # as in `automatic`
+                    found[number] = either(found[number], kept) if number in found else kept
                 number += step
         return found
 

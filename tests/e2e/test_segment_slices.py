@@ -167,6 +167,7 @@ def test_picture_gives_a_picture(segment, picture, tmp_path):
         (["--box", BOX, "--spacing", "1,1,1"], 2, "sam works on slices as they are; leave --spacing out"),
         (["--box", BOX, "--plane", "oblique"], 2, "'oblique' is not one of"),
         (["--box", BOX, "--sequence", "t1c"], 2, "--sequence is written NAME=PATTERN"),
+        (["--box", BOX, "--sequence", "t1c=s*"], 2, "give a folder with -i"),
         (["--box", BOX, "-i", "b.nii"], 2, "of several -i each names its sequence"),
     ],
 )
@@ -299,6 +300,7 @@ def test_structure_is_prompted_on_its_slice_and_the_others_stay_automatic(segmen
         (["--structure", "thalamus=60,50,24,+"], 2, "the structure 'thalamus' is not known; those of lora-sam are"),
         (["--structure", "thalamus_left=2,50,24,+"], 3, "sees only the part of a slice around what is not zero"),
         (["--structure", "thalamus_left=60,50,2,+"], 3, "nothing but zeros"),
+        (["--propagate"], 2, "was given no prompt that could lead on"),
     ],
 )
 def test_bad_structure_ends_with_its_exit_code(arguments, exit_code, words, segment, bright_structures, mgz, tmp_path):

@@ -52,6 +52,8 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
         find_inputs(["t1c=b.nii", "a.nii"], TWO, None, {})
     with pytest.raises(click.UsageError, match=r"names t1c twice, a\.nii and b\.nii"):
         find_inputs(["t1c=a.nii", "t1ce=b.nii"], TWO, None, {})
+    with pytest.raises(click.UsageError, match="give a folder with -i"):
+        find_inputs(["a.nii"], TWO, None, {"t1c": "a*"})
     with pytest.raises(InputRefused, match="is a folder, and sam takes one scan or picture"):
         find_inputs([str(tmp_path)], sam.METHOD, None, {})
     with pytest.raises(InputRefused, match=r"scan\.dcm is not a NIfTI file by its name"):
