@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import click
@@ -31,7 +30,7 @@ class Demo:
     settings: tuple[str, ...]
     start: str = ""
     """The method whose demonstration weights it starts from."""
-    parts: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Settings of the parts that train alone."""
 
 

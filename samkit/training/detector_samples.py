@@ -149,8 +149,9 @@ def fitted_anchors(sizes: np.ndarray, config: YoloConfig) -> tuple[tuple[float, 
     grids, each = len(config.anchors), len(config.anchors[0]) // 2
     logs = np.log(np.maximum(sizes, 1.0))
     count = grids * each
-    if len(np.unique(logs, axis=0)) < count:  # fewer kinds of boxes than anchors: spread those there are
-        spread = np.linspace(logs.min(axis=0) - 0.2, logs.max(axis=0) + 0.2, count)
+    kinds = np.unique(logs, axis=0)
+    if len(kinds) <= count:  # no more kinds of boxes than anchors: each its own, some twice
+        spread = np.resize(kinds, (count, 2))
     else:
         with warnings.catch_warnings():  # an empty cluster keeps its place, which is as good as any
             warnings.simplefilter("ignore")
