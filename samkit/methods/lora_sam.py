@@ -34,8 +34,8 @@ def _preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Fit
     from scipy import ndimage
 
     shape, side = (image.shape[0], image.shape[1]), config.image
-    unit = as_rgb(image).astype(np.float32) / np.float32(255)
-    stretched = ndimage.zoom(unit, (side / shape[0], side / shape[1], 1), order=3)
+    unit = image.astype(np.float32) / np.float32(255)
+    stretched = as_rgb(ndimage.zoom(unit, (side / shape[0], side / shape[1], 1), order=3))
     return np.ascontiguousarray(stretched.transpose(2, 0, 1)), Fit.stretched(shape, side)
 
 

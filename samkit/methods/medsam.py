@@ -25,13 +25,13 @@ def preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Fit]
     """
     from scipy import ndimage
 
-    side, values = config.image, as_rgb(image).astype(np.float64)
+    side, values = config.image, image.astype(np.float64)
     shrink = np.array([values.shape[0] / side, values.shape[1] / side, 1.0])
     smooth = ndimage.gaussian_filter(values, np.maximum(0, (shrink - 1) / 2), mode="mirror")
     resized = ndimage.zoom(smooth, 1 / shrink, order=3, mode="mirror", grid_mode=True)
     whole = np.floor(np.clip(resized, values.min(), values.max()))
     span = max(float(np.ptp(whole)), 1e-8)
-    scaled = ((whole - whole.min()) / span).astype(np.float32).transpose(2, 0, 1)
+    scaled = as_rgb(((whole - whole.min()) / span).astype(np.float32)).transpose(2, 0, 1)
     return np.ascontiguousarray(scaled), Fit.stretched((image.shape[0], image.shape[1]), side)
 
 

@@ -55,6 +55,18 @@ def _parse_spacing(context: click.Context, parameter: click.Parameter, value: st
     return a, b, c
 
 
+def _parse_limits(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    try:
+        low, high = (float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"'{value}' is not LOW,HIGH, such as -160,240") from None
+    if not -float("inf") < low < high < float("inf"):
+        raise click.BadParameter(f"'{value}' must be two numbers, the lower one first")
+    return low, high
+
+
 def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, Path | None], Path | None]:
     def check(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
         if value is not None and not value.name.endswith(suffixes):
@@ -133,6 +145,13 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
 @click.option("--world", is_flag=True, help="All points and boxes are RAS+ millimetres instead of voxel indices.")
 @click.option("--plane", type=click.Choice(PLANES), help="Slices of 2D methods; default: the method's own.")
 @click.option(
+    "--intensities",
+    callback=_parse_limits,
+    metavar="LOW,HIGH",
+    help="What becomes black and white for 2D methods, such as -160,240 for soft tissue in a CT; default: the 0.5 and "
+    "99.5 percentile of what is not background.",
+)
+@click.option(
     "--propagate", is_flag=True, help="Let the mask of a prompted slice lead on to its neighbours, until it vanishes."
 )
 @click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True)
@@ -175,6 +194,7 @@ def segment(
     clicks: Path | None,
     world: bool,
     plane: str | None,
+    intensities: tuple[float, float] | None,
     propagate: bool,
     device: str,
     backend: str,
@@ -199,7 +219,7 @@ def segment(
     asked += [parse_point(text) for text in points] + [parse_box(text) for text in boxes]
     asked += [parse_structure(text) for text in structures]
     _check_prompts(asked, method, propagate)
-    _check_options(method, {"--plane": plane, "--propagate": propagate}, spacing)
+    _check_options(method, {"--plane": plane, "--intensities": intensities, "--propagate": propagate}, spacing)
     files = find_inputs(inputs, method, config, dict(parse_pattern(text) for text in sequences))
     table = table_path(mask_path) if isinstance(method, SliceMethod) and method.structures(config) else None
     outputs = [path for path in (mask_path, table, logits_path, report_path) if path is not None]
@@ -213,14 +233,29 @@ def segment(
     given = read_inputs(files, method)
     check_name(mask_path, given)
     if given.picture is not None:
-        _check_picture({"--world": world, "--plane": plane, "--propagate": propagate, "--save-logits": logits_path})
+        _check_picture(
+            {
+                "--world": world,
+                "--plane": plane,
+                "--intensities": intensities,
+                "--propagate": propagate,
+                "--save-logits": logits_path,
+            }
+        )
     seconds["load"] = time.perf_counter() - start
     say(_described(given))
     used = [_to_voxel(prompt, given) for prompt in asked] if world else asked
 
     begun = time.perf_counter()
     with open_session(
-        export, backend=backend, device=device, precision=precision, threads=threads, spacing=spacing, plane=plane
+        export,
+        backend=backend,
+        device=device,
+        precision=precision,
+        threads=threads,
+        spacing=spacing,
+        plane=plane,
+        intensities=intensities,
     ) as session:
         seconds["open"] = time.perf_counter() - begun
         say(f"{method.name} in {session.precision} on {backend}, {device}")

@@ -203,13 +203,14 @@ def open_session(
     threads: int | None = None,
     spacing: Triple | None = None,
     plane: str | None = None,
+    intensities: tuple[float, float] | None = None,
 ) -> Session | SliceSession:
     """Return a session on an export folder, whose files are checked against its manifest first.
 
     A method of volumes gives a Session, a method of slices a SliceSession. `backend` is `onnxruntime` or `torch`
     (float32, needs the checkpoint that the manifest names); `device` is `cpu` or `cuda`; `precision` is by default
     `fp32` on the CPU and `fp16` on CUDA where the export has it. `spacing` [mm] is for methods of volumes, `plane`
-    for those of slices; each is by default the method's own.
+    and `intensities` (what becomes black and white) for those of slices; each is by default the method's own.
     """
     folder = Path(folder)
     if backend not in BACKENDS or device not in DEVICES:
@@ -240,7 +241,7 @@ def open_session(
                 path = manifest.path(folder, graph.name, precision)
                 runner = OnnxRuntimeRunner(path, graph, device=device, threads=threads)
                 runners[graph.name] = opened.enter_context(runner)
-        session = _make_session(method, config, runners, precision, manifest, spacing, plane)
+        session = _make_session(method, config, runners, precision, manifest, spacing, plane, intensities)
         opened.pop_all()  # the session closes them from here on
     return session
 
@@ -261,15 +262,19 @@ def _make_session(
     manifest: Manifest,
     spacing: Triple | None,
     plane: str | None,
+    intensities: tuple[float, float] | None,
 ) -> Session | SliceSession:
     if isinstance(method, SliceMethod):
         if spacing is not None:
             raise PromptError(f"{method.name} works on slices as they are and takes no spacing; leave --spacing out")
-        return SliceSession(method, config, runners, plane=plane, precision=precision, manifest=manifest)
+        return SliceSession(
+            method, config, runners, plane=plane, intensities=intensities, precision=precision, manifest=manifest
+        )
     if not isinstance(method, VolumeMethod) or not isinstance(config, Sam3DConfig):
         raise ExportError(f"{method.name} is neither a method of slices nor of volumes; upgrade samkit")
-    if plane is not None:
-        raise PromptError(f"{method.name} works on the whole volume and has no plane; leave --plane out")
+    if plane is not None or intensities is not None:
+        option = "--plane" if plane is not None else "--intensities"
+        raise PromptError(f"{option} is for methods of slices, and {method.name} works on volumes; leave it out")
     refinement = str(manifest.plan.refinement)
     return Session(method, config, refinement, runners, spacing=spacing, precision=precision, manifest=manifest)
 

@@ -79,12 +79,14 @@ class SliceSession(BaseSession[_State, SliceStep]):
         runners: Mapping[str, Runner],
         *,
         plane: str | None = None,
+        intensities: tuple[float, float] | None = None,
         precision: str = "fp32",
         manifest: Manifest | None = None,
     ) -> None:
         """Take over `runners`, one per graph, of the export that `manifest` describes, if it is one.
 
-        `plane` overrides the method's own.
+        `plane` overrides the method's own. `intensities` are what becomes black and white, instead of percentiles of
+        each volume.
         """
         super().__init__(runners, precision, manifest)
         self.method = method
@@ -92,6 +94,7 @@ class SliceSession(BaseSession[_State, SliceStep]):
         self.plane = method.plane if plane is None else plane
         if self.plane not in PLANES:
             raise PromptError(f"the plane '{self.plane}' is not known; give {', '.join(PLANES)}")
+        self.intensities = intensities
         self.structures = method.structures(config)
         self.sequences = method.sequences(config)
         self._set: _Opened | None = None
@@ -111,7 +114,8 @@ class SliceSession(BaseSession[_State, SliceStep]):
         i, j, k = first.array.shape
         view = PlaneView.of((i, j, k), first.affine, self.plane)
         channels = [
-            view.slices(scale_intensities(volume.array, name or "the volume")) for name, volume in named.items()
+            view.slices(scale_intensities(volume.array, name or "the volume", self.intensities))
+            for name, volume in named.items()
         ]
         self._open(channels, shape=(i, j, k), view=view, voxel_ml=first.voxel_ml)
 

@@ -287,7 +287,7 @@ def test_volume_must_have_three_axes(session, shape, words):
 def test_option_of_the_other_kind_of_method_is_refused(bright_slices, bright_export):
     with pytest.raises(PromptError, match="takes no spacing"):
         open_session(bright_slices, spacing=(1.0, 1.0, 1.0))
-    with pytest.raises(PromptError, match="has no plane"):
+    with pytest.raises(PromptError, match="--plane is for methods of slices"):
         open_session(bright_export, plane="axial")
     with pytest.raises(PromptError, match="axial, coronal, sagittal"):
         open_session(bright_slices, plane="oblique")
