@@ -41,7 +41,7 @@ METHOD = SliceMethod(
     weights_licence="none released; it starts from SAM-Med2D's (Apache-2.0)",
     sizes={
         "full": replace(sam_med2d.FULL, local_branch=True),
-        "small": replace(sam_med2d.SMALL, local_branch=True, local_width=6),
+        "small": replace(sam_med2d.SMALL, local_branch=True, local_width=4),
         "tiny": replace(sam_med2d.TINY, local_branch=True, local_width=4),
     },
     build=build_sam,

@@ -116,19 +116,30 @@ def _with_arch(config: NetworkConfig, arch: str, size: str) -> NetworkConfig:
 
 
 def _started(config: NetworkConfig, start: CheckpointInfo, method: Method, part: str) -> NetworkConfig:
-    """Return the network that continues `start`: the file's sizes, and of `config` what the file does not have.
-
-    That is what the method adds to its base, such as LoRA's rank, where full-size networks of the two differ.
-    """
+    """Return the network that continues `start`: the file's sizes, and of `config` what the method adds to its base."""
     given = start.config
     if method.base is None or part:
         return given
-    whole, base = method.sizes["full"], get_method(method.base).sizes["full"]
-    added = {f for f in _names(whole) if not hasattr(base, f) or getattr(whole, f) != getattr(base, f)}
+    added = _added(method, get_method(method.base))
     if start.method == method.name:
         return replace(given, **{f: getattr(config, f) for f in added if not getattr(given, f)})
     taken = {f: getattr(given, f) for f in _names(config) if f not in added and hasattr(given, f)}
     return replace(config, **taken)
+
+
+def _added(method: Method, base: Method) -> set[str]:
+    """Return the fields of a method's config that are not its base's to decide, such as LoRA's rank.
+
+    Those are what the base does not know, what differs between the two at full size, and what varies with the size in
+    the method alone.
+    """
+    added = set()
+    for name in _names(method.sizes["full"]):
+        own = {size: getattr(config, name) for size, config in method.sizes.items()}
+        others = {size: getattr(config, name, None) for size, config in base.sizes.items()}
+        if own["full"] != others["full"] or len(set(others.values())) == 1 < len(set(own.values())):
+            added.add(name)
+    return added
 
 
 def _names(record: Any) -> list[str]:

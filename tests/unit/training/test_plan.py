@@ -1,5 +1,7 @@
 """`--set` changes any field of recipe and network, typed, and tells what it does not know."""
 
+from dataclasses import replace
+
 import click
 import pytest
 
@@ -109,3 +111,65 @@ def test_fitted_spacing_lets_the_largest_object_fill_the_patch():
     assert fitted_spacing((200.0, 200.0, 150.0), 128, 1.0) == (1.65, 1.65, 1.25)
     assert fitted_spacing((3.0, 3.0, 3.0), 64, 1.0) == (0.5, 0.5, 0.5)  # not finer than half a voxel of the data
     assert fitted_spacing((10.0, 80.0, 10.0), 64, 0.5) == (0.7, 1.35, 0.7)  # nor than half the coarsest axis
+
+
+def test_arch_changes_the_full_encoder_and_nothing_else():
+    plan = plan_training(get_method("sam"), "paper", arch="vit_l")
+
+    assert (plan.config.width, plan.config.depth, plan.config.heads) == (1024, 24, 16)
+    assert plan.config.image == 1024
+    for name, preset, says in (("sam", "small", "full-size networks"), ("m-sam", "paper", "does not have")):
+        with pytest.raises(click.UsageError, match=says):
+            plan_training(get_method(name), preset, arch="vit_l")
+    start = CheckpointInfo("sam", "full", get_method("sam").sizes["full"], "none")
+    with pytest.raises(click.UsageError, match="leave --arch out"):
+        plan_training(get_method("sam"), "paper", arch="vit_h", start=start)
+
+
+def test_a_part_is_planned_alone():
+    plan = plan_training(get_method("medsam-yolo"), "small", ["width=16", "epochs=4"], part="detector")
+
+    assert (plan.part, plan.config.width, plan.recipe.epochs) == ("detector", 16, 4)
+    assert plan.config.image == get_method("medsam-yolo").sizes["small"].detector.image
+    with pytest.raises(click.UsageError, match="no part 'encoder' that trains alone; it has: detector"):
+        plan_training(get_method("medsam-yolo"), "small", part="encoder")
+
+
+def test_a_larger_base_gives_its_sizes_and_the_method_its_additions():
+    given = replace(get_method("sam").sizes["tiny"], width=64, image=256)
+    info = CheckpointInfo("sam", "tiny", given, "none")
+    plan = plan_training(get_method("lora-sam"), "tiny", start=info)
+
+    assert (plan.config.width, plan.config.image) == (64, get_method("lora-sam").sizes["tiny"].image)
+    assert (plan.config.lora_rank, plan.config.masks) == (2, 13)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "field", "value"),
+    [
+        ("brainseg-dmif", "sequences=t1c,t2f", "sequences", ("t1c", "t2f")),
+        ("lora-sam", "lora_place=both", "lora_place", "both"),
+        ("lora-sam", "lora_targets=qkv", "lora_targets", "qkv"),
+    ],
+)
+def test_options_of_the_papers_are_settings(name, settings, field, value):
+    assert getattr(plan_training(get_method(name), "tiny", [settings]).config, field) == value
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("losses=focal:20,dise:1", "losses: dise is none of focal"),
+        ("losses=focal", "pairs with commas between"),
+        ("losses=", "must each name one"),
+        ("prompts=circle", "prompts: circle is none of box"),
+        ("augment=warp", "augment: warp is none of"),
+        ("optimiser=lion", "none of adam, adamw, sgd"),
+        ("output=last", "none of first, best"),
+        ("foreground_share=2", "fraction of the slices"),
+        ("box_jitter=20,0", "must rise"),
+    ],
+)
+def test_wrong_settings_of_slices_are_told(setting, says):
+    with pytest.raises(click.UsageError, match=says):
+        plan_training(get_method("sam-med2d"), "tiny", [setting])

@@ -1,4 +1,4 @@
-"""The slice module trains what the recipe names through the exported functions, and validates by the runtime's answer."""
+"""The slice module trains what the recipe names through the exported functions, and validates by the runtime's rule."""
 
 import warnings
 from dataclasses import replace

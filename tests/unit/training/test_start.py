@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+import samkit
 from samkit.checkpoints import CheckpointInfo, save_checkpoint
 from samkit.errors import CheckpointError
 from samkit.methods import get_method
-from samkit.training.plan import plan_training
+from samkit.training.plan import part_of, plan_training
 from samkit.training.start import count_parameters, freeze, load_start, start_weights
 
 
@@ -83,3 +84,45 @@ def test_a_later_method_does_not_start_an_earlier_one(tmp_path):
 
     with pytest.raises(CheckpointError, match="trained for 'm-sam'"):
         load_start(tmp_path / "own.safetensors", get_method("sam-med3d"))
+
+
+@pytest.mark.parametrize("name", [name for name in samkit.list_methods() if get_method(name).base])
+def test_every_method_starts_from_the_one_it_builds_on(name, tmp_path):
+    method = get_method(name)
+    base = get_method(method.base)
+    _save(tmp_path / "base.safetensors", base.name, base.sizes["tiny"])
+
+    start = load_start(tmp_path / "base.safetensors", method)
+    plan = plan_training(method, "tiny", start=start.info)
+    network = method.build(plan.config)
+    said = start_weights(network, start, method, plan)
+
+    assert start.info.method == base.name
+    assert plan.config == method.sizes["tiny"]
+    fresh = int(said.split()[0])
+    assert fresh < 0.8 * len(network.state_dict()), said
+    assert (fresh == 0) == (name == "medsam"), said
+
+
+@pytest.mark.parametrize("name", ["medsam-yolo"])
+def test_a_part_starts_from_its_own_file_and_keeps_all_but_another_head(name, tmp_path):
+    method = get_method(name)
+    part = part_of(method, "detector")
+    config = method.sizes["tiny"].detector
+    torch.manual_seed(1)
+    network = part.build(config)
+    info = CheckpointInfo(name, "tiny", config, "none", part="detector")
+    save_checkpoint(tmp_path / "own.safetensors", network, info)
+
+    start = load_start(tmp_path / "own.safetensors", method, part="detector")
+    for settings, fresh in (([], 0), (["classes=3"], 6)):
+        plan = plan_training(method, "tiny", settings, part="detector", start=start.info)
+        said = start_weights(part.build(plan.config), start, method, plan)
+        assert said.startswith(f"{fresh} tensors are fresh")
+
+
+def test_a_lora_file_alone_asks_for_its_base(tmp_path):
+    torch.save({"w_a_000": torch.zeros(8, 768)}, tmp_path / "lora.pth")
+
+    with pytest.raises(CheckpointError, match="--base sam_vit_b_01ec64.pth"):
+        load_start(tmp_path / "lora.pth", get_method("lora-sam"))
