@@ -70,7 +70,11 @@ def command(
         )
     _check_data_options(method, layout, patterns)
     # wrong settings are told before anything is loaded
-    plan_training(method, preset, settings, label=label, part=part, arch=arch)
+    planned = plan_training(method, preset, settings, label=label, part=part, arch=arch)
+    if devices > 1 and getattr(planned.recipe, "error_rounds", 0):
+        raise click.UsageError(
+            "error_rounds take several steps on one batch, which one device can; leave --devices out"
+        )
     by_sequence = dict(parse_pattern(text) for text in patterns)
 
     _check_dependencies()
