@@ -73,7 +73,7 @@ def command(
     planned = plan_training(method, preset, settings, label=label, part=part, arch=arch)
     if devices > 1 and getattr(planned.recipe, "error_rounds", 0):
         raise click.UsageError(
-            "error_rounds take several steps on one batch, which one device can; leave --devices out"
+            "error_rounds take several steps on one batch, which needs one device; leave --devices out"
         )
     by_sequence = dict(parse_pattern(text) for text in patterns)
 

@@ -3,9 +3,11 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from samkit.errors import GeometryError
-from samkit.phantoms import SEQUENCES, make_phantom, write_phantoms
+from samkit.models.sam2d_config import SUBCORTICAL
+from samkit.phantoms import SEQUENCES, STRUCTURES, make_phantom, make_structures, write_phantoms
 
 SHAPE = (64, 72, 60)
 
@@ -73,3 +75,29 @@ def test_written_cases_pair_images_with_labels(tmp_path):
     for image, label in zip(images, labels, strict=True):
         assert nib.load(image).shape == nib.load(label).shape
         assert np.asanyarray(nib.load(label).dataobj).max() >= 2
+
+
+def test_structures_are_paired_and_the_same_again():
+    scan, labels = make_structures(3, (64, 72, 64), 2.0)
+    again, _ = make_structures(3, (64, 72, 64), 2.0)
+    count = len(STRUCTURES)
+
+    np.testing.assert_array_equal(scan.array, again.array)
+    assert set(np.unique(labels)) == set(range(2 * count + 1))
+    middle = (labels.shape[0] - 1) / 2
+    for number in range(1, count + 1):
+        left, right = (np.argwhere(labels == n)[:, 0].mean() for n in (number, number + count))
+        assert left < middle < right  # the array runs from the patient's left to the right
+    assert (scan.array[labels > 0] > 0).all()
+
+
+def test_structures_can_be_told_from_the_tissue_around_them():
+    scan, labels = make_structures(4, (72, 80, 72), 2.0)
+    caudate = labels == 1 + list(STRUCTURES).index("caudate")
+    around = ndimage.binary_dilation(caudate, iterations=2) & (labels == 0)
+
+    assert scan.array[caudate].mean() < np.percentile(scan.array[around], 75)
+
+
+def test_structures_are_numbered_as_lora_sam_numbers_them():
+    assert tuple(f"{name}_{side}" for side in ("left", "right") for name in STRUCTURES) == SUBCORTICAL
