@@ -80,7 +80,7 @@ METHOD = SliceMethod(
         ),
         "small": SliceRecipe(
             size="small", epochs=40, batch=4, optimiser="adamw", learning_rate=5e-4, weight_decay=0.05,
-            warmup_steps=30, losses=(("focal", 20.0), ("dice", 1.0), ("iou", 1.0)), output="best",
+            warmup_steps=30, losses=(("dice_squared", 1.0), ("bce", 1.0), ("iou", 1.0)), output="by_prompt",
             prompts=("box", "point"), box_jitter=(0.0, 20.0), clip_norm=1.0, augment=("mirror",),
         ),
         "tiny": SliceRecipe(size="tiny", epochs=2, batch=2, output="by_prompt", prompts=("box", "point")),
