@@ -42,16 +42,16 @@ _SLICES = ("samples_per_epoch=160", "validate_every=5")
 DEMOS: Mapping[str, Demo] = {
     "sam-med3d": Demo("long-lesions", (*_CLICKS, "epochs=160")),
     "m-sam": Demo("long-lesions", (*_CLICKS, "epochs=50"), start="sam-med3d"),
-    "sam": Demo("lesions", (*_SLICES, "epochs=20")),
-    "medsam": Demo("lesions", (*_SLICES, "epochs=20")),
+    "sam": Demo("lesions", (*_SLICES, "epochs=40")),
+    "medsam": Demo("lesions", (*_SLICES, "epochs=30")),
     "sam-med2d": Demo("lesions", (*_SLICES, "epochs=40")),
     "lmsfe-sam": Demo("lesions", (*_SLICES, "epochs=30")),
-    "lora-sam": Demo("structures", (*_SLICES, "epochs=20")),
-    "brainseg-dmif": Demo("sequences", (*_SLICES, "epochs=25")),
+    "lora-sam": Demo("structures", (*_SLICES, "epochs=45")),
+    "brainseg-dmif": Demo("sequences", (*_SLICES, "epochs=40")),
     "medsam-yolo": Demo(
         "sequences",
         (*_SLICES, "epochs=20"),
-        parts={"detector": ("samples_per_epoch=256", "validate_every=5", "epochs=40")},
+        parts={"detector": ("samples_per_epoch=256", "validate_every=10", "epochs=80")},
     ),
 }
 """In order: one may start from another."""
