@@ -58,7 +58,7 @@ METHOD = SliceMethod(
             loss_side="input", error_rounds=8, mask_prompt="probability", masks_per_image=5, needs_init=True,
         ),
         "small": SliceRecipe(
-            size="small", epochs=40, batch=4, learning_rate=5e-4, warmup_steps=30, losses=sam_med2d.LOSSES,
+            size="small", epochs=40, batch=4, learning_rate=5e-4, warmup_steps=30, losses=sam_med2d.SMALL_LOSSES,
             output="best", prompts=("shifted_box", "shifted_box", "point"), error_rounds=1, mask_prompt="probability",
             clip_norm=1.0, augment=("mirror",),
         ),

@@ -70,6 +70,8 @@ FULL = replace(sam.FULL, image=256, adapter=True)
 SMALL = replace(sam.SMALL, image=128, width=96, depth=3, heads=4, global_blocks=(2,), adapter=True)
 TINY = replace(sam.TINY, adapter=True)
 LOSSES = (("focal", 20.0), ("dice", 1.0), ("iou", 1.0))
+SMALL_LOSSES = (("dice_squared", 1.0), ("bce", 1.0), ("iou", 1.0))
+"""From random weights the focal term teaches too slowly what is background and what is not."""
 
 METHOD = SliceMethod(
     name="sam-med2d",
@@ -93,7 +95,7 @@ METHOD = SliceMethod(
             loss_side="input", error_rounds=8, mask_prompt="probability", masks_per_image=5, needs_init=True,
         ),
         "small": SliceRecipe(
-            size="small", epochs=40, batch=4, learning_rate=5e-4, warmup_steps=30, losses=LOSSES, output="best",
+            size="small", epochs=40, batch=4, learning_rate=5e-4, warmup_steps=30, losses=SMALL_LOSSES, output="best",
             prompts=("shifted_box", "point"), error_rounds=1, mask_prompt="probability", clip_norm=1.0,
             augment=("mirror",),
         ),
