@@ -101,7 +101,7 @@ METHOD = SliceMethod(
             build=_build_detector,
             recipes={
                 "paper": DetectorRecipe(size="full", epochs=100, batch=16, accumulate=4),
-                "small": DetectorRecipe(size="small", epochs=60, batch=8, average=0.99),
+                "small": DetectorRecipe(size="small", epochs=60, batch=8, learning_rate=0.02, average=0.99),
                 "tiny": DetectorRecipe(size="tiny", epochs=2, batch=2, average=0.9),
             },
         ),

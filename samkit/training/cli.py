@@ -11,7 +11,7 @@ import click
 from samkit.command import run_command
 from samkit.errors import MissingDependencyError
 from samkit.methods import get_method
-from samkit.methods.method import Method, SliceMethod
+from samkit.methods.method import Method, SliceMethod, SliceRecipe
 from samkit.models.sam2d_config import ARCHS
 from samkit.sequences import parse_pattern
 from samkit.training.plan import plan_training, recipes_of
@@ -71,7 +71,7 @@ def command(
     _check_data_options(method, layout, patterns)
     # wrong settings are told before anything is loaded
     planned = plan_training(method, preset, settings, label=label, part=part, arch=arch)
-    if devices > 1 and getattr(planned.recipe, "error_rounds", 0):
+    if devices > 1 and isinstance(planned.recipe, SliceRecipe) and planned.recipe.error_rounds:
         raise click.UsageError(
             "error_rounds take several steps on one batch, which needs one device; leave --devices out"
         )
