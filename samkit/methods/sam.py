@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from samkit.errors import CheckpointError
 from samkit.fitting import Fit
 from samkit.methods._slices import as_rgb, best_proposal, build_sam, decode, normalise, prompt_graphs, united
 from samkit.methods.method import Answer, RunGraph, SliceMethod, SliceRecipe, State
@@ -43,7 +44,15 @@ def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam2DConfi
     """Return config and parameters of a sam_vit_b, sam_vit_l or sam_vit_h file."""
     from samkit.models.convert2d import sam_config
 
-    return sam_config({name: tuple(tensor.shape) for name, tensor in state.items()}), state
+    config = sam_config({name: tuple(tensor.shape) for name, tensor in state.items()})
+    if config.adapter:
+        raise CheckpointError("the file holds SAM-Med2D's adapters, and SAM has none; pass --method sam-med2d")
+    if config.masks != FULL.masks:
+        raise CheckpointError(
+            f"the file has {config.masks} mask tokens, and SAM has {FULL.masks}, one mask and three proposals; "
+            "give the file that the authors released"
+        )
+    return config, state
 
 
 FULL = Sam2DConfig()

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from samkit.errors import CheckpointError
-from samkit.models.sam2d_config import STRIDE, SUBCORTICAL, Sam2DConfig, VitConfig
+from samkit.models.sam2d_config import ARCHS, STRIDE, SUBCORTICAL, Sam2DConfig, VitConfig
 
 LORA_IMAGE = 512
 """Side of the input that SAMed and LoRA-SAM train at [pixels]; the file does not say it."""
-GLOBAL_BLOCKS: dict[int, tuple[int, ...]] = {12: (2, 5, 8, 11), 24: (5, 11, 17, 23), 32: (7, 15, 23, 31)}
+GLOBAL_BLOCKS: dict[int, tuple[int, ...]] = {arch["depth"]: arch["global_blocks"] for arch in ARCHS.values()}
 """Blocks that attend over the whole grid, for the depths of ViT-B, L and H."""
 _TARGETS = {1: "q", 2: "qv", 3: "qkv"}
 """Which projections carry LoRA, by the count of updates in a block; SAMed writes two."""
@@ -116,6 +116,11 @@ def lora_sam(
     Raises CheckpointError where either is something else.
     """
     base = sam_config({name: tuple(tensor.shape) for name, tensor in base_state.items()})
+    if base.adapter:
+        raise CheckpointError(
+            "the base holds SAM-Med2D's adapters, and SAMed trains on SAM; give SAM's own file, "
+            "--base sam_vit_b_01ec64.pth"
+        )
     updates = _updates(lora_state, base.depth)
     tokens = lora_state.get("mask_decoder.mask_tokens.weight")
     if not updates or tokens is None or tokens.ndim != 2:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from samkit.errors import CheckpointError
+from samkit.methods import get_method
 from samkit.models.convert2d import lora_sam, resize_encoder, sam_config, start_lora_sam
 from samkit.models.sam2d import Sam2D
 from samkit.models.sam2d_config import SUBCORTICAL, Sam2DConfig
@@ -81,6 +82,17 @@ def test_a_networks_own_shapes_give_its_config(config):
 def test_other_files_are_refused(shapes):
     with pytest.raises(CheckpointError, match=r"no checkpoint of SAM: .* the file holds .*Give one with image_encoder"):
         sam_config(shapes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"adapter": True}, "pass --method sam-med2d"), ({"masks": 13}, "13 mask tokens, and SAM has 4")],
+)
+@pytest.mark.parametrize("method", ["sam", "medsam", "medsam-yolo"])
+def test_files_of_what_is_built_on_sam_are_not_taken_for_sam(method, change, message):
+    state = Sam2D(replace(TINY, **change)).state_dict()
+    with pytest.raises(CheckpointError, match=message):
+        get_method(method).official(state, {})
 
 
 def test_windows_of_unlike_sizes_are_refused():
@@ -245,6 +257,11 @@ def broken(change):
 def test_files_that_are_no_lora_are_refused(file, message, base):
     with pytest.raises(CheckpointError, match=message):
         lora_sam(file, base)
+
+
+def test_base_with_adapters_is_refused():
+    with pytest.raises(CheckpointError, match="the base holds SAM-Med2D's adapters"):
+        lora_sam(lora_file(), Sam2D(replace(TINY, adapter=True)).state_dict())
 
 
 def test_files_given_the_wrong_way_round_are_refused(base):
