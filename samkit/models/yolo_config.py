@@ -89,6 +89,7 @@ def yolo_config(shapes: Mapping[str, tuple[int, ...]], anchors: ArrayLike | None
         or any(len(s) != 4 for s in head)
         or grids.ndim != 3
         or grids.shape[::2] != (3, 2)
+        or not grids.size
     ):
         raise _another(
             f"model.0.conv.weight is {stem or 'missing'}, needed (width, 3, 6, 6); model.24.m.{{0,1,2}}.weight are "

@@ -65,7 +65,7 @@ def test_other_networks_are_refused(name, shape, found):
         yolo_config({n: s for n, s in shapes.items() if s is not None}, ANCHORS)
 
 
-@pytest.mark.parametrize("anchors", [None, ANCHORS[:2], ANCHORS.ravel()])
+@pytest.mark.parametrize("anchors", [None, ANCHORS[:2], ANCHORS.ravel(), ANCHORS[:, :0]])
 def test_unusable_anchors_are_refused(anchors):
     with pytest.raises(CheckpointError, match=r"model\.24\.anchors"):
         yolo_config(shapes_of(TINY), anchors)
