@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from samkit.errors import TensorMismatchError
+from samkit.fitting import resize_bilinear
 
 STRIDE = 32
 """Pixels of the input per cell of the coarsest grid: sides are multiples of it."""
@@ -65,15 +66,12 @@ class Letterbox:
                 f"the picture has shape {image.shape}, this letterbox was made for {(*self.shape, 3)}; "
                 "fit one to this picture, with three channels last"
             )
-        scaled = np.asarray(image, np.float32)
-        for axis, (old, new) in enumerate(zip(self.shape, self.scaled, strict=True)):
-            if old != new:
-                scaled = _stretched(scaled, axis, old, new)
+        scaled = resize_bilinear(image.transpose(2, 0, 1), self.scaled)
         if np.issubdtype(image.dtype, np.integer):
             scaled = np.floor(scaled + 0.5)
         (top, left), (height, width) = self.corner, self.scaled
         out = np.full((3, *self.size), BORDER, np.float32)
-        out[:, top : top + height, left : left + width] = scaled.transpose(2, 0, 1)
+        out[:, top : top + height, left : left + width] = scaled
         return out / np.float32(255)
 
     def boxes(self, picture: np.ndarray) -> np.ndarray:
@@ -148,12 +146,3 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _areas(boxes: np.ndarray) -> np.ndarray:
     return np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), -1)
-
-
-def _stretched(image: np.ndarray, axis: int, old: int, new: int) -> np.ndarray:
-    """Return `image` with `new` instead of `old` pixels along `axis`, interpolated linearly between pixel centres."""
-    at = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
-    low = np.floor(at).astype(int)
-    weight = (at - low).astype(np.float32).reshape([-1 if n == axis else 1 for n in range(3)])
-    lower, upper = np.take(image, low, axis), np.take(image, np.minimum(low + 1, old - 1), axis)
-    return lower + (upper - lower) * weight

@@ -35,7 +35,8 @@ class Fit:
     def longest_side(cls, shape: tuple[int, int], side: int) -> Self:
         """Return SAM's fit: the longer side fills the square, padding is below or to the right."""
         scale = side / max(shape)
-        return cls(shape, side, (math.floor(shape[0] * scale + 0.5), math.floor(shape[1] * scale + 0.5)))
+        height, width = (max(1, math.floor(size * scale + 0.5)) for size in shape)  # of a thin slice, one row is left
+        return cls(shape, side, (height, width))
 
     @classmethod
     def centred(cls, shape: tuple[int, int], side: int) -> Self:

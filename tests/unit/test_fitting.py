@@ -19,6 +19,7 @@ def test_resize_is_torchs(shape):
     [
         (Fit.longest_side((600, 800), 1024), (768, 1024), (0, 0)),
         (Fit.longest_side((301, 100), 64), (64, 21), (0, 0)),
+        (Fit.longest_side((2, 9000), 1024), (1, 1024), (0, 0)),
         (Fit.stretched((600, 800), 1024), (1024, 1024), (0, 0)),
         (Fit.centred((241, 200), 256), (241, 200), (7, 28)),
     ],
