@@ -120,9 +120,14 @@ class SliceSession(BaseSession[_State, SliceStep]):
         self._open(channels, shape=(i, j, k), view=view, voxel_ml=first.voxel_ml)
 
     def set_picture(self, picture: np.ndarray) -> None:
-        """Take a picture (H, W) or (H, W, C) of intensities 0..255, grey, RGB, or one channel for each sequence."""
+        """Take a picture (H, W) or (H, W, C) of intensities 0..255, grey, RGB, or one channel for each sequence.
+
+        Grey is a colour, too: where three sequences are wanted it stands for each of them.
+        """
         image = np.asarray(picture, np.float32)
         image = image[..., None] if image.ndim == 2 else image
+        if len(self.sequences) == 3 and image.shape[2:] == (1,):
+            image = np.repeat(image, 3, axis=2)
         wanted = (len(self.sequences),) if self.sequences else (1, 3)
         if image.ndim != 3 or image.shape[2] not in wanted or min(image.shape) < 1:
             named = f" ({', '.join(self.sequences)})" if self.sequences else ""
@@ -180,7 +185,7 @@ class SliceSession(BaseSession[_State, SliceStep]):
         Points and boxes are in voxel indices of the volume, or pixels of the picture. With `refine` the slice's masks
         so far go in as mask prompts, too, which needs the same objects as before. Off by default: the official
         predictors leave it to the caller. A slice with nothing but background points has no object: its mask is empty,
-        unless the method decides without prompts, too. Nothing changes where any of the prompts is refused.
+        unless the network finds objects by itself. Nothing changes where any of the prompts is refused.
         """
         slices, start, before = self._begin()
         if not prompts:
@@ -199,7 +204,9 @@ class SliceSession(BaseSession[_State, SliceStep]):
             all_prompts[number] = everything
             mask = answers[number].low_res if refine and number in state.prompts and number in answers else None
             answers.pop(number, None)
-            if self.method.is_automatic or everything.boxes or any(p.label == FOREGROUND for p in everything.points):
+            # A network behind a detector knows no object but those it is shown
+            decides = self.method.is_automatic and self.method.propose is None
+            if decides or everything.boxes or any(p.label == FOREGROUND for p in everything.points):
                 answers[number] = slices.answer(number, replace(everything, low_res=mask))
         return self._finish(_State(all_prompts, answers), touched, 0, start, before)
 

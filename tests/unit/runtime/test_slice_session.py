@@ -12,7 +12,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from samkit.errors import GeometryError, InputRefused, PromptError
 from samkit.geometry import Volume, voxel_to_world, world_to_voxel
 from samkit.methods import sam
-from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, SliceBox, SlicePoint
+from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, SliceBox, SlicePoint, SlicePrompts
 from samkit.runtime import SliceSession, open_session
 from samkit.runtime.images import read_scan
 
@@ -103,6 +103,15 @@ def test_background_alone_is_no_object(session):
     assert step.voxels == 0
     assert session.prompted == (8,)
     assert session.add_box(BOX).voxels == 140
+
+
+def test_background_alone_is_no_object_behind_a_detector_either(session):
+    method = replace(sam.METHOD, is_automatic=True, propose=lambda run, image, config: SlicePrompts())
+    detecting = SliceSession(method, session.config, session._runners)
+    detecting.set_volume(Volume(blocks(), AFFINE))
+    detecting.add_box(BOX)
+
+    assert detecting.add_point(Point((2, 2, 9), BACKGROUND)).voxels == 140
 
 
 def test_propagation_ends_where_the_object_does(session):
@@ -319,6 +328,17 @@ def test_grey_picture_may_leave_its_channel_out(session):
     assert session.mask().shape == (8, 9)
     with pytest.raises(InputRefused, match=r"8 x 9 x 2, and sam needs rows, columns and 1 or 3 channel"):
         session.set_picture(np.zeros((8, 9, 2)))
+
+
+def test_grey_picture_stands_for_three_sequences(session):
+    picture = np.full((64, 60), 20.0)
+    picture[20:34, 20:30] = 235
+    method = replace(sam.METHOD, sequences=lambda config: ("t1c", "t2w", "t2f"))
+    three = SliceSession(method, session.config, session._runners)
+    three.set_picture(picture)
+    three.add_box(SliceBox(18, 18, 32, 36))
+
+    assert np.array_equal(three.mask(), picture > 100)
 
 
 # --- Sequences ---
