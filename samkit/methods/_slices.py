@@ -13,7 +13,7 @@ import numpy as np
 from samkit.errors import InputRefused
 from samkit.fitting import Fit
 from samkit.methods.method import IMAGES, Answer, GraphSpec, RunGraph, Tolerance
-from samkit.models.sam2d_config import Sam2DConfig, VitConfig
+from samkit.models.sam2d_config import PIXEL_MEAN, PIXEL_STD, Sam2DConfig, VitConfig
 from samkit.prompts import ABSENT, BACKGROUND, BOX_FIRST, BOX_LAST, SliceBox, SlicePoint, SlicePrompts
 from samkit.tensors import Axis, TensorSpec
 
@@ -25,10 +25,6 @@ BATCH = Axis("batch", 1, 1, 8)
 _ROWS = Axis("batch", 1, 1, 16)
 _IMAGES = Axis(IMAGES, 1, 1, 16)
 _POINTS = Axis("points", 0, 2, 64)
-
-SAM_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
-SAM_STD = np.array([58.395, 57.12, 57.375], np.float32)
-"""Of intensities 0..255, red, green and blue (segment-anything, `build_sam.py`)."""
 
 ENCODER_TOLERANCE = {"fp32": Tolerance(1e-5, 0.0), "fp16": Tolerance(1e-2, 0.0)}
 DECODER_TOLERANCE = {"fp32": Tolerance(1e-4, 0.999), "fp16": Tolerance(5e-2, 0.995)}
@@ -194,4 +190,5 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
 
 def normalise(image: np.ndarray) -> np.ndarray:
     """Return (H, W, 3) of 0..255 with SAM's mean and deviation, as (3, H, W) float32."""
-    return np.ascontiguousarray(((as_rgb(image) - SAM_MEAN) / SAM_STD).astype(np.float32).transpose(2, 0, 1))
+    mean, deviation = np.array(PIXEL_MEAN, np.float32), np.array(PIXEL_STD, np.float32)
+    return np.ascontiguousarray(((as_rgb(image) - mean) / deviation).astype(np.float32).transpose(2, 0, 1))

@@ -31,11 +31,7 @@ from samkit.models.layers import MLP, ChannelNorm
 from samkit.models.mask_decoder2d import TwoWayTransformer
 from samkit.models.network import Foldable, Network
 from samkit.models.prompt_encoder2d import PositionEmbedding
-from samkit.models.sam2d_config import STRIDE
-
-PIXEL_MEAN = (123.675, 116.28, 103.53)
-PIXEL_STD = (58.395, 57.12, 57.375)
-"""Of SAM's red, green and blue, on 0..255."""
+from samkit.models.sam2d_config import PIXEL_MEAN, PIXEL_STD, STRIDE
 
 UPSAMPLINGS = (2, 4, 8)
 """Kernel and stride of the three transposed convolutions (Eq. 10); the last gives the grid where they are added."""

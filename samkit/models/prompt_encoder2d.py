@@ -14,10 +14,7 @@ from torch import Tensor, nn
 from samkit.models.layers import ChannelNorm
 from samkit.models.network import Foldable
 from samkit.models.sam2d_config import Sam2DConfig
-from samkit.prompts import ABSENT, BACKGROUND, FOREGROUND, PADDING
-
-BOX_START, BOX_END = 2, 3
-"""Labels of a box's corners: least x and y, greatest x and y."""
+from samkit.prompts import ABSENT, BACKGROUND, BOX_FIRST, BOX_LAST, FOREGROUND, PADDING
 
 
 class PositionEmbedding(nn.Module):
@@ -68,7 +65,7 @@ class PromptEncoder2D(Foldable):
         """Return tokens (B, P+1, C), and (B, P+1) true where a token counts.
 
         `coords` (B, P, 2) are x, y [pixels of the network's input] before the half-pixel shift; `labels` (B, P) are
-        FOREGROUND, BACKGROUND, BOX_START, BOX_END, PADDING or ABSENT. The last token is the padding point; it counts
+        FOREGROUND, BACKGROUND, BOX_FIRST, BOX_LAST, PADDING or ABSENT. The last token is the padding point; it counts
         in rows that have a point and no box corner.
         """
         kind = labels.unsqueeze(-1)
@@ -78,12 +75,12 @@ class PromptEncoder2D(Foldable):
             (PADDING, self.not_a_point_embed.weight),
             *(
                 (label, self.point_embeddings.get_parameter(f"{label}.weight"))
-                for label in (BACKGROUND, FOREGROUND, BOX_START, BOX_END)
+                for label in (BACKGROUND, FOREGROUND, BOX_FIRST, BOX_LAST)
             ),
         ):
             encoded = encoded + (kind == label).to(coords.dtype) * weight
         points = ((labels == FOREGROUND) | (labels == BACKGROUND)).to(coords.dtype).sum(dim=1, keepdim=True)
-        corners = ((labels == BOX_START) | (labels == BOX_END)).to(coords.dtype).sum(dim=1, keepdim=True)
+        corners = ((labels == BOX_FIRST) | (labels == BOX_LAST)).to(coords.dtype).sum(dim=1, keepdim=True)
         padding = self.not_a_point_embed.weight.expand(coords.shape[0], 1, -1)
         present = torch.cat([labels != ABSENT, (points > 0) & (corners == 0)], dim=1)
         return torch.cat([encoded, padding], dim=1), present

@@ -11,6 +11,8 @@ STRIDE = 16
 """Pixels of the input per token, along each axis."""
 LOGIT_STRIDE = 4
 """Pixels of the input per low-resolution logit, along each axis."""
+PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+"""Of red, green and blue, 0..255, in what SAM was trained on (segment-anything, `build_sam.py`)."""
 LORA_PLACES = ("encoder", "decoder", "both")
 SUBCORTICAL = tuple(
     f"{structure}_{side}"

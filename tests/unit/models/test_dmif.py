@@ -6,10 +6,10 @@ import torch
 from torch.nn import functional as F
 
 from samkit.errors import CheckpointError
-from samkit.models.dmif import PIXEL_MEAN, PIXEL_STD, BrainSegDmif, Dmif, GreyPatchEmbed, dmif_from_sam
+from samkit.models.dmif import BrainSegDmif, Dmif, GreyPatchEmbed, dmif_from_sam
 from samkit.models.dmif_config import DmifConfig
 from samkit.models.sam2d import Sam2D
-from samkit.models.sam2d_config import Sam2DConfig
+from samkit.models.sam2d_config import PIXEL_MEAN, PIXEL_STD, Sam2DConfig
 
 TINY = DmifConfig(
     image=64,
