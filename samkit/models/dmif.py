@@ -28,10 +28,10 @@ from samkit.models.convert2d import resize_encoder, sam_config
 from samkit.models.dmif_config import DmifConfig
 from samkit.models.image_encoder2d import Block, Neck
 from samkit.models.layers import MLP, ChannelNorm
-from samkit.models.mask_decoder2d import TwoWayTransformer
 from samkit.models.network import Foldable, Network
 from samkit.models.prompt_encoder2d import PositionEmbedding
 from samkit.models.sam2d_config import PIXEL_MEAN, PIXEL_STD, STRIDE
+from samkit.models.two_way import TwoWayTransformer
 
 UPSAMPLINGS = (2, 4, 8)
 """Kernel and stride of the three transposed convolutions (Eq. 10); the last gives the grid where they are added."""

@@ -54,7 +54,7 @@ class PromptEncoder3D(Foldable):
         self.no_mask_embed = nn.Embedding(1, channels)
 
     def points(self, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return tokens (B, N+1, C) and whether each takes part in attention, (B, N+1), 1.0 or 0.0.
+        """Return tokens (B, N+1, C) and whether each takes part in attention, boolean (B, N+1).
 
         `coords` (B, N, 3) are voxel indices of the patch before the half-voxel shift, `labels` (B, N) are
         FOREGROUND, BACKGROUND, PADDING or ABSENT. The last token is the padding point that upstream appends when
@@ -70,8 +70,8 @@ class PromptEncoder3D(Foldable):
         ):
             encoded = encoded + (kind == label).to(coords.dtype) * weight
         padding = self.not_a_point_embed.weight.expand(coords.shape[0], 1, -1)
-        present = (labels != ABSENT).to(coords.dtype)
-        any_present = present.sum(dim=1, keepdim=True).clamp(max=1)
+        present = labels != ABSENT
+        any_present = present.to(coords.dtype).sum(dim=1, keepdim=True) > 0
         return torch.cat([encoded, padding], dim=1), torch.cat([present, any_present], dim=1)
 
     def mask(self, logits: Tensor) -> Tensor:
