@@ -104,7 +104,7 @@ METHOD = SliceMethod(
         "small": SliceRecipe(
             size="small", epochs=40, batch=8, learning_rate=1e-3, warmup_steps=30, schedule="polynomial", decay=0.9,
             losses=(("focal", 0.5), ("dice", 1.0)), prompts=("none",), foreground_share=0.6, clip_norm=1.0,
-            augment=("mirror",),
+            augment=("mirror", "place_anew", "brightness_contrast"),
         ),
         "tiny": SliceRecipe(
             size="tiny", epochs=2, batch=2, losses=(("focal", 0.5), ("dice", 1.0)), prompts=("none",),

@@ -146,9 +146,10 @@ METHOD = SliceMethod(
             output="classes", prompts=("none",), augment=("rot90_flip_or_rotate",), needs_init=True,
         ),
         "small": SliceRecipe(
-            size="small", epochs=60, batch=8, optimiser="adamw", learning_rate=0.003, weight_decay=0.05,
-            warmup_steps=30, schedule="polynomial", decay=0.9, losses=(("ce", 0.2), ("dice_classes", 0.8)),
-            output="classes", prompts=("none",), clip_norm=1.0,
+            size="small", epochs=60, batch=8, optimiser="adamw", learning_rate=0.0015, weight_decay=0.05,
+            warmup_steps=30, schedule="polynomial", decay=0.9, losses=(("ce", 0.5), ("dice_classes", 0.5)),
+            output="classes", prompts=("none",), foreground_share=0.8, clip_norm=1.0,
+            augment=("place_anew", "brightness_contrast"),
         ),
         "tiny": SliceRecipe(
             size="tiny", epochs=2, batch=2, losses=(("ce", 0.2), ("dice_classes", 0.8)), output="classes",

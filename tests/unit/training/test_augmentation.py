@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from samkit.training.augmentation import AUGMENTATIONS, augment, brightness_contrast, mirror, rot90_flip_or_rotate
+from samkit.training.augmentation import (
+    AUGMENTATIONS,
+    augment,
+    brightness_contrast,
+    mirror,
+    place_anew,
+    rot90_flip_or_rotate,
+)
 
 
 @pytest.fixture
@@ -66,3 +73,16 @@ def test_brightness_keeps_zeros_and_range(pair):
         assert changed.min() >= 0
         assert changed.max() <= 255
         assert np.abs(changed - image * 1.2)[labels > 0].max() > 1
+
+
+def test_place_anew_moves_image_and_labels_alike():
+    labels = np.zeros((40, 48), np.uint8)
+    labels[12:24, 20:36] = 3
+    image = np.repeat((labels > 0)[..., None], 2, axis=2).astype(np.float32) * 100
+    moved, moved_labels = place_anew(image, labels, np.random.default_rng(2))
+    assert moved.dtype == np.float32
+    assert set(np.unique(moved_labels)) == {0, 3}
+    assert (moved_labels != labels).any()
+    assert ((moved[..., 0] > 50) == (moved_labels > 0)).mean() > 0.98
+    again, _ = place_anew(image, labels, np.random.default_rng(2))
+    np.testing.assert_array_equal(moved, again)
