@@ -93,16 +93,20 @@ def resize_encoder(state: Mapping[str, Tensor], config: VitConfig) -> dict[str, 
     """Return `state` with the encoder's positions at the size of `config`, bilinear; all else as it is.
 
     These are the table of absolute positions and the relative ones of the global blocks, chosen by index: official
-    code looks for digits in names, which goes wrong for ViT-L and H. What has the size already is taken as it is.
+    code looks for digits in names, which goes wrong for ViT-L and H. What has the size already is taken as it is; so
+    is what is no table, for `fill_network` to refuse.
     """
     resized = dict(state)
     for name, tensor in state.items():
-        if name == _POS_EMBED and tensor.shape[1:3] != (config.grid, config.grid):
-            table = F.interpolate(tensor.permute(0, 3, 1, 2), (config.grid, config.grid), mode="bilinear")
+        if not tensor.numel():
+            continue
+        if name == _POS_EMBED and tensor.ndim == 4 and tensor.shape[1:3] != (config.grid, config.grid):
+            table = F.interpolate(tensor.float().permute(0, 3, 1, 2), (config.grid, config.grid), mode="bilinear")
             resized[name] = table.permute(0, 2, 3, 1)
         block = _REL_POS.fullmatch(name)
-        if block and int(block[1]) in config.global_blocks and len(tensor) != 2 * config.grid - 1:
-            resized[name] = F.interpolate(tensor.T[None], 2 * config.grid - 1, mode="linear")[0].T
+        is_global = block is not None and int(block[1]) in config.global_blocks
+        if is_global and tensor.ndim == 2 and len(tensor) != 2 * config.grid - 1:
+            resized[name] = F.interpolate(tensor.float().T[None], 2 * config.grid - 1, mode="linear")[0].T
     return resized
 
 

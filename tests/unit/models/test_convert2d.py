@@ -140,6 +140,13 @@ def test_what_has_the_size_is_taken_as_it_is():
     assert all(resized[name] is tensor for name, tensor in state.items())
 
 
+@pytest.mark.parametrize("shape", [(), (0, 8), (1, 31, 8), (31,)])
+def test_what_is_no_table_is_left_for_the_filling_to_refuse(shape):
+    name = "image_encoder.blocks.1.attn.rel_pos_w"
+    state = {name: torch.zeros(shape)}
+    assert resize_encoder(state, TINY)[name] is state[name]
+
+
 def test_vit_h_resizes_its_four_global_blocks_alone(shared):
     shapes = listed(shared, "sam_vit_h")
     tables = {name: torch.zeros(shape) for name, shape in shapes.items() if "rel_pos" in name}
