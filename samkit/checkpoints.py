@@ -402,4 +402,5 @@ def _read_pickle(path: Path) -> object:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    text = (str(error).splitlines() or [""])[0]
+    return text if " " in text else f"{type(error).__name__} {text}".strip()  # a KeyError's text is its key alone

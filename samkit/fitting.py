@@ -1,7 +1,7 @@
 """Where a slice lies in a network's square input, and how points and masks move between the two.
 
 A pixel is (x, y), continuous; 0 is the centre of the first pixel. Points move as the official predictors move them: by
-the ratio of the sizes, without a half-pixel term.
+the ratio of the sizes, without a half-pixel term; or, where pixels were aligned at both ends, exactly.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ class Fit:
     """Height and width of the slice in the input [its pixels]."""
     offset: tuple[int, int] = (0, 0)
     """Row and column of the input where it begins."""
+    ends_aligned: bool = False
+    """Whether the centres of the outermost pixels lie on each other, as in `scipy.ndimage.zoom`; else sizes do."""
 
     @classmethod
-    def stretched(cls, shape: tuple[int, int], side: int) -> Self:
+    def stretched(cls, shape: tuple[int, int], side: int, *, ends_aligned: bool = False) -> Self:
         """Return the fit that fills the square, whatever that does to the slice's proportions."""
-        return cls(shape, side, (side, side))
+        return cls(shape, side, (side, side), ends_aligned=ends_aligned)
 
     @classmethod
     def longest_side(cls, shape: tuple[int, int], side: int) -> Self:
@@ -45,7 +47,8 @@ class Fit:
 
     def points_to_network(self, points: np.ndarray) -> np.ndarray:
         """Return pixels (..., 2) (x, y) of the slice as pixels of the input, float32."""
-        scale = np.array([self.content[1] / self.shape[1], self.content[0] / self.shape[0]])
+        inner = 1 if self.ends_aligned else 0
+        scale = (np.array(self.content[::-1]) - inner) / np.maximum(1, np.array(self.shape[::-1]) - inner)
         moved: np.ndarray = np.asarray(points, np.float64) * scale + self.offset[::-1]
         return moved.astype(np.float32)
 

@@ -97,7 +97,7 @@ def choose(found: Mapping[str, Path], wanted: Sequence[str]) -> tuple[Path, ...]
         there = ", ".join(f"{name} ({path.name})" for name, path in found.items()) or "none that is known"
         raise InputRefused(
             "missing-sequence",
-            f"{' and '.join(missing)} not found; found are {there}",
+            f"{', '.join(missing)} not found; found are {there}",
             f"add the file, or say which it is with --sequence {missing[0]}=PATTERN",
         )
     return tuple(found[name] for name in wanted)

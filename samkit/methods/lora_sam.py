@@ -36,7 +36,7 @@ def _preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Fit
     shape, side = (image.shape[0], image.shape[1]), config.image
     unit = image.astype(np.float32) / np.float32(255)
     stretched = as_rgb(ndimage.zoom(unit, (side / shape[0], side / shape[1], 1), order=3))
-    return np.ascontiguousarray(stretched.transpose(2, 0, 1)), Fit.stretched(shape, side)
+    return np.ascontiguousarray(stretched.transpose(2, 0, 1)), Fit.stretched(shape, side, ends_aligned=True)
 
 
 def _answer(run: RunGraph, embeddings: np.ndarray, fit: Fit, prompts: SlicePrompts, config: Sam2DConfig) -> Answer:

@@ -20,12 +20,12 @@ from samkit.prompts import SlicePrompts
 def preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Fit]:
     """Return the network's input, each slice scaled to 0..1 by its own range, and its place: it fills the square.
 
-    Splines of order 3 after a Gaussian where the slice shrinks, clipped to the slice's range and cut to whole numbers,
-    as `skimage.transform.resize(order=3, anti_aliasing=True)` and the official script do.
+    Splines of order 3 after a Gaussian where the slice shrinks, clipped to the slice's range; cut to whole numbers
+    before and after, as `skimage.transform.resize(order=3, anti_aliasing=True)` and the official script do.
     """
     from scipy import ndimage
 
-    side, values = config.image, image.astype(np.float64)
+    side, values = config.image, np.floor(image).astype(np.float64)
     shrink = np.array([values.shape[0] / side, values.shape[1] / side, 1.0])
     smooth = ndimage.gaussian_filter(values, np.maximum(0, (shrink - 1) / 2), mode="mirror")
     resized = ndimage.zoom(smooth, 1 / shrink, order=3, mode="mirror", grid_mode=True)

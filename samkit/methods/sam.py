@@ -1,8 +1,8 @@
 """SAM: promptable segmentation of natural images, the network all others build on (Kirillov et al. 2023).
 
 The longer side of an image becomes 1024 pixels, the shorter one is padded with the mean colour. A single click is
-ambiguous, so it gets the proposal with the best predicted IoU; a box or several clicks get the single mask, as the
-authors recommend (`segment_anything/predictor.py`).
+ambiguous, so it gets the proposal with the best predicted IoU; a box, several clicks, or a click with a mask get the
+single mask, as the authors recommend (`segment_anything/predictor.py`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Fit
 def _answer(run: RunGraph, embeddings: np.ndarray, fit: Fit, prompts: SlicePrompts, config: Sam2DConfig) -> Answer:
     low_res, iou, sizes = decode(run, embeddings, fit, prompts, config)
     proposed, proposed_iou = best_proposal(low_res, iou)
-    is_ambiguous = np.array(sizes) == 1
+    is_ambiguous = (np.array(sizes) == 1) & (prompts.low_res is None)
     chosen = np.where(is_ambiguous[:, None, None, None], proposed, low_res[:, :1])
     return united(fit.to_slice(chosen[:, 0]), chosen, np.where(is_ambiguous, proposed_iou, iou[:, 0]))
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from samkit.models.layers import log_add_exp, log_sum_exp
 from samkit.models.lora import LoraQKV
 from samkit.models.network import Foldable
 
@@ -128,10 +129,10 @@ class WindowAttention(Foldable):
         """
         n, parts = self.window, []
         if r < n:  # rows beyond, every column
-            parts.append(_log_sum_exp(along_h[..., r:]) + _log_sum_exp(along_w))
+            parts.append(log_sum_exp(along_h[..., r:]) + log_sum_exp(along_w))
         if c < n:  # rows of the image, columns beyond
-            parts.append(_log_sum_exp(along_h[..., :r]) + _log_sum_exp(along_w[..., c:]))
-        return parts[0] if len(parts) == 1 else _log_add_exp(*parts)
+            parts.append(log_sum_exp(along_h[..., :r]) + log_sum_exp(along_w[..., c:]))
+        return parts[0] if len(parts) == 1 else log_add_exp(*parts)
 
     def _windows(self, qkv: Tensor, r: int, c: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k, v, each (BN, h, rc, e), of a map (B, R, C, 3D) cut into windows of r by c."""
@@ -145,14 +146,3 @@ class WindowAttention(Foldable):
         size = out.shape[-1]
         windows = out.reshape(batch, height // r, width // c, self.heads, r, c, size)
         return windows.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, self.heads * size)
-
-
-def _log_sum_exp(x: Tensor) -> Tensor:
-    """Return log(sum(exp(x))) over the last axis, written out: TensorRT's operator does not subtract the maximum."""
-    top = x.amax(dim=-1, keepdim=True)
-    return (top + (x - top).exp().sum(dim=-1, keepdim=True).log()).squeeze(-1)
-
-
-def _log_add_exp(x: Tensor, y: Tensor) -> Tensor:
-    """Return log(exp(x) + exp(y)) without overflow; written out for the same reason."""
-    return torch.maximum(x, y) + (1 + (-(x - y).abs()).exp()).log()

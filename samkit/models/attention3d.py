@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from samkit.models.layers import log_add_exp, log_sum_exp
 from samkit.models.lora import LoraQKV
 from samkit.models.network import Foldable
 
@@ -108,7 +109,7 @@ class RelPosAttention(Foldable):
         padding_w = torch.zeros_like(padding_h[:, :, :1])
         if n > g:
             padding_h = padding_h + math.log(n - g)
-            padding_w = _log_sum_exp((bias_q[:, None] @ w[g:]).squeeze(2), dim=1)[:, None, None]
+            padding_w = log_sum_exp((bias_q[:, None] @ w[g:]).squeeze(2), dim=1)[:, None, None]
         return _Constants(d[:g, None], h[:g], w[:g], bias_k.transpose(1, 2), bias_v, padding_h, padding_w)
 
     def _folded_attention(self, x: Tensor) -> Tensor:
@@ -142,20 +143,9 @@ class RelPosAttention(Foldable):
         real" would cancel. Padding queries enter through a' and b' and are the bias vector.
         """
         g = self.grid
-        real_h, real_w = _log_sum_exp(t2, dim=4), _log_sum_exp(t3, dim=4)  # (B, h, a, b, c')
-        all_w = _log_add_exp(real_w, constants.padding_w)
-        beyond = _log_add_exp(real_h, constants.padding_h) + all_w  # c' >= g: every a', b'
-        within = _log_add_exp(constants.padding_h + all_w, real_h + constants.padding_w)  # c' < g: a' or b' beyond
+        real_h, real_w = log_sum_exp(t2, dim=4), log_sum_exp(t3, dim=4)  # (B, h, a, b, c')
+        all_w = log_add_exp(real_w, constants.padding_w)
+        beyond = log_add_exp(real_h, constants.padding_h) + all_w  # c' >= g: every a', b'
+        within = log_add_exp(constants.padding_h + all_w, real_h + constants.padding_w)  # c' < g: a' or b' beyond
         terms = torch.cat([within[..., :g], beyond[..., g:]], dim=-1)
-        return _log_sum_exp(t1 + terms[:, :, :, :, None], dim=5)
-
-
-def _log_sum_exp(x: Tensor, dim: int) -> Tensor:
-    """Return log(sum(exp(x))). Written out, because TensorRT's ReduceLogSumExp does not subtract the maximum."""
-    top = x.amax(dim=dim, keepdim=True)
-    return (top + (x - top).exp().sum(dim=dim, keepdim=True).log()).squeeze(dim)
-
-
-def _log_add_exp(x: Tensor, y: Tensor) -> Tensor:
-    """Return log(exp(x) + exp(y)) without overflow; written out for the same reason."""
-    return torch.maximum(x, y) + (1 + (-(x - y).abs()).exp()).log()
+        return log_sum_exp(t1 + terms[:, :, :, :, None], dim=5)

@@ -60,3 +60,14 @@ class MLP(nn.Module):
             x = F.relu(layer(x))
         out: Tensor = self.layers[-1](x)
         return out
+
+
+def log_sum_exp(x: Tensor, dim: int = -1) -> Tensor:
+    """Return log(sum(exp(x))) along `dim`. Written out, because TensorRT's operator does not subtract the maximum."""
+    top = x.amax(dim=dim, keepdim=True)
+    return (top + (x - top).exp().sum(dim=dim, keepdim=True).log()).squeeze(dim)
+
+
+def log_add_exp(x: Tensor, y: Tensor) -> Tensor:
+    """Return log(exp(x) + exp(y)) without overflow; written out for the same reason."""
+    return torch.maximum(x, y) + (1 + (-(x - y).abs()).exp()).log()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, TypeVar
 
 from samkit.errors import InputRefused, ManifestError, PromptError
 from samkit.manifest import Manifest
-from samkit.runtime.runner import Runner
+from samkit.runtime.runner import Closing, Runner
 
 StateT = TypeVar("StateT")
 StepT = TypeVar("StepT")
@@ -17,7 +16,7 @@ _ROUND_OFF = 1e-3
 """Voxels that a click may lie outside the volume: world coordinates come with round-off."""
 
 
-class BaseSession(Generic[StateT, StepT]):
+class BaseSession(Closing, Generic[StateT, StepT]):
     """A method's runners and the history of steps; states are never changed in place, so undo is exact."""
 
     def __init__(self, runners: Mapping[str, Runner], precision: str, manifest: Manifest | None) -> None:
@@ -90,14 +89,6 @@ class BaseSession(Generic[StateT, StepT]):
         for runner in self._runners.values():
             runner.close()
         self.reset()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def check_inside(what: str, index: Sequence[float], shape: Sequence[int]) -> None:

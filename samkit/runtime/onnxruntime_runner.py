@@ -11,7 +11,7 @@ import numpy as np
 
 from samkit.errors import ManifestError, MissingDependencyError
 from samkit.methods.method import GraphSpec
-from samkit.runtime.runner import Closing, check_inputs
+from samkit.runtime.runner import Closing, check_inputs, still_open
 
 _PROVIDER = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -73,7 +73,7 @@ class OnnxRuntimeRunner(Closing):
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the outputs by name; raises TensorMismatchError for inputs that don't fit, SamkitError once closed."""
-        session = self._still_open(self._session)
+        session = still_open(self._session, self.graph)
         check_inputs(self.graph, inputs)
         names = [spec.name for spec in self.graph.outputs]
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))

@@ -38,21 +38,18 @@ class Runner(Protocol):
     ) -> None: ...
 
 
-class Closing:
-    """Makes a runner a context manager, and one that says so when it is run after its end."""
+def still_open(held: T | None, graph: GraphSpec) -> T:
+    """Return `held`, which closing makes None; raises SamkitError when it has."""
+    if held is None:
+        raise SamkitError(f"the runner of {graph.name} is closed and a run needs it open; open the session again")
+    return held
 
-    graph: GraphSpec
+
+class Closing:
+    """Makes runners and sessions context managers."""
 
     def close(self) -> None:
         """Let go of memory and device."""
-
-    def _still_open(self, held: T | None) -> T:
-        """Return `held`, which `close` makes None; raises SamkitError when it has."""
-        if held is None:
-            raise SamkitError(
-                f"the runner of {self.graph.name} is closed and a run needs it open; open the session again"
-            )
-        return held
 
     def __enter__(self) -> Self:
         return self

@@ -16,7 +16,7 @@ from samkit.errors import CheckpointError, ManifestError, MissingDependencyError
 from samkit.manifest import Weights, file_sha256
 from samkit.methods.method import GraphSpec, Method
 from samkit.models.config import NetworkConfig
-from samkit.runtime.runner import Closing, check_inputs
+from samkit.runtime.runner import Closing, check_inputs, still_open
 
 if TYPE_CHECKING:
     from samkit.models.network import Network
@@ -36,7 +36,7 @@ class TorchRunner(Closing):
         """Return the outputs by name; raises TensorMismatchError for inputs that don't fit, SamkitError once closed."""
         import torch
 
-        network = self._still_open(self._network)
+        network = still_open(self._network, self.graph)
         check_inputs(self.graph, inputs)
         with torch.inference_mode():
             tensors = [

@@ -34,6 +34,11 @@ def test_points_move_by_the_ratio_of_sizes():
     np.testing.assert_allclose(Fit.centred((241, 200), 256).points_to_network([[100, 50]]), [[128, 57]])
 
 
+def test_points_of_a_fit_with_aligned_ends_reach_from_end_to_end():
+    fit = Fit.stretched((112, 128), 512, ends_aligned=True)
+    np.testing.assert_allclose(fit.points_to_network([[0, 0], [127, 111]]), [[0, 0], [511, 511]])
+
+
 def test_centred_slice_comes_back_as_it_went():
     image = np.random.default_rng(0).normal(size=(1, 50, 60)).astype(np.float32)
     fit = Fit.centred((50, 60), 64)
