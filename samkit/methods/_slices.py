@@ -5,14 +5,15 @@ Tensor names and axes of the exported graphs are a promise that clients rely on;
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from samkit.errors import InputRefused
+from samkit.errors import CheckpointError, InputRefused
 from samkit.fitting import Fit
-from samkit.methods.method import IMAGES, Answer, GraphSpec, RunGraph, Tolerance
+from samkit.methods.method import IMAGES, Answer, GraphSpec, RunGraph, State, Tolerance
+from samkit.models.config import NetworkConfig
 from samkit.models.sam2d_config import PIXEL_MEAN, PIXEL_STD, Sam2DConfig, VitConfig
 from samkit.prompts import ABSENT, BACKGROUND, BOX_FIRST, BOX_LAST, SliceBox, SlicePoint, SlicePrompts
 from samkit.tensors import Axis, TensorSpec
@@ -81,6 +82,18 @@ def build_sam(config: Sam2DConfig) -> Sam2D:
     from samkit.models.sam2d import Sam2D  # torch only when a network is really wanted
 
     return Sam2D(config)
+
+
+def none_released(method: str, start: str) -> Callable[[State, Mapping[str, State]], tuple[NetworkConfig, State]]:
+    """Return the `official` of a method whose authors published no weights: it says what to do instead."""
+
+    def refuse(state: State, companions: Mapping[str, State]) -> tuple[NetworkConfig, State]:
+        raise CheckpointError(
+            f"no official weights of {method} were ever released, so this file is none; train from {start} with "
+            f"sam-train --method {method} --init {start}, and export the run"
+        )
+
+    return refuse
 
 
 # --- Prompts ---

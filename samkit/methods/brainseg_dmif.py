@@ -7,14 +7,12 @@ paper leaves open, and how its parameter count pins it, is in docs/numerics.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from samkit.errors import CheckpointError
 from samkit.fitting import Fit, resize_bilinear
-from samkit.methods._slices import DECODER_TOLERANCE, encoder_graph, square, united
+from samkit.methods._slices import DECODER_TOLERANCE, encoder_graph, none_released, square, united
 from samkit.methods.method import Answer, GraphSpec, RunGraph, SliceMethod, SliceRecipe, State
 from samkit.models.dmif_config import DmifConfig
 from samkit.prompts import SlicePrompts
@@ -57,13 +55,6 @@ def _answer(run: RunGraph, embeddings: np.ndarray, fit: Fit, prompts: SlicePromp
     return united(fit.to_slice(logits[:, 0]), logits, None)
 
 
-def _official(state: State, companions: Mapping[str, State]) -> tuple[DmifConfig, State]:
-    raise CheckpointError(
-        "no official weights of BrainSegDMIF were ever released; train it from SAM's with "
-        "sam-train --method brainseg-dmif --init sam_vit_b_01ec64.pth, and export the run"
-    )
-
-
 def _adopt(state: State, config: DmifConfig) -> State:
     from samkit.models.dmif import dmif_from_sam
 
@@ -90,7 +81,7 @@ METHOD = SliceMethod(
     },
     build=_build,
     graphs=_graphs,
-    official=_official,
+    official=none_released("brainseg-dmif", "sam_vit_b_01ec64.pth"),
     is_automatic=True,
     sequences=lambda config: config.sequences,
     preprocess=_preprocess,

@@ -6,24 +6,15 @@ open follows its public ancestors (docs/numerics.md, methods section 3).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
-from samkit.errors import CheckpointError
 from samkit.methods import sam_med2d
-from samkit.methods._slices import build_sam, prompt_graphs
+from samkit.methods._slices import build_sam, none_released, prompt_graphs
 from samkit.methods.method import SliceMethod, SliceRecipe, State
 from samkit.models.sam2d_config import Sam2DConfig
 
 _ADDED = (".Adapter.", ".local_encoder.", ".position_adapter.", ".feature_adapter.", ".balancing_adapters.")
 """Parts of the image encoder that train; the rest is the frozen ViT (Fig. 1)."""
-
-
-def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam2DConfig, State]:
-    raise CheckpointError(
-        "no official weights of LMSFE-SAM were ever released; train it from SAM-Med2D's with "
-        "sam-train --method lmsfe-sam --init sam-med2d_b.pth, and export the run"
-    )
 
 
 def _adopt(state: State, config: Sam2DConfig) -> State:
@@ -46,7 +37,7 @@ METHOD = SliceMethod(
     },
     build=build_sam,
     graphs=prompt_graphs,
-    official=_official,
+    official=none_released("lmsfe-sam", "sam-med2d_b.pth"),
     prompts=frozenset({"box", "point"}),
     preprocess=sam_med2d.preprocess,
     answer=sam_med2d.answer,
