@@ -11,9 +11,9 @@ from torch import Tensor
 
 from samkit.methods.method import ClickRecipe
 from samkit.models.sam3d import Sam3D
-from samkit.training.refinement import REPORTED_CLICKS, dice_per_click, refinement_loss
+from samkit.training.click_samples import Sample, TrainingSamples, validation_rng
+from samkit.training.click_stages import REPORTED_CLICKS, dice_per_click, refinement_loss
 from samkit.training.run_module import RunModule
-from samkit.training.samples import Sample, TrainingSamples, validation_rng
 
 _FALL = 0.1
 """What the learning rate is multiplied by at each milestone."""

@@ -17,10 +17,10 @@ from samkit.methods.method import ClickRecipe, VolumeMethod
 from samkit.models.network import Network
 from samkit.models.sam3d import Sam3D
 from samkit.models.sam3d_config import Sam3DConfig
-from samkit.training.cases import CheckedCase, CheckedCases, check_cases, find_cases
+from samkit.training.click_cases import CheckedCase, CheckedCases, check_cases, find_cases
 from samkit.training.click_module import ClickModule
+from samkit.training.click_samples import TrainingSamples, cache_cases, validation_samples
 from samkit.training.plan import TrainingPlan
-from samkit.training.samples import TrainingSamples, cache_cases, validation_samples
 from samkit.training.task import Task
 
 HELD_BACK = 5

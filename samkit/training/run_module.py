@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from samkit.methods.method import Recipe
 from samkit.models.network import Network
-from samkit.training.samples import KeySampler
+from samkit.training.keys import KeySampler
 
 
 class RunModule(lightning.LightningModule):

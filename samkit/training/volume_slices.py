@@ -12,7 +12,7 @@ from samkit.errors import GeometryError, InputRefused
 from samkit.geometry import MAX_SHIFT, Index, check_affine, corner_shift
 from samkit.planes import PlaneView, scale_intensities
 from samkit.sequences import LABEL, choose, sort_files
-from samkit.training.cases import find_cases, read_volume
+from samkit.training.click_cases import find_cases, read_volume
 from samkit.training.slice_cases import FoundCases, LoadedCase, SliceCase, nothing_usable
 
 NIFTI = (".nii", ".nii.gz")

@@ -19,8 +19,8 @@ def test_a_method_without_weights_is_told_which_have():
 
 @pytest.mark.parametrize("name", ["m-sam", "sam-med3d"])
 def test_which_lesion_is_meant_is_learnt_from_the_clicks(name):
-    from samkit.training.refinement import dice_per_click
-    from samkit.training.samples import Sample
+    from samkit.training.click_samples import Sample
+    from samkit.training.click_stages import dice_per_click
 
     method = get_method(name)
     loaded = load_network(demo_checkpoint(name), method)

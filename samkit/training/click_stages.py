@@ -24,7 +24,7 @@ from samkit.clicks import dice, first_click, next_click
 from samkit.models.sam3d import Sam3D
 from samkit.models.sam3d_config import LOGIT_STRIDE
 from samkit.prompts import Point
-from samkit.training.samples import Sample
+from samkit.training.click_samples import Sample
 
 REPORTED_CLICKS = (1, 3, 5, 10)
 

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from samkit.methods import get_method
 from samkit.prompts import Point
-from samkit.training.refinement import _upsample, dice_per_click, refine, refinement_loss
-from samkit.training.samples import Sample
+from samkit.training.click_samples import Sample
+from samkit.training.click_stages import _upsample, dice_per_click, refine, refinement_loss
 
 CONFIG = get_method("m-sam").sizes["tiny"]
 

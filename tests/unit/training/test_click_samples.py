@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from samkit.methods import get_method
-from samkit.training.cases import check_cases, find_cases
-from samkit.training.samples import GridCase, KeySampler, TrainingSamples, cache_cases, validation_samples
+from samkit.training.click_cases import check_cases, find_cases
+from samkit.training.click_samples import GridCase, TrainingSamples, cache_cases, validation_samples
+from samkit.training.keys import KeySampler
 
 METHOD = get_method("m-sam")
 CONFIG = replace(METHOD.sizes["tiny"], spacing=(1.0, 1.0, 1.0))
@@ -88,6 +89,8 @@ def test_a_crop_without_contrast_is_drawn_again():
 
 def test_a_case_is_loaded_once(data, monkeypatch):
     samples = _samples(data)
-    monkeypatch.setattr("samkit.training.samples.read_volume", lambda path: pytest.fail(f"{path.name} is read again"))
+    monkeypatch.setattr(
+        "samkit.training.click_samples.read_volume", lambda path: pytest.fail(f"{path.name} is read again")
+    )
 
     assert [samples[key].name for key in range(12)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from samkit.errors import InputRefused
-from samkit.training.cases import check_cases, find_cases
+from samkit.training.click_cases import check_cases, find_cases
 
 
 def test_images_and_labels_are_matched_by_stem(data):

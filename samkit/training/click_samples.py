@@ -7,14 +7,14 @@ clicks) comes from generators seeded by the recipe's seed and that key. Preproce
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from monai.data import CacheDataset
 from monai.transforms import Flip, Transform
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from samkit.clicks import first_click
 from samkit.errors import InputRefused
@@ -22,7 +22,7 @@ from samkit.geometry import Grid, crop, crop_origin
 from samkit.methods.method import ClickRecipe, VolumeMethod
 from samkit.models.sam3d_config import Sam3DConfig
 from samkit.prompts import FOREGROUND, Point
-from samkit.training.cases import CheckedCase, read_volume
+from samkit.training.click_cases import CheckedCase, read_volume
 
 CACHE_BYTES = 6_000_000_000
 """Memory for cases kept on the network's grid; the rest is read again each time."""
@@ -153,25 +153,6 @@ class TrainingSamples(Dataset[Sample]):
     def click_rng(self, key: int) -> np.random.Generator:
         """Return the generator of a sample's later clicks."""
         return np.random.default_rng((self.recipe.seed, _CLICK, key))
-
-
-class KeySampler(Sampler[int]):
-    """The keys of one epoch, every `replicas`-th from `rank` on; each replica gets as many."""
-
-    def __init__(self, samples: int, rank: int, replicas: int) -> None:
-        self.samples, self.rank, self.replicas = samples, rank, replicas
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Take the number of the epoch that begins; Lightning calls this."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        start = self.epoch * self.samples
-        return iter(range(start + self.rank, start + len(self) * self.replicas, self.replicas))
-
-    def __len__(self) -> int:
-        return max(1, self.samples // self.replicas)
 
 
 def validation_samples(cases: Any, method: VolumeMethod, config: Sam3DConfig, seed: int) -> list[Sample]:
