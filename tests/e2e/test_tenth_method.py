@@ -45,7 +45,8 @@ def run(capsys, module, *arguments):
         except SystemExit as end:
             if end.code:
                 pytest.fail(capsys.readouterr().err)
-    return json.loads(capsys.readouterr().out.splitlines()[-1])
+    text = capsys.readouterr().out
+    return json.loads(text if text.startswith("{\n") else text.splitlines()[-1])
 
 
 def test_a_tenth_method_is_exported_verified_and_segmented_with(tenth, tmp_path, capsys):
@@ -65,3 +66,26 @@ def test_a_tenth_method_is_exported_verified_and_segmented_with(tenth, tmp_path,
     )  # fmt: skip
     assert done["method"] == tenth
     assert nib.load(tmp_path / "mask.nii.gz").shape == image.array.shape
+
+
+def test_a_tenth_method_is_trained_and_its_run_exported(tenth, tmp_path, capsys):
+    from PIL import Image
+
+    from samkit.export import cli as export
+    from samkit.training import cli as train
+
+    rng = np.random.default_rng(0)
+    for number in range(5):
+        mask = np.zeros((48, 64), np.uint8)
+        mask[10 + number : 30, 20:40] = 255
+        Image.fromarray(np.where(mask > 0, 200, 60).astype(np.uint8) + rng.integers(0, 20, mask.shape, np.uint8)).save(
+            tmp_path / f"case{number}.png"
+        )
+        Image.fromarray(mask).save(tmp_path / f"case{number}_mask.png")
+    done = run(
+        capsys, train, "--method", tenth, "--data", tmp_path, "--out", tmp_path / "run", "--preset", "tiny", "--quiet",
+        "--threads", 1,
+    )  # fmt: skip
+    assert 0 <= done["best"]["dice"] <= 1
+    plan = run(capsys, export, "--method", tenth, "--checkpoint", tmp_path / "run", "--dry-run")
+    assert plan["weights"]["kind"] == "checkpoint"
