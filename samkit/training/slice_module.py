@@ -3,7 +3,8 @@
 Everything goes through the functions that are exported, with the tensors of the exported graphs. Optimisation is by
 hand because SAM-Med2D takes several steps on one batch: the first moves all that trains, the `error_rounds` after it
 move prompt encoder and decoder alone, each asked with clicks where the mask was wrong (1, 3, 5 or 9 of them) and with
-that mask; one of them, drawn at random, and the last with the mask alone.
+that mask; the last, and one drawn from those between first and last, with the mask alone. Upstream holds the prompt
+encoder still in these rounds; here it moves, since from random weights nothing else would teach it the mask prompt.
 """
 
 from __future__ import annotations
@@ -102,10 +103,11 @@ class SliceModule(RunModule):
         self._step(loss, index)
         embeddings = embeddings.detach()
         rngs = [self.samples.round_rng(sample.key) for sample in batch]
-        without_clicks = int(rngs[0].integers(1, max(2, self.recipe.error_rounds)))
-        for number in range(1, self.recipe.error_rounds + 1):
-            is_last = number == self.recipe.error_rounds
-            count = 0 if number == without_clicks or (is_last and number > 1) else int(rngs[0].choice(ERROR_POINTS))
+        last = self.recipe.error_rounds
+        # The first round always clicks, also where it is the only one.
+        without_clicks = {last, int(rngs[0].integers(2, last)) if last > 2 else last} - {1}
+        for number in range(1, last + 1):
+            count = 0 if number in without_clicks else int(rngs[0].choice(ERROR_POINTS))
             points = self._error_points(chosen, batch, rngs, count)
             loss, chosen = self._loss(embeddings, batch, points, chosen)
             self._step(loss, index)

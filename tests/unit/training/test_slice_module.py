@@ -106,6 +106,20 @@ def test_error_rounds_step_the_decoder_alone():
     assert any(not torch.equal(once[name], thrice[name]) for name in once if name.startswith("mask_decoder."))
 
 
+@pytest.mark.parametrize(("rounds", "mask_alone"), [(1, set()), (2, {2}), (4, {2, 3, 4})])
+def test_error_rounds_click_but_for_the_last_and_one_in_between(rounds, mask_alone, monkeypatch):
+    module = _module("sam-med2d", error_rounds=rounds, samples_per_epoch=10, batch=1)
+    clicks = []
+    ask = module._error_points
+    monkeypatch.setattr(module, "_error_points", lambda *given: (clicks.append(given[-1]), ask(*given))[1])
+
+    _fit(module)
+    steps = [{1 + int(n) for n in np.flatnonzero(step == 0)} for step in np.reshape(clicks, (10, rounds))]
+
+    assert set().union(*steps) == mask_alone
+    assert all(len(silent) == min(rounds - 1, 2) for silent in steps)
+
+
 @pytest.mark.parametrize(("frozen", "encoded"), [(True, 3), (False, 9)])
 def test_embeddings_are_kept_where_nothing_of_the_encoder_trains(frozen, encoded, monkeypatch):
     module = _module("medsam-yolo", frozen=frozen, samples_per_epoch=3, batch=1, epochs=3)
