@@ -133,7 +133,7 @@ def hold_back(cases: Sequence[SliceCase]) -> Split:
     """
     rng = np.random.default_rng(_SPLIT_SEED)
     ordered = sorted(cases, key=lambda case: (case.group, case.name))
-    own = [_OWN_SPLIT.get(case.group.rpartition("/")[2].lower(), "") for case in ordered]
+    own = [_own_split(case.group) for case in ordered]
     if {"train", "held"} <= set(own) <= {"train", "held", "test"}:
         training = tuple(case for case, part in zip(ordered, own, strict=True) if part == "train")
         held = tuple(case for case, part in zip(ordered, own, strict=True) if part == "held")
@@ -167,6 +167,12 @@ def hold_back(cases: Sequence[SliceCase]) -> Split:
         tuple(case for number, case in enumerate(ordered) if number in chosen),
         said,
     )
+
+
+def _own_split(group: str) -> str:
+    """Return train, held or test, as the innermost folder of that meaning says; empty where none does."""
+    said = [_OWN_SPLIT[folder] for folder in group.lower().split("/") if folder in _OWN_SPLIT]
+    return said[-1] if said else ""
 
 
 def _hold_back_slices(cases: Sequence[SliceCase], rng: np.random.Generator) -> Split:

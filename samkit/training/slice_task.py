@@ -107,5 +107,6 @@ def plan_sequences(method: SliceMethod, plan: TrainingPlan) -> tuple[str, ...]:
 
 def _numbers(cases: Sequence[SliceCase], chosen: Sequence[SliceCase]) -> list[tuple[int, ...]]:
     """Return, for each of `cases`, which of its slices are among the `chosen`, by their place in it."""
-    by_name = {case.name: case.slices for case in chosen}
-    return [tuple(case.slices.index(number) for number in by_name.get(case.name, ())) for case in cases]
+    # Names alone may repeat: of x.png and x.jpg, or of files in other folders that a dataset.json lists.
+    of = {(case.name, case.images): case.slices for case in chosen}
+    return [tuple(case.slices.index(n) for n in of.get((case.name, case.images), ())) for case in cases]

@@ -148,7 +148,8 @@ def _found(
         except (InputRefused, GeometryError) as error:
             skipped.append(f"{name} skipped: {error}")
             continue
-        cases.append(SliceCase(name, "", images, (label,), reader, tuple(range(view.count)), plane=plane))
+        group = name.rpartition("/")[0]
+        cases.append(SliceCase(name, group, images, (label,), reader, tuple(range(view.count)), plane=plane))
     if not cases:
         raise nothing_usable(skipped)
     return FoundCases(layout, tuple(cases), tuple(skipped), names)

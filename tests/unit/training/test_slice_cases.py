@@ -8,6 +8,7 @@ import pytest
 
 from samkit.errors import InputRefused
 from samkit.training.slice_cases import GAP, FoundCases, LoadedCase, SliceCase, check_slice_cases, hold_back
+from samkit.training.slice_task import SplitSlices
 
 COUNT = 60
 
@@ -101,6 +102,21 @@ def test_a_folders_own_split_is_taken_and_its_test_left_alone():
     assert {case.group for case in split.training} == {"set/train"}
     assert {case.group for case in split.held_back} == {"set/valid"}
     assert "4 for testing left alone" in split.said
+
+
+def test_a_split_above_the_kinds_of_pictures_is_taken_too():
+    cases = [picture(f"{g}{k}{n}", f"{g}/{k}") for g in ("train", "val") for k in ("benign", "normal") for n in "abc"]
+    split = hold_back(cases)
+    assert {case.group for case in split.training} == {"train/benign", "train/normal"}
+    assert {case.group for case in split.held_back} == {"val/benign", "val/normal"}
+
+
+def test_cases_of_one_name_are_not_on_both_sides():
+    cases = tuple(replace(volume("a"), images=(Path(f"{n}/a.nii"),)) for n in range(5))
+    split = SplitSlices.of(FoundCases("volumes", cases, ()))
+    assert [bool(training) + bool(held) for training, held in zip(split.training, split.held_back, strict=True)] == [
+        1, 1, 1, 1, 1
+    ]  # fmt: skip
 
 
 def test_what_can_not_be_loaded_is_skipped_with_a_sentence():

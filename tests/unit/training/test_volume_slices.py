@@ -8,6 +8,7 @@ import pytest
 from scipy import ndimage
 
 from samkit.errors import InputRefused
+from samkit.training.slice_cases import hold_back
 from samkit.training.volume_slices import (
     STRUCTURE_NAMES,
     STRUCTURE_VALUES,
@@ -69,6 +70,16 @@ def test_another_plane_and_fewer_slices_give_the_same_voxels(tmp_path):
 def test_a_folder_that_is_a_case_itself_is_read(tmp_path):
     write_case(tmp_path / "patient")
     assert [case.name for case in find_volumes(tmp_path / "patient", ("t1n",)).cases] == ["patient"]
+
+
+def test_volumes_lie_in_the_part_of_the_folder_that_their_split_is_named_by(tmp_path):
+    for name in ("train/a", "train/b", "valid/c"):
+        write_case(tmp_path / name)
+
+    split = hold_back(find_volumes(tmp_path, ("t1n",)).cases)
+
+    assert [case.name for case in split.training] == ["train/a", "train/b"]
+    assert [case.name for case in split.held_back] == ["valid/c"]
 
 
 def test_label_values_stay(tmp_path):
