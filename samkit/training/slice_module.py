@@ -206,7 +206,10 @@ class SliceModule(RunModule):
         self.manual_backward(loss / self.recipe.accumulate)
         if self._is_boundary(index):
             if self.recipe.clip_norm:
-                self.clip_gradients(optimiser, self.recipe.clip_norm, "norm")
+                # With 16-mixed the gradients are scaled until the optimiser's own step.
+                scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+                scale = 1.0 if scaler is None else float(scaler.get_scale())
+                self.clip_gradients(optimiser, self.recipe.clip_norm * scale, "norm")
             optimiser.step()
             optimiser.zero_grad()
 

@@ -7,6 +7,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 
 import samkit
 from samkit.methods import get_method
@@ -47,10 +48,10 @@ def _module(name, *, frozen=False, **changes):
     return SliceModule(network, method, config, samples, store, list_slices(store, [(1, 2)])[0], recipe)
 
 
-def _fit(module, epochs=1):
+def _fit(module, epochs=1, plugins=None):
     trainer = lightning.Trainer(
         accelerator="cpu", max_epochs=epochs, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False,
+        enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False, plugins=plugins,
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice, as in fit.train
@@ -130,6 +131,18 @@ def test_embeddings_are_kept_where_nothing_of_the_encoder_trains(frozen, encoded
     _fit(module, epochs=3)
 
     assert sum(seen) == encoded
+
+
+def test_clipping_does_not_hang_on_the_scale_of_half_precision():
+    moves = []
+    for scale in (4.0, 64.0):
+        module = _module("medsam", optimiser="sgd", learning_rate=1.0, clip_norm=0.1, samples_per_epoch=1, batch=1)
+        before = torch.nn.utils.parameters_to_vector(module.network.parameters()).detach().clone()
+        _fit(module, plugins=[MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))])
+        after = torch.nn.utils.parameters_to_vector(module.network.parameters()).detach()
+        moves.append(float((after - before).norm()))
+
+    assert moves == pytest.approx([0.1, 0.1], rel=1e-2)
 
 
 def test_the_trained_mask_is_the_one_that_the_answer_takes():
