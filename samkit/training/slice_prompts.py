@@ -15,7 +15,7 @@ MIN_PIXELS = 10
 """Pixels of the smallest component that gets a box of its own (methods A001-6)."""
 
 _OFFICIAL_SIDE = 1024
-_SHIFT_SHARE, _MAX_SHIFT = 0.5, 5
+_SHIFT_SHARE, _MAX_SHIFT, _SHIFT_SIDE = 0.5, 5, 256
 """SAM-Med2D moves a box by up to half its shorter side, and at most 5 pixels of its 256."""
 
 
@@ -51,12 +51,13 @@ def shifted_box(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return the box of the largest component, moved as a whole (SAM-Med2D's training, get_boxes_from_mask).
 
     Its last corner is one pixel beyond the component, as upstream's; x and y move by whole pixels from -m to m - 1, m
-    being half the shorter side and at most 5.
+    being half the shorter side and at most 5. Along an axis longer than 256 they are pixels of the slice shrunk to 256.
     """
     box = tight_box(components(mask, 1)[0]) + np.array([0, 0, 1, 1], np.float32)
-    most = min(_MAX_SHIFT, int(min(box[2] - box[0], box[3] - box[1]) * _SHIFT_SHARE))
+    pixel = np.maximum(1, np.array(mask.shape[::-1]) / _SHIFT_SIDE)
+    most = min(_MAX_SHIFT, int(((box[2:] - box[:2]) / pixel).min() * _SHIFT_SHARE))
     if most:
-        box += np.tile(rng.integers(-most, most, 2), 2)
+        box = box + np.tile(rng.integers(-most, most, 2) * pixel, 2)
     return box.astype(np.float32)
 
 

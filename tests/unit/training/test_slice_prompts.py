@@ -40,6 +40,12 @@ def test_shifted_box_is_the_largest_components_and_keeps_its_size(mask):
     assert set(shifts[:, 0]) == set(shifts[:, 1]) == set(range(-5, 5))
 
 
+def test_shifts_on_a_large_slice_are_pixels_of_256(mask):
+    large = mask.repeat(4, axis=0).repeat(2, axis=1)  # 512 x 512
+    shifts = np.array([shifted_box(large, np.random.default_rng(s)) for s in range(300)]) - [200, 120, 320, 200]
+    assert set(shifts[:, 0]) == set(shifts[:, 1]) == set(range(-10, 10, 2))
+
+
 def test_shift_shrinks_with_the_box():
     small = np.zeros((20, 20), bool)
     small[5:9, 5:12] = True
