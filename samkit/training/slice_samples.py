@@ -115,12 +115,15 @@ def objects_of(labels: np.ndarray) -> list[np.ndarray]:
 def labels_on_input(labels: np.ndarray, fit: Fit, side: int) -> np.ndarray:
     """Return labels (..., H, W) of a slice on the network's square at `side` pixels, (..., side, side); 0 in padding.
 
-    Nearest: each pixel of the square takes the label at its centre.
+    Nearest: each pixel of the square takes the label at its centre, in the fit's own alignment.
     """
     centres = (np.arange(side) + 0.5) * fit.side / side
     picked, inside = [], []
     for size, content, offset in zip(fit.shape, fit.content, fit.offset, strict=True):
-        at = np.floor((centres - offset) * size / content).astype(int)
+        if fit.ends_aligned:
+            at = np.rint((centres - 0.5 - offset) * (size - 1) / max(1, content - 1)).astype(int)
+        else:
+            at = np.floor((centres - offset) * size / content).astype(int)
         inside.append((at >= 0) & (at < size))
         picked.append(np.clip(at, 0, size - 1))
     moved: np.ndarray = labels[..., picked[0][:, None], picked[1]] * (inside[0][:, None] & inside[1])

@@ -135,6 +135,17 @@ def test_labels_move_with_the_slice():
     assert not longest[80:].any()
 
 
+def test_labels_lie_on_the_input_where_their_pixels_do_also_with_aligned_ends():
+    fit = Fit.stretched((5, 9), 17, ends_aligned=True)
+    labels = np.arange(45, dtype=np.uint8).reshape(5, 9)
+    centres = np.argwhere(labels >= 0)[:, ::-1]
+
+    on_input = labels_on_input(labels, fit, 17)
+
+    x, y = fit.points_to_network(centres).astype(int).T
+    np.testing.assert_array_equal(on_input[y, x], labels.ravel())
+
+
 def test_every_component_of_every_value_is_an_object_and_small_ones_are_together():
     labels = np.zeros((30, 30), np.uint8)
     labels[:5, :5], labels[:5, 20:25], labels[20:25, 20:25] = 1, 1, 2
