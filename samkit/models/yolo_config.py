@@ -127,4 +127,9 @@ class MedsamYoloConfig(Sam2DConfig):
 
     detector: YoloConfig = field(default_factory=YoloConfig)
     sequences: tuple[str, ...] = ("t1c", "t2w", "t2f")
-    """The co-registered sequences that become red, green and blue."""
+    """The co-registered sequences that become red, green and blue; a lone one becomes all three."""
+
+    def problems(self) -> list[str]:
+        """Return what makes this network impossible, one clause each."""
+        wrong = len(self.sequences) not in (1, 3) or len(set(self.sequences)) < len(self.sequences)
+        return [*super().problems(), *([f"sequences {self.sequences} are not one or three names"] if wrong else [])]

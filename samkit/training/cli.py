@@ -68,6 +68,11 @@ def command(
             f"preset {preset} of {method.name} fine-tunes a pretrained network and none was given; "
             f"name it with --init ({_starts(method)}), or train --preset small from scratch"
         )
+    if base is not None and (init is None or part or "base" not in method.companions):
+        raise click.UsageError(
+            f"--base stands beside the --init of a LoRA file, and {method.name}{f' {part}' if part else ''} "
+            f"{'has no --init here' if init is None else 'takes none'}; leave it out"
+        )
     _check_data_options(method, layout, patterns)
     # wrong settings are told before anything is loaded
     planned = plan_training(method, preset, settings, label=label, part=part, arch=arch)

@@ -156,6 +156,8 @@ def test_two_sequences_of_four_are_enough_where_the_network_is_told(folders, tmp
         (["--method", "sam", "--label", "77"], 3, "with --label"),
         (["--method", "lora-sam", "--format", "freesurfer"], 3, ""),
         (["--method", "sam", "--init", "nowhere.pth"], 3, "there is no checkpoint"),
+        (["--method", "lora-sam", "--base", "sam.pth"], 2, "has no --init here"),
+        (["--method", "sam", "--init", "nowhere.pth", "--base", "sam.pth"], 2, "sam takes none"),
     ],
 )
 def test_what_is_refused_is_one_line_and_an_exit_code(words, code, says, folders, tmp_path, sam_train):

@@ -156,6 +156,12 @@ def test_options_of_the_papers_are_settings(name, settings, field, value):
     assert getattr(plan_training(get_method(name), "tiny", [settings]).config, field) == value
 
 
+@pytest.mark.parametrize("value", ["t1c,t2f", "t1c,t1c,t2f", ""])
+def test_sequences_that_make_no_picture_are_told(value):
+    with pytest.raises(click.UsageError, match="are not one or three names"):
+        plan_training(get_method("medsam-yolo"), "tiny", [f"sequences={value}"])
+
+
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
