@@ -139,11 +139,13 @@ METHOD = SliceMethod(
     preprocess=_preprocess,
     answer=_answer,
     recipes={
-        # AdamW 0.005, decay 0.1, warm-up 250, then a polynomial fall; 0.2 CE + 0.8 Dice (methods 4.3, Table 10).
+        # AdamW 0.005, decay 0.1, warm-up 250, then a polynomial fall; 0.2 CE + 0.8 Dice (methods 4.3, Table 10). Slices
+        # without any structure train, too, as SAMed's lists have them: a whole volume is answered.
         "paper": SliceRecipe(
             size="full", epochs=200, batch=12, optimiser="adamw", learning_rate=0.005, weight_decay=0.1,
             warmup_steps=250, schedule="polynomial", decay=0.9, losses=(("ce", 0.2), ("dice_classes", 0.8)),
-            output="classes", prompts=("none",), augment=("rot90_flip_or_rotate",), needs_init=True,
+            output="classes", prompts=("none",), foreground_share=0.0, augment=("rot90_flip_or_rotate",),
+            needs_init=True,
         ),
         "small": SliceRecipe(
             size="small", epochs=60, batch=8, optimiser="adamw", learning_rate=0.0015, weight_decay=0.05,

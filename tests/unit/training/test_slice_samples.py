@@ -97,6 +97,13 @@ def test_automatic_methods_see_empty_slices_as_often_as_the_recipe_says():
     assert samples[0].labels.shape == (1, 60, 70)
 
 
+def test_the_paper_of_lora_sam_trains_on_every_slice_once_an_epoch():
+    method = get_method("lora-sam")
+    samples = _samples(method.recipes["paper"], method, method.sizes["tiny"])
+
+    assert sorted(samples[key].where[1] for key in range(len(samples))) == [0, 1, 2, 3, 4, 5]
+
+
 def test_classes_keep_their_numbers_and_the_methods_window():
     method = get_method("lora-sam")
     sample = _samples(method.recipes["tiny"], method, method.sizes["tiny"])[0]
