@@ -49,6 +49,11 @@ class SliceTask(Task):
     """Cases of slices; those that hold none of the target train where the recipe wants them."""
 
     def __init__(self, found: FoundCases) -> None:
+        if found.layout == "boxes":
+            raise InputRefused(
+                "boxes-alone", "the data has boxes and no masks, which teach a detector alone",
+                "train one with --part detector of medsam-yolo, or give masks",
+            )  # fmt: skip
         self.cases = found.cases
         self.split = SplitSlices.of(found)
         self.splitting = self.split.said

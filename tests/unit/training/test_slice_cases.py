@@ -8,7 +8,7 @@ import pytest
 
 from samkit.errors import InputRefused
 from samkit.training.slice_cases import GAP, FoundCases, LoadedCase, SliceCase, check_slice_cases, hold_back
-from samkit.training.slice_task import SplitSlices
+from samkit.training.slice_task import SliceTask, SplitSlices
 
 COUNT = 60
 
@@ -117,6 +117,11 @@ def test_cases_of_one_name_are_not_on_both_sides():
     assert [bool(training) + bool(held) for training, held in zip(split.training, split.held_back, strict=True)] == [
         1, 1, 1, 1, 1
     ]  # fmt: skip
+
+
+def test_boxes_without_masks_are_refused_but_for_a_detector():
+    with pytest.raises(InputRefused, match=r"boxes and no masks.*--part detector"):
+        SliceTask(FoundCases("boxes", (picture("a"), picture("b")), ()))
 
 
 def test_what_can_not_be_loaded_is_skipped_with_a_sentence():
