@@ -30,7 +30,10 @@ Term = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _iou(logits: Tensor, target: Tensor, predicted: Tensor) -> Tensor:
-    """Teaches the head that predicts the IoU and leaves the mask alone."""
+    """Teaches the head that predicts the IoU, of each mask, and leaves the mask alone.
+
+    Upstream compares with one IoU of the whole batch, and lets the error pull the mask to a wrong prediction, too.
+    """
     probability = logits.detach().sigmoid()
     shared = (probability * target).sum((1, 2, 3))
     union = (probability + target).sum((1, 2, 3)) - shared
