@@ -77,6 +77,11 @@ def load_start(path: Path, method: Method, *, part: str = "", base: Path | None 
     own = read_info(resolve_checkpoint(path))
     if method.base is not None and own is not None and own.method == method.base:
         return _whole(path, get_method(method.base))
+    if own is not None and own.method != method.name:
+        raise CheckpointError(
+            f"{path.name} was trained for '{own.method}'; {method.name} starts from weights of "
+            f"{' or '.join(name for name in (method.name, method.base) if name)}, give one of those with --init"
+        )
     try:
         info, state, sha256 = read_weights(path, method, others)
     except CheckpointError as error:

@@ -1,5 +1,7 @@
 """`--init` fills what fits, refuses what does not, and the parameter counts are the paper's."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -30,6 +32,39 @@ def test_paper_preset_has_the_parameters_of_tables_1_and_3():
     assert round(100 * counts.tunable_share, 2) == 21.41
     assert round(100 * counts.tunable_share_without_adapter, 2) == 8.09
     assert "118.24 M parameters, 25.32 M of them tunable (21.41 %); without the adapter 8.09 %" in counts.to_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "tunable", "frozen"),
+    [
+        ("lora-sam", {}, 5_917_273, 87_278_848),
+        ("lora-sam", {"lora_place": "both"}, 2_720_217, 90_570_112),
+        ("lora-sam", {"lora_place": "decoder"}, 2_130_393, 90_570_112),
+        ("medsam", {}, 93_729_252, 6_220),
+        ("sam-med2d", {}, 271_241_776 - 86_672_640, 86_672_640),
+        # the ViT at 256, but with SAM's own 64 x 64 positions, which stay as they are
+        ("lmsfe-sam", {}, 200_387_736, 86_672_640 + (64**2 - 16**2) * 768),
+        ("brainseg-dmif", {}, 353_990_220, 0),
+    ],
+)
+def test_the_records_freeze_what_the_papers_do(name, changes, tunable, frozen):
+    method = get_method(name)
+    with torch.device("meta"):
+        network = method.build(replace(method.sizes["full"], **changes))
+    freeze(network, method)
+
+    counts = count_parameters(network)
+
+    assert (counts.tunable, counts.total - counts.tunable) == (tunable, frozen)
+
+
+def test_medsam_yolo_trains_the_mask_decoder_alone():
+    method = get_method("medsam-yolo")
+    with torch.device("meta"):
+        network = method.build(method.sizes["full"])
+    freeze(network, method)
+
+    assert count_parameters(network).tunable == 4_058_340
 
 
 def test_m_sam_starts_from_sam_med3d_and_trains_the_rest(tmp_path):
@@ -82,8 +117,9 @@ def test_sizes_that_differ_are_refused(tmp_path):
 def test_a_later_method_does_not_start_an_earlier_one(tmp_path):
     _save(tmp_path / "own.safetensors", "m-sam", get_method("m-sam").sizes["tiny"])
 
-    with pytest.raises(CheckpointError, match="trained for 'm-sam'"):
-        load_start(tmp_path / "own.safetensors", get_method("sam-med3d"))
+    for name, known in (("sam-med3d", "sam-med3d"), ("lmsfe-sam", "lmsfe-sam or sam-med2d")):
+        with pytest.raises(CheckpointError, match=f"trained for 'm-sam'; {name} starts from weights of {known}, give"):
+            load_start(tmp_path / "own.safetensors", get_method(name))
 
 
 @pytest.mark.parametrize("name", [name for name in samkit.list_methods() if get_method(name).base])
