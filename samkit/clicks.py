@@ -25,7 +25,7 @@ def next_click(prediction: np.ndarray, target: np.ndarray, rng: np.random.Genera
     >>> target = np.zeros((4, 4, 4), bool)
     >>> target[1, 2, 3] = True
     >>> next_click(np.zeros_like(target), target, np.random.default_rng(0))
-    Point(index=(1.0, 2.0, 3.0), label=1)
+    Point(index=(1.0, 2.0, 3.0), label=1, structure='')
     """
     error = np.flatnonzero(prediction != target)
     if error.size == 0:

@@ -59,5 +59,5 @@ def test_two_files_for_one_sequence_are_refused_by_name():
 def test_wanted_files_come_in_order_and_missing_ones_by_name():
     found = sort_files(Path("p") / name for name in ("T1.nii", "T2.nii", "notes.nii", "seg.nii"))
     assert [path.name for path in choose(found, ("t2w", "t1n"))] == ["T2.nii", "T1.nii"]
-    with pytest.raises(InputRefused, match=r"t1c and t2f not found; found are label \(seg.nii\), t1n \(T1.nii\)"):
+    with pytest.raises(InputRefused, match=r"t1c, t2f not found; found are label \(seg.nii\), t1n \(T1.nii\)"):
         choose(dict(sorted(found.items())), ("t1c", "t1n", "t2f"))
