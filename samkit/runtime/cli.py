@@ -152,7 +152,10 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
     "99.5 percentile of what is not background.",
 )
 @click.option(
-    "--propagate", is_flag=True, help="Let the mask of a prompted slice lead on to its neighbours, until it vanishes."
+    "--propagate",
+    is_flag=True,
+    help="Let the mask of a prompted slice lead on to its neighbours, until it vanishes. It takes the place of what an "
+    "automatic method found there.",
 )
 @click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True)
 @click.option(
