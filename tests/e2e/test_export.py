@@ -266,3 +266,17 @@ def test_bad_calls_end_in_one_sentence(arguments, code, words):
     assert run.returncode == code
     assert words in run.stderr
     assert len(run.stderr.strip().splitlines()) == 1
+
+
+def test_weights_beyond_a_protobuf_lie_beside_it(tmp_path, monkeypatch):
+    """As ViT-H's do; the limit is lowered instead."""
+    from samkit.export import graphs
+
+    monkeypatch.setattr(graphs, "LARGEST_FILE", 10_000)
+    folder = tmp_path / "export"
+    manifest = run_export(plan_export("brainseg-dmif", size="tiny", precision="fp16"), folder)
+    names = {artifact.file for artifact in manifest.artifacts}
+    assert {"image_encoder.onnx.data", "image_encoder.fp16.onnx.data"} <= names
+    moved = folder.rename(tmp_path / "moved")
+    Manifest.load(moved).verify(moved)
+    assert session(moved / "image_encoder.fp16.onnx").get_inputs()[0].name == "image"
