@@ -16,9 +16,7 @@ States are never changed in place: an earlier state is exactly what it was, whic
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,6 +29,7 @@ from samkit.methods.method import VolumeMethod
 from samkit.models.sam3d_config import LOGIT_STRIDE, Sam3DConfig
 from samkit.prompts import FOREGROUND, Point
 from samkit.runtime.runner import Runner
+from samkit.runtime.timing import timed
 
 MAX_FOLLOWED = 12
 """Crops that one click may add by following; the result of the click says when that was not enough."""
@@ -132,7 +131,7 @@ class Refiner:
         Where crops overlap it is their mean, weighted by tents that fall towards the faces. A crop alone comes out
         exactly as the network gave it.
         """
-        with self._timed("merge"):
+        with timed(self.seconds, "merge"):
             return [self._merge_group(group) for group in _groups(state.crops, self._config.patch)]
 
     # --- Clicks ---
@@ -173,7 +172,7 @@ class Refiner:
             "point_labels": np.full((1, 1), point.label, np.float32),
             "mask_input": crop.logits[None, None],
         }
-        with self._timed("decode"):
+        with timed(self.seconds, "decode"):
             outputs = self._runners["mask_decoder"].run(inputs)
         return Crop(
             crop.origin,
@@ -187,14 +186,14 @@ class Refiner:
         """Return the image embedding of the crop at `origin`, computed once per volume."""
         if origin not in self._embeddings:
             try:
-                with self._timed("crop"):
+                with timed(self.seconds, "crop"):
                     raw = self._read_box(origin)
                     if not np.isfinite(raw).all():
                         raise InputRefused(
                             "not-finite", "the crop around the click holds NaN or Inf", "replace those voxels first"
                         )
                     image = self._method.preprocess(raw, self._config)
-                with self._timed("encode"):
+                with timed(self.seconds, "encode"):
                     outputs = self._runners["image_encoder"].run({"image": image[None, None]})
                 self._embeddings[origin] = outputs["image_embeddings"]
             except InputRefused as refusal:
@@ -318,14 +317,6 @@ class Refiner:
         for box, origin in zip(boxes, origins, strict=True):
             target.add(box, as_index(origin - first))
         return Piece(as_index(first), target.mean(NO_LOGIT))
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - start
 
 
 class _Mean:

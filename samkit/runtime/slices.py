@@ -10,10 +10,8 @@ its mask becomes a box, a little larger, that prompts the next slice, until noth
 from __future__ import annotations
 
 import itertools
-import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +25,7 @@ from samkit.planes import Window
 from samkit.prompts import SliceBox, SlicePoint, SlicePrompts
 from samkit.runtime.refinement import NO_LOGIT
 from samkit.runtime.runner import Runner
+from samkit.runtime.timing import timed
 
 MIN_PIXELS = 5
 """A part of a mask with fewer pixels leads to no neighbour."""
@@ -137,7 +136,7 @@ class Slices:
             if self._method.propose is None:
                 yield number, SlicePrompts()
                 continue
-            with self._timed("propose"):
+            with timed(self.seconds, "propose"):
                 prompts = self._method.propose(self._run, self._image(number), self._config)
             if prompts:
                 yield number, prompts
@@ -187,17 +186,17 @@ class Slices:
         return replace(prompts, points=points, boxes=boxes)
 
     def _prepare(self, image: np.ndarray) -> tuple[np.ndarray, Fit]:
-        with self._timed("prepare"):
+        with timed(self.seconds, "prepare"):
             return self._method.preprocess(image, self._config)
 
     def _encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Return `image_embeddings` (B, C, g, g)."""
-        with self._timed("encode"):
+        with timed(self.seconds, "encode"):
             return self._run("image_encoder", {"image": np.stack(images)})["image_embeddings"]
 
     def _answer(self, embeddings: np.ndarray, fit: Fit, prompts: SlicePrompts) -> Answer:
         """Return the answer to prompts [pixels of the window] on the whole slice."""
-        with self._timed("decode"):
+        with timed(self.seconds, "decode"):
             answer = self._method.answer(self._run, embeddings, fit, prompts, self._config)
         paste = self._window.paste
         return replace(answer, labels=paste(answer.labels, 0), scores=paste(answer.scores, NO_LOGIT))
@@ -209,14 +208,6 @@ class Slices:
 
     def _run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return self._runners[graph].run(inputs)
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - start
 
 
 def either(one: Answer, other: Answer) -> Answer:

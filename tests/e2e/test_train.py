@@ -24,22 +24,6 @@ def phantoms(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def sam_train(monkeypatch, capsys):
-    """Return a function that runs the command in this process and gives its exit code, stdout and stderr."""
-    threads = torch.get_num_threads()
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["sam-train", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        written = capsys.readouterr()
-        return int(ended.value.code or 0), written.out, written.err
-
-    yield run
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("method", ["m-sam", "sam-med3d"])
 def test_a_run_leaves_checkpoints_metrics_and_what_was_done(method, phantoms, tmp_path, sam_train):
     out = tmp_path / "run"

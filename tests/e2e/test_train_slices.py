@@ -51,22 +51,6 @@ def folders(tmp_path_factory):
     return of
 
 
-@pytest.fixture
-def sam_train(monkeypatch, capsys):
-    """Return a function that runs the command in this process and gives its exit code, stdout and stderr."""
-    threads = torch.get_num_threads()
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["sam-train", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        written = capsys.readouterr()
-        return int(ended.value.code or 0), written.out, written.err
-
-    yield run
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_to_a_checkpoint(name, folders, tmp_path, sam_train):
     out = tmp_path / "run"

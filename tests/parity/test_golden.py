@@ -1,6 +1,5 @@
 """Guards equality with the official networks: PyTorch and exported ONNX against golden outputs nobody here made."""
 
-import importlib.util
 import json
 
 import numpy as np
@@ -17,14 +16,6 @@ from samkit.runtime.torch_runner import TorchRunner
 KEYS = {"sam-med3d": "sam_med3d_vit_b_ori.json", "m-sam": "m_sam_combined_lora_r16.json"}
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("name", KEYS)]
-
-
-@pytest.fixture(scope="module")
-def recipe(shared):
-    spec = importlib.util.spec_from_file_location("recipe", shared / "golden" / "recipe.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Guards equality of the SAM 2D family with the official networks: golden outputs nobody here made."""
 
-import importlib.util
 import json
 
 import numpy as np
@@ -11,14 +10,6 @@ from samkit.models.convert2d import lora_sam, sam_config
 from samkit.models.sam2d import Sam2D
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def recipe(shared):
-    spec = importlib.util.spec_from_file_location("recipe", shared / "golden" / "recipe.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def tensors(state):

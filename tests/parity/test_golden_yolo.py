@@ -1,7 +1,5 @@
 """Guards equality with the official detector: its outputs, as loaded and folded, against golden ones."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
@@ -11,14 +9,6 @@ from samkit.models.yolo import Yolo
 from samkit.models.yolo_config import COCO_ANCHORS, yolo_config, yolo_state
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def recipe(shared):
-    spec = importlib.util.spec_from_file_location("recipe", shared / "golden" / "recipe.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def build(state):
