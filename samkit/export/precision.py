@@ -26,7 +26,7 @@ FLOAT16_MAX = float(np.finfo(np.float16).max)
 def convert_to_fp16(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """Return a float16 copy of `model` and notes: how many products run in float16, and which stay, with the reason.
 
-    The caller passes the result through `graphs.check_graph`, as every graph.
+    The caller passes the result to `graphs.save_graph`, which checks it, as every graph.
     """
     model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     graph = model.graph
