@@ -2,16 +2,54 @@
 
 A spec gives the ONNX names and dynamic axes, the input check of the runners, the plan's JSON, and later the
 TensorRT profile and Triton's dims. They can't disagree, because nobody writes them twice.
+
+A tensor that goes into a graph is a numpy array or, where a runner left one on its device, a `DeviceTensor`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from samkit.errors import TensorMismatchError
+
+
+class DeviceTensor(Protocol):
+    """An output that stayed where a runner computed it. Nothing writes to it again, so whoever holds it may go back."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the sizes of its axes."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Return the type of its elements."""
+
+    @property
+    def nbytes(self) -> int:
+        """Return how much of the device's memory it takes."""
+
+    @property
+    def place(self) -> str:
+        """Return backend and device, such as "ONNX Runtime on cuda:0": runners of that place alone can take it."""
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether the runner that made it is still open; its memory goes with the runner."""
+
+    def numpy(self) -> np.ndarray:
+        """Return a copy on the host; raises SamkitError once the runner that made it is closed."""
+
+
+Tensor: TypeAlias = np.ndarray | DeviceTensor
+"""What a graph takes."""
+
+
+def on_host(tensor: Tensor) -> np.ndarray:
+    """Return `tensor` as a numpy array: itself, or a copy from its device."""
+    return tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
 
 
 @dataclass(frozen=True)
@@ -69,12 +107,12 @@ class TensorSpec:
         """
         return tuple(axis.opt for axis in self.axes)
 
-    def check(self, array: np.ndarray) -> None:
+    def check(self, array: Tensor) -> None:
         """Raise TensorMismatchError unless `array` has this dtype, rank and sizes within the axes' bounds."""
         wanted = ", ".join(axis.to_text() for axis in self.axes)
         fits = (
             array.dtype == np.dtype(self.dtype)
-            and array.ndim == len(self.axes)
+            and len(array.shape) == len(self.axes)
             and all(a.takes(n) for a, n in zip(self.axes, array.shape, strict=True))
         )
         if not fits:

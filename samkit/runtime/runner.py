@@ -1,8 +1,12 @@
-"""Runner: one graph on one backend."""
+"""Runner: one graph on one backend.
+
+Outputs come to the host unless `run_keeping` is asked to leave them where they are: between the clicks of a session an
+embedding has no business on the host. Such a `DeviceTensor` is an input like any array, of runners of the same place.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
@@ -10,6 +14,7 @@ import numpy as np
 
 from samkit.errors import SamkitError, TensorMismatchError
 from samkit.methods.method import IMAGES, GraphSpec
+from samkit.tensors import DeviceTensor, Tensor
 
 T = TypeVar("T")
 
@@ -25,8 +30,17 @@ class Runner(Protocol):
     def providers(self) -> tuple[str, ...]:
         """Return what really runs the graph, as the backend names it."""
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the outputs by name; raises TensorMismatchError for inputs that don't fit, SamkitError once closed."""
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """Return the outputs by name, on the host.
+
+        Raises TensorMismatchError for inputs that don't fit or lie elsewhere, SamkitError once closed.
+        """
+
+    def run_keeping(self, inputs: Mapping[str, Tensor], kept: Collection[str]) -> dict[str, Tensor]:
+        """Return the outputs by name, those named in `kept` where the graph runs: an array if that is the host.
+
+        Nothing ever writes to a kept tensor again. Raises as `run` does.
+        """
 
     def close(self) -> None:
         """Let go of memory and device."""
@@ -45,6 +59,16 @@ def still_open(held: T | None, graph: GraphSpec) -> T:
     return held
 
 
+def kept_names(graph: GraphSpec, kept: Collection[str]) -> frozenset[str]:
+    """Return `kept` as a set; raises TensorMismatchError for what is no output of `graph`."""
+    names = [spec.name for spec in graph.outputs]
+    if unknown := sorted(set(kept) - set(names)):
+        raise TensorMismatchError(
+            f"graph {graph.name} has no output {', '.join(unknown)} to keep, it has {', '.join(names)}; keep those"
+        )
+    return frozenset(kept)
+
+
 class Closing:
     """Makes runners and sessions context managers."""
 
@@ -60,16 +84,45 @@ class Closing:
         self.close()
 
 
-def check_inputs(graph: GraphSpec, inputs: Mapping[str, np.ndarray]) -> None:
-    """Raise TensorMismatchError unless `inputs` are exactly the graph's, each of a fitting shape and dtype."""
+class HostRunner(Closing):
+    """A runner whose outputs are on the host anyway, so that to keep them is to return them."""
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """Return the outputs by name."""
+        raise NotImplementedError
+
+    def run_keeping(self, inputs: Mapping[str, Tensor], kept: Collection[str]) -> dict[str, Tensor]:
+        """Return what `run` does."""
+        return dict(self.run(inputs))
+
+
+def check_inputs(graph: GraphSpec, inputs: Mapping[str, Tensor], place: str = "host memory") -> None:
+    """Raise TensorMismatchError unless `inputs` are exactly the graph's, each of a fitting shape and dtype.
+
+    Tensors on a device must lie at `place`, where the graph runs, and raise SamkitError when their runner is closed.
+    """
     wanted = {spec.name for spec in graph.inputs}
     if set(inputs) != wanted:
         raise TensorMismatchError(
             f"graph {graph.name} was given {sorted(inputs)} and needs {sorted(wanted)}; pass exactly those"
         )
     for spec in graph.inputs:
-        spec.check(inputs[spec.name])
-    rows = {spec.name: len(inputs[spec.name]) for spec in graph.inputs}
+        tensor = inputs[spec.name]
+        if not isinstance(tensor, np.ndarray):
+            _check_place(graph, spec.name, tensor, place)
+        spec.check(tensor)
+    rows = {spec.name: inputs[spec.name].shape[0] for spec in graph.inputs}
     shared = {spec.name for spec in graph.inputs if spec.axes[0].name == IMAGES and rows[spec.name] == 1}
     if len({count for name, count in rows.items() if name not in shared}) > 1:
         raise TensorMismatchError(f"graph {graph.name} was given different batches {rows}; make them equal")
+
+
+def _check_place(graph: GraphSpec, name: str, tensor: DeviceTensor, place: str) -> None:
+    if not tensor.is_open:
+        raise SamkitError(
+            f"tensor '{name}' was kept by a runner that is closed, and {graph.name} needs it; encode the image again"
+        )
+    if tensor.place != place:
+        raise TensorMismatchError(
+            f"tensor '{name}' lies in {tensor.place} and {graph.name} runs in {place}; pass its numpy() instead"
+        )

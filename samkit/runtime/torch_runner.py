@@ -16,14 +16,15 @@ from samkit.errors import CheckpointError, ManifestError, MissingDependencyError
 from samkit.manifest import Weights, file_sha256
 from samkit.methods.method import GraphSpec, Method
 from samkit.models.config import NetworkConfig
-from samkit.runtime.runner import Closing, check_inputs, still_open
+from samkit.runtime.runner import HostRunner, check_inputs, still_open
+from samkit.tensors import Tensor, on_host
 
 if TYPE_CHECKING:
     from samkit.models.network import Network
 
 
-class TorchRunner(Closing):
-    """One graph of a network, run by PyTorch."""
+class TorchRunner(HostRunner):
+    """One graph of a network, run by PyTorch. Outputs come to the host: it is the judge, not the fast one."""
 
     def __init__(self, network: Network, graph: GraphSpec, device: str = "cpu") -> None:
         """Run `graph` of `network`, which is on `device` and in evaluation mode."""
@@ -32,7 +33,7 @@ class TorchRunner(Closing):
         self._network: Network | None = network
         self._device = device
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Return the outputs by name; raises TensorMismatchError for inputs that don't fit, SamkitError once closed."""
         import torch
 
@@ -40,7 +41,8 @@ class TorchRunner(Closing):
         check_inputs(self.graph, inputs)
         with torch.inference_mode():
             tensors = [
-                torch.from_numpy(np.ascontiguousarray(inputs[s.name])).to(self._device) for s in self.graph.inputs
+                torch.from_numpy(np.ascontiguousarray(on_host(inputs[s.name]))).to(self._device)
+                for s in self.graph.inputs
             ]
             results = network.run_graph(self.graph.name, *tensors)
             return {
