@@ -109,6 +109,15 @@ def graph_file(graph: str, precision: str) -> str:
     return f"{graph}.onnx" if precision == "fp32" else f"{graph}.{precision}.onnx"
 
 
+def engine_file(graph: str, precision: str) -> str:
+    """Return the file name of one graph's TensorRT engine.
+
+    >>> engine_file("mask_decoder", "fp16")
+    'mask_decoder.fp16.plan'
+    """
+    return f"{graph}.{precision}.plan"
+
+
 @dataclass(frozen=True)
 class Artifact:
     """One file of an export."""
@@ -131,6 +140,8 @@ class Manifest:
     """Largest relative difference that merging LoRA made to the embedding; None without LoRA."""
     precision_notes: dict[str, Any] = field(default_factory=dict)
     """Per FP16 file: how many nodes run in float16, which stayed in float32 and why."""
+    engines: dict[str, Any] = field(default_factory=dict)
+    """Per TensorRT engine file: the graph it was built from, versions, GPU, profile and build time."""
     environment: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     """What the checkpoint says about its training."""
