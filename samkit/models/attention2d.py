@@ -62,11 +62,13 @@ class WindowAttention(Foldable):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the attended tokens (B, g, g, D) of normalised tokens of that shape."""
-        attended = self._folded_attention(x) if self.folded else self._official_attention(x)
-        projected: Tensor = self.proj(attended)
+        if not self.folded:
+            return self._official_attention(x)
+        projected: Tensor = self.proj(self._folded_attention(x))
         return projected
 
     def _official_attention(self, x: Tensor) -> Tensor:
+        """Return what `forward` does; padding tokens are projected, too, as upstream does before it drops them."""
         batch, g, n, dim = x.shape[0], self.grid, self.window, x.shape[-1]
         padding = -g % n
         side = (g + padding) // n
@@ -77,7 +79,8 @@ class WindowAttention(Foldable):
         logits = logits + torch.einsum("zhije,iae->zhija", square, self.rel_pos_h[self._offsets])[..., None]
         logits = logits + torch.einsum("zhije,jbe->zhijb", square, self.rel_pos_w[self._offsets])[..., None, :]
         out = logits.flatten(4).flatten(2, 3).softmax(dim=-1) @ v
-        return self._grid(out, batch, side * n, side * n, n, n)[:, :g, :g]
+        projected: Tensor = self.proj(self._grid(out, batch, side * n, side * n, n, n))
+        return projected[:, :g, :g]
 
     def freeze(self) -> None:
         """Compute the constants once, for export; later changes of the weights are not seen any more."""

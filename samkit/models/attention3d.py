@@ -66,8 +66,9 @@ class RelPosAttention(Foldable):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the attended tokens (B, g, g, g, C) of normalised tokens of that shape."""
-        attended = self._folded_attention(x) if self.folded else self._official_attention(x)
-        projected: Tensor = self.proj(attended)
+        if not self.folded:
+            return self._official_attention(x)
+        projected: Tensor = self.proj(self._folded_attention(x))
         return projected
 
     def _qkv(self, x: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,6 +82,7 @@ class RelPosAttention(Foldable):
         return rel_pos[self._offsets[:rows]].transpose(1, 2)
 
     def _official_attention(self, x: Tensor) -> Tensor:
+        """Return what `forward` does; padding tokens are projected, too, as upstream does before it drops them."""
         batch, g, n, dim = x.shape[0], self.grid, self.window, x.shape[-1]
         x = F.pad(x, (0, 0, 0, n - g, 0, n - g, 0, n - g))
         q, k, v = self._qkv(x, n)
@@ -90,8 +92,9 @@ class RelPosAttention(Foldable):
         logits = logits + torch.einsum("zyabce,aek->zyabck", cube, d)[:, :, :, :, :, None, None]
         logits = logits + torch.einsum("zyabce,bek->zyabck", cube, h)[:, :, :, :, None, :, None]
         logits = logits + torch.einsum("zyabce,cek->zyabck", cube, w)[:, :, :, :, None, None]
-        out: Tensor = logits.reshape(batch, self.heads, n**3, n**3).softmax(dim=-1) @ v
-        return out.transpose(1, 2).reshape(batch, n, n, n, dim)[:, :g, :g, :g]
+        out = logits.reshape(batch, self.heads, n**3, n**3).softmax(dim=-1) @ v
+        projected: Tensor = self.proj(out.transpose(1, 2).reshape(batch, n, n, n, dim))
+        return projected[:, :g, :g, :g]
 
     def freeze(self) -> None:
         """Compute the constants once, for export; later changes of the weights are not seen any more."""
