@@ -24,6 +24,7 @@ from samkit.phantoms import SEQUENCES, make_phantom
 from samkit.planes import PlaneView, scale_intensities
 from samkit.prompts import BACKGROUND, FOREGROUND, SliceBox, SlicePoint, SlicePrompts
 from samkit.runtime.runner import Runner
+from samkit.tensors import Tensor
 
 _SHAPE = (72, 80, 72)
 """Voxels of the phantom, along its axes."""
@@ -75,7 +76,7 @@ def make_references(runners: Mapping[str, Runner], method: SliceMethod, plan: Ex
         image, lesion = _phantom_slice(method, plan, seed)
         runs: list[tuple[str, Outputs]] = []
 
-        def run(graph: str, feed: Mapping[str, np.ndarray], runs: list[tuple[str, Outputs]] = runs) -> dict[str, Any]:
+        def run(graph: str, feed: Mapping[str, Tensor], runs: list[tuple[str, Outputs]] = runs) -> dict[str, Any]:
             outputs = runners[graph].run(feed)
             runs.append((graph, outputs))
             return outputs
@@ -107,7 +108,7 @@ def check_parity(
 
         def run(
             graph: str,
-            feed: Mapping[str, np.ndarray],
+            feed: Mapping[str, Tensor],
             expected: Iterator[tuple[str, Outputs]] = expected,
             where: str = f"case {case}",
         ) -> dict[str, np.ndarray]:

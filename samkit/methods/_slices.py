@@ -16,7 +16,7 @@ from samkit.methods.method import IMAGES, Answer, GraphSpec, RunGraph, State, To
 from samkit.models.config import NetworkConfig
 from samkit.models.sam2d_config import PIXEL_MEAN, PIXEL_STD, Sam2DConfig, VitConfig
 from samkit.prompts import ABSENT, BACKGROUND, BOX_FIRST, BOX_LAST, SliceBox, SlicePoint, SlicePrompts
-from samkit.tensors import Axis, TensorSpec
+from samkit.tensors import Axis, Tensor, TensorSpec
 
 if TYPE_CHECKING:
     from samkit.models.sam2d import Sam2D
@@ -119,7 +119,7 @@ def prompt_rows(prompts: SlicePrompts) -> list[tuple[list[SlicePoint], SliceBox 
 
 
 def decode(
-    run: RunGraph, embeddings: np.ndarray, fit: Fit, prompts: SlicePrompts, config: Sam2DConfig
+    run: RunGraph, embeddings: Tensor, fit: Fit, prompts: SlicePrompts, config: Sam2DConfig
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """Return `low_res_masks` (B, K, s, s), `iou_predictions` (B, K), and how many points and corners each row has.
 

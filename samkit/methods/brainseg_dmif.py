@@ -16,6 +16,7 @@ from samkit.methods._slices import DECODER_TOLERANCE, encoder_graph, none_releas
 from samkit.methods.method import Answer, GraphSpec, RunGraph, SliceMethod, SliceRecipe, State
 from samkit.models.dmif_config import DmifConfig
 from samkit.prompts import SlicePrompts
+from samkit.tensors import Tensor
 
 if TYPE_CHECKING:
     from samkit.models.dmif import BrainSegDmif
@@ -50,7 +51,7 @@ def _preprocess(image: np.ndarray, config: DmifConfig) -> tuple[np.ndarray, Fit]
     return fit.place(resize_bilinear(image.transpose(2, 0, 1), content)), fit
 
 
-def _answer(run: RunGraph, embeddings: np.ndarray, fit: Fit, prompts: SlicePrompts, config: DmifConfig) -> Answer:
+def _answer(run: RunGraph, embeddings: Tensor, fit: Fit, prompts: SlicePrompts, config: DmifConfig) -> Answer:
     logits = run("mask_decoder", {"image_embeddings": embeddings})["low_res_masks"]
     return united(fit.to_slice(logits[:, 0]), logits, None)
 

@@ -18,6 +18,7 @@ from samkit.methods._slices import as_rgb, build_sam, decode, prompt_graphs
 from samkit.methods.method import Answer, RunGraph, SliceMethod, SliceRecipe, State
 from samkit.models.sam2d_config import SUBCORTICAL, Sam2DConfig
 from samkit.prompts import SlicePrompts
+from samkit.tensors import Tensor
 
 
 def _structures(config: Sam2DConfig) -> tuple[str, ...]:
@@ -39,7 +40,7 @@ def _preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Fit
     return np.ascontiguousarray(stretched.transpose(2, 0, 1)), Fit.stretched(shape, side, ends_aligned=True)
 
 
-def _answer(run: RunGraph, embeddings: np.ndarray, fit: Fit, prompts: SlicePrompts, config: Sam2DConfig) -> Answer:
+def _answer(run: RunGraph, embeddings: Tensor, fit: Fit, prompts: SlicePrompts, config: Sam2DConfig) -> Answer:
     """Return the label of the largest probability at each pixel.
 
     Prompts that name no structure steer one run whose classes are all used; without prompts that run is automatic. Each
@@ -71,7 +72,7 @@ def _of(prompts: SlicePrompts, structure: str) -> SlicePrompts:
     )
 
 
-def _classes(run: RunGraph, embeddings: np.ndarray, fit: Fit, prompts: SlicePrompts, config: Sam2DConfig) -> np.ndarray:
+def _classes(run: RunGraph, embeddings: Tensor, fit: Fit, prompts: SlicePrompts, config: Sam2DConfig) -> np.ndarray:
     """Return the probability of every class (K, S, S) of the input; of several objects the likeliest wins."""
     low_res, _, _ = decode(run, embeddings, fit, prompts, config)
     logits = resize_bilinear(low_res, (config.image, config.image))

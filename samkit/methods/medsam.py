@@ -15,6 +15,7 @@ from samkit.methods._slices import as_rgb, build_sam, decode, prompt_graphs, uni
 from samkit.methods.method import Answer, RunGraph, SliceMethod, SliceRecipe
 from samkit.models.sam2d_config import Sam2DConfig
 from samkit.prompts import SlicePrompts
+from samkit.tensors import Tensor
 
 
 def preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Fit]:
@@ -35,7 +36,7 @@ def preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Fit]
     return np.ascontiguousarray(scaled), Fit.stretched((image.shape[0], image.shape[1]), side)
 
 
-def answer(run: RunGraph, embeddings: np.ndarray, fit: Fit, prompts: SlicePrompts, config: Sam2DConfig) -> Answer:
+def answer(run: RunGraph, embeddings: Tensor, fit: Fit, prompts: SlicePrompts, config: Sam2DConfig) -> Answer:
     """Return the union of the prompts' first masks, thresholded as interpolated probabilities."""
     low_res, _, _ = decode(run, embeddings, fit, prompts, config)
     probability = 1 / (1 + np.exp(-low_res[:, 0].astype(np.float64)))

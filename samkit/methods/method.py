@@ -16,16 +16,16 @@ import numpy as np
 from samkit.fitting import Fit
 from samkit.models.config import NetworkConfig
 from samkit.prompts import SlicePrompts
-from samkit.tensors import TensorSpec
+from samkit.tensors import Tensor, TensorSpec
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
 
     from samkit.models.network import Network
 
-State: TypeAlias = "dict[str, Tensor]"
+State: TypeAlias = "dict[str, torch.Tensor]"
 """Parameter name to value."""
-RunGraph: TypeAlias = Callable[[str, Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+RunGraph: TypeAlias = Callable[[str, Mapping[str, Tensor]], dict[str, np.ndarray]]
 """Runs the graph of a name: inputs by name to outputs by name."""
 
 
@@ -277,5 +277,5 @@ class SliceMethod(Method):
     C is one per sequence, else 1 for grey or 3 for colour."""
     propose: Callable[[RunGraph, np.ndarray, Any], SlicePrompts] | None = None
     """Prompts for a slice (H, W, C) that the user gave none for; where it finds nothing the mask is empty."""
-    answer: Callable[[RunGraph, np.ndarray, Fit, SlicePrompts, Any], Answer]
-    """The answer to prompts on one slice, from its `image_embeddings` (1, C, g, g)."""
+    answer: Callable[[RunGraph, Tensor, Fit, SlicePrompts, Any], Answer]
+    """The answer to prompts on one slice, from its `image_embeddings` (1, C, g, g), which may lie on a device."""

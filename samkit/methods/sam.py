@@ -17,6 +17,7 @@ from samkit.methods._slices import as_rgb, best_proposal, build_sam, decode, nor
 from samkit.methods.method import Answer, RunGraph, SliceMethod, SliceRecipe, State
 from samkit.models.sam2d_config import Sam2DConfig
 from samkit.prompts import SlicePrompts
+from samkit.tensors import Tensor
 
 
 def _preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Fit]:
@@ -32,7 +33,7 @@ def _preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Fit
     return fit.place(normalise(np.asarray(resized, np.float32))), fit
 
 
-def _answer(run: RunGraph, embeddings: np.ndarray, fit: Fit, prompts: SlicePrompts, config: Sam2DConfig) -> Answer:
+def _answer(run: RunGraph, embeddings: Tensor, fit: Fit, prompts: SlicePrompts, config: Sam2DConfig) -> Answer:
     low_res, iou, sizes = decode(run, embeddings, fit, prompts, config)
     proposed, proposed_iou = best_proposal(low_res, iou)
     is_ambiguous = (np.array(sizes) == 1) & (prompts.low_res is None)

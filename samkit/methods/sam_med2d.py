@@ -19,6 +19,7 @@ from samkit.methods._slices import best_proposal, build_sam, decode, normalise, 
 from samkit.methods.method import Answer, RunGraph, SliceMethod, SliceRecipe, State
 from samkit.models.sam2d_config import Sam2DConfig
 from samkit.prompts import SlicePrompts
+from samkit.tensors import Tensor
 
 
 def preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Fit]:
@@ -38,7 +39,7 @@ def preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Fit]
     return stretched, Fit.stretched((height, width), config.image)
 
 
-def answer(run: RunGraph, embeddings: np.ndarray, fit: Fit, prompts: SlicePrompts, config: Sam2DConfig) -> Answer:
+def answer(run: RunGraph, embeddings: Tensor, fit: Fit, prompts: SlicePrompts, config: Sam2DConfig) -> Answer:
     """Return the union of the prompts' best proposals."""
     if prompts.low_res is not None:
         prompts = replace(prompts, low_res=1 / (1 + np.exp(-prompts.low_res)))

@@ -23,13 +23,14 @@ import numpy as np
 from scipy import ndimage
 
 from samkit.clicks import dice
-from samkit.errors import InputRefused
+from samkit.errors import ExportError, InputRefused
 from samkit.geometry import Index, as_index, box_slices, crop_origin, upsample
 from samkit.methods.method import VolumeMethod
 from samkit.models.sam3d_config import LOGIT_STRIDE, Sam3DConfig
 from samkit.prompts import FOREGROUND, Point
 from samkit.runtime.runner import Runner
 from samkit.runtime.timing import timed
+from samkit.tensors import Tensor, on_host
 
 MAX_FOLLOWED = 12
 """Crops that one click may add by following; the result of the click says when that was not enough."""
@@ -44,6 +45,8 @@ UNKNOWN_LOGIT = 0.0
 """Mask prompt of a new crop where no crop was before: what the network gets at a first click."""
 NO_LOGIT = -20.0
 """Logit of cells that no crop covers: background beyond doubt."""
+ANCHORED_DECODER = "mask_decoder_anchored"
+"""The decoder that takes the adapter's work on the image, which `adapter_stem` did once; it is used where it is."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class Crop:
     """First voxel, on the grid; origins differ by multiples of the logits' stride, so low logits shift exactly."""
     logits: np.ndarray
     """Low-resolution logits (l, l, l) of its last step."""
-    embeddings: np.ndarray
-    """What the next step is given (1, C, g, g, g)."""
+    image: Mapping[str, Tensor]
+    """What the next step is given of the image, by input name; on the device where there is one, never written to."""
     clicks: int
     """Clicks it has taken; none if it was only followed."""
     seeds: tuple[Point, ...] = ()
@@ -107,7 +110,16 @@ class Refiner:
         self._grid_shape = grid_shape
         self._read_box = read_box
         self._max_followed = max_followed
-        self._embeddings: dict[Index, np.ndarray | InputRefused] = {}
+        self._decoder = ANCHORED_DECODER if ANCHORED_DECODER in runners else "mask_decoder"
+        if self._is_recurrent and self._decoder == ANCHORED_DECODER:
+            raise ExportError(
+                f"the graph {ANCHORED_DECODER} starts every step from the encoder's output, and this refinement is "
+                "recurrent; leave that runner out"
+            )
+        # The logits alone are read here; what else comes out may be the next step's input and is nobody else's.
+        outputs = runners[self._decoder].graph.outputs
+        self._stays = tuple(spec.name for spec in outputs if spec.name != "low_res_masks")
+        self._images: dict[Index, Mapping[str, Tensor] | InputRefused] = {}
         self.seconds: dict[str, float] = {"crop": 0.0, "encode": 0.0, "decode": 0.0, "merge": 0.0}
         """Time spent so far, by stage."""
 
@@ -167,24 +179,24 @@ class Refiner:
         """Return `crop` after one decoder step on `point`."""
         coords = np.asarray(point.index, np.float64) - crop.origin
         inputs = {
-            "image_embeddings": crop.embeddings,
+            **crop.image,
             "point_coords": coords.astype(np.float32).reshape(1, 1, 3),
             "point_labels": np.full((1, 1), point.label, np.float32),
             "mask_input": crop.logits[None, None],
         }
         with timed(self.seconds, "decode"):
-            outputs = self._runners["mask_decoder"].run(inputs)
+            outputs = self._runners[self._decoder].run_keeping(inputs, self._stays)
         return Crop(
             crop.origin,
-            outputs["low_res_masks"][0, 0],
-            outputs["updated_embeddings"] if self._is_recurrent else crop.embeddings,
+            on_host(outputs["low_res_masks"])[0, 0],
+            {"image_embeddings": outputs["updated_embeddings"]} if self._is_recurrent else crop.image,
             crop.clicks + is_click,
             (*crop.seeds, point) if point.label == FOREGROUND else crop.seeds,
         )
 
-    def _encode(self, origin: Index) -> np.ndarray:
-        """Return the image embedding of the crop at `origin`, computed once per volume."""
-        if origin not in self._embeddings:
+    def _encode(self, origin: Index) -> Mapping[str, Tensor]:
+        """Return what the decoder is given of the crop at `origin`, by input name; computed once per volume."""
+        if origin not in self._images:
             try:
                 with timed(self.seconds, "crop"):
                     raw = self._read_box(origin)
@@ -194,11 +206,10 @@ class Refiner:
                         )
                     image = self._method.preprocess(raw, self._config)
                 with timed(self.seconds, "encode"):
-                    outputs = self._runners["image_encoder"].run({"image": image[None, None]})
-                self._embeddings[origin] = outputs["image_embeddings"]
+                    self._images[origin] = encode_crop(self._runners, image[None, None])
             except InputRefused as refusal:
-                self._embeddings[origin] = refusal
-        found = self._embeddings[origin]
+                self._images[origin] = refusal
+        found = self._images[origin]
         if isinstance(found, InputRefused):
             raise found
         return found
@@ -216,11 +227,11 @@ class Refiner:
             origin, prompt, covered, point = way
             tried.add(origin)
             try:
-                embeddings = self._encode(origin)
+                image = self._encode(origin)
             except InputRefused:  # air, or no contrast: the object does not go on there
                 continue
             room -= 1
-            crop = self._step(Crop(origin, prompt, embeddings, 0), point, is_click=False)
+            crop = self._step(Crop(origin, prompt, image, 0), point, is_click=False)
             if dice(crop.logits[covered] > self._threshold, prompt[covered] > self._threshold) >= MIN_AGREEMENT:
                 found.append(crop)
         return found, False
@@ -317,6 +328,14 @@ class Refiner:
         for box, origin in zip(boxes, origins, strict=True):
             target.add(box, as_index(origin - first))
         return Piece(as_index(first), target.mean(NO_LOGIT))
+
+
+def encode_crop(runners: Mapping[str, Runner], image: np.ndarray) -> dict[str, Tensor]:
+    """Return what a decoder is given of `image` (1, 1, P, P, P), by input name: all that depends on the image alone."""
+    encoded = runners["image_encoder"].run_keeping({"image": image}, ("image_embeddings",))
+    if ANCHORED_DECODER in runners:
+        encoded |= runners["adapter_stem"].run_keeping(encoded, ("image_features",))
+    return encoded
 
 
 class _Mean:

@@ -26,6 +26,7 @@ from samkit.prompts import SliceBox, SlicePoint, SlicePrompts
 from samkit.runtime.refinement import NO_LOGIT
 from samkit.runtime.runner import Runner
 from samkit.runtime.timing import timed
+from samkit.tensors import Tensor, on_host
 
 MIN_PIXELS = 5
 """A part of a mask with fewer pixels leads to no neighbour."""
@@ -36,7 +37,7 @@ MARGIN = 2.0
 BATCH_PIXELS = 2**20
 """Pixels of a batch of encoder inputs: four of 512 x 512. The memory of global attention grows with their square."""
 KEPT_BYTES = 2**28
-"""Embeddings that are kept: 64 slices of SAM at 1024 pixels."""
+"""Embeddings that are kept, on the device where there is one: 64 slices of SAM at 1024 pixels."""
 
 _EDGE = 0.501
 """Pixels from the centre of an outermost pixel to its edge; world coordinates come with round-off."""
@@ -79,7 +80,7 @@ class Slices:
             if wanted is None
             else Window.around(np.any([channel.any(axis=0) for channel in channels], axis=0)[None], wanted)
         )
-        self._kept: OrderedDict[int, tuple[np.ndarray, Fit]] = OrderedDict()
+        self._kept: OrderedDict[int, tuple[Tensor, Fit]] = OrderedDict()
         self._kept_bytes = kept_bytes
         self.seconds: dict[str, float] = {"prepare": 0.0, "propose": 0.0, "encode": 0.0, "decode": 0.0}
         """Time spent so far, by stage."""
@@ -123,8 +124,10 @@ class Slices:
         while taken := list(itertools.islice(waiting, batch)):
             prepared = [self._prepare(self._image(number)) for number, _ in taken]
             embeddings = self._encode([image for image, _ in prepared])
-            for row, ((number, prompts), (_, fit)) in enumerate(zip(taken, prepared, strict=True)):
-                answer = self._answer(embeddings[row : row + 1], fit, prompts)
+            # A batch is taken apart on the host: each of its rows is used once
+            rows = [embeddings] if len(taken) == 1 else np.split(on_host(embeddings), len(taken))
+            for row, (number, prompts), (_, fit) in zip(rows, taken, prepared, strict=True):
+                answer = self._answer(row, fit, prompts)
                 # The next prompt's mask, of a slice that had none: megabytes for each slice
                 yield Found(number, replace(answer, low_res=None), len(prompts.boxes))
 
@@ -189,24 +192,25 @@ class Slices:
         with timed(self.seconds, "prepare"):
             return self._method.preprocess(image, self._config)
 
-    def _encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Return `image_embeddings` (B, C, g, g)."""
+    def _encode(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Return `image_embeddings` (B, C, g, g), which stay on the encoder's device."""
         with timed(self.seconds, "encode"):
-            return self._run("image_encoder", {"image": np.stack(images)})["image_embeddings"]
+            feed = {"image": np.stack(images)}
+            return self._runners["image_encoder"].run_keeping(feed, ("image_embeddings",))["image_embeddings"]
 
-    def _answer(self, embeddings: np.ndarray, fit: Fit, prompts: SlicePrompts) -> Answer:
+    def _answer(self, embeddings: Tensor, fit: Fit, prompts: SlicePrompts) -> Answer:
         """Return the answer to prompts [pixels of the window] on the whole slice."""
         with timed(self.seconds, "decode"):
             answer = self._method.answer(self._run, embeddings, fit, prompts, self._config)
         paste = self._window.paste
         return replace(answer, labels=paste(answer.labels, 0), scores=paste(answer.scores, NO_LOGIT))
 
-    def _keep(self, number: int, embeddings: np.ndarray, fit: Fit) -> None:
+    def _keep(self, number: int, embeddings: Tensor, fit: Fit) -> None:
         self._kept[number] = embeddings, fit
         while len(self._kept) > 1 and sum(held.nbytes for held, _ in self._kept.values()) > self._kept_bytes:
             self._kept.popitem(last=False)
 
-    def _run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _run(self, graph: str, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         return self._runners[graph].run(inputs)
 
 

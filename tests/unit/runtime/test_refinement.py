@@ -19,14 +19,14 @@ from samkit.models.sam3d_config import Sam3DConfig
 from samkit.prompts import BACKGROUND, FOREGROUND, Point
 from samkit.runtime import refinement
 from samkit.runtime.refinement import NO_LOGIT, Refiner, State
-from samkit.runtime.runner import Closing, check_inputs
+from samkit.runtime.runner import HostRunner, check_inputs
 
 PATCH = 32
 CONFIG = Sam3DConfig(patch=PATCH, spacing=(1, 1, 1), channels=72, width=24, depth=1, heads=2, window=2, adapter="code")
 METHOD = get_method("m-sam")
 
 
-class Encoder(Closing):
+class Encoder(HostRunner):
     """Keeps the crop, averaged over each logit's cell, as its embedding."""
 
     graph = METHOD.graphs(CONFIG)[0]
@@ -44,7 +44,7 @@ class Encoder(Closing):
         return {"image_embeddings": embeddings}
 
 
-class Grower(Closing):
+class Grower(HostRunner):
     """Foreground: bright cells connected to the point, and to what the mask prompt says. Background: takes off."""
 
     graph = METHOD.graphs(CONFIG)[1]
@@ -316,7 +316,7 @@ def test_states_are_never_changed():
 
 def test_uncovered_corners_of_a_piece_are_background():
     made, _, _ = refiner(tissue((100, 100, 40)))
-    one = refinement.Crop((0, 0, 0), np.full((8, 8, 8), 3, np.float32), np.zeros(0), 1)
+    one = refinement.Crop((0, 0, 0), np.full((8, 8, 8), 3, np.float32), {}, 1)
     two = replace(one, origin=(16, 16, 0), logits=np.full((8, 8, 8), 1, np.float32))
     (piece,) = made.merge(State((one, two)))
 

@@ -11,13 +11,14 @@ from samkit.fitting import Fit
 from samkit.methods import sam
 from samkit.methods.method import Answer, GraphSpec
 from samkit.prompts import FOREGROUND, SliceBox, SlicePoint, SlicePrompts
+from samkit.runtime.runner import HostRunner
 from samkit.runtime.slices import Slices, either
 from samkit.tensors import Axis, TensorSpec
 
 SIDE = 24
 
 
-class Encoder:
+class Encoder(HostRunner):
     """Passes its images on, and counts them."""
 
     def __init__(self, side=SIDE, most=4):
