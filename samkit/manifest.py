@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from samkit.errors import ManifestError
-from samkit.methods import get_method
+from samkit.methods import GraphSpec, get_method
 from samkit.models.config import NetworkConfig
 
 SCHEMA_VERSION = 1
@@ -60,6 +60,13 @@ class ExportPlan:
     """Companion files and parts of the network that come from elsewhere than `weights`, by their option's name."""
 
     @property
+    def specs(self) -> tuple[GraphSpec, ...]:
+        """Return the graphs of this export; raises ManifestError until the checkpoint is opened."""
+        if self.config is None:
+            raise ManifestError(f"this plan of {self.method} does not describe its network yet; open the checkpoint")
+        return tuple(spec for spec in get_method(self.method).graphs(self.config) if spec.name in self.graphs)
+
+    @property
     def is_demonstration(self) -> bool:
         """Return whether any of the weights were trained on phantoms."""
         return any(weights.demonstration for weights in (self.weights, *self.others.values()))
@@ -79,7 +86,7 @@ class ExportPlan:
         data = asdict(self)
         data["config"] = self.config and self.config.to_dict()
         data["files"] = sorted(self.files)
-        data["tensors"] = self.config and [graph.to_dict() for graph in get_method(self.method).graphs(self.config)]
+        data["tensors"] = self.config and [spec.to_dict() for spec in self.specs]
         return {key: FROM_CHECKPOINT if value is None else value for key, value in data.items()}
 
     @classmethod

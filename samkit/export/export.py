@@ -151,7 +151,7 @@ def _make(plan: ExportPlan, method: Method, loaded: LoadedNetwork, folder: Path,
     """Write every file of `plan` into `folder` and return the manifest, also saved there."""
     if plan.config is None or plan.refinement is None:
         raise ExportError("the plan is not complete; complete_plan fills in what the checkpoint says")
-    network, specs = loaded.network, method.graphs(plan.config)
+    network, specs = loaded.network, plan.specs
     started = time.perf_counter()
 
     def stage(text: str) -> None:
@@ -160,9 +160,10 @@ def _make(plan: ExportPlan, method: Method, loaded: LoadedNetwork, folder: Path,
     stage("reference: PyTorch float32, upstream's formulation, on phantoms")
     references = _make_references(network, method, plan)
     save_arrays(folder / PARITY_FILE, [reference.to_arrays() for reference in references])
-    merge = _merge_lora(network, references, method) if getattr(plan.config, "lora_rank", 0) else None
+    merge = None
     network.set_folded(plan.folded)
-    if plan.folded:
+    if plan.folded:  # upstream's formulation keeps LoRA beside the weights
+        merge = _merge_lora(network, references, method) if getattr(plan.config, "lora_rank", 0) else None
         network.freeze()
     notes = {}
     for spec in specs:
@@ -207,7 +208,7 @@ def _make_references(network: Network, method: Method, plan: ExportPlan) -> list
     from samkit.runtime.torch_runner import TorchRunner
 
     network.set_folded(False)
-    runners = {graph.name: TorchRunner(network, graph) for graph in method.graphs(plan.config)}
+    runners = {graph.name: TorchRunner(network, graph) for graph in plan.specs}
     try:
         return list(_procedure(method).make_references(runners, method, plan))
     finally:
@@ -253,7 +254,7 @@ def _check_files(plan: ExportPlan, method: Method, folder: Path, references: lis
     """Compare every ONNX file of `plan` with the references on ONNX Runtime's CPU provider."""
     if plan.config is None or plan.refinement is None:
         raise ManifestError(f"the plan in {folder} is not complete; export again")
-    specs = method.graphs(plan.config)
+    specs = plan.specs
     figures: dict[str, Any] = {}
     for precision in plan.precisions:
         with ExitStack() as stack:

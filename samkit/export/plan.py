@@ -12,7 +12,8 @@ import click
 from samkit.checkpoints import CheckpointInfo, read_info, resolve_checkpoint
 from samkit.errors import CheckpointError
 from samkit.manifest import ExportPlan, Weights, file_sha256
-from samkit.methods import get_method
+from samkit.methods import Method, get_method
+from samkit.models.config import NetworkConfig
 from samkit.weights import demo_checkpoint
 
 OPSET = 20
@@ -74,11 +75,16 @@ def plan_export(
         precision=precision,
         folded=folded,
         opset=opset,
-        graphs=tuple(graph.name for graph in method.graphs(method.sizes[size or "full"])),
+        graphs=_graphs(method, method.sizes[size or "full"], refinement, folded),
         others={name: _file_weights(path) for name, path in others.items()},
     )
     # With other files beside it, even the demonstration's config is known only when those are opened.
     return plan if info is None or others else complete_plan(plan, info)
+
+
+def _graphs(method: Method, config: NetworkConfig, refinement: str | None, folded: bool) -> tuple[str, ...]:
+    """Return the names of the graphs that an export holds: the one place where this is decided."""
+    return tuple(graph.name for graph in method.graphs(config) if graph.is_in(refinement, folded))
 
 
 def _file_weights(path: Path) -> Weights:
@@ -98,4 +104,7 @@ def complete_plan(plan: ExportPlan, info: CheckpointInfo, borrowed: tuple[str, .
     for name in borrowed:
         demo = demo_checkpoint(plan.method)
         others[name] = Weights("demonstration", None, file_sha256(demo), demonstration=True)
-    return replace(plan, weights=weights, others=others, size=info.size, config=info.config, refinement=refinement)
+    graphs = _graphs(get_method(plan.method), info.config, refinement, plan.folded)
+    return replace(
+        plan, weights=weights, others=others, size=info.size, config=info.config, refinement=refinement, graphs=graphs
+    )

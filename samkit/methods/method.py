@@ -53,6 +53,14 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     tolerance: Mapping[str, Tolerance]
     """Per precision, `fp32` and `fp16`; the reasons stand in docs/numerics.md."""
+    refinements: tuple[str, ...] = ()
+    """The refinements in which it exists; empty: in all."""
+    is_rewrite: bool = False
+    """Whether the exact fast form alone has it: upstream's formulation does its work inside another graph."""
+
+    def is_in(self, refinement: str | None, folded: bool) -> bool:
+        """Return whether an export has this graph; a refinement that is not known yet (None) has those of all."""
+        return (folded or not self.is_rewrite) and (not self.refinements or refinement in self.refinements)
 
     def to_dict(self) -> dict[str, Any]:
         """Return name, inputs and outputs as JSON."""
@@ -211,6 +219,7 @@ class Method:
     build: Callable[[Any], Network]
     """The network with freshly initialised weights, from its config."""
     graphs: Callable[[Any], tuple[GraphSpec, ...]]
+    """All graphs of a network of this config; an export holds `ExportPlan.specs`."""
     official: Callable[[State, Mapping[str, State]], tuple[NetworkConfig, State]]
     """Config and parameters, in our names, of an official file and its companions."""
     companions: tuple[str, ...] = ()
