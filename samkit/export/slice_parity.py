@@ -99,7 +99,7 @@ def check_parity(
     precision: str,
 ) -> dict[str, dict[str, Any]]:
     """Return the figures of each graph; raises ParityError naming the first output that moved too far."""
-    graphs = {graph.name: graph for graph in method.graphs(plan.config)}
+    graphs = {graph.name: graph for graph in plan.specs}
     figures: dict[str, dict[str, Any]] = {name: {"relative_error": 0.0, "cases": len(references)} for name in graphs}
     decoder = graphs["mask_decoder"]
     figures[decoder.name] |= {"dice": 1.0, "voxels": 0, "prompts": len(references[0].prompts)}
@@ -198,7 +198,7 @@ def _scaled_slice(volume: Volume, view: PlaneView, number: int) -> np.ndarray:
 def _check_absent_points(
     runners: Mapping[str, Runner], reference: SliceReference, method: SliceMethod, plan: ExportPlan, precision: str
 ) -> float:
-    graphs = {graph.name: graph for graph in method.graphs(plan.config)}
+    graphs = {graph.name: graph for graph in plan.specs}
     inputs = {tensor.name: tensor.shape for tensor in graphs["mask_decoder"].inputs}
     embeddings = next(outputs for name, outputs in reference.runs if name == "image_encoder")["image_embeddings"]
     feed = {

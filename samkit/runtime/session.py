@@ -32,7 +32,9 @@ from samkit.runtime.refinement import NO_LOGIT, Refiner, State
 from samkit.runtime.runner import Runner
 from samkit.runtime.slice_session import SliceSession
 
-BACKENDS = ("onnxruntime", "torch")
+ORT_TENSORRT = "onnxruntime-tensorrt"
+"""ONNX Runtime with its own TensorRT provider."""
+BACKENDS = ("onnxruntime", ORT_TENSORRT, "torch")
 DEVICES = ("cpu", "cuda")
 
 
@@ -207,8 +209,9 @@ def open_session(
 ) -> Session | SliceSession:
     """Return a session on an export folder, whose files are checked against its manifest first.
 
-    A method of volumes gives a Session, a method of slices a SliceSession. `backend` is `onnxruntime` or `torch`
-    (float32, needs the checkpoint that the manifest names); `device` is `cpu` or `cuda`; `precision` is by default
+    A method of volumes gives a Session, a method of slices a SliceSession. `backend` is `onnxruntime`,
+    `onnxruntime-tensorrt` (its TensorRT provider, which needs `cuda`) or `torch` (float32, needs the checkpoint that
+    the manifest names); `device` is `cpu` or `cuda`; `precision` is by default
     `fp32` on the CPU and `fp16` on CUDA where the export has it. `spacing` [mm] is for methods of volumes, `plane`
     and `intensities` (what becomes black and white) for those of slices; each is by default the method's own.
     """
@@ -231,15 +234,14 @@ def open_session(
                 raise ExportError(f"the torch backend runs float32, not {precision}; leave --precision out")
             from samkit.runtime.torch_runner import open_torch_runners
 
-            runners.update(
-                open_torch_runners(method, config, plan.weights, plan.others, device=device, threads=threads)
-            )
+            runners.update(open_torch_runners(plan, device=device, threads=threads))
         else:
             from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
-            for graph in method.graphs(config):
+            for graph in plan.specs:
                 path = manifest.path(folder, graph.name, precision)
-                runner = OnnxRuntimeRunner(path, graph, device=device, threads=threads)
+                tensorrt = backend == ORT_TENSORRT
+                runner = OnnxRuntimeRunner(path, graph, device=device, threads=threads, tensorrt=tensorrt)
                 runners[graph.name] = opened.enter_context(runner)
         session = _make_session(method, config, runners, precision, manifest, spacing, plane, intensities)
         opened.pop_all()  # the session closes them from here on
@@ -281,4 +283,4 @@ def _make_session(
 
 def default_precision(manifest: Manifest, backend: str, device: str) -> str:
     """Return what runs when nobody asks: `fp16` for ONNX on CUDA where the export has it, else `fp32`."""
-    return "fp16" if backend == "onnxruntime" and device == "cuda" and manifest.plan.precision == "fp16" else "fp32"
+    return "fp16" if backend != "torch" and device == "cuda" and manifest.plan.precision == "fp16" else "fp32"

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from samkit.errors import CheckpointError, ManifestError, MissingDependencyError
-from samkit.manifest import Weights, file_sha256
+from samkit.manifest import ExportPlan, Weights, file_sha256
+from samkit.methods import get_method
 from samkit.methods.method import GraphSpec, Method
-from samkit.models.config import NetworkConfig
 from samkit.runtime.runner import HostRunner, check_inputs, still_open
 from samkit.tensors import Tensor, on_host
 
@@ -55,16 +54,8 @@ class TorchRunner(HostRunner):
         self._network = None
 
 
-def open_torch_runners(
-    method: Method,
-    config: NetworkConfig,
-    weights: Weights,
-    others: Mapping[str, Weights] = MappingProxyType({}),
-    *,
-    device: str = "cpu",
-    threads: int | None = None,
-) -> dict[str, TorchRunner]:
-    """Return the runners of all graphs, on one network with exactly the weights that were exported.
+def open_torch_runners(plan: ExportPlan, *, device: str = "cpu", threads: int | None = None) -> dict[str, TorchRunner]:
+    """Return the runners of the plan's graphs, on one network with exactly the weights that were exported.
 
     Raises ManifestError where those weights are not to be had any more, or changed.
     """
@@ -80,13 +71,14 @@ def open_torch_runners(
         raise MissingDependencyError("PyTorch finds no CUDA device; check the driver, or use --device cpu")
     if threads is not None:
         torch.set_num_threads(threads)
-    path = _weights_file(method, weights)
-    files = {name: _weights_file(method, other) for name, other in others.items()}
+    method = get_method(plan.method)
+    path = _weights_file(method, plan.weights)
+    files = {name: _weights_file(method, other) for name, other in plan.others.items()}
     loaded = load_network(path, method, files)
-    if loaded.info.config != config:
+    if loaded.info.config != plan.config:
         raise ManifestError("checkpoint and manifest describe different networks; export again")
     network = loaded.network.to(device).eval()
-    return {graph.name: TorchRunner(network, graph, device) for graph in method.graphs(config)}
+    return {graph.name: TorchRunner(network, graph, device) for graph in plan.specs}
 
 
 def _weights_file(method: Method, weights: Weights) -> Path:
