@@ -26,9 +26,10 @@ from samkit.export.parity import load_arrays, relative_error, save_arrays
 from samkit.export.plan import complete_plan
 from samkit.manifest import FILE_NAME as MANIFEST_FILE
 from samkit.manifest import ExportPlan, Manifest, describe_files, file_sha256, graph_file
-from samkit.methods import GraphSpec, Method, SliceMethod, get_method
+from samkit.methods import Method, SliceMethod, get_method
 from samkit.models.config import NetworkConfig
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
+from samkit.runtime.runner import Runner
 from samkit.weights import demo_checkpoint
 
 if TYPE_CHECKING:
@@ -72,7 +73,11 @@ def verify_export(folder: Path, say: Say = lambda line: None) -> dict[str, Any]:
     manifest.verify(folder)
     say(f"{len(manifest.artifacts)} files have the SHA-256 they were exported with")
     method = get_method(manifest.plan.method)
-    return _check_files(manifest.plan, method, folder, _load_references(method, folder / PARITY_FILE), say)
+    references = _load_references(method, folder / PARITY_FILE)
+    figures: dict[str, Any] = {}
+    for precision in manifest.plan.precisions:
+        figures |= _check_files(manifest.plan, method, folder, references, precision, say)
+    return figures
 
 
 def _check_folder(out: Path) -> None:
@@ -151,6 +156,9 @@ def _make(plan: ExportPlan, method: Method, loaded: LoadedNetwork, folder: Path,
     """Write every file of `plan` into `folder` and return the manifest, also saved there."""
     if plan.config is None or plan.refinement is None:
         raise ExportError("the plan is not complete; complete_plan fills in what the checkpoint says")
+    from samkit.export.float16 import write_float16
+    from samkit.export.graphs import write_graph
+
     network, specs = loaded.network, plan.specs
     started = time.perf_counter()
 
@@ -165,11 +173,14 @@ def _make(plan: ExportPlan, method: Method, loaded: LoadedNetwork, folder: Path,
     if plan.folded:  # upstream's formulation keeps LoRA beside the weights
         merge = _merge_lora(network, references, method) if getattr(plan.config, "lora_rank", 0) else None
         network.freeze()
-    notes = {}
     for spec in specs:
         stage(f"{graph_file(spec.name, 'fp32')}: torch.onnx")
-        notes.update(_write(network, spec, plan, folder, stage))
-    parity = _check_files(plan, method, folder, references, stage)
+        write_graph(network, spec, folder / graph_file(spec.name, "fp32"), opset=plan.opset, folded=plan.folded)
+    parity = _check_files(plan, method, folder, references, "fp32", stage)
+    notes = {}
+    if plan.precision == "fp16":
+        notes = write_float16(folder, specs, _checking(plan, method, references), stage, None)
+        parity |= _check_files(plan, method, folder, references, "fp16", stage)
     names = sorted(path.name for path in folder.iterdir())
     manifest = Manifest(
         plan=plan,
@@ -185,22 +196,16 @@ def _make(plan: ExportPlan, method: Method, loaded: LoadedNetwork, folder: Path,
     return manifest
 
 
-def _write(network: Network, spec: GraphSpec, plan: ExportPlan, folder: Path, stage: Say) -> dict[str, Any]:
-    """Write one graph in every precision of `plan`; return the notes on its float16 file, by file name."""
-    import onnx
+def _checking(plan: ExportPlan, method: Method, references: list[Any]) -> Callable[..., dict[str, dict[str, Any]]]:
+    """Return the parity procedure of this export, for any runners and precision."""
 
-    from samkit.export.graphs import save_graph, write_graph
-    from samkit.export.precision import convert_to_fp16
+    def check(runners: Mapping[str, Runner], precision: str) -> dict[str, dict[str, Any]]:
+        checked: dict[str, dict[str, Any]] = _procedure(method).check_parity(
+            runners, references, method, plan, precision
+        )
+        return checked
 
-    path = folder / graph_file(spec.name, "fp32")
-    write_graph(network, spec, path, opset=plan.opset, folded=plan.folded)
-    if plan.precision == "fp32":
-        return {}
-    name = graph_file(spec.name, "fp16")
-    stage(f"{name}: convert")
-    half, notes = convert_to_fp16(onnx.load(path))
-    save_graph(half, folder / name, spec, folded=plan.folded)
-    return {name: notes}
+    return check
 
 
 def _make_references(network: Network, method: Method, plan: ExportPlan) -> list[Any]:
@@ -250,23 +255,24 @@ def _merge_lora(network: Network, references: list[Any], method: Method) -> dict
     return {"relative_error": worst}
 
 
-def _check_files(plan: ExportPlan, method: Method, folder: Path, references: list[Any], stage: Say) -> dict[str, Any]:
-    """Compare every ONNX file of `plan` with the references on ONNX Runtime's CPU provider."""
+def _check_files(
+    plan: ExportPlan, method: Method, folder: Path, references: list[Any], precision: str, stage: Say
+) -> dict[str, Any]:
+    """Compare the ONNX files of one precision with the references on ONNX Runtime's CPU provider."""
     if plan.config is None or plan.refinement is None:
         raise ManifestError(f"the plan in {folder} is not complete; export again")
     specs = plan.specs
     figures: dict[str, Any] = {}
-    for precision in plan.precisions:
-        with ExitStack() as stack:
-            runners: Mapping[str, OnnxRuntimeRunner] = {
-                spec.name: stack.enter_context(OnnxRuntimeRunner(folder / graph_file(spec.name, precision), spec))
-                for spec in specs
-            }
-            checked = _procedure(method).check_parity(runners, references, method, plan, precision)
-        for name, values in checked.items():
-            file = graph_file(name, precision)
-            figures[file] = values
-            stage(f"{file}: " + ", ".join(f"{k} {v:.3g}" for k, v in values.items()))
+    with ExitStack() as stack:
+        runners: Mapping[str, Runner] = {
+            spec.name: stack.enter_context(OnnxRuntimeRunner(folder / graph_file(spec.name, precision), spec))
+            for spec in specs
+        }
+        checked = _checking(plan, method, references)(runners, precision)
+    for name, values in checked.items():
+        file = graph_file(name, precision)
+        figures[file] = values
+        stage(f"{file}: " + ", ".join(f"{k} {v:.3g}" for k, v in values.items()))
     return figures
 
 

@@ -48,6 +48,8 @@ def plan_export(
         raise click.UsageError(
             f"opset {opset} was never tested, use {OPSETS.start} to {OPSETS.stop - 1}; e.g. --opset 20"
         )
+    if precision == "fp16" and not folded:
+        raise click.UsageError("--no-fold is the float32 baseline, and float16 is made of the fast form; give one")
     known = (*method.companions, *(part.name for part in method.parts))
     for name in others:
         if name not in known:
