@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 from samkit.clicks import central_click, first_click, next_click
 from samkit.errors import ManifestError, ParityError
 from samkit.export.parity import CASES, check_absent_points, compare_masks, compare_outputs
-from samkit.geometry import crop, crop_origin, upsample
+from samkit.export.subjects import Subject
+from samkit.geometry import Grid, crop, crop_origin, upsample
 from samkit.manifest import ExportPlan
 from samkit.methods import VolumeMethod
 from samkit.models.sam3d_config import LOGIT_STRIDE, Sam3DConfig
@@ -57,14 +58,26 @@ class ClickReference:
         return self.image
 
 
-def make_references(runners: Mapping[str, Runner], method: VolumeMethod, plan: ExportPlan) -> list[ClickReference]:
-    """Return what `runners`, the PyTorch originals, answer."""
-    return [_reference(runners, method, plan, seed) for seed in range(CASES)]
-
-
-def _reference(runners: Mapping[str, Runner], method: VolumeMethod, plan: ExportPlan, seed: int) -> ClickReference:
+def make_references(
+    runners: Mapping[str, Runner], method: VolumeMethod, plan: ExportPlan, subjects: Sequence[Subject] = ()
+) -> list[ClickReference]:
+    """Return what `runners`, the PyTorch originals, answer on phantoms and then on `subjects`."""
     config = _config(plan)
-    target, image = _phantom_crop(method, config, seed)
+    cases = [_phantom_crop(method, config, seed) for seed in range(CASES)]
+    cases += [_subject_crop(method, config, subject) for subject in subjects]
+    return [_reference(runners, method, plan, *case, seed) for seed, case in enumerate(cases)]
+
+
+def _reference(
+    runners: Mapping[str, Runner],
+    method: VolumeMethod,
+    plan: ExportPlan,
+    target: np.ndarray,
+    image: np.ndarray,
+    seed: int,
+) -> ClickReference:
+    """Return the answers to clicks on `target` (P, P, P) in a preprocessed `image` (1, 1, P, P, P)."""
+    config = _config(plan)
     rng = np.random.default_rng([0x9A41, seed])
     prediction = np.zeros_like(target)
     encoded = runners["image_encoder"].run({"image": image})["image_embeddings"]
@@ -73,7 +86,7 @@ def _reference(runners: Mapping[str, Runner], method: VolumeMethod, plan: Export
     for _ in range(CLICKS):
         point = next_click(prediction, target, rng) or first_click(target, rng)
         if point is None:
-            raise ParityError(f"parity phantom {seed} has no lesion in a patch of {config.patch}; raise the patch")
+            raise ParityError(f"parity case {seed} has no target in a patch of {config.patch}; raise the patch")
         coords.append(np.array([point.index], np.float32))
         labels.append(np.array([point.label], np.float32))
         step = runners["mask_decoder"].run(
@@ -111,6 +124,21 @@ def _phantom_crop(method: VolumeMethod, config: Sam3DConfig, seed: int) -> tuple
     return crop(lesion, origin, config.patch), image[None, None]
 
 
+def _subject_crop(method: VolumeMethod, config: Sam3DConfig, subject: Subject) -> tuple[np.ndarray, np.ndarray]:
+    """Return target and preprocessed image of the crop around a target's centre, as a session would cut it."""
+    volume = next(iter(subject.volumes.values()))
+    i, j, k = volume.array.shape
+    centre = central_click(np.zeros_like(subject.target), subject.target)
+    if centre is None:
+        raise ParityError(f"{subject.name} has no target; leave it out")
+    grid = Grid.over((i, j, k), volume.affine, config.spacing)
+    origin = crop_origin(grid.points_from_file(np.array([centre.index]))[0], config.patch)
+    patch = (config.patch,) * 3
+    target = grid.box_from_file(subject.target, origin, patch) >= 0.5
+    image = method.preprocess(grid.box_from_file(volume.array, origin, patch), config)
+    return target, image[None, None]
+
+
 def check_parity(
     runners: Mapping[str, Runner],
     references: list[ClickReference],
@@ -125,7 +153,14 @@ def check_parity(
     encoder, decoder = method.graphs(plan.config)
     figures: dict[str, dict[str, Any]] = {
         encoder.name: {"relative_error": 0.0, "cases": len(references)},
-        decoder.name: {"relative_error": 0.0, "dice": 1.0, "voxels": 0, "clicks": CLICKS, "cases": len(references)},
+        decoder.name: {
+            "relative_error": 0.0,
+            "dice": 1.0,
+            "hd95": 0.0,
+            "voxels": 0,
+            "clicks": CLICKS,
+            "cases": len(references),
+        },
     }
     for case, reference in enumerate(references):
         encoded = runners[encoder.name].run({"image": reference.image})

@@ -15,6 +15,7 @@ import numpy as np
 
 from samkit.clicks import dice
 from samkit.errors import ManifestError, ParityError
+from samkit.masks import hausdorff95
 from samkit.methods import GraphSpec, Tolerance
 from samkit.prompts import ABSENT
 from samkit.runtime.runner import Runner
@@ -60,18 +61,27 @@ def compare_outputs(
 def compare_masks(
     ours: np.ndarray, theirs: np.ndarray, tolerance: Tolerance, where: str, figures: dict[str, Any]
 ) -> None:
-    """Add the Dice and the differing voxels of a mask or label map to `figures`; ParityError beyond the tolerance."""
-    differing = int(np.count_nonzero(ours != theirs))
-    labels = [label for label in np.union1d(ours, theirs) if label]
-    overlap = min((dice(ours == label, theirs == label) for label in labels), default=1.0)
-    figures["dice"], figures["voxels"] = min(figures["dice"], overlap), max(figures["voxels"], differing)
-    small = min((np.count_nonzero(theirs == label) for label in np.unique(theirs) if label), default=0) < SMALL_MASK
-    if not (differing <= tolerance.max_voxels if small else overlap >= tolerance.min_dice):
-        raise ParityError(
-            f"{where}: the mask has Dice {overlap:.5f} and {differing} other voxels against PyTorch float32, needed is "
-            f"{tolerance.min_dice} (masks under {SMALL_MASK} voxels: at most {tolerance.max_voxels} other voxels); "
-            "export in fp32, or report this checkpoint"
-        )
+    """Add Dice, HD95 [voxels] and differing voxels of a mask or label map to `figures`; each label is a mask.
+
+    Raises ParityError beyond the tolerance, and where a mask is empty in one of them alone.
+    """
+    figures["voxels"] = max(figures["voxels"], int(np.count_nonzero(ours != theirs)))
+    for label in np.union1d(ours, theirs):
+        if not label:
+            continue
+        mine, wanted = ours == label, theirs == label
+        differing, overlap = int(np.count_nonzero(mine != wanted)), dice(mine, wanted)
+        distance = hausdorff95(mine, wanted)
+        figures["dice"], figures["hd95"] = min(figures["dice"], overlap), max(figures["hd95"], distance)
+        small = np.count_nonzero(wanted) < SMALL_MASK
+        agrees = differing <= tolerance.max_voxels if small else overlap >= tolerance.min_dice
+        if not (agrees and distance <= tolerance.max_hd95 and mine.any() == wanted.any()):
+            raise ParityError(
+                f"{where}: the mask has Dice {overlap:.5f}, {differing} other voxels and an HD95 of {distance:.3g} "
+                f"voxels against PyTorch float32, needed is Dice {tolerance.min_dice} (masks under {SMALL_MASK} voxels: "
+                f"at most {tolerance.max_voxels} other voxels) and an HD95 of {tolerance.max_hd95:g}; "
+                "export in fp32, or report this checkpoint"
+            )
 
 
 def check_absent_points(

@@ -7,7 +7,7 @@ output is compared with the one recorded at the same place; so errors may build 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from samkit.errors import ParityError
 from samkit.export.parity import CASES, check_absent_points, compare_masks, compare_outputs
+from samkit.export.subjects import Subject
 from samkit.fitting import Fit
 from samkit.geometry import Volume
 from samkit.manifest import ExportPlan
@@ -69,11 +70,14 @@ class SliceReference:
         return method.preprocess(self.image, config)[0][None]
 
 
-def make_references(runners: Mapping[str, Runner], method: SliceMethod, plan: ExportPlan) -> list[SliceReference]:
-    """Return what `runners`, the PyTorch originals, answer."""
+def make_references(
+    runners: Mapping[str, Runner], method: SliceMethod, plan: ExportPlan, subjects: Sequence[Subject] = ()
+) -> list[SliceReference]:
+    """Return what `runners`, the PyTorch originals, answer on phantoms and then on `subjects`."""
+    cases = [_phantom_slice(method, plan, seed) for seed in range(CASES)]
+    cases += [_subject_slice(method, plan, subject) for subject in subjects]
     references = []
-    for seed in range(CASES):
-        image, lesion = _phantom_slice(method, plan, seed)
+    for image, target in cases:
         runs: list[tuple[str, Outputs]] = []
 
         def run(graph: str, feed: Mapping[str, Tensor], runs: list[tuple[str, Outputs]] = runs) -> dict[str, Any]:
@@ -84,7 +88,7 @@ def make_references(runners: Mapping[str, Runner], method: SliceMethod, plan: Ex
         if method.propose is not None:
             method.propose(run, image, plan.config)
         embeddings, fit = _encode(run, image, method, plan)
-        prompts = tuple(_questions(method, plan, lesion))
+        prompts = tuple(_questions(method, plan, target))
         answers = list(_answers(run, embeddings, fit, prompts, method, plan))
         labels = np.stack([answer.labels for answer in answers])
         references.append(SliceReference(image, prompts, tuple(runs), labels))
@@ -102,7 +106,7 @@ def check_parity(
     graphs = {graph.name: graph for graph in plan.specs}
     figures: dict[str, dict[str, Any]] = {name: {"relative_error": 0.0, "cases": len(references)} for name in graphs}
     decoder = graphs["mask_decoder"]
-    figures[decoder.name] |= {"dice": 1.0, "voxels": 0, "prompts": len(references[0].prompts)}
+    figures[decoder.name] |= {"dice": 1.0, "hd95": 0.0, "voxels": 0, "prompts": len(references[0].prompts)}
     for case, reference in enumerate(references):
         expected = iter(reference.runs)
 
@@ -152,12 +156,12 @@ def _answers(
         yield answer
 
 
-def _questions(method: SliceMethod, plan: ExportPlan, lesion: np.ndarray) -> Iterator[SlicePrompts]:
-    """Yield one of each kind of prompt that the method takes, on the lesion (H, W)."""
+def _questions(method: SliceMethod, plan: ExportPlan, target: np.ndarray) -> Iterator[SlicePrompts]:
+    """Yield one of each kind of prompt that the method takes, on the target (H, W)."""
     if not method.prompts:
         yield SlicePrompts()
         return
-    rows, columns = np.nonzero(lesion)
+    rows, columns = np.nonzero(target)
     structure = next(iter(method.structures(plan.config)), "")
     box = SliceBox(columns.min(), rows.min(), columns.max(), rows.max(), structure)
     middle = len(rows) // 2
@@ -182,17 +186,30 @@ def _phantom_slice(method: SliceMethod, plan: ExportPlan, seed: int) -> tuple[np
     """Return the slice with most of a lesion, (H, W, C) 0..255, and the lesion there (H, W)."""
     sequences = SEQUENCES[: max(1, len(method.sequences(plan.config)))]
     phantom = make_phantom(seed, _SHAPE, _SPACING_MM, sequences=sequences)
-    view = PlaneView.of(_SHAPE, phantom.affine, method.plane)
-    lesions = view.slices(phantom.lesions == 1)
-    number = int(lesions.sum(axis=(1, 2)).argmax())
-    if not lesions[number].any():
-        raise ParityError(f"parity phantom {seed} has no lesion; this is a bug of samkit, please report it")
-    image = np.stack([_scaled_slice(phantom.sequences[name], view, number) for name in sequences], axis=2)
-    return image, np.ascontiguousarray(lesions[number])
+    return _fullest_slice([phantom.sequences[name] for name in sequences], phantom.lesions == 1, method)
+
+
+def _subject_slice(method: SliceMethod, plan: ExportPlan, subject: Subject) -> tuple[np.ndarray, np.ndarray]:
+    """Return a picture as it is, or of a scan the slice with most of its target."""
+    if subject.picture is not None:
+        return subject.picture, subject.target
+    names = method.sequences(plan.config) or tuple(subject.volumes)
+    return _fullest_slice([subject.volumes[name] for name in names], subject.target, method)
+
+
+def _fullest_slice(volumes: Sequence[Volume], target: np.ndarray, method: SliceMethod) -> tuple[np.ndarray, np.ndarray]:
+    i, j, k = target.shape
+    view = PlaneView.of((i, j, k), volumes[0].affine, method.plane)
+    targets = view.slices(target)
+    number = int(targets.sum(axis=(1, 2)).argmax())
+    if not targets[number].any():
+        raise ParityError("there is nothing to prompt in a case of the parity check; leave that scan out")
+    image = np.stack([_scaled_slice(volume, view, number) for volume in volumes], axis=2)
+    return image, np.ascontiguousarray(targets[number])
 
 
 def _scaled_slice(volume: Volume, view: PlaneView, number: int) -> np.ndarray:
-    return view.slices(scale_intensities(volume.array, "the phantom"))[number]
+    return view.slices(scale_intensities(volume.array, "the scan"))[number]
 
 
 def _check_absent_points(

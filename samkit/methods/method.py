@@ -42,6 +42,8 @@ class Tolerance:
     min_dice: float
     """Smallest Dice of the masks; masks under 1000 voxels may differ in at most `max_voxels` instead."""
     max_voxels: int = 5
+    max_hd95: float = 1.0
+    """Largest 95th percentile of the distances between the masks' surfaces [voxels of the mask's grid]."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""Scans and pictures of the user's own that an export is measured and tested on, besides phantoms: `--calibration`.
+
+Nobody labelled them, and what an export has to prove is that it answers as PyTorch does, right or wrong. So the prompts
+go to the largest bright part of each, which looks like something that one would click on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from samkit.errors import InputRefused
+from samkit.geometry import Volume
+from samkit.manifest import file_sha256
+from samkit.methods import Method, SliceMethod
+from samkit.runtime.images import SCAN_SUFFIXES
+from samkit.runtime.inputs import Given, find_inputs, read_inputs, source_files
+from samkit.runtime.pictures import is_picture
+
+MOST = 8
+"""Subjects that are used of a folder, spread over it evenly: each one goes through PyTorch and every graph."""
+BRIGHT = 97.0
+"""Percentile of the values above the lowest one from where something is bright."""
+_FEWEST = 8
+"""Voxels or pixels of something that can be prompted."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One scan with its sequences, or one picture, and a part of it to prompt."""
+
+    name: str
+    """How messages call it: its number, because a file's name may be a patient's."""
+    volumes: dict[str, Volume]
+    """By sequence; empty for a picture."""
+    picture: np.ndarray | None
+    """(H, W, C), 0..255."""
+    target: np.ndarray
+    """bool, on the array of the volumes or the picture (H, W)."""
+
+
+def subject_paths(folder: Path, method: Method, config: Any) -> list[Path]:
+    """Return what is used of `folder`: scans or pictures, or folders of sequences where the method takes several.
+
+    Raises InputRefused where there is nothing of the kind.
+    """
+    takes_several = isinstance(method, SliceMethod) and len(method.sequences(config)) > 1
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    if takes_several:
+        usable = [path for path in found if path.is_dir() or is_picture(path)]
+    else:
+        pictures = isinstance(method, SliceMethod)
+        usable = [p for p in found if p.name.endswith(SCAN_SUFFIXES) or (pictures and is_picture(p))]
+    if not usable:
+        kind = "a folder of sequences for each patient" if takes_several else "NIfTI scans"
+        raise InputRefused(
+            "calibration", f"{folder.name} holds nothing that {method.name} can be calibrated on", f"needed is {kind}"
+        )
+    picked = np.unique(np.linspace(0, len(usable) - 1, min(MOST, len(usable))).round().astype(int))
+    return [usable[number] for number in picked]
+
+
+def paths_sha256(paths: Sequence[Path]) -> str:
+    """Return one SHA-256 over the content of all files that `paths` stand for, in order."""
+    total = hashlib.sha256()
+    for path in paths:
+        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else source_files(path)
+        for file in dict.fromkeys(inside):
+            total.update(file_sha256(file).encode())
+    return total.hexdigest()
+
+
+def read_subjects(paths: Sequence[Path], method: Method, config: Any) -> list[Subject]:
+    """Read what `subject_paths` found; raises InputRefused for what `sam-segment` would refuse, too."""
+    return [
+        _subject(f"calibration subject {number}", read_inputs(find_inputs([str(path)], method, config, {}), method))
+        for number, path in enumerate(paths, 1)
+    ]
+
+
+def _subject(name: str, given: Given) -> Subject:
+    volumes = {sequence: scan.volume for sequence, scan in given.scans.items()}
+    grey = given.picture.mean(axis=2) if given.picture is not None else next(iter(volumes.values())).array
+    return Subject(name, volumes, given.picture, _bright_part(np.asarray(grey, np.float32), name))
+
+
+def _bright_part(values: np.ndarray, name: str) -> np.ndarray:
+    """Return the largest connected part of what is bright in an image of any number of axes, bool."""
+    inside = values[values > values.min()]
+    if inside.size:
+        parts, count = ndimage.label(values >= np.percentile(inside, BRIGHT))
+        sizes = np.bincount(parts.ravel(), minlength=count + 1)
+        sizes[0] = 0
+        if sizes.max() >= _FEWEST:
+            largest: np.ndarray = parts == sizes.argmax()
+            return largest
+    raise InputRefused("calibration", f"{name} shows nothing bright that could be prompted", "leave it out")
