@@ -39,6 +39,18 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Aid:
+    """A file or folder besides weights that an export was told to use. Manifests know it by its content alone: the
+    path of a folder of scans may name a patient.
+    """
+
+    sha256: str
+    """Of the file, or over the hashes of all files in the folder."""
+    path: str | None = field(default=None, compare=False)
+    """Where it lies while the export is made; None in a plan that was read from a manifest."""
+
+
+@dataclass(frozen=True)
 class ExportPlan:
     """Everything an export will do."""
 
@@ -58,6 +70,10 @@ class ExportPlan:
     graphs: tuple[str, ...]
     others: Mapping[str, Weights] = field(default_factory=dict)
     """Companion files and parts of the network that come from elsewhere than `weights`, by their option's name."""
+    calibration: Aid | None = None
+    """Folder of scans that float16 is measured and gated on, besides phantoms."""
+    keep_list: Aid | None = None
+    """File with the nodes that stay in float32, in place of the measured ones."""
 
     @property
     def specs(self) -> tuple[GraphSpec, ...]:
@@ -85,6 +101,10 @@ class ExportPlan:
         """Return the JSON form, files and tensors included; what is not known yet reads "from checkpoint"."""
         data = asdict(self)
         data["config"] = self.config and self.config.to_dict()
+        for name in ("calibration", "keep_list"):
+            aid: Aid | None = data.pop(name) and getattr(self, name)
+            if aid is not None:
+                data[name] = {"sha256": aid.sha256}
         data["files"] = sorted(self.files)
         data["tensors"] = self.config and [spec.to_dict() for spec in self.specs]
         return {key: FROM_CHECKPOINT if value is None else value for key, value in data.items()}
@@ -99,6 +119,9 @@ class ExportPlan:
         }
         known["weights"] = Weights(**known["weights"])
         known["others"] = {name: Weights(**entry) for name, entry in known.get("others", {}).items()}
+        for name in ("calibration", "keep_list"):
+            if name in known:
+                known[name] = Aid(**known[name])
         config_class = type(get_method(known["method"]).sizes["full"])
         known["config"] = known["config"] and config_class.from_dict(known["config"])
         known["graphs"] = tuple(known["graphs"])

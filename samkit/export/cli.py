@@ -23,6 +23,8 @@ from samkit.methods import get_method, list_methods
 @click.option("--size", type=click.Choice(["full", "small", "tiny"]), help="Which network, without a checkpoint.")
 @click.option("--refinement", type=click.Choice(["anchored", "recurrent"]), help="Override what the weights say.")
 @click.option("--fp16", is_flag=True, help="Also write float16 graphs (float32 at their borders).")
+@click.option("--calibration", type=click.Path(path_type=Path), help="Folder of scans to measure float16 on, too.")
+@click.option("--keep-list", type=click.Path(path_type=Path), help="Manifest or JSON: what stays in float32.")
 @click.option("--no-fold", is_flag=True, help="Export upstream's own formulation: the baseline of speed and equality.")
 @click.option("--opset", type=int, default=OPSET, show_default=True)
 @click.option("--force", is_flag=True, help="Replace another export in the folder, or make the same one again.")
@@ -40,6 +42,8 @@ def export(
     size: str | None,
     refinement: str | None,
     fp16: bool,
+    calibration: Path | None,
+    keep_list: Path | None,
     no_fold: bool,
     opset: int,
     force: bool,
@@ -74,6 +78,8 @@ def export(
             precision="fp16" if fp16 else "fp32",
             folded=not no_fold,
             opset=opset,
+            calibration=calibration,
+            keep_list=keep_list,
         )
         folder = out or Path("exports") / plan.method
         if dry_run:

@@ -6,6 +6,7 @@ leaves the target as it was.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -21,9 +22,10 @@ import numpy as np
 
 from samkit.errors import ExportError, ManifestError, MissingDependencyError, ParityError
 from samkit.export import click_parity, slice_parity
+from samkit.export.parity import CASES, load_arrays, relative_error, save_arrays
 from samkit.export.parity import FILE_NAME as PARITY_FILE
-from samkit.export.parity import load_arrays, relative_error, save_arrays
 from samkit.export.plan import complete_plan
+from samkit.export.subjects import Subject, find_subjects, read_subjects
 from samkit.manifest import FILE_NAME as MANIFEST_FILE
 from samkit.manifest import ExportPlan, Manifest, describe_files, file_sha256, graph_file
 from samkit.methods import Method, SliceMethod, get_method
@@ -34,6 +36,7 @@ from samkit.weights import demo_checkpoint
 
 if TYPE_CHECKING:
     from samkit.checkpoints import LoadedNetwork
+    from samkit.export.precision import Kept
     from samkit.models.network import Network
 
 Say = Callable[[str], None]
@@ -78,6 +81,14 @@ def verify_export(folder: Path, say: Say = lambda line: None) -> dict[str, Any]:
     for precision in manifest.plan.precisions:
         figures |= _check_files(manifest.plan, method, folder, references, precision, say)
     return figures
+
+
+def repeat_parity(
+    plan: ExportPlan, folder: Path, runners: Mapping[str, Runner], precision: str
+) -> dict[str, dict[str, Any]]:
+    """Return the figures of any runners of an export against its stored references; raises ParityError."""
+    method = get_method(plan.method)
+    return _checking(plan, method, _load_references(method, folder / PARITY_FILE))(runners, precision)
 
 
 def _check_folder(out: Path) -> None:
@@ -166,8 +177,9 @@ def _make(plan: ExportPlan, method: Method, loaded: LoadedNetwork, folder: Path,
         say(f"[{time.perf_counter() - started:6.1f} s] {text}")
 
     stage("reference: PyTorch float32, upstream's formulation, on phantoms")
-    references = _make_references(network, method, plan)
-    save_arrays(folder / PARITY_FILE, [reference.to_arrays() for reference in references])
+    references = _make_references(network, method, plan, _subjects(plan, method, say))
+    # Scans of patients don't travel with an export: what is stored for --verify are the phantoms.
+    save_arrays(folder / PARITY_FILE, [reference.to_arrays() for reference in references[:CASES]])
     merge = None
     network.set_folded(plan.folded)
     if plan.folded:  # upstream's formulation keeps LoRA beside the weights
@@ -179,7 +191,7 @@ def _make(plan: ExportPlan, method: Method, loaded: LoadedNetwork, folder: Path,
     parity = _check_files(plan, method, folder, references, "fp32", stage)
     notes = {}
     if plan.precision == "fp16":
-        notes = write_float16(folder, specs, _checking(plan, method, references), stage, None)
+        notes = write_float16(folder, specs, _checking(plan, method, references), stage, _keep_list(plan))
         parity |= _check_files(plan, method, folder, references, "fp16", stage)
     names = sorted(path.name for path in folder.iterdir())
     manifest = Manifest(
@@ -208,14 +220,36 @@ def _checking(plan: ExportPlan, method: Method, references: list[Any]) -> Callab
     return check
 
 
-def _make_references(network: Network, method: Method, plan: ExportPlan) -> list[Any]:
+def _subjects(plan: ExportPlan, method: Method, say: Say) -> list[Subject]:
+    """Return the scans to calibrate on besides phantoms; none where no folder was given."""
+    if plan.calibration is None or plan.calibration.path is None:
+        return []
+    paths = find_subjects(Path(plan.calibration.path), method, plan.config)
+    say(f"calibration: {len(paths)} subjects of the folder, besides {CASES} phantoms")
+    return read_subjects(paths, method, plan.config)
+
+
+def _keep_list(plan: ExportPlan) -> dict[str, list[Kept]] | None:
+    """Return the given nodes that stay in float32, by graph; None where they are to be measured."""
+    from samkit.export.precision import read_keep_list
+
+    if plan.keep_list is None or plan.keep_list.path is None:
+        return None
+    try:
+        data = json.loads(Path(plan.keep_list.path).read_text())
+    except ValueError as error:
+        raise ExportError(f"the keep-list is no JSON ({error}); give the manifest.json of a float16 export") from error
+    return read_keep_list(data, {graph: graph_file(graph, "fp16") for graph in plan.graphs})
+
+
+def _make_references(network: Network, method: Method, plan: ExportPlan, subjects: list[Subject]) -> list[Any]:
     """Return what the network answers in PyTorch float32, upstream's formulation."""
     from samkit.runtime.torch_runner import TorchRunner
 
     network.set_folded(False)
     runners = {graph.name: TorchRunner(network, graph) for graph in plan.specs}
     try:
-        return list(_procedure(method).make_references(runners, method, plan))
+        return list(_procedure(method).make_references(runners, method, plan, subjects))
     finally:
         network.set_folded(True)
 

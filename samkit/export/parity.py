@@ -78,8 +78,8 @@ def compare_masks(
         if not (agrees and distance <= tolerance.max_hd95 and mine.any() == wanted.any()):
             raise ParityError(
                 f"{where}: the mask has Dice {overlap:.5f}, {differing} other voxels and an HD95 of {distance:.3g} "
-                f"voxels against PyTorch float32, needed is Dice {tolerance.min_dice} (masks under {SMALL_MASK} voxels: "
-                f"at most {tolerance.max_voxels} other voxels) and an HD95 of {tolerance.max_hd95:g}; "
+                f"voxels against PyTorch float32, needed is Dice {tolerance.min_dice} (masks under {SMALL_MASK} "
+                f"voxels: at most {tolerance.max_voxels} other voxels) and an HD95 of {tolerance.max_hd95:g}; "
                 "export in fp32, or report this checkpoint"
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import click
 
 from samkit.checkpoints import CheckpointInfo, read_info, resolve_checkpoint
 from samkit.errors import CheckpointError
-from samkit.manifest import ExportPlan, Weights, file_sha256
+from samkit.manifest import Aid, ExportPlan, Weights, file_sha256
 from samkit.methods import Method, get_method
 from samkit.models.config import NetworkConfig
 from samkit.weights import demo_checkpoint
@@ -31,12 +32,15 @@ def plan_export(
     precision: str = "fp32",
     folded: bool = True,
     opset: int = OPSET,
+    calibration: Path | None = None,
+    keep_list: Path | None = None,
 ) -> ExportPlan:
     """Return the plan; a checkpoint is hashed, not opened.
 
     Without a checkpoint the demonstration weights are used, or seeded random ones for a size they do not have. `others`
-    are companions of an official file and files for parts, by the names in the method's record. Raises
-    UnknownMethodError, CheckpointError, and click.UsageError for options that don't fit the method.
+    are companions of an official file and files for parts, by the names in the method's record. `calibration` is a
+    folder of scans and `keep_list` a file of nodes, both for float16. Raises UnknownMethodError, CheckpointError, and
+    click.UsageError for options that don't fit the method.
     """
     method = get_method(method_name)
     if refinement is not None and refinement not in method.refinements:
@@ -50,6 +54,9 @@ def plan_export(
         )
     if precision == "fp16" and not folded:
         raise click.UsageError("--no-fold is the float32 baseline, and float16 is made of the fast form; give one")
+    for option, aid in (("calibration", calibration), ("keep-list", keep_list)):
+        if aid is not None and precision != "fp16":
+            raise click.UsageError(f"--{option} says how float16 is made; add --fp16, or leave it out")
     known = (*method.companions, *(part.name for part in method.parts))
     for name in others:
         if name not in known:
@@ -79,6 +86,8 @@ def plan_export(
         opset=opset,
         graphs=_graphs(method, method.sizes[size or "full"], refinement, folded),
         others={name: _file_weights(path) for name, path in others.items()},
+        calibration=None if calibration is None else Aid(_content_sha256(calibration), str(calibration.resolve())),
+        keep_list=None if keep_list is None else Aid(_content_sha256(keep_list), str(keep_list.resolve())),
     )
     # With other files beside it, even the demonstration's config is known only when those are opened.
     return plan if info is None or others else complete_plan(plan, info)
@@ -87,6 +96,18 @@ def plan_export(
 def _graphs(method: Method, config: NetworkConfig, refinement: str | None, folded: bool) -> tuple[str, ...]:
     """Return the names of the graphs that an export holds: the one place where this is decided."""
     return tuple(graph.name for graph in method.graphs(config) if graph.is_in(refinement, folded))
+
+
+def _content_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, or over those of all files in a folder; raises click.UsageError for neither."""
+    if path.is_file():
+        return file_sha256(path)
+    if not path.is_dir():
+        raise click.UsageError(f"{path} is no file and no folder; check the path")
+    total = hashlib.sha256()
+    for file in sorted(inside for inside in path.rglob("*") if inside.is_file()):
+        total.update(file_sha256(file).encode())
+    return total.hexdigest()
 
 
 def _file_weights(path: Path) -> Weights:

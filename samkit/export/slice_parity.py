@@ -22,7 +22,7 @@ from samkit.manifest import ExportPlan
 from samkit.methods import SliceMethod
 from samkit.methods.method import Answer
 from samkit.phantoms import SEQUENCES, make_phantom
-from samkit.planes import PlaneView, scale_intensities
+from samkit.planes import PlaneView, Window, scale_intensities
 from samkit.prompts import BACKGROUND, FOREGROUND, SliceBox, SlicePoint, SlicePrompts
 from samkit.runtime.runner import Runner
 from samkit.tensors import Tensor
@@ -194,7 +194,12 @@ def _subject_slice(method: SliceMethod, plan: ExportPlan, subject: Subject) -> t
     if subject.picture is not None:
         return subject.picture, subject.target
     names = method.sequences(plan.config) or tuple(subject.volumes)
-    return _fullest_slice([subject.volumes[name] for name in names], subject.target, method)
+    image, target = _fullest_slice([subject.volumes[name] for name in names], subject.target, method)
+    wanted = method.window(plan.config)
+    if wanted is None:
+        return image, target
+    window = Window.around(image.any(axis=2)[None], wanted)
+    return window.cut(image), window.cut(target)
 
 
 def _fullest_slice(volumes: Sequence[Volume], target: np.ndarray, method: SliceMethod) -> tuple[np.ndarray, np.ndarray]:

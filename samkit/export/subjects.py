@@ -6,7 +6,6 @@ go to the largest bright part of each, which looks like something that one would
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,9 @@ from scipy import ndimage
 
 from samkit.errors import InputRefused
 from samkit.geometry import Volume
-from samkit.manifest import file_sha256
 from samkit.methods import Method, SliceMethod
 from samkit.runtime.images import SCAN_SUFFIXES
-from samkit.runtime.inputs import Given, find_inputs, read_inputs, source_files
+from samkit.runtime.inputs import Given, find_inputs, read_inputs
 from samkit.runtime.pictures import is_picture
 
 MOST = 8
@@ -45,7 +43,7 @@ class Subject:
     """bool, on the array of the volumes or the picture (H, W)."""
 
 
-def subject_paths(folder: Path, method: Method, config: Any) -> list[Path]:
+def find_subjects(folder: Path, method: Method, config: Any) -> list[Path]:
     """Return what is used of `folder`: scans or pictures, or folders of sequences where the method takes several.
 
     Raises InputRefused where there is nothing of the kind.
@@ -66,18 +64,8 @@ def subject_paths(folder: Path, method: Method, config: Any) -> list[Path]:
     return [usable[number] for number in picked]
 
 
-def paths_sha256(paths: Sequence[Path]) -> str:
-    """Return one SHA-256 over the content of all files that `paths` stand for, in order."""
-    total = hashlib.sha256()
-    for path in paths:
-        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else source_files(path)
-        for file in dict.fromkeys(inside):
-            total.update(file_sha256(file).encode())
-    return total.hexdigest()
-
-
 def read_subjects(paths: Sequence[Path], method: Method, config: Any) -> list[Subject]:
-    """Read what `subject_paths` found; raises InputRefused for what `sam-segment` would refuse, too."""
+    """Read what `find_subjects` found; raises InputRefused for what `sam-segment` would refuse, too."""
     return [
         _subject(f"calibration subject {number}", read_inputs(find_inputs([str(path)], method, config, {}), method))
         for number, path in enumerate(paths, 1)
