@@ -1,0 +1,244 @@
+"""Build TensorRT engines from a finished export, check them, and add them to its manifest. Needs no torch and no onnx.
+
+Engines belong where they will run: they load on one kind of GPU and one version of TensorRT. So this is a command of
+its own, `sam-export --build-engines DIR`, for use inside the serving container; `sam-export` calls it where it can.
+
+Each engine is built in a child process (build_engine.py). All are built and pass parity before the export changes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from samkit.errors import ExportError, MissingDependencyError, SamkitError
+from samkit.export.build_engine import EnginePlan, describe_machine, graph_sha256
+from samkit.export.export import repeat_parity
+from samkit.manifest import Manifest, describe_files, engine_file, graph_file
+from samkit.methods import GraphSpec
+from samkit.runtime.pycuda_device import import_pycuda
+from samkit.runtime.runner import Runner
+from samkit.runtime.tensorrt_library import KNOWN_VERSIONS, import_tensorrt, is_known
+from samkit.runtime.tensorrt_runner import POINTS, TensorRTRunner
+from samkit.tensors import Axis
+
+Say = Callable[[str], None]
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What the builder may use and how hard it tries."""
+
+    workspace_bytes: int = 4096 * MIB
+    """Most memory of the GPU that a layer's algorithm may take while it runs."""
+    optimization_level: int = 3
+    """TensorRT's builder_optimization_level, 0 to 5; 3 is its own default, 0 ignores the timing cache."""
+
+
+def check_tensorrt() -> dict[str, str]:
+    """Return what engines built here would be bound to; raises MissingDependencyError where none can be built."""
+    import_tensorrt()
+    import_pycuda()
+    return describe_machine()
+
+
+def engine_profile(graph: GraphSpec) -> dict[str, list[list[int]]]:
+    """Return the smallest, usual and largest shape of each input of `graph`.
+
+    TensorRT's profiles begin at one point, because not every release takes an empty axis: the runner passes an ABSENT
+    point in place of none. Raises ExportError for any other axis that may be empty.
+    """
+    profile = {}
+    for spec in graph.inputs:
+        empty = [axis.name for axis in spec.axes if axis.min < 1 and axis.name != POINTS]
+        if empty:
+            raise ExportError(
+                f"the axis {empty[0]} of '{spec.name}' may be empty, and an engine's axes begin at 1; raise its "
+                f"minimum in the record of {graph.name}"
+            )
+        profile[spec.name] = [[_size(axis, which) for axis in spec.axes] for which in ("min", "opt", "max")]
+    return profile
+
+
+def _size(axis: Axis, which: str) -> int:
+    size = max(int(getattr(axis, which)), axis.step)
+    if not size % axis.step == 0:
+        raise ExportError(f"the axis {axis.to_text()} has the {which} {size}, which its step forbids; mend its record")
+    return size
+
+
+def build_engines(
+    folder: Path,
+    *,
+    settings: EngineSettings | None = None,
+    force: bool = False,
+    say: Say = lambda line: None,
+) -> Manifest:
+    """Build an engine of every ONNX file of the export in `folder`, and return its new manifest.
+
+    Engines that are there, unchanged, of this machine and with these settings are kept, unless `force`. Raises
+    MissingDependencyError without TensorRT, pycuda or a GPU, ManifestError for a changed export, ExportError with
+    TensorRT's own errors, and ParityError; the export is then as it was.
+    """
+    settings = settings or EngineSettings()
+    machine = check_tensorrt()
+    manifest = Manifest.load(folder)
+    manifest.verify(folder)
+    if not is_known(machine["tensorrt"]):
+        say(
+            f"TensorRT {machine['tensorrt']} is untested: calls were checked against the APIs of "
+            f"{' and '.join(KNOWN_VERSIONS)} alone"
+        )
+    wanted = [(spec, precision) for spec in manifest.plan.specs for precision in manifest.plan.precisions]
+    if not force and all(_is_current(manifest, folder, spec, p, machine, settings) for spec, p in wanted):
+        say(f"{folder} already holds these engines, unchanged; nothing to do (--force builds them again)")
+        return manifest
+    try:
+        with tempfile.TemporaryDirectory(prefix=".engines-", dir=folder) as work:
+            facts = {}
+            for spec, precision in wanted:
+                name = engine_file(spec.name, precision)
+                say(f"{name}: TensorRT {machine['tensorrt']} on {machine['gpu']}")
+                facts[name] = _build(folder, Path(work), manifest, spec, precision, settings)
+                say(f"{name}: built in {facts[name]['build_seconds']:.1f} s")
+            new = _with_engines(manifest, Path(work), facts)
+            for precision in manifest.plan.precisions:
+                for name, figures in _check_parity(new, folder, Path(work), precision).items():
+                    new.engines[name]["parity"] = figures
+                    say(
+                        f"{name}: "
+                        + ", ".join(f"{k} {v:.3g}" for k, v in figures.items() if isinstance(v, float | int))
+                    )
+            _move(Path(work), folder, manifest, new)
+    except OSError as error:
+        raise ExportError(f"the engines can't be written to {folder} ({error.strerror}); make it writable") from error
+    return new
+
+
+def _is_current(
+    manifest: Manifest,
+    folder: Path,
+    graph: GraphSpec,
+    precision: str,
+    machine: dict[str, str],
+    settings: EngineSettings,
+) -> bool:
+    """Return whether the manifest has this engine as a build here and now would make it."""
+    there = manifest.engines.get(engine_file(graph.name, precision), {})
+    wanted = {
+        **machine,
+        **asdict(settings),
+        "profile": engine_profile(graph),
+        "onnx_sha256": graph_sha256(folder / graph_file(graph.name, precision)),
+    }
+    return all(there.get(fact) == value for fact, value in wanted.items())
+
+
+def _build(
+    folder: Path, work: Path, manifest: Manifest, graph: GraphSpec, precision: str, settings: EngineSettings
+) -> dict[str, Any]:
+    """Return the facts of one engine, built into `work` by a child process; raises ExportError with its sentence."""
+    onnx = manifest.path(folder, graph.name, precision).resolve()
+    name = engine_file(graph.name, precision)
+    logs = Path(tempfile.mkdtemp(prefix=f"samkit-{name}-"))  # outside of the export: it outlives a failure
+    log = logs / "build.log"
+    plan = EnginePlan(
+        onnx=str(onnx),
+        onnx_sha256=graph_sha256(onnx),
+        engine=str((work / name).resolve()),
+        profile=engine_profile(graph),
+        workspace_bytes=settings.workspace_bytes,
+        optimization_level=settings.optimization_level,
+        timing_caches=[str((folder / file).resolve()) for file in manifest.engines.get(name, {}).get("files", ())],
+        log=str(log),
+        result=str(logs / "result.json"),
+    )
+    plan.save(logs / "plan.json")
+    with log.open("a") as output:
+        ended = subprocess.run(
+            [sys.executable, "-m", "samkit.export.build_engine", str(logs / "plan.json")],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            check=False,
+        )
+    result = _read_result(Path(plan.result))
+    if ended.returncode != 0 or "error" in result:
+        raise _failure(result, ended.returncode, name, log)
+    shutil.rmtree(logs)
+    return {"graph": graph.name, "precision": precision, **result}
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+        return result
+    except (OSError, ValueError):
+        return {}
+
+
+def _failure(result: dict[str, Any], code: int, name: str, log: Path) -> SamkitError:
+    """Return the error of a child that failed: its own sentence, or how it ended, and where its log lies."""
+    where = f"the log is {log}"
+    if "error" in result:
+        kind = MissingDependencyError if result["kind"] == MissingDependencyError.__name__ else ExportError
+        return kind(f"{name} was not built: {result['error']}; {where}")
+    if code < 0:
+        how = f"was ended by {signal.Signals(-code).name}"
+        advice = ", often for want of memory: try a smaller --engine-workspace" if -code == signal.SIGKILL else ""
+    else:
+        lines = log.read_text(errors="replace").strip().splitlines()
+        how, advice = f"ended with code {code}" + (f" ({lines[-1].strip()})" if lines else ""), ""
+    return ExportError(f"{name} was not built: the process that built it {how}{advice}; {where}")
+
+
+def _with_engines(manifest: Manifest, work: Path, facts: dict[str, Any]) -> Manifest:
+    """Return the manifest with the engines in `work` in place of those it lists."""
+    stale = {file for entry in manifest.engines.values() for file in entry["files"]}
+    kept = tuple(artifact for artifact in manifest.artifacts if artifact.file not in stale)
+    made = describe_files(work, [file for entry in facts.values() for file in entry["files"]])
+    artifacts = tuple(sorted((*kept, *made), key=lambda artifact: artifact.file))
+    return replace(manifest, artifacts=artifacts, engines=facts)
+
+
+def _check_parity(manifest: Manifest, folder: Path, work: Path, precision: str) -> dict[str, dict[str, Any]]:
+    """Return the figures of the engines of one precision against the stored answers of PyTorch float32."""
+    with ExitStack() as opened:
+        runners: dict[str, Runner] = {
+            spec.name: opened.enter_context(TensorRTRunner(work, manifest, spec, precision))
+            for spec in manifest.plan.specs
+        }
+        figures = repeat_parity(manifest.plan, folder, runners, precision)
+    return {engine_file(graph, precision): values for graph, values in figures.items()}
+
+
+def _move(work: Path, folder: Path, old: Manifest, new: Manifest) -> None:
+    """Move the engines into the export; at every moment its manifest tells the truth about its files."""
+    _with_engines(old, work, {}).save(folder)
+    for entry in old.engines.values():
+        for file in entry["files"]:
+            (folder / Path(file).name).unlink(missing_ok=True)
+    for entry in new.engines.values():
+        for file in entry["files"]:
+            (work / file).replace(folder / file)
+    new.save(folder)
+
+
+def why_no_engines() -> str | None:
+    """Return in a sentence why no engine can be built here, or None where one can."""
+    try:
+        check_tensorrt()
+    except MissingDependencyError as error:
+        return str(error)
+    return None
