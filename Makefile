@@ -19,8 +19,8 @@ test: venv
 check: venv  ## lint, types, layers
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-bench: venv  ## time the folded encoder against upstream's formulation
-	$(BIN)/python -m samkit.benchmarks.encoder
+bench: venv  ## time every graph against upstream's formulation, and hold the ratios to their goals
+	$(BIN)/python -m samkit.benchmarks.graphs
 
 weights: venv  ## train the demonstration checkpoints again (half an hour)
 	$(BIN)/python -m samkit.training.demo_weights --out samkit/weights
