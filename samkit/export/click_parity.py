@@ -1,8 +1,11 @@
-"""Parity of a `VolumeMethod`: ten clicks on the lesion of a phantom, the loop fed as a session feeds it."""
+"""Parity of a `VolumeMethod`: ten clicks on the lesion of a phantom, the loop fed as a session feeds it.
+
+An export with a second decoder, for anchored steps, runs the loop with either.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +20,11 @@ from samkit.manifest import ExportPlan
 from samkit.methods import VolumeMethod
 from samkit.models.sam3d_config import LOGIT_STRIDE, Sam3DConfig
 from samkit.phantoms import make_phantom
+from samkit.runtime.refinement import ANCHORED_DECODER
 from samkit.runtime.runner import Runner
 
 CLICKS = 10
+_STEM, _PLAIN = "adapter_stem", "mask_decoder"
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,14 @@ class ClickReference:
     """(clicks, 1)"""
     steps: tuple[Mapping[str, np.ndarray], ...]
     """Per click, every output of the decoder by name."""
+    features: np.ndarray | None = None
+    """(1, g, g, g, C): what `adapter_stem` gives, where the export has that graph."""
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return what parity.npz holds of this case."""
         arrays = {name: getattr(self, name) for name in ("image", "embeddings", "coords", "labels")}
+        if self.features is not None:
+            arrays["features"] = self.features
         for number, step in enumerate(self.steps):
             arrays |= {f"{number}.{name}": value for name, value in step.items()}
         return arrays
@@ -51,7 +60,8 @@ class ClickReference:
             {name.split(".", 1)[1]: a for name, a in arrays.items() if name.startswith(f"{number}.")}
             for number in range(len(arrays["coords"]))
         )
-        return cls(arrays["image"], arrays["embeddings"], arrays["coords"], arrays["labels"], steps)
+        image, embeddings, coords, labels = (arrays[name] for name in ("image", "embeddings", "coords", "labels"))
+        return cls(image, embeddings, coords, labels, steps, arrays.get("features"))
 
     def network_input(self, method: VolumeMethod, config: Sam3DConfig) -> np.ndarray:
         """Return what the image encoder is given."""
@@ -102,7 +112,10 @@ def _reference(
         if plan.refinement == "recurrent":
             fed = step["updated_embeddings"]
         prediction = _mask(mask, method)
-    return ClickReference(image, encoded, np.stack(coords), np.stack(labels), tuple(steps))
+    features = None
+    if _STEM in runners:
+        features = runners[_STEM].run({"image_embeddings": encoded})["image_features"]
+    return ClickReference(image, encoded, np.stack(coords), np.stack(labels), tuple(steps), features)
 
 
 def _config(plan: ExportPlan) -> Sam3DConfig:
@@ -150,51 +163,63 @@ def check_parity(
 
     The loop feeds back its own logits and embeddings, as a session does, so errors may build up as they would there.
     """
-    encoder, decoder = method.graphs(plan.config)
-    figures: dict[str, dict[str, Any]] = {
-        encoder.name: {"relative_error": 0.0, "cases": len(references)},
-        decoder.name: {
-            "relative_error": 0.0,
-            "dice": 1.0,
-            "hd95": 0.0,
-            "voxels": 0,
-            "clicks": CLICKS,
-            "cases": len(references),
-        },
-    }
+    graphs = {graph.name: graph for graph in plan.specs}
+    decoders = [name for name in (_PLAIN, ANCHORED_DECODER) if name in graphs]
+    figures: dict[str, dict[str, Any]] = {name: {"relative_error": 0.0, "cases": len(references)} for name in graphs}
+    for name in decoders:
+        figures[name] |= {"dice": 1.0, "hd95": 0.0, "voxels": 0, "clicks": CLICKS}
     for case, reference in enumerate(references):
-        encoded = runners[encoder.name].run({"image": reference.image})
+        encoded = runners["image_encoder"].run({"image": reference.image})
         expected = {"image_embeddings": reference.embeddings}
+        encoder = graphs["image_encoder"]
         compare_outputs(encoded, expected, encoder, precision, f"case {case}", figures[encoder.name])
-        fed = encoded["image_embeddings"]
-        mask = np.zeros_like(reference.steps[0]["low_res_masks"])
-        for number, step in enumerate(reference.steps):
-            outputs = runners[decoder.name].run(
-                {
-                    "image_embeddings": fed,
-                    "point_coords": reference.coords[number][None],
-                    "point_labels": reference.labels[number][None],
-                    "mask_input": mask,
-                }
-            )
-            mask = outputs["low_res_masks"]
-            if plan.refinement == "recurrent":
-                fed = outputs["updated_embeddings"]
-            where = f"case {case}, click {number + 1}"
-            compare_outputs(outputs, step, decoder, precision, where, figures[decoder.name])
-            compare_masks(
-                _mask(mask, method),
-                _mask(step["low_res_masks"], method),
-                decoder.tolerance[precision],
-                f"{decoder.name} ({precision}), {where}",
-                figures[decoder.name],
-            )
+        fed = {_PLAIN: encoded}
+        if _STEM in graphs:
+            features = runners[_STEM].run(encoded)
+            expected = {"image_features": _features(reference)}
+            compare_outputs(features, expected, graphs[_STEM], precision, f"case {case}", figures[_STEM])
+            fed[ANCHORED_DECODER] = {**encoded, **features}
+        for name in decoders:
+            run = _run_loop(runners[name], fed[name], reference, plan)
+            for number, (outputs, step) in enumerate(zip(run, reference.steps, strict=True)):
+                where = f"case {case}, click {number + 1}"
+                compare_outputs(outputs, step, graphs[name], precision, where, figures[name])
+                compare_masks(
+                    _mask(outputs["low_res_masks"], method),
+                    _mask(step["low_res_masks"], method),
+                    graphs[name].tolerance[precision],
+                    f"{name} ({precision}), {where}",
+                    figures[name],
+                )
     first = references[0]
     feed = {"image_embeddings": first.embeddings, "mask_input": first.steps[0]["low_res_masks"]}
-    figures[decoder.name]["absent_points"] = check_absent_points(
-        runners[decoder.name], feed, first.coords[:2, 0], first.labels[:2, 0], precision
-    )
+    for name in decoders:
+        extra = {"image_features": _features(first)} if name == ANCHORED_DECODER else {}
+        figures[name]["absent_points"] = check_absent_points(
+            runners[name], {**feed, **extra}, first.coords[:2, 0], first.labels[:2, 0], precision
+        )
     return figures
+
+
+def _features(reference: ClickReference) -> np.ndarray:
+    if reference.features is None:
+        raise ManifestError("the parity references of this export hold no features of the adapter; export again")
+    return reference.features
+
+
+def _run_loop(
+    decoder: Runner, image: Mapping[str, np.ndarray], reference: ClickReference, plan: ExportPlan
+) -> Iterator[Mapping[str, np.ndarray]]:
+    """Yield the outputs of each click, fed with its own logits and embeddings; `image` is what all steps start from."""
+    fed = dict(image)
+    mask = np.zeros_like(reference.steps[0]["low_res_masks"])
+    for coords, labels in zip(reference.coords, reference.labels, strict=True):
+        points = {"point_coords": coords[None], "point_labels": labels[None]}
+        outputs = decoder.run({**fed, **points, "mask_input": mask})
+        yield outputs
+        mask = outputs["low_res_masks"]
+        if plan.refinement == "recurrent":
+            fed["image_embeddings"] = outputs["updated_embeddings"]
 
 
 def _mask(low_res: np.ndarray, method: VolumeMethod) -> np.ndarray:

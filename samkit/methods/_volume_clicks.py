@@ -30,33 +30,60 @@ def _cube(name: str, channels: int, side: int) -> TensorSpec:
 
 
 def click_graphs(config: Sam3DConfig) -> tuple[GraphSpec, ...]:
-    """Return `image_encoder` (once per crop) and `mask_decoder` (once per click).
+    """Return `image_encoder` (once per crop) and `mask_decoder` (once per click), and a pair for anchored adapters.
+
+    The pair is `adapter_stem` (once per crop) and `mask_decoder_anchored`: `mask_decoder` without the work that the
+    first did. Where a step starts from what the one before returned, it can't be used.
 
     `point_coords` are (i, j, k) voxel indices of the crop, before the half-voxel shift. The caller passes real
     points only: the padding token is inside the graph.
     """
     embeddings = _cube("image_embeddings", config.channels, config.grid)
     masks = _cube("low_res_masks", 1, config.logits)
+    points = (
+        TensorSpec("point_coords", "float32", (_BATCH, _POINTS, Axis.fixed("ijk", 3))),
+        TensorSpec("point_labels", "float32", (_BATCH, _POINTS)),
+    )
     outputs = [masks, TensorSpec("iou_predictions", "float32", (_BATCH, Axis.fixed("mask", 1)))]
     if config.adapter is not None:
         outputs.append(_cube("updated_embeddings", config.channels, config.grid))
-    return (
+    encoder_tolerance = {"fp32": Tolerance(1e-5, 0.0), "fp16": Tolerance(1e-2, 0.0)}
+    decoder_tolerance = {"fp32": Tolerance(1e-4, 0.999), "fp16": Tolerance(5e-2, 0.995)}
+    graphs = (
         GraphSpec(
             name="image_encoder",
             inputs=(_cube("image", 1, config.patch),),
             outputs=(embeddings,),
-            tolerance={"fp32": Tolerance(1e-5, 0.0), "fp16": Tolerance(1e-2, 0.0)},
+            tolerance=encoder_tolerance,
         ),
         GraphSpec(
             name="mask_decoder",
-            inputs=(
-                embeddings,
-                TensorSpec("point_coords", "float32", (_BATCH, _POINTS, Axis.fixed("ijk", 3))),
-                TensorSpec("point_labels", "float32", (_BATCH, _POINTS)),
-                _cube("mask_input", 1, config.logits),
-            ),
+            inputs=(embeddings, *points, _cube("mask_input", 1, config.logits)),
             outputs=tuple(outputs),
-            tolerance={"fp32": Tolerance(1e-4, 0.999), "fp16": Tolerance(5e-2, 0.995)},
+            tolerance=decoder_tolerance,
+        ),
+    )
+    if config.adapter is None:
+        return graphs
+    i, j, k = (Axis.fixed(axis, config.grid) for axis in "ijk")
+    features = TensorSpec("image_features", "float32", (_BATCH, i, j, k, Axis.fixed("channel", config.channels)))
+    return (
+        *graphs,
+        GraphSpec(
+            name="adapter_stem",
+            inputs=(embeddings,),
+            outputs=(features,),
+            tolerance=encoder_tolerance,
+            refinements=("anchored",),
+            is_rewrite=True,
+        ),
+        GraphSpec(
+            name="mask_decoder_anchored",
+            inputs=(embeddings, features, *points, _cube("mask_input", 1, config.logits)),
+            outputs=tuple(outputs),
+            tolerance=decoder_tolerance,
+            refinements=("anchored",),
+            is_rewrite=True,
         ),
     )
 

@@ -36,7 +36,12 @@ from samkit.models.sam3d_config import Sam3DConfig
 class Sam3D(Network):
     """The network. `config.adapter` and `config.lora_rank` make it M-SAM."""
 
-    GRAPHS: ClassVar = {"image_encoder": "encode", "mask_decoder": "decode"}
+    GRAPHS: ClassVar = {
+        "image_encoder": "encode",
+        "mask_decoder": "decode",
+        "adapter_stem": "encode_stem",
+        "mask_decoder_anchored": "decode_anchored",
+    }
     config: Sam3DConfig
 
     def __init__(self, config: Sam3DConfig) -> None:
@@ -63,13 +68,35 @@ class Sam3D(Network):
         zeros at first. Returns logits of that shape, the predicted IoU (B, 1), and the updated embedding
         (B, C, g, g, g), None without an adapter.
         """
+        features = None if self.config.adapter is None else self.encode_stem(image_embeddings)
+        return self._decode(image_embeddings, point_coords, point_labels, mask_input, features)
+
+    def encode_stem(self, image_embeddings: Tensor) -> Tensor:
+        """Return `image_features` (B, g, g, g, C): the adapter's work that depends on the image alone."""
+        out: Tensor = self.bidatt.stem(image_embeddings.permute(0, 2, 3, 4, 1))
+        return out
+
+    def decode_anchored(
+        self,
+        image_embeddings: Tensor,
+        image_features: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Run one refinement step as `decode` does, with what `encode_stem` gave for these embeddings."""
+        return self._decode(image_embeddings, point_coords, point_labels, mask_input, image_features)
+
+    def _decode(
+        self, embeddings: Tensor, coords: Tensor, labels: Tensor, mask_input: Tensor, features: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         dense = self.prompt_encoder.mask(mask_input)
-        tokens, present = self.prompt_encoder.points(point_coords, point_labels)
+        tokens, present = self.prompt_encoder.points(coords, labels)
         updated = None
-        if self.config.adapter is None:
-            source = image_embeddings + dense
+        if features is None:
+            source = embeddings + dense
         else:
-            mixed = self.bidatt(image_embeddings.permute(0, 2, 3, 4, 1), dense.permute(0, 2, 3, 4, 1))
+            mixed = self.bidatt(embeddings.permute(0, 2, 3, 4, 1), dense.permute(0, 2, 3, 4, 1), features)
             # The adapter's output takes the place of embedding + dense; the mask is not added again.
             source = updated = mixed.permute(0, 4, 1, 2, 3)
         masks, iou = self.mask_decoder(source, self.prompt_encoder.dense_pe(), tokens, present)
