@@ -85,7 +85,7 @@ def test_export_says_what_was_measured(name, export_of):
 @EVERY
 def test_graphs_keep_the_rules(name, export_of):
     manifest = Manifest.load(export_of(name))
-    for graph in get_method(name).graphs(manifest.plan.config):
+    for graph in manifest.plan.specs:
         for precision in ("fp32", "fp16"):
             model = onnx.load(export_of(name) / graph_file(graph.name, precision))
             assert not FORBIDDEN_OPS & {node.op_type for node in model.graph.node}
@@ -98,7 +98,7 @@ def test_graphs_keep_the_rules(name, export_of):
 @EVERY
 def test_dynamic_axes_take_their_sizes(name, export_of):
     manifest = Manifest.load(export_of(name))
-    for graph in get_method(name).graphs(manifest.plan.config):
+    for graph in manifest.plan.specs:
         file = str(export_of(name) / graph_file(graph.name, "fp32"))
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         for rows, points in ((1, 0), (1, 3), (3, 2)):

@@ -54,10 +54,11 @@ def test_configs_survive_json(name):
 
 
 def test_full_shapes_are_the_promised_ones():
-    encoder, decoder = samkit.get_method("m-sam").graphs(samkit.get_method("m-sam").sizes["full"])
-    assert {t.name: t.shape[1:] for t in (*encoder.inputs, *encoder.outputs, *decoder.inputs, *decoder.outputs)} == {
+    graphs = samkit.get_method("m-sam").graphs(samkit.get_method("m-sam").sizes["full"])
+    assert {t.name: t.shape[1:] for graph in graphs for t in (*graph.inputs, *graph.outputs)} == {
         "image": (1, 128, 128, 128),
         "image_embeddings": (384, 8, 8, 8),
+        "image_features": (8, 8, 8, 384),
         "point_coords": (1, 3),
         "point_labels": (1,),
         "mask_input": (1, 32, 32, 32),
