@@ -4,8 +4,8 @@ TensorRT 11 has no precision flag, so `--fp16` must change the graph. `choose_ke
 float32, each for a reason that a person can read; `convert_to_fp16` puts the others into float16, with Casts between.
 What stays:
 
-by kind     norms and means; the log-sum-exp of folded padding; the positional encoding, where float16 loses the half
-            pixel; what follows the last product on the way to an output, coordinates of boxes among it.
+by kind     norms, means and sums; the log-sum-exp of folded padding; the positional encoding, where float16 loses the
+            half pixel; what follows the last product on the way to an output, coordinates of boxes among it.
 by range    whatever reads, makes or sums up numbers that float16 can't hold, or that are so small that it loses their
             digits; a softmax whose logits are so large that float16's rounding of them counts.
 by the gate where masks moved too far with the above alone: `LEVELS`, one after the other.
@@ -32,13 +32,13 @@ SOFTMAX_LOGIT = 16.0
 
 _ELEMENTWISE = frozenset(
     {"Abs", "Add", "AveragePool", "Clip", "Concat", "Div", "Erf", "Gelu", "Max", "MaxPool", "Min", "Mul", "Neg", "Pad",
-     "Relu", "Resize", "Sigmoid", "Sub", "Tanh", "Where"}
+     "ReduceMax", "Relu", "Resize", "Sigmoid", "Sub", "Tanh", "Where"}
 )  # fmt: skip
 _NORMS = frozenset(
     {"LayerNormalization", "InstanceNormalization", "GroupNormalization", "BatchNormalization", "GlobalAveragePool",
      "ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare", "Pow", "Sqrt", "Reciprocal"}
 )  # fmt: skip
-_EXPONENTS = frozenset({"Exp", "Log", "ReduceMax", "ReduceLogSumExp"})
+_EXPONENTS = frozenset({"Exp", "Log", "ReduceLogSumExp"})
 _WAVES = frozenset({"Sin", "Cos"})
 
 
@@ -96,7 +96,7 @@ def choose_kept(graph: TypedGraph, ranges: Ranges, level: Level = LEVELS[0], ask
             if node.op_type not in ("Cast", "Constant", "ConstantOfShape"):
                 kept.append(Kept(node.name, node.op_type, "operator without a float16 form here"))
         elif node.op_type in _NORMS:
-            kept.append(Kept(node.name, node.op_type, "norm or mean"))
+            kept.append(Kept(node.name, node.op_type, "norm, mean or sum"))
         elif node.name in exponents:
             kept.append(Kept(node.name, node.op_type, "log-sum-exp"))
         elif node.name in encoding:
@@ -185,11 +185,13 @@ def _flood(
 
 
 def _exponent_region(graph: TypedGraph) -> set[str]:
-    """Return the nodes of log-sum-exps: the exponents, logarithms and maxima, and the arithmetic among them."""
+    """Return the nodes of log-sum-exps: the exponents and logarithms, and the arithmetic around them."""
     core = _named(graph, _EXPONENTS)
 
     def passes(node: onnx.NodeProto) -> bool:
-        return node.op_type in {"Add", "Sub", "Mul", "Neg", "Abs", "Max"} | MOVERS | _EXPONENTS
+        return (
+            node.op_type in {"Add", "Sub", "Mul", "Neg", "Abs", "Max", "ReduceMax", "ReduceSum"} | MOVERS | _EXPONENTS
+        )
 
     return _flood(graph, core, graph.beyond, passes) | _flood(graph, core, graph.behind, passes)
 

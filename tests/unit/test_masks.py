@@ -1,0 +1,44 @@
+"""Guards how far two masks are apart: as MONAI has it, and defined for empty ones."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from monai.metrics import compute_hausdorff_distance
+
+from samkit.masks import hausdorff95
+
+
+def blob(seed, shape=(20, 18, 22)):
+    rng = np.random.default_rng(seed)
+    centre, radius = rng.uniform(6, 12, 3), rng.uniform(3, 6)
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
+    return np.linalg.norm(index - centre, axis=-1) + rng.normal(0, 0.4, shape) < radius
+
+
+@pytest.mark.filterwarnings("ignore:monai.metrics.utils:FutureWarning")
+@pytest.mark.parametrize("seed", range(6))
+def test_agrees_with_monai(seed):
+    one, other = blob(seed), blob(seed + 100)
+    tensors = [torch.from_numpy(mask)[None, None] for mask in (one, other)]
+    expected = compute_hausdorff_distance(*tensors, include_background=True, percentile=95).item()
+    assert hausdorff95(one, other) == pytest.approx(expected, abs=1e-6)
+    assert hausdorff95(other, one) == pytest.approx(expected, abs=1e-6)
+
+
+def test_equal_masks_are_nowhere_apart():
+    assert hausdorff95(blob(1), blob(1)) == 0
+
+
+def test_one_voxel_among_many_does_not_count_at_the_95th_percentile():
+    mask = blob(2)
+    more = mask.copy()
+    more[0, 0, 0] = True
+    assert hausdorff95(mask, more) == 0
+
+
+def test_empty_masks_are_defined():
+    nothing = np.zeros((4, 4), bool)
+    assert hausdorff95(nothing, nothing) == 0
+    assert hausdorff95(nothing, ~nothing) == hausdorff95(~nothing, nothing) == math.inf
