@@ -154,7 +154,8 @@ class OnnxRuntimeRunner(Closing):
         stay = kept_names(self.graph, kept)
         names = [spec.name for spec in self.graph.outputs]
         if not self._binds:
-            return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+            feed = {name: on_host(tensor) for name, tensor in inputs.items()}
+            return dict(zip(names, session.run(names, feed), strict=True))
         binding = session.io_binding()
         for name, tensor in inputs.items():
             if isinstance(tensor, OrtTensor):

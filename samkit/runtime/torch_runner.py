@@ -38,7 +38,8 @@ class TorchRunner(HostRunner):
 
         network = still_open(self._network, self.graph)
         check_inputs(self.graph, inputs)
-        with torch.inference_mode():
+        # TF32 keeps ten bits of the mantissa; torch lets convolutions use it by default.
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             tensors = [
                 torch.from_numpy(np.ascontiguousarray(on_host(inputs[s.name]))).to(self._device)
                 for s in self.graph.inputs

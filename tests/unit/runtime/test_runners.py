@@ -1,4 +1,7 @@
-"""A runner takes exactly its graph's tensors, and says what is missing instead of running something else."""
+"""A runner takes exactly its graph's tensors, and says what is missing instead of running something else.
+
+Tensors kept on the device are tested where the device is the CPU: the code is the same.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from samkit.errors import ManifestError, MissingDependencyError, SamkitError, Te
 from samkit.manifest import Manifest
 from samkit.methods import get_method
 from samkit.runtime import onnxruntime_runner
-from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
+from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner, OrtTensor
+from samkit.tensors import on_host
 
 METHOD = get_method("sam-med3d")
 
@@ -109,6 +113,120 @@ def test_both_onnxruntimes_at_once_are_reported(bright_export, graphs, monkeypat
         OnnxRuntimeRunner(bright_export / "mask_decoder.onnx", graphs["mask_decoder"])
 
 
+# --- Tensors that stay on the device ---
+
+
+def random_feed(graph, points=2, batch=1, seed=0):
+    rng = np.random.default_rng(seed)
+    return {name: rng.random(value.shape, np.float32) for name, value in zeros(graph, points, batch).items()}
+
+
+def opened(folder, graphs, **options):
+    return [OnnxRuntimeRunner(folder / f"{name}.onnx", graph, threads=1, **options) for name, graph in graphs.items()]
+
+
+@pytest.mark.parametrize("points", [0, 1, 3])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_bound_run_equals_a_plain_one(points, batch, bright_export, graphs):
+    for plain, bound in zip(opened(bright_export, graphs), opened(bright_export, graphs, binds=True), strict=True):
+        feed = random_feed(plain.graph, points, batch)
+        expected, found = plain.run(feed), bound.run(feed)
+        assert list(found) == list(expected)
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("binds", [True, False])
+def test_kept_tensor_goes_into_the_next_graph(binds, bright_export, graphs):
+    encoder, decoder = opened(bright_export, graphs, binds=binds)
+    image = random_feed(encoder.graph)
+    kept = encoder.run_keeping(image, ["image_embeddings"])["image_embeddings"]
+    points = {name: value for name, value in random_feed(decoder.graph).items() if name != "image_embeddings"}
+    outputs = decoder.run({"image_embeddings": kept, **points})
+
+    assert isinstance(kept, OrtTensor) == binds  # on the host a kept tensor is an array
+    encoder.graph.outputs[0].check(kept)
+    assert np.array_equal(on_host(kept), encoder.run(image)["image_embeddings"])
+    expected = decoder.run({"image_embeddings": on_host(kept), **points})
+    assert all(np.array_equal(outputs[name], expected[name]) for name in expected)
+
+
+def test_kept_tensor_is_never_written_to_again(bright_export, graphs):
+    encoder, _ = opened(bright_export, graphs, binds=True)
+    feeds = [random_feed(encoder.graph, seed=seed) for seed in range(4)]
+    kept = [encoder.run_keeping(feed, ["image_embeddings"])["image_embeddings"] for feed in feeds]
+    kept[1].numpy()[:] = 7  # a copy
+
+    for feed, tensor in zip(feeds, kept, strict=True):
+        assert np.array_equal(tensor.numpy(), encoder.run(feed)["image_embeddings"])
+    assert kept[0].nbytes == kept[0].numpy().nbytes
+
+
+def test_outputs_that_were_not_kept_are_arrays(bright_export, graphs):
+    _, decoder = opened(bright_export, graphs, binds=True)
+    outputs = decoder.run_keeping(random_feed(decoder.graph), ["iou_predictions"])
+
+    assert isinstance(outputs["low_res_masks"], np.ndarray)
+    assert isinstance(outputs["iou_predictions"], OrtTensor)
+
+
+def test_tensor_of_a_closed_runner_is_refused(bright_export, graphs):
+    encoder, decoder = opened(bright_export, graphs, binds=True)
+    kept = encoder.run_keeping(random_feed(encoder.graph), ["image_embeddings"])["image_embeddings"]
+    encoder.close()
+
+    assert not kept.is_open
+    with pytest.raises(SamkitError, match=r"'image_embeddings' was kept by a runner that is closed.*encode the image"):
+        decoder.run({**random_feed(decoder.graph), "image_embeddings": kept})
+    with pytest.raises(SamkitError, match="open the session again"):
+        kept.numpy()
+
+
+class _Elsewhere:
+    """A tensor that another backend kept."""
+
+    place, is_open, dtype, nbytes = "TensorRT on cuda:0", True, np.dtype("float32"), 0
+
+    def __init__(self, shape):
+        self.shape = shape
+
+
+def test_tensor_of_another_device_is_refused(bright_export, graphs):
+    _, decoder = opened(bright_export, graphs, binds=True)
+    feed = random_feed(decoder.graph)
+    feed["image_embeddings"] = _Elsewhere(feed["image_embeddings"].shape)
+
+    with pytest.raises(TensorMismatchError, match=r"lies in TensorRT on cuda:0 and mask_decoder runs in ONNX Runtime"):
+        decoder.run(feed)
+
+
+def test_kept_tensor_is_checked_like_an_array(bright_export, graphs):
+    encoder, decoder = opened(bright_export, graphs, binds=True)
+    kept = encoder.run_keeping(random_feed(encoder.graph, batch=2), ["image_embeddings"])["image_embeddings"]
+
+    with pytest.raises(TensorMismatchError, match="different batches"):
+        decoder.run({**random_feed(decoder.graph), "image_embeddings": kept})
+    with pytest.raises(TensorMismatchError, match=r"'mask_input' is float32 \(2, 72, 2, 2, 2\)"):
+        decoder.run({**random_feed(decoder.graph, batch=2), "mask_input": kept})
+
+
+def test_keeping_what_is_no_output_is_refused(bright_export, graphs):
+    encoder, _ = opened(bright_export, graphs)
+    with pytest.raises(TensorMismatchError, match="no output masks to keep, it has image_embeddings"):
+        encoder.run_keeping(random_feed(encoder.graph), ["masks"])
+
+
+def test_graph_runs_as_it_stands_in_the_file_too(bright_export, graphs):
+    feed = random_feed(graphs["mask_decoder"])
+    fast, plain = (
+        OnnxRuntimeRunner(bright_export / "mask_decoder.onnx", graphs["mask_decoder"], threads=1, optimise=optimise)
+        for optimise in (True, False)
+    )
+    assert np.allclose(fast.run(feed)["low_res_masks"], plain.run(feed)["low_res_masks"], rtol=1e-6)
+
+
+# --- Devices that are not there ---
+
+
 class _FakeRuntime:
     """An ONNX Runtime that offers CUDA and then loads without it, as it does when cuDNN is missing."""
 
@@ -117,14 +235,15 @@ class _FakeRuntime:
 
     class InferenceSession:
         def __init__(self, path, options, providers):
-            assert providers[0][0] == "CUDAExecutionProvider"
+            assert providers[-2][0] == "CUDAExecutionProvider"
+            assert providers[-2][1] == {"use_tf32": "0"}
 
         def get_providers(self):
             return ["CPUExecutionProvider"]
 
     @staticmethod
     def get_available_providers():
-        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
 
     @staticmethod
     def preload_dlls():
@@ -136,3 +255,22 @@ def test_silent_fall_back_to_the_cpu_is_an_error(bright_export, graphs, monkeypa
 
     with pytest.raises(MissingDependencyError, match=r"asked for CUDAExecutionProvider.*CPUExecutionProvider only"):
         OnnxRuntimeRunner(bright_export / "mask_decoder.onnx", graphs["mask_decoder"], device="cuda")
+
+
+def test_tensorrt_provider_that_does_not_load_names_its_version(bright_export, graphs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", _FakeRuntime)
+
+    with pytest.raises(MissingDependencyError, match=r"asked for TensorrtExecutionProvider.*links TensorRT 10"):
+        OnnxRuntimeRunner(bright_export / "mask_decoder.onnx", graphs["mask_decoder"], device="cuda", tensorrt=True)
+
+
+def test_tensorrt_provider_is_refused_on_the_cpu(bright_export, graphs):
+    with pytest.raises(MissingDependencyError, match="pass --device cuda"):
+        OnnxRuntimeRunner(bright_export / "mask_decoder.onnx", graphs["mask_decoder"], tensorrt=True)
+
+
+def test_tensorrt_provider_gets_one_profile_over_all_sizes(graphs):
+    options = onnxruntime_runner._tensorrt_options(graphs["mask_decoder"])
+
+    assert options["trt_profile_min_shapes"].split(",")[:2] == ["image_embeddings:1x72x2x2x2", "point_coords:1x1x3"]
+    assert options["trt_profile_max_shapes"].split(",")[:2] == ["image_embeddings:8x72x2x2x2", "point_coords:8x64x3"]
