@@ -142,14 +142,14 @@ def _by_range(graph: TypedGraph, node: onnx.NodeProto, ranges: Ranges) -> Kept |
     def keep(reason: str, value: float) -> Kept:
         return Kept(node.name, node.op_type, reason, float(f"{value:.4g}"))
 
-    for name in node.input:
+    for name in graph.data(node):
         if name in graph.weights and graph.is_float(name):
             largest = float(np.abs(graph.weight(name)).max(initial=0.0))
             if not largest <= FLOAT16_MAX:
                 return keep(f"weight {name} is beyond float16", largest)
             if 0 < largest < FLOAT16_NORMAL:
                 return keep(f"weight {name} is so small that float16 loses digits", largest)
-    for name in graph.activations((*node.input, *node.output)):
+    for name in graph.activations((*graph.data(node), *node.output)):
         largest = ranges.tensors.get(name, 0.0)
         kind = "output" if name in node.output else "input"
         if not largest * MARGIN <= FLOAT16_MAX:
@@ -226,7 +226,7 @@ def _half_nodes(graph: TypedGraph, kept: set[str]) -> set[str]:
 
 def _check_weights(graph: TypedGraph, half: set[str]) -> None:
     for node in graph.nodes:
-        for name in node.input if node.name in half else ():
+        for name in graph.data(node) if node.name in half else ():
             if name in graph.weights and graph.is_float(name):
                 largest = float(np.abs(graph.weight(name)).max(initial=0.0))
                 if not largest <= FLOAT16_MAX:
@@ -263,7 +263,7 @@ def _rebuild(graph: TypedGraph, half: set[str]) -> onnx.ModelProto:
         node = onnx.NodeProto()
         node.CopyFrom(original)
         dtype = TensorProto.FLOAT16 if node.name in half else TensorProto.FLOAT
-        for index, name in enumerate(node.input):
+        for index, name in enumerate(graph.data(original)):
             if graph.is_float(name):
                 node.input[index] = as_type(name, dtype)
         nodes.append(node)

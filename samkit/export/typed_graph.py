@@ -84,6 +84,10 @@ class TypedGraph:
         """Return those of `names` that hold floats and are no weights."""
         return [name for name in names if self.is_float(name) and name not in self.weights]
 
+    def data(self, node: onnx.NodeProto) -> list[str]:
+        """Return those inputs of a node that have the precision it runs in: a Resize's scales are always float32."""
+        return list(node.input[:1] if node.op_type == "Resize" else node.input)
+
     def weight(self, name: str) -> np.ndarray:
         """Return the values of a weight."""
         return numpy_helper.to_array(self.weights[name])

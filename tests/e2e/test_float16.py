@@ -129,7 +129,7 @@ def test_scans_of_a_folder_are_measured_and_stay_at_home(tmp_path):
     for seed in (5, 6):
         volume = make_phantom(seed, (40, 44, 40), 4.0, sequences=("flair",)).sequences["flair"]
         nibabel.save(nibabel.Nifti1Image(volume.array, volume.affine), scans / f"{seed}.nii.gz")
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 50), np.uint8)).save(scans / "picture.png")
+    Image.fromarray((volume.array[:, :, 20] / volume.array.max() * 255).astype(np.uint8)).save(scans / "picture.png")
     (scans / "notes.txt").write_text("no scan")
     arguments = ["--method", METHOD, "--fp16", "--calibration", str(scans), "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(export, arguments)

@@ -174,6 +174,19 @@ def test_levels_keep_more_and_say_what_the_gate_found(small):
     assert found[2]["Add_b"] == "the gate: Dice 0.9"
 
 
+def test_scales_of_a_resize_stay_float32(small):
+    nodes = [
+        small.node("MatMul", ["x", "w"], ["a"]),
+        small.node("Resize", ["a", "", "scales"], ["b"], mode="nearest"),
+        small.node("MatMul", ["b", "v"], ["y"]),
+    ]
+    graph = small.typed(nodes, {"w": W, "v": RNG.standard_normal((8, 4)), "scales": [1.0, 2.0]})
+    half = converted(graph)
+    assert small.types_of(half)["Resize_b"] == TensorProto.FLOAT16
+    onnx.checker.check_model(half, full_check=True)
+    np.testing.assert_allclose(small.run(half, X), small.run(graph.model, X), atol=2e-2)
+
+
 def test_weight_used_in_both_precisions_is_kept_in_both(small):
     nodes = [small.node("MatMul", ["x", "w"], ["a"]), small.node("Add", ["a", "w"], ["y"])]
     half = converted(small.typed(nodes, {"w": W}, shape=(4, 4)))
