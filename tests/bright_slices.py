@@ -29,9 +29,10 @@ def write_export(folder, name):
         precision="fp32",
         folded=True,
         opset=20,
-        graphs=("image_encoder", "mask_decoder"),
+        graphs=("image_encoder", "mask_decoder", "mask_decoder_no_mask"),
     )
-    Manifest(plan, describe_files(folder, ["image_encoder.onnx", "mask_decoder.onnx"]), {}, None).save(folder)
+    files = [f"{graph}.onnx" for graph in plan.graphs]
+    Manifest(plan, describe_files(folder, files), {}, None).save(folder)
     return folder
 
 
@@ -102,42 +103,45 @@ def _write_graphs(folder, config, scales, level):
         node("Add", ["inside", "margin"], ["depth"]),
         node("Where", ["is_box", "depth", "deep"], ["allowed"]),
         node("Min", ["above", "allowed"], ["logits"]),
-        # the mask prompt shows, but decides nothing
+    ]
+    # the mask prompt shows, but decides nothing
+    with_mask = [
         node("Mul", ["mask_input", "has_mask_input"], ["used"]),
         node("Mul", ["used", "tiny"], ["little"]),
         node("Add", ["logits", "little"], ["one_mask"]),
+    ]
+    last = [
         node("Mul", ["one_mask", "scales"], ["low_res_masks"]),
         node("Reshape", ["boxes", "as_column"], ["boxes_column"]),
         node("Mul", ["boxes_column", "nothing"], ["zeros"]),
         node("Add", ["zeros", "ious"], ["iou_predictions"]),
     ]
-    save(
-        "mask_decoder",
-        nodes,
-        [
-            tensor("image_embeddings", channels, grid, grid, rows="images"),
-            tensor("point_coords", "points", 2),
-            tensor("point_labels", "points"),
-            tensor("mask_input", 1, side, side),
-            tensor("has_mask_input", 1, 1, 1),
-        ],
-        [tensor("low_res_masks", len(scales), side, side), tensor("iou_predictions", len(scales))],
-        apart=np.array([-1, 4, 4, grid, grid]),
-        picture=np.array([-1, 1, side, side]),
-        level=np.float32(level),
-        two=np.float32(2),
-        three=np.float32(3),
-        last_axis=np.array([2]),
-        points_axis=np.array([1]),
-        as_planes=np.array([-1, 2, 1, 1]),
-        as_one=np.array([-1, 1, 1, 1]),
-        as_column=np.array([-1, 1]),
-        half=np.float32(0.5),
-        places=np.stack([x, y])[None],
-        margin=np.float32(2),
-        deep=np.float32(99),
-        tiny=np.float32(1e-3),
-        scales=np.array(scales, np.float32).reshape(1, -1, 1, 1),
-        nothing=np.float32(0),
-        ious=np.array([[0.6, 0.1, 0.9, *(0.2,) * (len(scales) - 3)]], np.float32),
-    )
+    points = [tensor("point_coords", "points", 2), tensor("point_labels", "points")]
+    masks = [tensor("mask_input", 1, side, side), tensor("has_mask_input", 1, 1, 1)]
+    outputs = [tensor("low_res_masks", len(scales), side, side), tensor("iou_predictions", len(scales))]
+    constants = {
+        "apart": np.array([-1, 4, 4, grid, grid]),
+        "picture": np.array([-1, 1, side, side]),
+        "level": np.float32(level),
+        "two": np.float32(2),
+        "three": np.float32(3),
+        "last_axis": np.array([2]),
+        "points_axis": np.array([1]),
+        "as_planes": np.array([-1, 2, 1, 1]),
+        "as_one": np.array([-1, 1, 1, 1]),
+        "as_column": np.array([-1, 1]),
+        "half": np.float32(0.5),
+        "places": np.stack([x, y])[None],
+        "margin": np.float32(2),
+        "deep": np.float32(99),
+        "tiny": np.float32(1e-3),
+        "scales": np.array(scales, np.float32).reshape(1, -1, 1, 1),
+        "nothing": np.float32(0),
+        "ious": np.array([[0.6, 0.1, 0.9, *(0.2,) * (len(scales) - 3)]], np.float32),
+    }
+    for name, images, middle, more in (
+        ("mask_decoder", "images", with_mask, masks),
+        ("mask_decoder_no_mask", 1, [node("Identity", ["logits"], ["one_mask"])], []),
+    ):
+        embeddings = tensor("image_embeddings", channels, grid, grid, rows=images)
+        save(name, [*nodes, *middle, *last], [embeddings, *points, *more], outputs, **constants)

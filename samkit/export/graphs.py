@@ -84,7 +84,7 @@ def write_graph(network: Network, spec: GraphSpec, path: Path, *, opset: int, fo
     model = program.model_proto
     _strip_machine_paths(model)
     for tensor in spec.inputs:
-        if tensor.axes[0].name == IMAGES:
+        if tensor.axes[0].name == IMAGES and tensor.axes[0].is_dynamic:
             _share_among_rows(model, tensor.name, next(t.name for t in spec.inputs if t.axes[0].name == _ROWS))
     save_graph(model, path, spec, folded=folded)
 

@@ -28,7 +28,7 @@ ABSENT_RELATIVE = {"fp32": 5e-6, "fp16": 1e-3}
 """How much points labelled ABSENT may change the logits. They add exact zeros; what is left is that a runtime blocks
 matrices of other sizes differently (docs/numerics.md: at most 8.5e-7 was measured, and the tests hold 1e-6)."""
 
-_FLOOR = {"iou_predictions": 1.0}
+FLOOR = {"iou_predictions": 1.0}
 """Smallest norm that an error is relative to: an IoU is one number on a scale of 0 to 1, and may well be near 0."""
 
 
@@ -48,7 +48,7 @@ def compare_outputs(
 ) -> None:
     """Add one run's worst error to the graph's `figures`; raises ParityError naming the output that moved too far."""
     for name, value in expected.items():
-        error = relative_error(outputs[name], value, floor=_FLOOR.get(name, 0.0))
+        error = relative_error(outputs[name], value, floor=FLOOR.get(name, 0.0))
         figures["relative_error"] = max(figures["relative_error"], error)
         # `not <=`, because nan must fail
         if not error <= graph.tolerance[precision].relative:
@@ -98,7 +98,8 @@ def check_absent_points(
     """
 
     def logits(coords: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        rows = {name: np.repeat(value, len(coords), axis=0) for name, value in feed.items()}
+        per_row = {spec.name: spec.axes[0].is_dynamic for spec in decoder.graph.inputs}
+        rows = {n: np.repeat(value, len(coords), axis=0) if per_row[n] else value for n, value in feed.items()}
         points = {"point_coords": coords.astype(np.float32), "point_labels": labels.astype(np.float32)}
         return decoder.run({**rows, **points})["low_res_masks"]
 

@@ -14,12 +14,20 @@ from typing import Any
 import numpy as np
 
 from samkit.errors import ParityError
-from samkit.export.parity import CASES, check_absent_points, compare_masks, compare_outputs
+from samkit.export.parity import (
+    CASES,
+    FLOOR,
+    check_absent_points,
+    compare_masks,
+    compare_outputs,
+    relative_error,
+)
 from samkit.export.subjects import Subject
 from samkit.fitting import Fit
 from samkit.geometry import Volume
 from samkit.manifest import ExportPlan
-from samkit.methods import SliceMethod
+from samkit.methods import GraphSpec, SliceMethod
+from samkit.methods._slices import NO_MASK
 from samkit.methods.method import Answer
 from samkit.phantoms import SEQUENCES, make_phantom
 from samkit.planes import PlaneView, Window, scale_intensities
@@ -105,33 +113,71 @@ def check_parity(
     """Return the figures of each graph; raises ParityError naming the first output that moved too far."""
     graphs = {graph.name: graph for graph in plan.specs}
     figures: dict[str, dict[str, Any]] = {name: {"relative_error": 0.0, "cases": len(references)} for name in graphs}
-    decoder = graphs["mask_decoder"]
-    figures[decoder.name] |= {"dice": 1.0, "hd95": 0.0, "voxels": 0, "prompts": len(references[0].prompts)}
+    # What a session would run; then all of it by `mask_decoder`, which clients may use for every prompt.
+    decoders = ("mask_decoder",) if NO_MASK not in graphs else (NO_MASK, "mask_decoder")
+    for name in decoders:
+        figures[name] |= {"dice": 1.0, "hd95": 0.0, "voxels": 0, "prompts": len(references[0].prompts)}
     for case, reference in enumerate(references):
-        expected = iter(reference.runs)
+        before: list[Outputs] = []
+        for name in decoders:
+            places = zip(reference.runs, before if name != decoders[0] else [None] * len(reference.runs), strict=True)
+            answered: list[Outputs] = []
 
-        def run(
-            graph: str,
-            feed: Mapping[str, Tensor],
-            expected: Iterator[tuple[str, Outputs]] = expected,
-            where: str = f"case {case}",
-        ) -> dict[str, np.ndarray]:
-            outputs = runners[graph].run(feed)
-            compare_outputs(outputs, next(expected)[1], graphs[graph], precision, where, figures[graph])
-            return outputs
+            def run(
+                graph: str,
+                feed: Mapping[str, Tensor],
+                name: str = name,
+                places: Iterator[tuple[tuple[str, Outputs], Outputs | None]] = places,
+                answered: list[Outputs] = answered,
+                where: str = f"case {case}",
+            ) -> dict[str, np.ndarray]:
+                (_, expected), other = next(places)
+                if other is not None and graph not in decoders:
+                    return dict(other)
+                stands_in = graph != name and graph == NO_MASK
+                if stands_in:
+                    graph, feed = name, {**feed, **_blank_masks(graphs[name], feed["point_coords"].shape[0])}
+                outputs = runners[graph].run(feed)
+                compare_outputs(outputs, expected, graphs[graph], precision, where, figures[graph])
+                if stands_in and other is not None:
+                    _compare_decoders(other, outputs, graphs[NO_MASK], precision, where, figures[NO_MASK])
+                answered.append(outputs)
+                return outputs
 
-        if method.propose is not None:
-            method.propose(run, reference.image, plan.config)
-        embeddings, fit = _encode(run, reference.image, method, plan)
-        answers = _answers(run, embeddings, fit, reference.prompts, method, plan)
-        for number, answer in enumerate(answers):
-            where = f"{decoder.name} ({precision}), case {case}, prompt {number + 1}"
-            compare_masks(
-                answer.labels, reference.labels[number], decoder.tolerance[precision], where, figures[decoder.name]
-            )
-    if method.prompts:
-        figures[decoder.name]["absent_points"] = _check_absent_points(runners, references[0], method, plan, precision)
+            if method.propose is not None:
+                method.propose(run, reference.image, plan.config)
+            embeddings, fit = _encode(run, reference.image, method, plan)
+            answers = _answers(run, embeddings, fit, reference.prompts, method, plan)
+            for number, answer in enumerate(answers):
+                where = f"{name} ({precision}), case {case}, prompt {number + 1}"
+                tolerance = graphs[name].tolerance[precision]
+                compare_masks(answer.labels, reference.labels[number], tolerance, where, figures[name])
+            before = before or answered
+    for name in decoders if method.prompts else ():
+        figures[name]["absent_points"] = _check_absent_points(runners[name], references[0], plan, precision)
     return figures
+
+
+def _blank_masks(decoder: GraphSpec, rows: int) -> dict[str, np.ndarray]:
+    """Return the inputs of `mask_decoder` that say that no row has a mask prompt."""
+    shapes = {tensor.name: (rows, *tensor.shape[1:]) for tensor in decoder.inputs}
+    return {name: np.zeros(shapes[name], np.float32) for name in ("mask_input", "has_mask_input")}
+
+
+def _compare_decoders(
+    without: Outputs, blank: Outputs, graph: GraphSpec, precision: str, where: str, figures: dict[str, Any]
+) -> None:
+    """Add to `figures` how far the decoder without masks is from the one given none; ParityError beyond tolerance."""
+    for name, expected in blank.items():
+        error = relative_error(without[name], expected, floor=FLOOR.get(name, 0.0))
+        figures["no_mask"] = max(figures.get("no_mask", 0.0), error)
+        # `not <=`, because nan must fail
+        if not error <= graph.tolerance[precision].relative:
+            raise ParityError(
+                f"{graph.name} ({precision}), {name}, {where}: relative difference {error:.1e} from mask_decoder "
+                f"without a mask, at most {graph.tolerance[precision].relative:.0e} is allowed; "
+                "export in fp32, or report this checkpoint"
+            )
 
 
 def _encode(run: Any, image: np.ndarray, method: SliceMethod, plan: ExportPlan) -> tuple[np.ndarray, Fit]:
@@ -217,20 +263,15 @@ def _scaled_slice(volume: Volume, view: PlaneView, number: int) -> np.ndarray:
     return view.slices(scale_intensities(volume.array, "the scan"))[number]
 
 
-def _check_absent_points(
-    runners: Mapping[str, Runner], reference: SliceReference, method: SliceMethod, plan: ExportPlan, precision: str
-) -> float:
+def _check_absent_points(decoder: Runner, reference: SliceReference, plan: ExportPlan, precision: str) -> float:
     graphs = {graph.name: graph for graph in plan.specs}
-    inputs = {tensor.name: tensor.shape for tensor in graphs["mask_decoder"].inputs}
     embeddings = next(outputs for name, outputs in reference.runs if name == "image_encoder")["image_embeddings"]
-    feed = {
-        "image_embeddings": embeddings,
-        "mask_input": np.zeros(inputs["mask_input"], np.float32),
-        "has_mask_input": np.zeros(inputs["has_mask_input"], np.float32),
-    }
+    feed = {"image_embeddings": embeddings}
+    if decoder.graph.name != NO_MASK:
+        feed |= _blank_masks(decoder.graph, 1)
     side = graphs["image_encoder"].inputs[0].shape[-1]
     coords = np.array([[0.4 * side, 0.5 * side], [0.7 * side, 0.3 * side]], np.float32)
-    return check_absent_points(runners["mask_decoder"], feed, coords, np.array([1.0, 0.0]), precision)
+    return check_absent_points(decoder, feed, coords, np.array([1.0, 0.0]), precision)
 
 
 def _plain(prompts: tuple[SlicePrompts, ...]) -> list[dict[str, Any]]:

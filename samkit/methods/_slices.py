@@ -27,6 +27,9 @@ _ROWS = Axis("batch", 1, 1, 16)
 _IMAGES = Axis(IMAGES, 1, 1, 16)
 _POINTS = Axis("points", 0, 2, 64)
 
+NO_MASK = "mask_decoder_no_mask"
+"""The graph that decodes prompts without masks."""
+
 ENCODER_TOLERANCE = {"fp32": Tolerance(1e-5, 0.0), "fp16": Tolerance(1e-2, 0.0)}
 DECODER_TOLERANCE = {"fp32": Tolerance(1e-4, 0.999), "fp16": Tolerance(5e-2, 0.995)}
 
@@ -51,29 +54,34 @@ def encoder_graph(config: VitConfig, channels: int = 3) -> GraphSpec:
 
 
 def prompt_graphs(config: Sam2DConfig) -> tuple[GraphSpec, ...]:
-    """Return `image_encoder` (once per slice) and `mask_decoder` (once per change of the prompts).
+    """Return `image_encoder` (once per slice) and the two decoders (one of them once per change of the prompts).
 
-    A row of the decoder is one object: its points, its box as two points labelled 2 and 3, and its mask prompt. One
+    A row of `mask_decoder` is one object: its points, its box as two points labelled 2 and 3, and its mask prompt. One
     image's embedding serves all rows, or each row has its own. Points that fill up a row are labelled -2. All mask
     tokens come out; which of them is the mask is decided outside, as PyTorch does.
+
+    `mask_decoder_no_mask` answers rows without mask prompts on one image, and sooner.
     """
+    points = (
+        TensorSpec("point_coords", "float32", (_ROWS, _POINTS, Axis.fixed("xy", 2))),
+        TensorSpec("point_labels", "float32", (_ROWS, _POINTS)),
+    )
+    masks = (
+        square("mask_input", 1, config.logits, _ROWS),
+        TensorSpec("has_mask_input", "float32", (_ROWS, *(Axis.fixed(name, 1) for name in ("c", "y", "x")))),
+    )
+    outputs = (
+        square("low_res_masks", config.masks, config.logits, _ROWS, "mask"),
+        TensorSpec("iou_predictions", "float32", (_ROWS, Axis.fixed("mask", config.masks))),
+    )
+
+    def embeddings(images: Axis) -> TensorSpec:
+        return square("image_embeddings", config.channels, config.grid, images)
+
     return (
         encoder_graph(config),
-        GraphSpec(
-            name="mask_decoder",
-            inputs=(
-                square("image_embeddings", config.channels, config.grid, _IMAGES),
-                TensorSpec("point_coords", "float32", (_ROWS, _POINTS, Axis.fixed("xy", 2))),
-                TensorSpec("point_labels", "float32", (_ROWS, _POINTS)),
-                square("mask_input", 1, config.logits, _ROWS),
-                TensorSpec("has_mask_input", "float32", (_ROWS, *(Axis.fixed(name, 1) for name in ("c", "y", "x")))),
-            ),
-            outputs=(
-                square("low_res_masks", config.masks, config.logits, _ROWS, "mask"),
-                TensorSpec("iou_predictions", "float32", (_ROWS, Axis.fixed("mask", config.masks))),
-            ),
-            tolerance=DECODER_TOLERANCE,
-        ),
+        GraphSpec("mask_decoder", (embeddings(_IMAGES), *points, *masks), outputs, DECODER_TOLERANCE),
+        GraphSpec(NO_MASK, (embeddings(Axis.fixed(IMAGES, 1)), *points), outputs, DECODER_TOLERANCE),
     )
 
 
@@ -127,28 +135,22 @@ def decode(
     """
     rows = prompt_rows(prompts)
     coords, labels = _point_tensors(rows, fit)
-    masks = np.zeros((len(rows), 1, config.logits, config.logits), np.float32)
+    graph, masks = NO_MASK, {}
     if prompts.low_res is not None:
-        if prompts.low_res.shape != masks.shape:
+        needed = (len(rows), 1, config.logits, config.logits)
+        if prompts.low_res.shape != needed:
             raise InputRefused(
                 "mask-prompt",
-                f"the mask prompt is {prompts.low_res.shape} and the prompts make {masks.shape}",
+                f"the mask prompt is {prompts.low_res.shape} and the prompts make {needed}",
                 "give one mask of the answer before for each box, and one for the points in no box",
             )
-        masks = prompts.low_res.astype(np.float32)
-    given = np.full((len(rows), 1, 1, 1), float(prompts.low_res is not None), np.float32)
+        graph = "mask_decoder"
+        given = np.ones((len(rows), 1, 1, 1), np.float32)
+        masks = {"mask_input": prompts.low_res.astype(np.float32), "has_mask_input": given}
     low_res, iou = [], []
     for part in _chunks(len(rows), _ROWS.max):
-        answer = run(
-            "mask_decoder",
-            {
-                "image_embeddings": embeddings,
-                "point_coords": coords[part],
-                "point_labels": labels[part],
-                "mask_input": masks[part],
-                "has_mask_input": given[part],
-            },
-        )
+        own = {"point_coords": coords, "point_labels": labels, **masks}
+        answer = run(graph, {"image_embeddings": embeddings, **{name: rows[part] for name, rows in own.items()}})
         low_res.append(answer["low_res_masks"])
         iou.append(answer["iou_predictions"])
     return np.concatenate(low_res), np.concatenate(iou), [int(count) for count in (labels > ABSENT).sum(axis=1)]

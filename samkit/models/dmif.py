@@ -138,6 +138,7 @@ class PromptGenerator(Foldable):
         """Compute the positions of the image's tokens once, for export."""
         with torch.no_grad():
             self.positions = self.pe_layer.of_grid(self.grid)
+        self.transformer.freeze_positions(self.positions)
 
 
 class UpsamplingDecoder(nn.Module):

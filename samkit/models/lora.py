@@ -71,7 +71,14 @@ class LoraLinear(nn.Linear):
 
     def merged(self) -> nn.Linear:
         """Return one linear layer that computes the same: W + B A."""
-        return _linear(self.weight.detach() + self.linear_b.weight.detach() @ self.linear_a.weight.detach(), self.bias)
+        return _linear(full_weight(self).detach(), self.bias)
+
+
+def full_weight(layer: nn.Linear) -> Tensor:
+    """Return the weight that a linear layer acts with: W, or W + B A where it has an update."""
+    if isinstance(layer, LoraLinear):
+        return layer.weight + layer.linear_b.weight @ layer.linear_a.weight
+    return layer.weight
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from samkit.models.layers import MLP, ChannelNorm
+from samkit.models.layers import MLP
 from samkit.models.sam3d_config import Sam3DConfig
 from samkit.models.two_way import TwoWayTransformer
+from samkit.models.upscaling import Hypernetworks, Upscaling
 
 MASK_TOKENS = 4
 """One mask plus three for ambiguous prompts. Every pipeline reads the first alone, and so do we."""
@@ -23,16 +24,8 @@ class MaskDecoder3D(nn.Module):
         self.transformer = TwoWayTransformer(channels, config.decoder_heads, config.decoder_mlp)
         self.iou_token = nn.Embedding(1, channels)
         self.mask_tokens = nn.Embedding(MASK_TOKENS, channels)
-        self.output_upscaling = nn.Sequential(
-            nn.ConvTranspose3d(channels, channels // 4, 2, 2),
-            ChannelNorm(channels // 4),
-            nn.GELU(),
-            nn.ConvTranspose3d(channels // 4, channels // 8, 2, 2),
-            nn.GELU(),
-        )
-        self.output_hypernetworks_mlps = nn.ModuleList(
-            MLP(channels, channels, channels // 8) for _ in range(MASK_TOKENS)
-        )
+        self.output_upscaling = Upscaling(channels, axes=3)
+        self.output_hypernetworks_mlps = Hypernetworks(MASK_TOKENS, channels, used=1)
         self.iou_prediction_head = MLP(channels, config.iou_hidden, MASK_TOKENS)
 
     def forward(self, source: Tensor, image_pe: Tensor, prompts: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,13 +34,11 @@ class MaskDecoder3D(nn.Module):
         `source` (B, C, g, g, g) is the image embedding with the mask prompt mixed in, `image_pe` (1, C, g, g, g),
         `prompts` (B, T, C) the prompt tokens, `present` (B, T) true where they count.
         """
-        batch, g = source.shape[0], self.grid
-        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(batch, -1, -1)
+        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(len(prompts), -1, -1)
         tokens = torch.cat([own, prompts], dim=1)
         present = torch.cat([torch.ones_like(own[..., 0], dtype=torch.bool), present], dim=1)
         tokens, image = self.transformer(source, image_pe, tokens, present)
-        features = self.output_upscaling(image.transpose(1, 2).reshape(batch, -1, g, g, g))
-        kernel = self.output_hypernetworks_mlps[0](tokens[:, 1:2])
-        side = features.shape[-1]
-        masks = (kernel @ features.flatten(2)).reshape(batch, 1, side, side, side)
-        return masks, self.iou_prediction_head(tokens[:, 0])[:, :1]
+        kernels = self.output_hypernetworks_mlps(tokens[:, 1 : 1 + MASK_TOKENS])
+        # Upstream makes all four masks and reads the first; folded, the first alone is made.
+        masks = self.output_upscaling.masks(image, kernels, (self.grid,) * 3)
+        return masks[:, :1], self.iou_prediction_head(tokens[:, 0])[:, :1]

@@ -7,6 +7,7 @@ padding point is always there, and masked as an attention key where upstream wou
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -90,8 +91,23 @@ class PromptEncoder2D(Foldable):
 
         `given` (B, 1, 1, 1) is 0.0 in rows without one, which get SAM's embedding of no mask.
         """
-        without = self.no_mask_embed.weight[..., None, None]
-        return torch.where(given > 0.5, self.mask_downscaling(logits), without)
+        if self.folded:
+            return self._folded_mask(logits, given)
+        return torch.where(given > 0.5, self.mask_downscaling(logits), self.without_mask())
+
+    def _folded_mask(self, logits: Tensor, given: Tensor) -> Tensor:
+        """Return what `mask` does: rows are chosen where they have 16 channels, and channels stay last until then."""
+        last = cast(nn.Conv2d, self.mask_downscaling[-1])
+        hidden = self.mask_downscaling[:-1](logits).flatten(2).transpose(1, 2)  # (B, N, 16)
+        is_given = given.flatten(1).unsqueeze(1) > 0.5  # (B, 1, 1)
+        hidden = torch.where(is_given, hidden, 0.0)
+        offset = torch.where(is_given, cast(Tensor, last.bias), self.no_mask_embed.weight)
+        dense = hidden @ last.weight.flatten(1).transpose(0, 1) + offset
+        return dense.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+
+    def without_mask(self) -> Tensor:
+        """Return the dense embedding of no mask prompt, (1, C, 1, 1)."""
+        return self.no_mask_embed.weight[..., None, None]
 
     def dense_pe(self) -> Tensor:
         """Return the positions of the image's tokens, (1, C, g, g)."""

@@ -26,7 +26,11 @@ from samkit.models.sam2d_config import Sam2DConfig
 class Sam2D(Network):
     """The network. B images or rows of prompts, S side of the input [pixels], g = S/16, C channels, K masks."""
 
-    GRAPHS: ClassVar = {"image_encoder": "encode", "mask_decoder": "decode"}
+    GRAPHS: ClassVar = {
+        "image_encoder": "encode",
+        "mask_decoder": "decode",
+        "mask_decoder_no_mask": "decode_without_mask",
+    }
     config: Sam2DConfig
 
     def __init__(self, config: Sam2DConfig) -> None:
@@ -60,6 +64,23 @@ class Sam2D(Network):
         source = image_embeddings + self.prompt_encoder.mask(mask_input, has_mask_input)
         masks, iou = self.mask_decoder(source, self.prompt_encoder.dense_pe(), tokens, present)
         return masks, iou
+
+    def decode_without_mask(
+        self, image_embeddings: Tensor, point_coords: Tensor, point_labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `decode` does where no row has a mask prompt; `image_embeddings` is (1, C, g, g).
+
+        All rows share one image, which becomes B images only where the first row's prompts have changed it.
+        """
+        tokens, present = self.prompt_encoder.points(point_coords, point_labels)
+        source = image_embeddings + self.prompt_encoder.without_mask()
+        masks, iou = self.mask_decoder(source, self.prompt_encoder.dense_pe(), tokens, present)
+        return masks, iou
+
+    def freeze(self) -> None:
+        """Compute once what depends on the weights alone, for export; they must not change afterwards."""
+        super().freeze()
+        self.mask_decoder.transformer.freeze_positions(self.prompt_encoder.dense_pe())
 
     def merge_lora(self) -> None:
         """Replace every LoRA projection by one linear layer that computes the same."""

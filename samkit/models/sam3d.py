@@ -102,6 +102,11 @@ class Sam3D(Network):
         masks, iou = self.mask_decoder(source, self.prompt_encoder.dense_pe(), tokens, present)
         return masks, iou, updated
 
+    def freeze(self) -> None:
+        """Compute once what depends on the weights alone, for export; they must not change afterwards."""
+        super().freeze()
+        self.mask_decoder.transformer.freeze_positions(self.prompt_encoder.dense_pe())
+
     def merge_lora(self) -> None:
         """Replace every LoRA projection by one linear layer that computes the same."""
         lora.merge_lora(self)
