@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from samkit.errors import InputRefused
+from samkit.errors import ExportError, InputRefused
 from samkit.geometry import crop, upsample
 from samkit.methods import get_method
 from samkit.models.sam3d_config import Sam3DConfig
@@ -72,6 +72,27 @@ class Grower(HostRunner):
         }
 
 
+class Stem(HostRunner):
+    """Gives features that say which embedding they were made of."""
+
+    graph = METHOD.graphs(CONFIG)[2]
+    providers = ("stand-in",)
+
+    def __init__(self):
+        self.calls = 0
+
+    def run(self, inputs):
+        check_inputs(self.graph, inputs)
+        self.calls += 1
+        features = np.zeros((1, 2, 2, 2, 72), np.float32)
+        features[...] = inputs["image_embeddings"].sum()
+        return {"image_features": features}
+
+
+class AnchoredGrower(Grower):
+    graph = METHOD.graphs(CONFIG)[3]
+
+
 def refiner(volume, refinement_mode="anchored", **options):
     runners = {"image_encoder": Encoder(), "mask_decoder": Grower()}
     made = Refiner(
@@ -129,6 +150,45 @@ def test_refinement_decides_which_embedding_comes_next(mode, moves):
 
     drift = [float((seen["image_embeddings"] - decoder.seen[0]["image_embeddings"]).max()) for seen in decoder.seen]
     assert drift == pytest.approx([0, 1e-4 * moves, 2e-4 * moves], abs=1e-6)
+
+
+def test_anchored_decoder_gets_features_made_once_per_crop():
+    volume = bar((100, 40, 40), 16)
+    plain, _, plain_decoder = refiner(volume)
+    made, encoder, _ = refiner(volume)
+    runners = {"image_encoder": encoder, "adapter_stem": Stem(), "mask_decoder_anchored": AnchoredGrower()}
+    made = Refiner(METHOD, CONFIG, "anchored", runners, volume.shape, lambda origin: crop(volume, origin, PATCH))
+    states = State(), State()
+    for point in (Point((50, 20, 20), FOREGROUND), Point((51, 20, 20), BACKGROUND), Point((80, 20, 20), FOREGROUND)):
+        states = plain.click(states[0], point), made.click(states[1], point)
+
+    seen = runners["mask_decoder_anchored"].seen
+    assert len(seen) == len(plain_decoder.seen)
+    assert all(step["image_features"].max() == step["image_embeddings"].sum() for step in seen)
+    assert runners["adapter_stem"].calls == encoder.calls == 2  # two crops
+    for ours, theirs in zip(made.merge(states[1]), plain.merge(states[0]), strict=True):
+        assert np.array_equal(ours.logits, theirs.logits)
+
+
+def test_anchored_decoder_is_refused_where_embeddings_are_fed_back():
+    runners = {"image_encoder": Encoder(), "adapter_stem": Stem(), "mask_decoder_anchored": AnchoredGrower()}
+    with pytest.raises(ExportError, match="refinement is recurrent; leave that runner out"):
+        Refiner(METHOD, CONFIG, "recurrent", runners, (40, 40, 40), lambda origin: None)
+
+
+def test_logits_alone_leave_the_device():
+    asked = []
+
+    class Watched(Grower):
+        def run_keeping(self, inputs, kept):
+            asked.append(kept)
+            return super().run_keeping(inputs, kept)
+
+    made, _, _ = refiner(bar((40, 40, 40), 16))
+    made._runners["mask_decoder"] = Watched()
+    made.click(State(), Point((20, 20, 20), FOREGROUND))
+
+    assert asked == [("iou_predictions", "updated_embeddings")]
 
 
 def test_one_crop_comes_out_exactly():
