@@ -1,7 +1,13 @@
-"""Fixtures of all tests: the folder of shared data, and an export that segments what is bright."""
+"""What all tests share: the folder of shared data, an export that segments what is bright, tests that need a device.
+
+A test marked `gpu` or `tensorrt` skips where that is missing; with --require-gpu or --require-tensorrt it fails, whatever
+made it skip.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +15,59 @@ import pytest
 
 from samkit.manifest import ExportPlan, Manifest, Weights, describe_files
 from samkit.models.sam3d_config import Sam3DConfig
+
+DEVICES = ("gpu", "tensorrt")
+
+
+def pytest_addoption(parser):
+    for marker in DEVICES:
+        parser.addoption(
+            f"--require-{marker}", action="store_true", help=f"tests marked {marker} fail where they would skip"
+        )
+
+
+def pytest_runtest_setup(item):
+    for marker in DEVICES:
+        if item.get_closest_marker(marker) and (missing := _MISSING[marker]()):
+            pytest.skip(missing)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    required = [m for m in DEVICES if item.get_closest_marker(m) and item.config.getoption(f"--require-{m}")]
+    if report.skipped and required and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and --require-{required[0]} was given: {report.longrepr[2]}"
+    return report
+
+
+@functools.cache
+def _without_gpu():
+    """Why nothing can run on a CUDA device; empty where it can."""
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return "this ONNX Runtime has no CUDA provider; make venv RUNTIME=gpu"
+    try:
+        import ctypes
+
+        count = ctypes.c_int(0)
+        if ctypes.CDLL("libcuda.so.1").cuInit(0) == 0:
+            ctypes.CDLL("libcuda.so.1").cuDeviceGetCount(ctypes.byref(count))
+    except OSError:
+        return "no CUDA driver (libcuda.so.1) is installed"
+    return "" if count.value else "the CUDA driver finds no device"
+
+
+def _without_tensorrt():
+    """Why no engine can be built; empty where one can."""
+    if missing := [name for name in ("tensorrt", "pycuda") if importlib.util.find_spec(name) is None]:
+        return f"{' and '.join(missing)} is not installed; pip install 'samkit[tensorrt]'"
+    return ""
+
+
+_MISSING = {"gpu": _without_gpu, "tensorrt": _without_tensorrt}
 
 
 @pytest.fixture(scope="session")
