@@ -1,13 +1,15 @@
 # Everything runs in .venv, made by `make venv` from pip alone.
 PYTHON ?= python3
+# Which ONNX Runtime: cpu, or gpu on a machine with CUDA (`make clean` between the two).
+RUNTIME ?= cpu
 BIN := .venv/bin
 
-.PHONY: venv demo test check bench weights clean
+.PHONY: venv demo test test-gpu check bench weights clean
 
 venv: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,train,export,serve,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(RUNTIME),train,export,serve,dev]'
 	touch .venv/ready
 
 demo: venv  ## export M-SAM, segment a phantom with clicks from a file, print what came out, write demo/demo.png
@@ -15,6 +17,9 @@ demo: venv  ## export M-SAM, segment a phantom with clicks from a file, print wh
 
 test: venv
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-gpu:  ## everything that needs CUDA but not TensorRT; a test that can't run fails (make venv RUNTIME=gpu first)
+	$(BIN)/python -m pytest -n 0 -m "gpu and not tensorrt" --require-gpu
 
 check: venv  ## lint, types, layers
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

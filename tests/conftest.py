@@ -1,11 +1,12 @@
 """What all tests share: the folder of shared data, an export that segments what is bright, tests that need a device.
 
-A test marked `gpu` or `tensorrt` skips where that is missing; with --require-gpu or --require-tensorrt it fails, whatever
-made it skip.
+A test marked `gpu` or `tensorrt` skips where that is missing; with --require-gpu or --require-tensorrt it fails,
+whatever made it skip.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.util
 from pathlib import Path
@@ -50,14 +51,12 @@ def _without_gpu():
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return "this ONNX Runtime has no CUDA provider; make venv RUNTIME=gpu"
     try:
-        import ctypes
-
-        count = ctypes.c_int(0)
-        if ctypes.CDLL("libcuda.so.1").cuInit(0) == 0:
-            ctypes.CDLL("libcuda.so.1").cuDeviceGetCount(ctypes.byref(count))
+        driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return "no CUDA driver (libcuda.so.1) is installed"
-    return "" if count.value else "the CUDA driver finds no device"
+    count = ctypes.c_int(0)
+    works = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    return "" if works and count.value else "the CUDA driver finds no device"
 
 
 def _without_tensorrt():
