@@ -18,7 +18,8 @@ demo: venv  ## export M-SAM, segment a phantom with clicks from a file, print wh
 test: venv
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-test-gpu:  ## everything that needs CUDA but not TensorRT; a test that can't run fails (make venv RUNTIME=gpu first)
+test-gpu: RUNTIME = gpu
+test-gpu: venv  ## everything that needs CUDA but not TensorRT; a test that can't run fails
 	$(BIN)/python -m pytest -n 0 -m "gpu and not tensorrt" --require-gpu
 
 check: venv  ## lint, types, layers

@@ -49,7 +49,7 @@ def _without_gpu():
     import onnxruntime
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        return "this ONNX Runtime has no CUDA provider; make venv RUNTIME=gpu"
+        return "this ONNX Runtime has no CUDA provider; make clean, then make venv RUNTIME=gpu"
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
