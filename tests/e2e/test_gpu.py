@@ -1,0 +1,113 @@
+"""On a CUDA device every method's files give PyTorch's masks, and embeddings stay there between clicks.
+
+`make test-gpu` runs these; nothing here needs TensorRT.
+"""
+
+from __future__ import annotations
+
+import functools
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+
+import samkit
+from samkit.export.export import repeat_parity, run_export
+from samkit.export.plan import plan_export
+from samkit.manifest import Manifest, graph_file
+from samkit.phantoms import make_phantom
+from samkit.prompts import BACKGROUND, FOREGROUND, Point
+from samkit.runtime import open_session
+from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner, OrtTensor
+from samkit.runtime.torch_runner import open_torch_runners
+
+pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("gpu")]
+
+DEVICE = "cuda"
+EVERY = pytest.mark.parametrize("name", samkit.list_methods())
+CLICKS = [Point((40, 44, 36), FOREGROUND), Point((44, 40, 36), BACKGROUND), Point((32.5, 44, 36), FOREGROUND)]
+
+
+@pytest.fixture(scope="module")
+def export_of(tmp_path_factory):
+    """Return what `sam-export --method NAME --fp16` writes from the demonstration weights."""
+
+    @functools.cache
+    def export(name, refinement=None):
+        folder = tmp_path_factory.mktemp("exports") / name
+        run_export(plan_export(name, precision="fp16", refinement=refinement), folder)
+        return folder
+
+    return export
+
+
+def opened(stack, folder, precision, **options):
+    """The runners of an export; `stack` closes them."""
+    return {
+        spec.name: stack.enter_context(OnnxRuntimeRunner(folder / graph_file(spec.name, precision), spec, **options))
+        for spec in Manifest.load(folder).plan.specs
+    }
+
+
+@EVERY
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_files_give_pytorchs_masks_on_the_device(name, precision, export_of):
+    folder = export_of(name)
+    with ExitStack() as stack:
+        runners = opened(stack, folder, precision, device=DEVICE)
+        assert all(runner.providers[0] == "CUDAExecutionProvider" for runner in runners.values())
+        figures = repeat_parity(Manifest.load(folder).plan, folder, runners, precision)
+    assert figures.keys() == runners.keys()
+
+
+@EVERY
+def test_pytorch_gives_the_same_on_the_device(name, export_of):
+    folder = export_of(name)
+    plan = Manifest.load(folder).plan
+    with ExitStack() as stack:
+        runners = open_torch_runners(plan, device=DEVICE)
+        for runner in runners.values():
+            stack.enter_context(runner)
+        repeat_parity(plan, folder, runners, "fp32")
+
+
+@EVERY
+def test_embedding_stays_on_the_device(name, export_of):
+    """And goes from one runner to another there: the decoder answers what it answers to the embedding's copy."""
+    with ExitStack() as stack:
+        runners = opened(stack, export_of(name), "fp16", device=DEVICE)
+        encoder, decoder = runners["image_encoder"], runners["mask_decoder"]
+        rng = np.random.default_rng(0)
+        image = rng.normal(size=encoder.graph.inputs[0].shape).astype(np.float32)
+        kept = encoder.run_keeping({"image": image}, ["image_embeddings"])["image_embeddings"]
+        encoder.run({"image": -image})  # takes nothing of the first one's memory
+        assert isinstance(kept, OrtTensor)
+        assert kept.value.device_name() == DEVICE
+        feed = {spec.name: np.zeros(spec.shape, np.float32) for spec in decoder.graph.inputs}
+        there, copied = (decoder.run({**feed, "image_embeddings": given}) for given in (kept, kept.numpy()))
+        assert all(np.array_equal(there[name], copied[name]) for name in there)
+
+
+@pytest.mark.parametrize("refinement", ["recurrent", "anchored"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_clicks_and_undo_on_the_device(refinement, precision, export_of):
+    """Masks are those of the CPU, and undo is exact though nothing but logits was copied."""
+    volume = make_phantom(3, (80, 88, 72), 1.0, sequences=["flair"]).sequences["flair"]
+
+    def logits(device):
+        found = []
+        with open_session(export_of("m-sam", refinement), device=device, precision=precision) as session:
+            session.set_volume(volume)
+            for click in CLICKS:
+                session.add_point(click)
+                found.append(session.logits())
+            session.undo()
+            session.undo()
+            assert np.array_equal(session.logits(), found[0])
+            session.redo()
+            assert np.array_equal(session.logits(), found[1])
+        return found
+
+    for ours, original in zip(logits(DEVICE), logits("cpu"), strict=True):
+        differing = ((ours > 0) != (original > 0)).sum()
+        assert differing <= max(5, 0.005 * (original > 0).sum())
