@@ -34,7 +34,7 @@ from samkit.runtime.images import MASK_SUFFIXES, check_output, replacing, write_
 from samkit.runtime.inputs import Given, find_inputs, read_inputs, source_files
 from samkit.runtime.report import provenance
 from samkit.runtime.segmenting import Say, segment_slices, segment_volume
-from samkit.runtime.session import BACKENDS, DEVICES, Session, described, open_session
+from samkit.runtime.session import BACKENDS, DEVICES, Session, default_device, described, open_session
 from samkit.runtime.slice_session import SliceSession
 from samkit.sequences import parse_pattern
 
@@ -157,13 +157,14 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
     help="Let the mask of a prompted slice lead on to its neighbours, until it vanishes. It takes the place of what an "
     "automatic method found there.",
 )
-@click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True)
+@click.option("--device", type=click.Choice(DEVICES), help="Default: cuda for TensorRT's backends, cpu for the others.")
 @click.option(
     "--backend",
     type=click.Choice(BACKENDS),
     default="onnxruntime",
     show_default=True,
-    help="torch runs the original in float32 and needs the checkpoint that the export was made from.",
+    help="tensorrt runs engines that sam-export built for this GPU; torch runs the original in float32 and needs the "
+    "checkpoint that the export was made from.",
 )
 @click.option(
     "--precision",
@@ -199,7 +200,7 @@ def segment(
     plane: str | None,
     intensities: tuple[float, float] | None,
     propagate: bool,
-    device: str,
+    device: str | None,
     backend: str,
     precision: str | None,
     threads: int | None,
@@ -217,6 +218,7 @@ def segment(
     start = time.perf_counter()
     if backend == "torch" and precision == "fp16":
         raise click.UsageError("the torch backend runs float32; leave --precision out")
+    device = device or default_device(backend)
     method, config = described(Manifest.load(export), export)
     asked = read_prompts(clicks) if clicks else []
     asked += [parse_point(text) for text in points] + [parse_box(text) for text in boxes]

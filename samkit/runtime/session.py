@@ -34,7 +34,9 @@ from samkit.runtime.slice_session import SliceSession
 
 ORT_TENSORRT = "onnxruntime-tensorrt"
 """ONNX Runtime with its own TensorRT provider."""
-BACKENDS = ("onnxruntime", ORT_TENSORRT, "torch")
+TENSORRT = "tensorrt"
+"""Engines that sam-export built."""
+BACKENDS = ("onnxruntime", ORT_TENSORRT, TENSORRT, "torch")
 DEVICES = ("cpu", "cuda")
 
 
@@ -200,7 +202,7 @@ def open_session(
     folder: str | Path,
     *,
     backend: str = "onnxruntime",
-    device: str = "cpu",
+    device: str | None = None,
     precision: str | None = None,
     threads: int | None = None,
     spacing: Triple | None = None,
@@ -210,12 +212,14 @@ def open_session(
     """Return a session on an export folder, whose files are checked against its manifest first.
 
     A method of volumes gives a Session, a method of slices a SliceSession. `backend` is `onnxruntime`,
-    `onnxruntime-tensorrt` (its TensorRT provider, which needs `cuda`) or `torch` (float32, needs the checkpoint that
-    the manifest names); `device` is `cpu` or `cuda`; `precision` is by default
-    `fp32` on the CPU and `fp16` on CUDA where the export has it. `spacing` [mm] is for methods of volumes, `plane`
+    `onnxruntime-tensorrt` (its TensorRT provider), `tensorrt` (engines that the manifest lists, built here) or `torch`
+    (float32, needs the checkpoint that the manifest names); `device` is `cpu` or `cuda`, by default `cuda` for the two
+    of TensorRT, which need it, and `cpu` for the others; `precision` is by default `fp32` on the CPU and `fp16` on CUDA
+    where the export has it. `spacing` [mm] is for methods of volumes, `plane`
     and `intensities` (what becomes black and white) for those of slices; each is by default the method's own.
     """
     folder = Path(folder)
+    device = default_device(backend) if device is None else device
     if backend not in BACKENDS or device not in DEVICES:
         raise ExportError(
             f"backend '{backend}' on device '{device}' is not known; backends are {', '.join(BACKENDS)}, devices "
@@ -235,6 +239,13 @@ def open_session(
             from samkit.runtime.torch_runner import open_torch_runners
 
             runners.update(open_torch_runners(plan, device=device, threads=threads))
+        elif backend == TENSORRT:
+            if device != "cuda":
+                raise ExportError(f"TensorRT engines run on a CUDA device and not on {device}; leave --device out")
+            from samkit.runtime.tensorrt_runner import TensorRTRunner
+
+            for graph in plan.specs:
+                runners[graph.name] = opened.enter_context(TensorRTRunner(folder, manifest, graph, precision))
         else:
             from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
@@ -279,6 +290,11 @@ def _make_session(
         raise PromptError(f"{option} is for methods of slices, and {method.name} works on volumes; leave it out")
     refinement = str(manifest.plan.refinement)
     return Session(method, config, refinement, runners, spacing=spacing, precision=precision, manifest=manifest)
+
+
+def default_device(backend: str) -> str:
+    """Return where a backend runs when nobody asks: `cuda` for those of TensorRT, else `cpu`."""
+    return "cuda" if backend in (ORT_TENSORRT, TENSORRT) else "cpu"
 
 
 def default_precision(manifest: Manifest, backend: str, device: str) -> str:

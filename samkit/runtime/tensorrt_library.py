@@ -86,7 +86,7 @@ def _make_logger(log: Log) -> tensorrt.ILogger:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 log.errors.append(" ".join(msg.split()))
             if severity != trt.ILogger.VERBOSE:
-                log.write(f"{severity}: {msg}")
+                log.write(f"{getattr(severity, 'name', severity)}: {msg}")
 
     return Logger()
 
