@@ -9,8 +9,9 @@ import click
 
 from samkit import __version__
 from samkit.command import run_command
+from samkit.errors import MissingDependencyError
 from samkit.export.plan import OPSET, plan_export
-from samkit.manifest import ExportPlan
+from samkit.manifest import ExportPlan, Manifest
 from samkit.methods import get_method, list_methods
 
 
@@ -30,6 +31,19 @@ from samkit.methods import get_method, list_methods
 @click.option("--force", is_flag=True, help="Replace another export in the folder, or make the same one again.")
 @click.option("--dry-run", is_flag=True, help="Print the plan as JSON and stop; needs no torch.")
 @click.option("--verify", type=click.Path(path_type=Path), metavar="DIR", help="Check an export and repeat its parity.")
+@click.option(
+    "--build-engines",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Build the TensorRT engines of an export, on the GPU they will run on; needs no torch. After an export this "
+    "is done by itself where TensorRT is installed.",
+)
+@click.option("--no-engines", is_flag=True, help="Build no TensorRT engines after the export.")
+@click.option("--require-tensorrt", is_flag=True, help="Fail where no engine can be built, instead of saying so.")
+@click.option("--engine-workspace", type=click.IntRange(min=1), default=4096, show_default=True, metavar="MIB",
+              help="Most memory of the GPU that a layer of an engine may work in.")  # fmt: skip
+@click.option("--engine-level", type=click.IntRange(0, 5), default=3, show_default=True,
+              help="How long TensorRT looks for fast engines (its builder_optimization_level).")  # fmt: skip
 @click.option("--list", "show_list", is_flag=True, help="Name the methods.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 @click.version_option(__version__, prog_name="sam-export")
@@ -49,23 +63,38 @@ def export(
     force: bool,
     dry_run: bool,
     verify: Path | None,
+    build_engines: Path | None,
+    no_engines: bool,
+    require_tensorrt: bool,
+    engine_workspace: int,
+    engine_level: int,
     show_list: bool,
     quiet: bool,
 ) -> None:
-    """Export a method's network as checked ONNX files with a manifest."""
+    """Export a method's network as checked ONNX files with a manifest, and as TensorRT engines where there is a GPU."""
 
     def say(line: str) -> None:
         if not quiet:
             click.echo(line, err=True)
 
-    if (show_list or verify is not None) and method_name is not None:
-        raise click.UsageError("--list and --verify stand alone; leave --method out")
+    def engines(folder: Path) -> Manifest:
+        from samkit.export import engines  # neither torch nor onnx
+
+        settings = engines.EngineSettings(engine_workspace * engines.MIB, engine_level)
+        return engines.build_engines(folder, settings=settings, force=force, say=say)
+
+    if sum((show_list, verify is not None, build_engines is not None, method_name is not None)) > 1:
+        raise click.UsageError("--list, --verify, --build-engines and --method each stand alone; give one")
+    if no_engines and (require_tensorrt or build_engines is not None):
+        raise click.UsageError("--no-engines contradicts --require-tensorrt and --build-engines; leave it out")
     if show_list:
         _print_methods()
     elif verify is not None:
         from samkit.export.export import verify_export  # numpy and ONNX Runtime only
 
         click.echo(json.dumps(verify_export(verify, say)))
+    elif build_engines is not None:
+        click.echo(json.dumps({"export": str(build_engines), "engines": engines(build_engines).engines}))
     elif method_name is None:
         raise click.UsageError(f"no --method; available: {', '.join(list_methods())}")
     else:
@@ -86,10 +115,29 @@ def export(
             click.echo(json.dumps({**plan.to_dict(), "out": str(folder)}, indent=1))
             return
         _announce_weights(plan)
+        missing = None if no_engines else _missing_for_engines(require_tensorrt)
         from samkit.export.export import run_export  # torch only when an export is really made
 
         manifest = run_export(plan, folder, force=force, say=say)
-        click.echo(json.dumps({"export": str(folder), "digest": manifest.digest, "parity": manifest.parity}))
+        if missing is None and not no_engines:
+            manifest = engines(folder)
+        elif missing is not None:
+            click.echo(f"sam-export: no TensorRT engines were built: {missing}", err=True)
+        figures = {"digest": manifest.digest, "parity": manifest.parity, "engines": manifest.engines}
+        click.echo(json.dumps({"export": str(folder), **figures}))
+
+
+def _missing_for_engines(required: bool) -> str | None:
+    """Return in a sentence what engines lack here, None where nothing; MissingDependencyError where `required`."""
+    from samkit.export.engines import check_tensorrt
+
+    try:
+        check_tensorrt()
+    except MissingDependencyError as error:
+        if required:
+            raise
+        return str(error)
+    return None
 
 
 def _print_methods() -> None:

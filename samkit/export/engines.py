@@ -233,12 +233,3 @@ def _move(work: Path, folder: Path, old: Manifest, new: Manifest) -> None:
         for file in entry["files"]:
             (work / file).replace(folder / file)
     new.save(folder)
-
-
-def why_no_engines() -> str | None:
-    """Return in a sentence why no engine can be built here, or None where one can."""
-    try:
-        check_tensorrt()
-    except MissingDependencyError as error:
-        return str(error)
-    return None

@@ -1,0 +1,80 @@
+"""Guards what `sam-export` says and does about engines: built where TensorRT is, said where not, an error when asked."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from samkit.export import cli
+from samkit.export import export as export_module
+from samkit.manifest import Manifest
+
+pytestmark = pytest.mark.xdist_group("export")
+
+
+@pytest.fixture
+def version():
+    return "11.4"
+
+
+@pytest.fixture
+def sam_export(monkeypatch, capsys, export):
+    """Return a function that runs `sam-export`, where --method finds the export made; exit code, stdout, stderr."""
+    monkeypatch.setattr(export_module, "run_export", lambda *arguments, **options: Manifest.load(export))
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["sam-export", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        written = capsys.readouterr()
+        return int(ended.value.code or 0), written.out, written.err
+
+    return run
+
+
+def test_engines_are_built_from_an_export(stand_ins, quick, export, sam_export):
+    code, out, err = sam_export("--build-engines", export, "--engine-workspace", 7, "--engine-level", 1)
+    assert code == 0, err
+    engine = json.loads(out)["engines"]["image_encoder.fp32.plan"]
+    assert (engine["workspace_bytes"], engine["optimization_level"]) == (7 << 20, 1)
+    assert "image_encoder.fp32.plan: built in" in err
+
+
+def test_engines_are_built_after_the_graphs(stand_ins, quick, export, sam_export):
+    code, out, err = sam_export("--method", "m-sam", "--size", "tiny", "--out", export)
+    assert code == 0, err
+    assert set(json.loads(out)["engines"]) == set(Manifest.load(export).engines) != set()
+
+
+def test_engines_can_be_left_out(stand_ins, quick, export, sam_export):
+    code, out, err = sam_export("--method", "m-sam", "--size", "tiny", "--out", export, "--no-engines")
+    assert (code, json.loads(out)["engines"]) == (0, {})
+    assert "engine" not in err
+
+
+def test_missing_tensorrt_is_said_or_an_error(export, sam_export, monkeypatch):
+    monkeypatch.setattr("samkit.runtime.tensorrt_library.find_spec", lambda name: None)
+    words = ("--method", "m-sam", "--size", "tiny", "--out", export, "--quiet")
+    code, out, err = sam_export(*words)
+    assert (code, json.loads(out)["engines"]) == (0, {})
+    assert "no TensorRT engines were built: TensorRT is not installed, and engines need it; pip install" in err
+    code, out, err = sam_export(*words, "--require-tensorrt")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].startswith("sam-export: TensorRT is not installed")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--build-engines", "x", "--method", "m-sam"),
+        ("--build-engines", "x", "--verify", "x"),
+        ("--method", "m-sam", "--no-engines", "--require-tensorrt"),
+        ("--build-engines", "x", "--no-engines"),
+    ],
+)
+def test_options_that_contradict_are_usage(sam_export, words):
+    code, _, err = sam_export(*words)
+    assert code == 2
+    assert "stand alone" in err or "contradicts" in err
