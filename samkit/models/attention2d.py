@@ -29,6 +29,13 @@ from samkit.models.lora import LoraQKV
 from samkit.models.network import Foldable
 
 
+LARGEST_LOGITS = 2**28
+"""Bytes of one window's logits beyond which heads take turns, so that those of one alone are held.
+
+It costs no time. Only attention over the whole grid of 1024 pixels is that large (0.8 GB in ViT-B).
+"""
+
+
 class _Constants(NamedTuple):
     """What the folded form needs besides its input: functions of the weights alone."""
 
@@ -40,6 +47,10 @@ class _Constants(NamedTuple):
     """(h, e, 1)"""
     bias_v: Tensor
     """(h, 1, e)"""
+
+    def of_head(self, head: int) -> _Constants:
+        """Return those of one head, which keeps its axis."""
+        return self._replace(bias_k=self.bias_k[head : head + 1], bias_v=self.bias_v[head : head + 1])
 
 
 class WindowAttention(Foldable):
@@ -108,21 +119,31 @@ class WindowAttention(Foldable):
     def _group(self, qkv: Tensor, constants: _Constants) -> Tensor:
         """Return the attended tokens (B, R, C, D) of windows that hold the image alike; `qkv` is (B, R, C, 3D)."""
         batch, height, width = qkv.shape[0], qkv.shape[1], qkv.shape[2]
-        n = self.window
-        r, c = min(n, height), min(n, width)
+        r, c = min(self.window, height), min(self.window, width)
         q, k, v = self._windows(qkv, r, c)
+        if 4 * self.heads * (r * c) ** 2 <= LARGEST_LOGITS:
+            return self._grid(self._attend(q, k, v, constants, r, c), batch, height, width, r, c)
+        heads = [
+            self._attend(*(part[:, i : i + 1] for part in (q, k, v)), constants.of_head(i), r, c)
+            for i in range(self.heads)
+        ]
+        return self._grid(torch.cat(heads, dim=1), batch, height, width, r, c)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, constants: _Constants, r: int, c: int) -> Tensor:
+        """Return the attended values (BN, h, rc, e) of q, k, v of that shape, for all heads or one."""
+        n, heads = self.window, q.shape[1]
         scaled = q * q.shape[-1] ** -0.5
-        square = q.reshape(-1, self.heads, r, c, q.shape[-1])
+        square = q.reshape(-1, heads, r, c, q.shape[-1])
         # Tables broadcast against `square`; see attention3d.py for the exporter's rule that forbids reshaping it.
         along_h = square @ constants.table_h[:r]  # (BN, h, i, j, a)
         along_w = (square.transpose(2, 3) @ constants.table_w[:c]).transpose(2, 3)  # (BN, h, i, j, b)
         position = along_h[..., :r, None] + along_w[..., None, :c]
-        logits = scaled @ k.transpose(-2, -1) + position.reshape(-1, self.heads, r * c, r * c)
+        logits = scaled @ k.transpose(-2, -1) + position.reshape(-1, heads, r * c, r * c)
         if r < n or c < n:
-            beyond = self._padding_logit(along_h, along_w, r, c).reshape(-1, self.heads, r * c, 1)
+            beyond = self._padding_logit(along_h, along_w, r, c).reshape(-1, heads, r * c, 1)
             logits = torch.cat([logits, scaled @ constants.bias_k + beyond], dim=-1)
             v = torch.cat([v, constants.bias_v.expand(v.shape[0], -1, -1, -1)], dim=2)
-        return self._grid(logits.softmax(dim=-1) @ v, batch, height, width, r, c)
+        return logits.softmax(dim=-1) @ v
 
     def _padding_logit(self, along_h: Tensor, along_w: Tensor, r: int, c: int) -> Tensor:
         """Return the log of the summed position terms over all padding keys, (BN, h, i, j).

@@ -34,7 +34,7 @@ class MaskDecoder3D(nn.Module):
         `source` (B, C, g, g, g) is the image embedding with the mask prompt mixed in, `image_pe` (1, C, g, g, g),
         `prompts` (B, T, C) the prompt tokens, `present` (B, T) true where they count.
         """
-        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(len(prompts), -1, -1)
+        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(prompts.shape[0], -1, -1)
         tokens = torch.cat([own, prompts], dim=1)
         present = torch.cat([torch.ones_like(own[..., 0], dtype=torch.bool), present], dim=1)
         tokens, image = self.transformer(source, image_pe, tokens, present)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from samkit.models import attention2d
 from samkit.models.attention2d import WindowAttention
 
 
@@ -31,6 +32,16 @@ def test_folded_attention_equals_the_official_one(grid, window):
         attention.folded = False
         official = attention(tokens)
     torch.testing.assert_close(folded, official, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("grid", "window"), [(4, 4), (5, 3)], ids=["global", "padded windows"])
+def test_heads_in_turn_give_what_all_at_once_give(grid, window, monkeypatch):
+    attention, tokens = noisy_attention(grid, window), tokens_of(grid)
+    with torch.no_grad():
+        at_once = attention(tokens)
+        monkeypatch.setattr(attention2d, "LARGEST_LOGITS", 0)
+        in_turn = attention(tokens)
+    torch.testing.assert_close(in_turn, at_once, rtol=0, atol=1e-12)
 
 
 def test_padding_tokens_take_part_and_are_the_bias():

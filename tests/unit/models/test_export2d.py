@@ -46,7 +46,8 @@ class _Graph(torch.nn.Module):
 
 
 def export(network, graph, example, shapes):
-    names = {"image_encoder": ["image"], "mask_decoder": list(prompt(1, 1))}[graph]
+    feed = list(prompt(1, 1))
+    names = {"image_encoder": ["image"], "mask_decoder": feed, "mask_decoder_no_mask": feed[:3]}[graph]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -100,7 +101,14 @@ def decoder(network):
     return model
 
 
-@pytest.mark.parametrize("graph", ["encoder", "decoder"])
+@pytest.fixture(scope="module")
+def decoder_without_masks(network):
+    rows, points = torch.export.Dim("rows", min=1, max=64), torch.export.Dim("points", min=0, max=64)
+    example = tuple(prompt(2, 2).values())[:3]
+    return export(network, "mask_decoder_no_mask", example, (None, {0: rows, 1: points}, {0: rows, 1: points}))
+
+
+@pytest.mark.parametrize("graph", ["encoder", "decoder", "decoder_without_masks"])
 def test_graphs_hold_no_forbidden_operator(graph, request):
     import onnx
 
@@ -125,3 +133,20 @@ def test_exported_decoder_equals_torch(network, decoder, batch, points, images):
         wanted = network.decode(**feed)
     for found, expected in zip(run(decoder, feed), wanted, strict=True):
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("points", [0, 1, 3])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_exported_decoder_without_masks_equals_torch(network, decoder_without_masks, batch, points):
+    feed = prompt(batch, points)
+    with torch.no_grad():
+        wanted = network.decode(**{**feed, "has_mask_input": torch.zeros_like(feed["has_mask_input"])})
+    given = {name: feed[name] for name in ("image_embeddings", "point_coords", "point_labels")}
+    for found, expected in zip(run(decoder_without_masks, given), wanted, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+
+
+def test_image_stays_one_where_rows_have_not_changed_it(decoder_without_masks):
+    """No node repeats the embedding for the rows, which the decoder with masks has to do at its first."""
+    consumers = [node.op_type for node in decoder_without_masks.graph.node if "image_embeddings" in node.input]
+    assert "Expand" not in consumers
