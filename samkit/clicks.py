@@ -1,4 +1,4 @@
-"""Simulated clicks and the Dice they lead to: training, validation, parity and benchmarks all click alike.
+"""Simulated clicks: training, validation, parity and benchmarks all click alike.
 
 Masks are boolean (I, J, K) arrays of one grid; a click is a `Point` at a voxel of it. The error region is where
 prediction and target differ; a click there is FOREGROUND where the prediction missed the target and BACKGROUND
@@ -49,16 +49,6 @@ def central_click(prediction: np.ndarray, target: np.ndarray) -> Point | None:
         return None
     depth = ndimage.distance_transform_edt(np.pad(largest, 1))[1:-1, 1:-1, 1:-1]
     return _click_at(int(depth.argmax()), target)
-
-
-def dice(prediction: np.ndarray, target: np.ndarray) -> float:
-    """Return the overlap of two boolean masks, 0 to 1; two empty masks agree, 1.
-
-    >>> dice(np.array([True, True, False]), np.array([True, False, False]))
-    0.6666666666666666
-    """
-    both = np.count_nonzero(prediction) + np.count_nonzero(target)
-    return 1.0 if both == 0 else 2 * np.count_nonzero(prediction & target) / both
 
 
 def _click_at(flat: int, target: np.ndarray) -> Point:

@@ -8,6 +8,16 @@ import numpy as np
 from scipy import ndimage
 
 
+def dice(prediction: np.ndarray, target: np.ndarray) -> float:
+    """Return the overlap of two boolean masks, 0 to 1; two empty masks agree, 1.
+
+    >>> dice(np.array([True, True, False]), np.array([True, False, False]))
+    0.6666666666666666
+    """
+    both = np.count_nonzero(prediction) + np.count_nonzero(target)
+    return 1.0 if both == 0 else 2 * np.count_nonzero(prediction & target) / both
+
+
 def hausdorff95(one: np.ndarray, other: np.ndarray) -> float:
     """Return the 95th percentile of the distances from one mask's surface to the other's, in voxels of their grid.
 

@@ -20,7 +20,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from samkit.clicks import central_click, dice
+from samkit.clicks import central_click
+from samkit.masks import dice
 from samkit.command import run_command
 from samkit.errors import ExportError
 from samkit.geometry import Volume

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from samkit.clicks import dice
 from samkit.errors import ManifestError, ParityError
-from samkit.masks import hausdorff95
+from samkit.masks import dice, hausdorff95
 from samkit.methods import GraphSpec, Tolerance
 from samkit.prompts import ABSENT
 from samkit.runtime.runner import Runner

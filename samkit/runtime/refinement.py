@@ -22,9 +22,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from samkit.clicks import dice
 from samkit.errors import ExportError, InputRefused
 from samkit.geometry import Index, as_index, box_slices, crop_origin, upsample
+from samkit.masks import dice
 from samkit.methods.method import VolumeMethod
 from samkit.models.sam3d_config import LOGIT_STRIDE, Sam3DConfig
 from samkit.prompts import FOREGROUND, Point

@@ -20,7 +20,8 @@ from monai.losses import DiceLoss
 from torch import Tensor
 from torch.nn import functional
 
-from samkit.clicks import dice, first_click, next_click
+from samkit.clicks import first_click, next_click
+from samkit.masks import dice
 from samkit.models.sam3d import Sam3D
 from samkit.models.sam3d_config import LOGIT_STRIDE
 from samkit.prompts import Point

@@ -17,7 +17,7 @@ import pytest
 
 import samkit
 from samkit.checkpoints import load_network
-from samkit.clicks import dice
+from samkit.masks import dice
 from samkit.export.export import run_export, verify_export
 from samkit.export.graphs import FORBIDDEN_OPS
 from samkit.export.plan import plan_export

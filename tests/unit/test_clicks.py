@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from samkit.clicks import central_click, dice, first_click, next_click
+from samkit.clicks import central_click, first_click, next_click
 from samkit.prompts import BACKGROUND, FOREGROUND, Point
 
 
@@ -69,11 +69,3 @@ def test_no_error_gives_no_click(click):
 
 def test_empty_target_has_no_first_click():
     assert first_click(np.zeros((4, 4, 4), bool), np.random.default_rng(0)) is None
-
-
-def test_dice_counts_overlap_and_two_empty_masks_agree():
-    empty = np.zeros((4, 4, 4), bool)
-
-    assert dice(_cube(2, 4), _cube(2, 4)) == 1.0
-    assert dice(_cube(0, 2), _cube(2, 4)) == 0.0
-    assert dice(empty, empty) == 1.0

@@ -1,4 +1,4 @@
-"""Guards how far two masks are apart: as MONAI has it, and defined for empty ones."""
+"""Guards how much two masks overlap and how far they are apart: as MONAI has it, and defined for empty ones."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from monai.metrics import compute_hausdorff_distance
 
-from samkit.masks import hausdorff95
+from samkit.masks import dice, hausdorff95
 
 
 def blob(seed, shape=(20, 18, 22)):
@@ -42,3 +42,11 @@ def test_empty_masks_are_defined():
     nothing = np.zeros((4, 4), bool)
     assert hausdorff95(nothing, nothing) == 0
     assert hausdorff95(nothing, ~nothing) == hausdorff95(~nothing, nothing) == math.inf
+
+
+def test_dice_counts_overlap():
+    line = np.arange(8) < 4
+    assert dice(line, line) == 1.0
+    assert dice(line, np.roll(line, 2)) == 0.5
+    assert dice(line, ~line) == 0.0
+    assert dice(line & ~line, line & ~line) == 1.0
