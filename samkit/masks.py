@@ -24,8 +24,7 @@ def hausdorff95(one: np.ndarray, other: np.ndarray) -> float:
     Both ways are taken, and the larger one counts. A surface is the voxels of a mask that have a face neighbour
     outside it; beyond the array is outside. Two empty masks are 0 apart, an empty one and another infinitely far.
 
-    >>> line = np.arange(8) < 4
-    >>> hausdorff95(line, np.roll(line, 2))
+    >>> hausdorff95(np.arange(8) == 1, np.arange(8) == 3)
     2.0
     """
     if not one.any() or not other.any():

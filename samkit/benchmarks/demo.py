@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from samkit.clicks import central_click
-from samkit.masks import dice
 from samkit.command import run_command
 from samkit.errors import ExportError
 from samkit.geometry import Volume
 from samkit.manifest import Manifest
+from samkit.masks import dice
 from samkit.phantoms import make_phantom
 from samkit.prompts import Point, write_clicks
 from samkit.runtime import open_session

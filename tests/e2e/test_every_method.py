@@ -17,11 +17,11 @@ import pytest
 
 import samkit
 from samkit.checkpoints import load_network
-from samkit.masks import dice
 from samkit.export.export import run_export, verify_export
 from samkit.export.graphs import FORBIDDEN_OPS
 from samkit.export.plan import plan_export
 from samkit.manifest import Manifest, graph_file
+from samkit.masks import dice
 from samkit.methods import SliceMethod, get_method
 from samkit.phantoms import SEQUENCES, make_phantom
 from samkit.prompts import FOREGROUND, Box, Point
