@@ -28,7 +28,6 @@ from samkit.models.layers import log_add_exp, log_sum_exp
 from samkit.models.lora import LoraQKV
 from samkit.models.network import Foldable
 
-
 LARGEST_LOGITS = 2**28
 """Bytes of one window's logits beyond which heads take turns, so that those of one alone are held.
 
@@ -124,7 +123,7 @@ class WindowAttention(Foldable):
         if 4 * self.heads * (r * c) ** 2 <= LARGEST_LOGITS:
             return self._grid(self._attend(q, k, v, constants, r, c), batch, height, width, r, c)
         heads = [
-            self._attend(*(part[:, i : i + 1] for part in (q, k, v)), constants.of_head(i), r, c)
+            self._attend(q[:, i : i + 1], k[:, i : i + 1], v[:, i : i + 1], constants.of_head(i), r, c)
             for i in range(self.heads)
         ]
         return self._grid(torch.cat(heads, dim=1), batch, height, width, r, c)
