@@ -37,6 +37,10 @@ class _Constants(NamedTuple):
     """(b, e, c')"""
     table_w: Tensor
     """(b', e, c')"""
+    keys_d: Tensor
+    """(a, 1, e, b' c'): `table_d` on the grid, the same for every b'. Sums over long last axes are fast ones."""
+    keys_h: Tensor
+    """(b, e, b' c'): `table_h` likewise."""
     bias_k: Tensor
     """(h, e, 1)"""
     bias_v: Tensor
@@ -113,7 +117,9 @@ class RelPosAttention(Foldable):
         if n > g:
             padding_h = padding_h + math.log(n - g)
             padding_w = log_sum_exp((bias_q[:, None] @ w[g:]).squeeze(2), dim=1)[:, None, None]
-        return _Constants(d[:g, None], h[:g], w[:g], bias_k.transpose(1, 2), bias_v, padding_h, padding_w)
+        keys_d, keys_h = d[:g, None, :, :g].repeat(1, 1, 1, g), h[:g, :, :g].repeat(1, 1, g)
+        bias_k = bias_k.transpose(1, 2)
+        return _Constants(d[:g, None], h[:g], w[:g], keys_d, keys_h, bias_k, bias_v, padding_h, padding_w)
 
     def _folded_attention(self, x: Tensor) -> Tensor:
         batch, g, dim = x.shape[0], self.grid, x.shape[-1]
@@ -124,15 +130,17 @@ class RelPosAttention(Foldable):
         constants = self._constants()
         # Tables broadcast against `cube`; reshaping it instead would meet the exporter's faulty rule that drops
         # Reshape-MatMul-Reshape wherever shapes agree, which they do on a cubic grid (onnxscript 0.7).
-        t1 = cube @ constants.table_d  # (B, h, a, b, c, c')
-        t2 = cube @ constants.table_h  # (B, h, a, b, a', c')
         t3 = (cube.transpose(3, 4) @ constants.table_w).transpose(3, 4)  # (B, h, a, b, b', c')
 
-        pairs = (t2[..., :, None, :g] + t3[..., None, :, :g]).reshape(batch, self.heads, g * g, 1, g * g, g)
-        single = t1[..., :g].reshape(batch, self.heads, g * g, g, 1, g)
-        logits = (scaled @ k.transpose(-2, -1)).reshape(batch, self.heads, g * g, g, g * g, g)
+        # (B, h, ab, c, a', b'c')
+        single = (cube @ constants.keys_d).reshape(batch, self.heads, g * g, g, 1, g * g)
+        pairs = (cube @ constants.keys_h).reshape(batch, self.heads, g * g, g, g * g)  # (B, h, ab, a', b'c')
+        pairs = (pairs + t3[..., :g].reshape(batch, self.heads, g * g, 1, g * g))[:, :, :, None]
+        logits = (scaled @ k.transpose(-2, -1)).reshape(batch, self.heads, g * g, g, g, g * g)
         logits = (logits + (pairs + single)).reshape(batch, self.heads, g**3, g**3)
         if self.window > g:
+            t1 = cube @ constants.table_d  # (B, h, a, b, c, c')
+            t2 = cube @ constants.table_h  # (B, h, a, b, a', c')
             position = self._padding_logit(t1, t2, t3, constants).reshape(batch, self.heads, g**3, 1)
             logits = torch.cat([logits, scaled @ constants.bias_k + position], dim=-1)
             v = torch.cat([v, constants.bias_v.expand(batch, -1, -1, -1)], dim=2)
