@@ -169,6 +169,7 @@ def _make(plan: ExportPlan, method: Method, loaded: LoadedNetwork, folder: Path,
         raise ExportError("the plan is not complete; complete_plan fills in what the checkpoint says")
     from samkit.export.float16 import write_float16
     from samkit.export.graphs import write_graph
+    from samkit.export.tensorrt_operators import check_files
 
     network, specs = loaded.network, plan.specs
     started = time.perf_counter()
@@ -188,10 +189,12 @@ def _make(plan: ExportPlan, method: Method, loaded: LoadedNetwork, folder: Path,
     for spec in specs:
         stage(f"{graph_file(spec.name, 'fp32')}: torch.onnx")
         write_graph(network, spec, folder / graph_file(spec.name, "fp32"), opset=plan.opset, folded=plan.folded)
+    check_files(sorted(folder.glob("*.onnx")), stage)
     parity = _check_files(plan, method, folder, references, "fp32", stage)
     notes = {}
     if plan.precision == "fp16":
         notes = write_float16(folder, specs, _checking(plan, method, references), stage, _keep_list(plan))
+        check_files(sorted(folder.glob("*.fp16.onnx")), stage)
         parity |= _check_files(plan, method, folder, references, "fp16", stage)
     names = sorted(path.name for path in folder.iterdir())
     manifest = Manifest(

@@ -20,6 +20,7 @@ from samkit.checkpoints import load_network
 from samkit.export.export import run_export, verify_export
 from samkit.export.graphs import FORBIDDEN_OPS
 from samkit.export.plan import plan_export
+from samkit.export.tensorrt_operators import check_model
 from samkit.manifest import Manifest, graph_file
 from samkit.masks import dice
 from samkit.methods import SliceMethod, get_method
@@ -88,6 +89,7 @@ def test_graphs_keep_the_rules(name, export_of):
     for graph in manifest.plan.specs:
         for precision in ("fp32", "fp16"):
             model = onnx.load(export_of(name) / graph_file(graph.name, precision))
+            assert check_model(model, graph.name) is None
             assert not FORBIDDEN_OPS & {node.op_type for node in model.graph.node}
             assert [value.name for value in model.graph.input] == [spec.name for spec in graph.inputs]
             assert [value.name for value in model.graph.output] == [spec.name for spec in graph.outputs]

@@ -1,4 +1,4 @@
-"""Guards what `sam-export` says and does about engines: built where TensorRT is, said where not, an error when asked."""
+"""Guards what `sam-export` does about engines: built where TensorRT is, said where it is not, an error when asked."""
 
 from __future__ import annotations
 
