@@ -53,6 +53,30 @@ def test_checkpoint_decides_and_the_flag_overrides(official):
     )
 
 
+@pytest.mark.parametrize(
+    ("method", "refinement", "folded", "has_pair"),
+    [
+        ("m-sam", "anchored", True, True),
+        ("m-sam", "recurrent", True, False),  # its steps start from each other
+        ("m-sam", "anchored", False, False),  # upstream's formulation has one decoder
+        ("sam-med3d", "anchored", True, False),  # and no adapter
+    ],
+)
+def test_adapters_pair_of_graphs_is_in_folded_anchored_exports_alone(method, refinement, folded, has_pair):
+    plan = plan_export(method, size="tiny", refinement=refinement, folded=folded)
+    pair = ("adapter_stem", "mask_decoder_anchored") if has_pair else ()
+
+    assert plan.graphs == ("image_encoder", "mask_decoder", *pair)
+    assert tuple(spec.name for spec in plan.specs) == plan.graphs
+
+
+def test_checkpoint_decides_which_graphs_there_are(official):
+    info = CheckpointInfo("m-sam", "full", samkit.get_method("m-sam").sizes["full"], "anchored")
+    plan = complete_plan(plan_export("m-sam", checkpoint=official), info)
+
+    assert plan.graphs == ("image_encoder", "mask_decoder", "adapter_stem", "mask_decoder_anchored")
+
+
 def test_size_that_contradicts_the_checkpoint_is_refused(official):
     info = CheckpointInfo("m-sam", "full", samkit.get_method("m-sam").sizes["full"], "anchored")
     with pytest.raises(CheckpointError, match="holds the full network, and --size tiny was asked for"):
