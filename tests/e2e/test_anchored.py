@@ -1,8 +1,12 @@
-"""An anchored export of M-SAM: the session uses the decoder that takes the adapter's work on the image as given."""
+"""An anchored export of M-SAM: the session uses the decoder that takes the adapter's work on the image as given.
+
+And `--no-fold` has none of it: one decoder, and LoRA beside the weights, as upstream computes them.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 from samkit.export.export import run_export
@@ -91,3 +95,15 @@ def test_embeddings_fed_back_from_the_device_are_the_same(export, volume):
 
     for ours, theirs in zip(logits(bound, volume), logits(plain, volume), strict=True):
         assert np.array_equal(ours, theirs)
+
+
+def test_unfolded_export_is_upstreams_formulation(tmp_path):
+    manifest = run_export(plan_export("m-sam", size="tiny", refinement="anchored", folded=False), tmp_path / "export")
+    encoder = onnx.load(tmp_path / "export" / "image_encoder.onnx").graph
+    rank, width = manifest.plan.config.lora_rank, manifest.plan.config.width
+    shapes = [tuple(sorted(weight.dims)) for weight in encoder.initializer]
+
+    assert manifest.plan.graphs == ("image_encoder", "mask_decoder")
+    assert manifest.lora_merge is None
+    assert shapes.count((rank, width)) == 4 * manifest.plan.config.depth  # A and B, of q and v
+    assert manifest.parity["mask_decoder.onnx"]["dice"] == 1
