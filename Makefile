@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUNTIME ?= cpu
 BIN := .venv/bin
 
-.PHONY: venv demo test test-gpu check bench weights clean
+.PHONY: venv demo test test-gpu test-tensorrt check bench weights clean
 
 venv: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
@@ -21,6 +21,10 @@ test: venv
 test-gpu: RUNTIME = gpu
 test-gpu: venv  ## everything that needs CUDA but not TensorRT; a test that can't run fails
 	$(BIN)/python -m pytest -n 0 -m "gpu and not tensorrt" --require-gpu
+
+test-tensorrt: RUNTIME = cpu,tensorrt
+test-tensorrt: venv  ## build every method's engines, compare, print the table; needs samkit[tensorrt] and a GPU
+	$(BIN)/python -m pytest -n 0 -m tensorrt --require-tensorrt
 
 check: venv  ## lint, types, layers
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -1,0 +1,160 @@
+"""Where TensorRT and a GPU are, every method's engines are built and give PyTorch's masks, and load nowhere else.
+
+`make test-tensorrt` runs these and prints the table: engine, build time, parity, latency. They were never run where
+samkit is made, which has neither.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import samkit
+from samkit.errors import ManifestError
+from samkit.export.engines import build_engines
+from samkit.export.export import run_export
+from samkit.export.plan import plan_export
+from samkit.manifest import Manifest, engine_file
+from samkit.masks import dice
+from samkit.methods import SliceMethod, get_method
+from samkit.phantoms import SEQUENCES, make_phantom
+from samkit.prompts import FOREGROUND, Box, Point
+from samkit.runtime import open_session
+from samkit.runtime.tensorrt_runner import EngineTensor, TensorRTRunner
+
+pytestmark = [pytest.mark.tensorrt, pytest.mark.xdist_group("tensorrt"), pytest.mark.timeout(3600)]
+
+EVERY = pytest.mark.parametrize("name", samkit.list_methods())
+RUNS = 50
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Return what `sam-export --method NAME --fp16 --require-tensorrt` makes of the demonstration weights."""
+
+    @functools.cache
+    def export(name):
+        folder = tmp_path_factory.mktemp("exports") / name
+        run_export(plan_export(name, precision="fp16"), folder)
+        build_engines(folder, say=lambda line: sys.stderr.write(line + "\n"))  # shown when a test fails
+        return folder
+
+    return export
+
+
+def feed_of(graph):
+    """Return made-up inputs of the usual shapes."""
+    rng = np.random.default_rng(0)
+    return {
+        spec.name: np.ones(spec.shape, np.float32)
+        if spec.name in ("point_labels", "has_mask_input")
+        else rng.standard_normal(spec.shape).astype(np.float32)
+        for spec in graph.inputs
+    }
+
+
+@EVERY
+def test_engines_give_pytorchs_masks(name, built, capsys):
+    """Building fails where parity does not hold; here is what it came to."""
+    manifest = Manifest.load(built(name))
+    manifest.verify(built(name))
+    names = {engine_file(spec.name, precision) for spec in manifest.plan.specs for precision in ("fp32", "fp16")}
+    assert set(manifest.engines) == names
+    rows = []
+    for spec in manifest.plan.specs:
+        for precision in ("fp32", "fp16"):
+            facts = manifest.engines[engine_file(spec.name, precision)]
+            assert json.loads((built(name) / facts["files"][1]).read_text())
+            with TensorRTRunner(built(name), manifest, spec, precision) as runner:
+                milliseconds = latency(runner, feed_of(spec))
+            figures = facts["parity"]
+            rows.append(
+                f"{name:14} {spec.name:22} {precision}  build {facts['build_seconds']:7.1f} s  relative error "
+                f"{figures['relative_error']:.1e}  Dice {figures.get('dice', float('nan')):.4f}  p50 "
+                f"{milliseconds:8.3f} ms"
+            )
+    with capsys.disabled():
+        title = f"TensorRT {facts['tensorrt']}, {facts['gpu']}, driver {facts['driver']}; host to host, {RUNS} runs"
+        sys.stdout.write("\n".join(["", title, *rows, ""]))
+
+
+def latency(runner, feed):
+    """Return the median [ms] of a run, host to host."""
+    spent = []
+    for _ in range(10 + RUNS):
+        started = time.perf_counter()
+        runner.run(feed)
+        spent.append(1000 * (time.perf_counter() - started))
+    return float(np.median(spent[10:]))
+
+
+@EVERY
+def test_embedding_stays_on_the_device(name, built):
+    manifest = Manifest.load(built(name))
+    specs = {spec.name: spec for spec in manifest.plan.specs}
+    with (
+        TensorRTRunner(built(name), manifest, specs["image_encoder"], "fp16") as encoder,
+        TensorRTRunner(built(name), manifest, specs["mask_decoder"], "fp16") as decoder,
+    ):
+        kept = encoder.run_keeping(feed_of(encoder.graph), {"image_embeddings"})["image_embeddings"]
+        assert isinstance(kept, EngineTensor)
+        feed = feed_of(decoder.graph)
+        on_device = decoder.run({**feed, "image_embeddings": kept})
+        on_host = decoder.run({**feed, "image_embeddings": kept.numpy()})
+        for output, value in on_host.items():
+            np.testing.assert_array_equal(on_device[output], value)
+
+
+@EVERY
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_session_segments_as_on_onnx_runtime(name, precision, built):
+    masks = []
+    for backend in ("onnxruntime", "tensorrt"):
+        with open_session(built(name), backend=backend, precision=precision) as session:
+            masks.append(segment(session, get_method(name)))
+    differing = np.count_nonzero(masks[0] != masks[1])
+    assert differing <= 5 or dice(*masks) >= 0.995
+
+
+def segment(session, method):
+    """Return the mask of a phantom's lesion: from a click, from a box in its fullest slice, or found by itself."""
+    phantom = make_phantom(91, (80, 96, 80), 2.0)
+    scans, voxels = phantom.sequences, np.argwhere(phantom.lesion(1))
+    names = method.sequences(session.config) if isinstance(method, SliceMethod) else ()
+    known = dict(zip(("t1n", "t1c", "t2w", "t2f"), SEQUENCES, strict=True))
+    session.set_volume({name: scans[known[name]] for name in names} if names else scans["flair"])
+    if not isinstance(method, SliceMethod):
+        session.add_point(Point(tuple(map(float, voxels[len(voxels) // 2])), FOREGROUND))
+    elif not method.prompts:
+        session.segment_all()
+    else:
+        axis = {"axial": 2, "coronal": 1, "sagittal": 0}[method.plane]
+        slices, counts = np.unique(voxels[:, axis], return_counts=True)
+        inside = voxels[voxels[:, axis] == slices[counts.argmax()]]
+        session.add_box(Box(tuple(map(float, inside.min(axis=0))), tuple(map(float, inside.max(axis=0)))))
+    return session.mask()
+
+
+def test_engine_of_another_machine_is_refused(built):
+    folder = built("sam-med3d")
+    manifest = Manifest.load(folder)
+    name = engine_file("mask_decoder", "fp16")
+    for fact, value in (("gpu", "another GPU"), ("tensorrt", "9.9.9")):
+        other = replace(manifest, engines={name: {**manifest.engines[name], fact: value}})
+        spec = next(spec for spec in manifest.plan.specs if spec.name == "mask_decoder")
+        with pytest.raises(ManifestError, match="was built for"):
+            TensorRTRunner(folder, other, spec, "fp16")
+
+
+def test_timing_cache_is_taken_by_the_next_build(built):
+    folder = built("sam-med3d")
+    first = Manifest.load(folder)
+    second = build_engines(folder, force=True)
+    assert all(facts["timing_cache_used"] for facts in second.engines.values())
+    assert second.engines.keys() == first.engines.keys()
