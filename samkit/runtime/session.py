@@ -215,8 +215,8 @@ def open_session(
     `onnxruntime-tensorrt` (its TensorRT provider), `tensorrt` (engines that the manifest lists, built here) or `torch`
     (float32, needs the checkpoint that the manifest names); `device` is `cpu` or `cuda`, by default `cuda` for the two
     of TensorRT, which need it, and `cpu` for the others; `precision` is by default `fp32` on the CPU and `fp16` on CUDA
-    where the export has it. `spacing` [mm] is for methods of volumes, `plane`
-    and `intensities` (what becomes black and white) for those of slices; each is by default the method's own.
+    where the export has it. `spacing` [mm] is for methods of volumes, `plane` and `intensities` (what becomes black
+    and white) for those of slices; each is by default the method's own.
     """
     folder = Path(folder)
     device = default_device(backend) if device is None else device

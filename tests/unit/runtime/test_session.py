@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import onnxruntime
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
@@ -205,6 +206,16 @@ def test_unknown_refinement_is_refused(session):
 def test_unknown_backend_or_device_is_refused(bright_export, wrong):
     with pytest.raises(ExportError, match="not known"):
         open_session(bright_export, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("device", "says"), [(None, "and not TensorrtExecutionProvider"), ("cpu", "TensorRT runs on a CUDA device")]
+)
+def test_tensorrt_of_onnx_runtime_never_falls_back(bright_export, device, says):
+    if "TensorrtExecutionProvider" in onnxruntime.get_available_providers() and device is None:
+        pytest.skip("this ONNX Runtime brings its TensorRT provider")
+    with pytest.raises(MissingDependencyError, match=says):
+        open_session(bright_export, backend="onnxruntime-tensorrt", device=device)
 
 
 def test_torch_backend_needs_weights_that_a_file_holds(bright_export):
