@@ -13,7 +13,7 @@ from samkit.methods.method import Answer, GraphSpec
 from samkit.prompts import FOREGROUND, SliceBox, SlicePoint, SlicePrompts
 from samkit.runtime.runner import HostRunner
 from samkit.runtime.slices import Slices, either
-from samkit.tensors import Axis, TensorSpec
+from samkit.tensors import Axis, TensorSpec, on_host
 
 SIDE = 24
 
@@ -125,6 +125,44 @@ def test_embeddings_are_kept_up_to_their_limit():
         slices.answer(number, SlicePrompts())
 
     assert len(encoder.batches) == 4
+
+
+class Kept:
+    """A tensor that stays where it is until it is asked for."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.nbytes, self.copies = array, array.shape, array.nbytes, 0
+
+    def numpy(self):
+        self.copies += 1
+        return self.array
+
+
+@pytest.mark.parametrize(("most", "copies"), [(1, 0), (4, 1)])
+def test_embedding_stays_on_the_device_unless_a_batch_is_taken_apart(most, copies):
+    made, answered = [], []
+
+    class OnDevice(Encoder):
+        def run_keeping(self, inputs, kept):
+            assert list(kept) == ["image_embeddings"]
+            made.append(Kept(self.run(inputs)["image_embeddings"]))
+            return {"image_embeddings": made[-1]}
+
+    def watched(run, embeddings, fit, prompts, config):
+        answered.append(embeddings)
+        return answer(run, on_host(embeddings) if most > 1 else embeddings.array, fit, prompts, config)
+
+    method = replace(METHOD, answer=watched)
+    slices = Slices(method, None, {"image_encoder": OnDevice(most=most)}, [stack()])
+    found = list(slices.automatic(range(10)))
+    assert len(found) == 8
+    assert {tensor.copies for tensor in made} == {copies}
+    expected = [one.answer.labels for one in make()[0].automatic(range(10))]
+    assert all(np.array_equal(one.answer.labels, labels) for one, labels in zip(found, expected, strict=True))
+    if most == 1:
+        slices.answer(3, SlicePrompts())
+        slices.answer(3, SlicePrompts())
+        assert answered[-1] is answered[-2] is made[-1]
 
 
 def test_window_is_cut_and_answers_are_pasted_back():
