@@ -12,12 +12,12 @@ import sys
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from samkit.errors import ExportError, SamkitError
 from samkit.manifest import file_sha256
 from samkit.runtime.pycuda_device import describe_device
-from samkit.runtime.tensorrt_library import Log, build_engine, tensorrt_version
+from samkit.runtime.tensorrt_library import LOG, Shape, build_engine, tensorrt_version
 
 
 @dataclass(frozen=True)
@@ -122,19 +122,17 @@ def build(plan: EnginePlan) -> dict[str, Any]:
     cache = read_timing_cache(known[0], binding) if known else b""
     started = time.perf_counter()
     with Path(plan.log).open("a") as log:
-
-        def write(line: str) -> None:
-            log.write(line + "\n")
-            log.flush()
-
-        built = build_engine(
-            onnx,
-            {name: tuple(tuple(shape) for shape in shapes) for name, shapes in plan.profile.items()},  # type: ignore[misc]
-            workspace_bytes=plan.workspace_bytes,
-            optimization_level=plan.optimization_level,
-            timing_cache=cache,
-            log=Log(write),
-        )
+        LOG.write = lambda line: _write_line(log, line)
+        try:
+            built = build_engine(
+                onnx,
+                {name: _shapes(shapes) for name, shapes in plan.profile.items()},
+                workspace_bytes=plan.workspace_bytes,
+                optimization_level=plan.optimization_level,
+                timing_cache=cache,
+            )
+        finally:
+            LOG.write = lambda line: None
     seconds = time.perf_counter() - started
     engine.write_bytes(built.engine)
     layers_file(engine).write_text(built.layers)
@@ -152,6 +150,17 @@ def build(plan: EnginePlan) -> dict[str, Any]:
         "timing_cache_used": bool(known),
         "files": [engine.name, layers_file(engine).name, cache_path.name],
     }
+
+
+def _shapes(shapes: list[list[int]]) -> tuple[Shape, Shape, Shape]:
+    smallest, usual, largest = (tuple(shape) for shape in shapes)
+    return smallest, usual, largest
+
+
+def _write_line(log: TextIO, line: str) -> None:
+    """Write a line at once: the process may not live to close the file."""
+    log.write(line + "\n")
+    log.flush()
 
 
 def main(arguments: list[str]) -> int:

@@ -6,15 +6,18 @@ needed: the network is strongly typed, so the graph alone says what runs in whic
 so that float32 is float32.
 
 None of this was ever run: TensorRT's libraries can't be had where samkit is made. A test (tests/unit/tensorrt) walks
-every use in this file against lists of both APIs: it follows the annotations `tensorrt.X`, which is why they are here.
+every use in this file against lists of both APIs: it follows the annotations, which is why they are here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from samkit.errors import ExportError, ManifestError, MissingDependencyError, SamkitError
@@ -31,7 +34,7 @@ Profile: TypeAlias = Mapping[str, tuple[Shape, Shape, Shape]]
 """Input name to its smallest, usual and largest shape."""
 
 
-def import_tensorrt() -> Any:
+def import_tensorrt() -> ModuleType:
     """Return the module `tensorrt`; raises MissingDependencyError where it is missing or does not load."""
     if find_spec("tensorrt") is None:
         raise MissingDependencyError(
@@ -63,30 +66,41 @@ def is_known(version: str) -> bool:
 
 
 class Log:
-    """What TensorRT says while it works: each line goes to `write`, and errors are kept for our own sentences."""
+    """What TensorRT says: each line goes to `write`, and errors are kept for our own sentences."""
 
-    def __init__(self, write: Callable[[str], None] = lambda line: None) -> None:
-        self.write = write
-        self.errors: list[str] = []
+    def __init__(self) -> None:
+        self.write: Callable[[str], None] = lambda line: None
+        self._errors: deque[str] = deque(maxlen=20)
+
+    def take(self, severity: str, message: str, is_error: bool) -> None:
+        """Take one message."""
+        if is_error:
+            self._errors.append(" ".join(message.split()))
+        self.write(f"{severity}: {message}")
 
     def last_error(self) -> str:
-        """Return TensorRT's last error in brackets with a space before it, or nothing."""
-        return f" ({self.errors[-1]})" if self.errors else ""
+        """Return TensorRT's last error in brackets with a space before it, or nothing; then forget all errors."""
+        last = f" ({self._errors[-1]})" if self._errors else ""
+        self._errors.clear()
+        return last
 
 
-def _make_logger(log: Log) -> tensorrt.ILogger:
-    """Return the object that TensorRT calls with every message."""
-    trt = import_tensorrt()
+LOG = Log()
+"""The only one: TensorRT keeps the first logger of a process for good, whatever later objects are given."""
+
+
+@cache
+def _logger(trt: ModuleType) -> tensorrt.ILogger:
+    """Return the object that TensorRT calls with every message; it lives as long as the process."""
 
     class Logger(trt.ILogger):  # type: ignore[name-defined]  # known at run time alone
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, msg: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                log.errors.append(" ".join(msg.split()))
             if severity != trt.ILogger.VERBOSE:
-                log.write(f"{getattr(severity, 'name', severity)}: {msg}")
+                is_error = severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
+                LOG.take(getattr(severity, "name", str(severity)), msg, is_error)
 
     return Logger()
 
@@ -112,7 +126,6 @@ def build_engine(
     workspace_bytes: int,
     optimization_level: int,
     timing_cache: bytes,
-    log: Log,
 ) -> Built:
     """Return the engine of an ONNX file, for all shapes of `profile`.
 
@@ -120,7 +133,7 @@ def build_engine(
     with TensorRT's own errors.
     """
     trt = import_tensorrt()
-    logger = _make_logger(log)
+    logger = _logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
@@ -134,20 +147,20 @@ def build_engine(
     cache = config.create_timing_cache(timing_cache)
     if not config.set_timing_cache(cache, False):
         raise ExportError(
-            f"TensorRT refuses the timing cache of {onnx.name}{log.last_error()}, which another GPU or version wrote; "
+            f"TensorRT refuses the timing cache of {onnx.name}{LOG.last_error()}, which another GPU or version wrote; "
             "delete the .timing-cache files of this export and build again"
         )
     shapes = builder.create_optimization_profile()
     for name, (smallest, usual, largest) in profile.items():
         shapes.set_shape(name, smallest, usual, largest)
     if config.add_optimization_profile(shapes) < 0:
-        raise ExportError(f"TensorRT takes no profile {dict(profile)} for {onnx.name}{log.last_error()}; report this")
+        raise ExportError(f"TensorRT takes no profile {dict(profile)} for {onnx.name}{LOG.last_error()}; report this")
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        raise ExportError(f"TensorRT built no engine of {onnx.name}{log.last_error()}")
+        raise ExportError(f"TensorRT built no engine of {onnx.name}{LOG.last_error()}")
     plan = bytes(serialized)
     kept = config.get_timing_cache()
-    return Built(plan, bytes(kept.serialize()), _inspect(plan, log))
+    return Built(plan, bytes(kept.serialize()), _inspect(plan))
 
 
 def _parser_errors(parser: tensorrt.OnnxParser) -> str:
@@ -159,13 +172,13 @@ def _parser_errors(parser: tensorrt.OnnxParser) -> str:
     return " | ".join(found) or "no reason was given"
 
 
-def _inspect(plan: bytes, log: Log) -> str:
+def _inspect(plan: bytes) -> str:
     """Return the engine inspector's JSON."""
     trt = import_tensorrt()
-    runtime = trt.Runtime(_make_logger(log))
+    runtime = trt.Runtime(_logger(trt))
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise ExportError(f"TensorRT can't load the engine it has just built{log.last_error()}")
+        raise ExportError(f"TensorRT can't load the engine it has just built{LOG.last_error()}")
     inspector = engine.create_engine_inspector()
     return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
@@ -180,19 +193,17 @@ class Engine(Closing):
         """Load a serialised engine, which the caller trusts; raises ManifestError where TensorRT does not take it."""
         trt = import_tensorrt()
         self._name = name
-        self._log = Log()
-        # Each is needed for as long as the one after it lives.
-        self._logger: tensorrt.ILogger | None = _make_logger(self._log)
-        self._runtime: tensorrt.Runtime | None = trt.Runtime(self._logger)
+        # The runtime is needed for as long as the engine lives, and the engine for as long as its context.
+        self._runtime: tensorrt.Runtime | None = trt.Runtime(_logger(trt))
         self._engine: tensorrt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise ManifestError(
-                f"TensorRT can't load {name}{self._log.last_error()}; build it again here: sam-export --build-engines"
+                f"TensorRT can't load {name}{LOG.last_error()}; build it again here: sam-export --build-engines"
             )
         self._context: tensorrt.IExecutionContext | None = self._engine.create_execution_context()
         if self._context is None:
             raise SamkitError(
-                f"TensorRT has no room to run {name}{self._log.last_error()}; free memory of the GPU and try again"
+                f"TensorRT has no room to run {name}{LOG.last_error()}; free memory of the GPU and try again"
             )
 
     def tensors(self) -> tuple[dict[str, str], dict[str, str]]:
@@ -220,37 +231,37 @@ class Engine(Closing):
         context: tensorrt.IExecutionContext = self._context
         if not (context.set_input_shape(name, shape) and context.set_tensor_address(name, address)):
             raise SamkitError(
-                f"{self._name} does not take '{name}' of shape {shape}{self._log.last_error()}; it was built for other "
+                f"{self._name} does not take '{name}' of shape {shape}{LOG.last_error()}; it was built for other "
                 "sizes, build it again: sam-export --build-engines"
             )
 
-    def output_shape(self, name: str) -> Shape:
-        """Return the shape that an output will have, now that all inputs are fed."""
+    def output_shapes(self, names: Sequence[str]) -> dict[str, Shape]:
+        """Return the shapes that outputs will have, now that all inputs are fed."""
         context: tensorrt.IExecutionContext = self._context
         missing = context.infer_shapes()
-        shape = tuple(int(size) for size in context.get_tensor_shape(name))
-        if missing or min(shape, default=0) < 0:
-            raise SamkitError(
-                f"{self._name} can't tell the shape of '{name}' (it is {shape}, not given: {list(missing)}); the graph "
-                "has data-dependent shapes, which samkit's graphs never have; export again"
-            )
-        return shape
+        shapes = {name: tuple(int(size) for size in context.get_tensor_shape(name)) for name in names}
+        for name, shape in shapes.items():
+            if missing or min(shape, default=0) < 0:
+                raise SamkitError(
+                    f"{self._name} can't tell the shape of '{name}' (it is {shape}, not given: {list(missing)}); the "
+                    "graph has data-dependent shapes, which samkit's graphs never have; export again"
+                )
+        return shapes
 
     def place_output(self, name: str, address: int) -> None:
         """Say where an output goes."""
         context: tensorrt.IExecutionContext = self._context
         if not context.set_tensor_address(name, address):
-            raise SamkitError(f"{self._name} can't write '{name}'{self._log.last_error()}; this is a bug, report it")
+            raise SamkitError(f"{self._name} can't write '{name}'{LOG.last_error()}; this is a bug, report it")
 
     def queue(self, stream: int) -> None:
         """Run on a CUDA stream, without waiting; raises SamkitError with TensorRT's reason where it does not start."""
         context: tensorrt.IExecutionContext = self._context
         if not context.execute_async_v3(stream):
-            raise SamkitError(f"TensorRT could not run {self._name}{self._log.last_error()}; see the driver's log")
+            raise SamkitError(f"TensorRT could not run {self._name}{LOG.last_error()}; see the driver's log")
 
     def close(self) -> None:
         """Let go of execution context, engine and runtime, in this order."""
         self._context = None
         self._engine = None
         self._runtime = None
-        self._logger = None

@@ -134,7 +134,7 @@ class TensorRTRunner(Closing):
             else:
                 raise TensorMismatchError(f"tensor '{name}' is no array and no tensor of {PLACE}; pass its numpy()")
             engine.feed(name, tensor.shape, address)
-        shapes = {spec.name: engine.output_shape(spec.name) for spec in self.graph.outputs}
+        shapes = engine.output_shapes([spec.name for spec in self.graph.outputs])
         dtypes = {spec.name: np.dtype(spec.dtype) for spec in self.graph.outputs}
         for spec in self.graph.outputs:
             if prod(shapes[spec.name]) > _largest(spec):

@@ -103,6 +103,14 @@ def test_what_a_call_returns_is_followed():
     assert problems(source) == ["line 3: Builder has no create_netwok"]
 
 
+@pytest.mark.parametrize("call", ["use(trt)", "use(trt.Builder(1))", "self.use(x=trt)", "use(1, trt.Builder(1))"])
+def test_nothing_escapes_into_a_function_without_annotations(call):
+    source = f"trt = import_tensorrt()\ndef use(x, y: tensorrt.Runtime): ...\n{call}"
+    assert any("whose argument is not annotated" in line for line in problems(source))
+    noted = "trt = import_tensorrt()\ndef use(x: tensorrt.Builder): x.rest()\nuse(trt.Builder(1))"
+    assert problems(noted) == ["line 2: Builder has no rest"]
+
+
 def test_arguments_that_can_not_be_counted_are_found():
     assert "can't be checked" in problems("trt = import_tensorrt()\ntrt.Builder(*loggers)")[0]
 

@@ -1,13 +1,15 @@
 """Follow every use of `tensorrt` through a file's source and name those that an API list does not hold.
 
 Types come from four places: `trt = import_tensorrt()` is the module, `trt.Builder(...)` an instance, a call has the
-type its signature in the list returns, and an annotation `tensorrt.X` says what a name, an attribute of self or an
-argument is. What is done with something of the module whose type is not known is a problem, too: nothing escapes.
+type its signature in the list returns, and an annotation, `tensorrt.X` or `ModuleType`, says what a name, an attribute
+of self or an argument is. To hand something of the module to a function whose argument is not annotated is a problem,
+too: nothing escapes.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
 from dataclasses import dataclass, field
 
 PLAIN = {"int", "str", "bool", "bytes", "None", "float", "memoryview", "list", "tuple", "object"}
@@ -28,6 +30,8 @@ class Walk(ast.NodeVisitor):
     """Attributes of self with their types."""
     functions: dict[str, str] = field(default_factory=dict)
     """Functions of the file that return something of the module."""
+    parameters: dict[str, list[str]] = field(default_factory=dict)
+    """Types of the arguments of the file's functions."""
 
     # --- What the list says ---
 
@@ -99,12 +103,13 @@ class Walk(ast.NodeVisitor):
     def call(self, node: ast.Call) -> str:
         target = node.func
         if isinstance(target, ast.Name) and target.id == "import_tensorrt":
-            return MODULE
-        if isinstance(target, ast.Name) and target.id in self.functions:
-            return self.functions[target.id]
+            return MODULE  # in whatever file it is called
         kind = self.type_of(target)
-        if not kind or kind in ("?", MODULE):
-            return "" if kind != MODULE else self.report(node, "the module is called")
+        if kind == MODULE:
+            return self.report(node, "the module is called")
+        if not kind or kind == "?":
+            self.check_escape(node)
+            return self.functions.get(target.id, "") if isinstance(target, ast.Name) else ""
         unbound = 0
         if kind.startswith("class "):
             kind = kind.removeprefix("class ")
@@ -122,6 +127,15 @@ class Walk(ast.NodeVisitor):
             return self.report(node, f"a {kind} is called")
         returned = self.check(node, f"{owner}.{name}".strip("."), signatures, unbound)
         return owner if name == "__init__" and not unbound and returned != "?" else returned
+
+    def check_escape(self, node: ast.Call) -> None:
+        """Report what a call that is none of the module's is given, unless an annotation follows it there."""
+        name = ast.unparse(node.func)
+        known = self.parameters.get(name, [])
+        for index, argument in enumerate((*node.args, *(keyword.value for keyword in node.keywords))):
+            kind = self.type_of_quietly(argument)
+            if kind and kind != "?" and not hasattr(builtins, name) and (index >= len(known) or known[index] != kind):
+                self.report(node, f"{kind} goes to {name}, whose argument is not annotated")
 
     def check(self, node: ast.Call, name: str, signatures: list[str], unbound: int) -> str:
         """Return what a call returns, if its arguments fit any of the signatures."""
@@ -149,7 +163,9 @@ class Walk(ast.NodeVisitor):
     # --- Names ---
 
     def annotated(self, annotation: ast.expr | None) -> str:
-        """Return the class of an annotation `tensorrt.X` or `tensorrt.X | None`."""
+        """Return the class of an annotation `tensorrt.X` or `tensorrt.X | None`, or the module."""
+        if isinstance(annotation, ast.Name) and annotation.id == "ModuleType":
+            return MODULE
         if isinstance(annotation, ast.BinOp):
             return self.annotated(annotation.left)
         if isinstance(annotation, ast.Attribute) and ast.unparse(annotation.value) == "tensorrt":
@@ -167,8 +183,10 @@ class Walk(ast.NodeVisitor):
 
     def visit_Module(self, node: ast.Module) -> None:
         for part in ast.walk(node):  # fields and functions are known before any body is read
-            if isinstance(part, ast.FunctionDef) and (kind := self.annotated(part.returns)):
-                self.functions[part.name] = kind
+            if isinstance(part, ast.FunctionDef):
+                self.parameters[part.name] = [self.annotated(argument.annotation) for argument in part.args.args]
+                if kind := self.annotated(part.returns):
+                    self.functions[part.name] = kind
             if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Attribute):
                 self.bind(part.target, self.annotated(part.annotation))
         self.generic_visit(node)
