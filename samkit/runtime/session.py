@@ -264,7 +264,14 @@ def described(manifest: Manifest, folder: Path) -> tuple[Method, NetworkConfig]:
     plan = manifest.plan
     if plan.config is None or plan.refinement is None:
         raise ManifestError(f"the manifest of {folder.name} does not describe its network; export again")
-    return get_method(plan.method), plan.config
+    method = get_method(plan.method)
+    needed = [graph.name for graph in method.graphs(plan.config) if graph.is_in(None, folded=False)]
+    if missing := [name for name in needed if name not in plan.graphs]:
+        raise ManifestError(
+            f"the export {folder.name} has no graph {missing[0]}, which {plan.method} needs: an earlier samkit made it; "
+            "export again"
+        )
+    return method, plan.config
 
 
 def _make_session(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
-from samkit.errors import GeometryError, InputRefused, PromptError
+from samkit.errors import GeometryError, InputRefused, ManifestError, PromptError
 from samkit.geometry import Volume, voxel_to_world, world_to_voxel
 from samkit.methods import sam
 from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, SliceBox, SlicePoint, SlicePrompts
@@ -370,3 +372,14 @@ def test_one_volume_is_taken_where_no_sequence_has_a_name(session):
         session.set_volume({"a": Volume(blocks(), AFFINE), "b": Volume(blocks(), AFFINE)})
     session.set_volume({"t1c": Volume(blocks(), AFFINE)})
     assert session.add_box(BOX).voxels == 140
+
+
+def test_export_without_a_graph_that_the_method_needs_is_refused(bright_slices, tmp_path):
+    """Such as one that an earlier samkit made, before there was a decoder without mask prompts."""
+    folder = tmp_path / "old"
+    shutil.copytree(bright_slices, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["plan"]["graphs"].remove("mask_decoder_no_mask")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ManifestError, match="has no graph mask_decoder_no_mask, which sam needs: an earlier samkit"):
+        open_session(folder)
