@@ -272,7 +272,7 @@ def _print(records: list[dict[str, Any]]) -> None:
             f"{record['machine']['gemm_gflops']}",
             f"{record['machine']['load_before']}",
         )
-    console = Console(width=200)
+    console = Console(width=230)
     console.print(table)
     machine = records[0]["machine"]
     console.print(f"{machine['processor']}; {machine['threads']} threads; medians of {records[0]['rounds']} turns")
