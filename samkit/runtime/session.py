@@ -268,8 +268,8 @@ def described(manifest: Manifest, folder: Path) -> tuple[Method, NetworkConfig]:
     needed = [graph.name for graph in method.graphs(plan.config) if graph.is_in(None, folded=False)]
     if missing := [name for name in needed if name not in plan.graphs]:
         raise ManifestError(
-            f"the export {folder.name} has no graph {missing[0]}, which {plan.method} needs: an earlier samkit made it; "
-            "export again"
+            f"the export {folder.name} has no graph {missing[0]}, which {plan.method} needs: an earlier samkit made "
+            "it; export again"
         )
     return method, plan.config
 
