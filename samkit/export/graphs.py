@@ -136,7 +136,7 @@ def _share_among_rows(model: onnx.ModelProto, shared: str, rows: str) -> None:
 
 
 def check_graph(model: onnx.ModelProto, path: Path, spec: GraphSpec, *, folded: bool) -> None:
-    """Raise ExportError unless the file passes onnx's full check, has the promised names, and no forbidden operator."""
+    """Raise ExportError unless the file passes onnx's full check and has the promised names, axes and operators."""
     try:
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -144,6 +144,14 @@ def check_graph(model: onnx.ModelProto, path: Path, spec: GraphSpec, *, folded: 
     inputs, outputs = [i.name for i in model.graph.input], [o.name for o in model.graph.output]
     if inputs != [t.name for t in spec.inputs] or outputs != [t.name for t in spec.outputs]:
         raise ExportError(f"{spec.name} was written with inputs {inputs} and outputs {outputs}; its record disagrees")
+    for tensor, value in zip(spec.inputs, model.graph.input, strict=True):
+        for axis, size in zip(tensor.axes, value.type.tensor_type.shape.dim, strict=True):
+            # A network that asks a tensor for its length makes the exporter take the example's size for the only one.
+            if axis.is_dynamic and not size.dim_param:
+                raise ExportError(
+                    f"{spec.name} was written with {axis.name} of {tensor.name} fixed to {size.dim_value}, and it goes "
+                    f"from {axis.min} to {axis.max}; rewrite the layer that fixes it"
+                )
     if folded and (found := sorted(FORBIDDEN_OPS & {node.op_type for node in model.graph.node})):
         raise ExportError(f"{spec.name} holds {', '.join(found)}, which no exported graph may; rewrite that layer")
 
