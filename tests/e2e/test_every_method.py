@@ -84,6 +84,20 @@ def test_export_says_what_was_measured(name, export_of):
 
 
 @EVERY
+def test_float16_passed_the_gate_and_says_what_stayed(name, export_of):
+    manifest = Manifest.load(export_of(name))
+    notes = manifest.precision_notes
+    assert set(notes) == {file for file in manifest.plan.files if file.endswith(".fp16.onnx")}
+    assert sum(n["products_in_float16"] for n in notes.values()) > 0.9 * sum(n["products"] for n in notes.values())
+    kept = [entry for note in notes.values() for entry in note["kept_in_float32"]]
+    assert any(entry["op"] == "LayerNormalization" for entry in kept)
+    assert all(entry["reason"] for entry in kept)
+    gate = notes["mask_decoder.fp16.onnx"]["gate"]
+    assert gate["hd95"] <= 1
+    assert 0 < gate["relative_error"] < 5e-2
+
+
+@EVERY
 def test_graphs_keep_the_rules(name, export_of):
     manifest = Manifest.load(export_of(name))
     for graph in manifest.plan.specs:
