@@ -26,7 +26,7 @@ SMALL_MASK = 1000
 ABSENT_RELATIVE = {"fp32": 5e-6, "fp16": 5e-3}
 """How much points labelled ABSENT may change the logits. They add exact zeros; what is left is that a runtime blocks
 matrices of other sizes differently (docs/numerics.md: at most 8.5e-7 was measured, and the tests hold 1e-6). In float16
-such a difference may round to the neighbouring number, so that what is left is float16's own error (1.1e-3 measured)."""
+such a difference may round to the next number, so that what is left is float16's own error (1.1e-3 was measured)."""
 
 FLOOR = {"iou_predictions": 1.0}
 """Smallest norm that an error is relative to: an IoU is one number on a scale of 0 to 1, and may well be near 0."""
