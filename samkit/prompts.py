@@ -23,6 +23,8 @@ PADDING = -1
 """SAM's not-a-point token: it takes part in attention. The exported graphs append it themselves."""
 ABSENT = -2
 """No point at all: masked as an attention key, changes nothing. Fills tensors of a fixed point count."""
+ABSENT_LOGIT = -1.0e4
+"""Added to the logits of absent keys: their softmax weight is exactly zero, in float16 too, which holds the number."""
 
 
 BOX_FIRST, BOX_LAST = 2, 3

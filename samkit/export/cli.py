@@ -24,7 +24,9 @@ from samkit.methods import get_method, list_methods
 @click.option("--size", type=click.Choice(["full", "small", "tiny"]), help="Which network, without a checkpoint.")
 @click.option("--refinement", type=click.Choice(["anchored", "recurrent"]), help="Override what the weights say.")
 @click.option("--fp16", is_flag=True, help="Also write float16 graphs (float32 at their borders).")
-@click.option("--calibration", type=click.Path(path_type=Path), help="Folder of scans to measure float16 on, too.")
+@click.option(
+    "--calibration", type=click.Path(path_type=Path), help="Folder of scans to measure float16 on, too; 8 at most."
+)
 @click.option("--keep-list", type=click.Path(path_type=Path), help="Manifest or JSON: what stays in float32.")
 @click.option("--no-fold", is_flag=True, help="Export upstream's own formulation: the baseline of speed and equality.")
 @click.option("--opset", type=int, default=OPSET, show_default=True)

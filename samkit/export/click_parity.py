@@ -96,7 +96,9 @@ def _reference(
     for _ in range(CLICKS):
         point = next_click(prediction, target, rng) or first_click(target, rng)
         if point is None:
-            raise ParityError(f"parity case {seed} has no target in a patch of {config.patch}; raise the patch")
+            raise ParityError(
+                f"parity case {seed} has nothing to click on in a patch of {config.patch}; leave that scan out"
+            )
         coords.append(np.array([point.index], np.float32))
         labels.append(np.array([point.label], np.float32))
         step = runners["mask_decoder"].run(

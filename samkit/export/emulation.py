@@ -16,7 +16,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from samkit.export.typed_graph import MOVERS, TypedGraph, rebuilt
+from samkit.errors import ExportError
+from samkit.export.typed_graph import MOVERS, TypedGraph, rebuilt, save_beside
 from samkit.methods import GraphSpec
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.tensors import Axis, Tensor, TensorSpec
@@ -30,7 +31,7 @@ class EmulatedRunner(OnnxRuntimeRunner):
     def __init__(self, path: Path, graph: GraphSpec, folder: Path) -> None:
         """Emulate the float16 file at `path`; what is made for that is written to `folder`."""
         emulated = folder / f"{path.stem}.emulated.onnx"
-        _save(emulate(onnx.load(path)), emulated)
+        save_beside(emulate(onnx.load(path)), emulated)
         # No optimisation: it may find that two Casts in a row could go.
         super().__init__(emulated, graph, optimise=False)
         self.path = path
@@ -64,7 +65,9 @@ def emulate(model: onnx.ModelProto) -> onnx.ModelProto:
                 nodes.append(helper.make_node("Identity", node.input, node.output, node.name))
             continue
         if node.op_type in ("Cast", "ConstantOfShape") and halves:
-            raise NotImplementedError(f"{node.op_type} makes float16 in {node.name}; this is a bug of samkit")
+            raise ExportError(
+                f"{node.op_type} {node.name} makes float16 of no float; this is a bug of samkit, report it"
+            )
         nodes.append(node)
         for index, name in enumerate(node.output):
             if name in halves and node.op_type not in MOVERS:
@@ -104,17 +107,20 @@ class Offender:
         return f"the {which} is {self.node} of {self.graph}, with a relative error of {self.error:.1e}"
 
 
-def first_offender(single: Path, runner: EmulatedRunner, folder: Path) -> Offender:
+def first_offender(single: Path, runner: EmulatedRunner, folder: Path) -> Offender | None:
     """Return the first node of `runner` whose float16 result is not what float32 gives, on the runner's last inputs.
 
     Both graphs run side by side; `single` is the float32 file that the runner's was made from. The first node with an
     infinity or nan is named, else the first with an error beyond the graph's tolerance, else the one with the largest.
+    None where the runner has not run, and where no node of it is float16.
     """
     if runner.last is None:
-        raise ValueError("the runner has not run yet, so nothing can be compared")
+        return None
     model, names = _side_by_side(onnx.load(single), onnx.load(runner.path))
+    if not names:
+        return None
     path = folder / f"{single.stem}.compared.onnx"
-    _save(model, path)
+    save_beside(model, path)
     spec, vector = runner.graph, TensorSpec(_ERRORS, "float32", (Axis.fixed("node", len(names)),))
     with OnnxRuntimeRunner(path, replace(spec, outputs=(vector,)), optimise=False) as compared:
         errors = compared.run(runner.last)[_ERRORS].astype(np.float64)
@@ -164,7 +170,8 @@ def _side_by_side(single: onnx.ModelProto, half: onnx.ModelProto) -> tuple[onnx.
             ]
             probes.append(probe)
             offered.append(original.name)
-    nodes.append(helper.make_node("Concat", probes, [_ERRORS], axis=0))
+    if probes:
+        nodes.append(helper.make_node("Concat", probes, [_ERRORS], axis=0))
     halves = []
     for tensor in emulated.graph.initializer:
         renamed = TensorProto()
@@ -179,8 +186,3 @@ def _side_by_side(single: onnx.ModelProto, half: onnx.ModelProto) -> tuple[onnx.
     del model.graph.output[:]
     model.graph.output.append(helper.make_tensor_value_info(_ERRORS, TensorProto.FLOAT, [len(probes)]))
     return model, offered
-
-
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    path.unlink(missing_ok=True)
-    onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data")

@@ -227,8 +227,8 @@ def _subjects(plan: ExportPlan, method: Method, say: Say) -> list[Subject]:
     """Return the scans to calibrate on besides phantoms; none where no folder was given."""
     if plan.calibration is None or plan.calibration.path is None:
         return []
-    paths = find_subjects(Path(plan.calibration.path), method, plan.config)
-    say(f"calibration: {len(paths)} subjects of the folder, besides {CASES} phantoms")
+    paths, found = find_subjects(Path(plan.calibration.path), method, plan.config)
+    say(f"calibration: {len(paths)} of {found} subjects of the folder, besides {CASES} phantoms")
     return read_subjects(paths, method, plan.config)
 
 

@@ -3,7 +3,8 @@
 1. The float32 files run the parity procedure with a probe behind every tensor: `ranges`.
 2. `precision` chooses the nodes that stay in float32, or a keep-list says them, and converts the others.
 3. The procedure runs once more on the emulated float16 files, which must give PyTorch's masks: the gate. Where they
-   don't, the next more careful level is tried; where none is left, the export fails and names the node to blame.
+   don't, more stays: the levels of `precision`, then the products that `sensitivity` finds to matter most, nearly half
+   of them at last. Where nothing is left to try, the export fails and names the node to blame.
 """
 
 from __future__ import annotations
@@ -19,121 +20,177 @@ import onnx
 from samkit.errors import ExportError, ParityError
 from samkit.export.emulation import EmulatedRunner, Offender, first_offender
 from samkit.export.graphs import save_graph
-from samkit.export.precision import LEVELS, Kept, Level, choose_kept, convert_to_fp16, count_products, notes_of
+from samkit.export.precision import LEVELS, Kept, choose_kept, convert_to_fp16, count_products, notes_of
 from samkit.export.ranges import RangeRunner, Ranges
-from samkit.export.typed_graph import TypedGraph
+from samkit.export.sensitivity import measure_effects
+from samkit.export.typed_graph import PRODUCTS, TypedGraph
 from samkit.manifest import graph_file
 from samkit.methods import GraphSpec
 from samkit.runtime.runner import Runner
+from samkit.tensors import Tensor
 
 Say = Callable[[str], None]
 Check = Callable[[Mapping[str, Runner], str], dict[str, dict[str, Any]]]
 """Runs the parity procedure on runners, in a precision; returns figures by graph, raises ParityError."""
+KeptByGraph = Mapping[str, Sequence[Kept]]
 
 LEAST_SHARE = 0.5
 """Share of the products below which float16 gains nothing."""
-
-_GIVEN = Level("as the keep-list says", elementwise=True, softmax=True)
+SENSITIVE_SHARES = (0.125, 0.25, 0.45)
+"""Shares of the products that stay because their rounding matters most, where the levels were not enough."""
 
 
 def write_float16(
-    folder: Path,
-    specs: Sequence[GraphSpec],
-    check: Check,
-    say: Say,
-    keep_list: Mapping[str, Sequence[Kept]] | None = None,
+    folder: Path, specs: Sequence[GraphSpec], check: Check, say: Say, keep_list: KeptByGraph | None = None
 ) -> dict[str, Any]:
     """Write the float16 file of every graph in `folder` beside its float32 file; return notes by file name.
 
     `keep_list` holds, by graph, the nodes that stay in float32, instead of the measured ones. Raises ExportError where
     fewer than half of the products could run in float16, ParityError where the masks moved too far.
     """
-    graphs = {spec.name: TypedGraph(onnx.load(folder / graph_file(spec.name, "fp32"))) for spec in specs}
     with tempfile.TemporaryDirectory(dir=folder) as made:
-        ranges = {} if keep_list is not None else _measure(folder, Path(made), specs, check, say)
-        levels = LEVELS if keep_list is None else (_GIVEN,)
-        kept: dict[str, list[Kept]] = {}
-        failed: ParityError | None = None
-        for level in levels:
-            before, asked_by = kept, str(failed or "")
-            kept = {
-                name: list(keep_list[name])
-                if keep_list is not None
-                else choose_kept(graph, ranges[name], level, asked_by)
-                for name, graph in graphs.items()
-            }
-            if failed is not None and _names(kept) == _names(before):
-                continue
-            _check_gain(graphs, kept)
-            _convert(folder, specs, graphs, kept)
-            say(f"float16, {level.name}: emulated against PyTorch float32")
-            try:
-                figures = _gate(folder, Path(made), specs, check)
-            except ParityError as error:
-                say(f"float16, {level.name}: {error}")
-                failed = error
-                blamed = error
-            else:
-                return {
-                    graph_file(name, "fp16"): {**notes_of(graphs[name], kept[name], level.name), "gate": figures[name]}
-                    for name in graphs
-                }
-    raise blamed
+        conversion = _Conversion(folder, Path(made), specs, check, say)
+        if keep_list is not None:
+            notes = conversion.attempt("as the keep-list says", conversion.completed(keep_list))
+        else:
+            notes = conversion.search()
+    if notes is None:
+        raise conversion.failure()
+    return notes
 
 
-def _names(kept: Mapping[str, Sequence[Kept]]) -> dict[str, list[str]]:
-    return {graph: [entry.node for entry in entries] for graph, entries in kept.items()}
+class _Conversion:
+    """The graphs of one export on their way to float16, and why the last attempt failed."""
 
+    def __init__(self, folder: Path, made: Path, specs: Sequence[GraphSpec], check: Check, say: Say) -> None:
+        self.folder, self.made, self.specs, self.check, self.say = folder, made, specs, check, say
+        self.graphs = {spec.name: TypedGraph(onnx.load(folder / graph_file(spec.name, "fp32"))) for spec in specs}
+        self.failed: ParityError | None = None
+        self.inputs: dict[str, Mapping[str, Tensor]] = {}
+        """Of each graph's last run, where the gate failed."""
+        self._tried: list[dict[str, list[str]]] = []
+        self._blamed: list[Offender] = []
 
-def _measure(folder: Path, made: Path, specs: Sequence[GraphSpec], check: Check, say: Say) -> dict[str, Ranges]:
-    """Return what every tensor of the float32 graphs reached along the procedure."""
-    say("float16: ranges of every tensor, along the float32 graphs")
-    with ExitStack() as stack:
-        runners = {
-            spec.name: stack.enter_context(RangeRunner(folder / graph_file(spec.name, "fp32"), spec, made))
-            for spec in specs
-        }
-        check(runners, "fp32")
-        return {name: runner.ranges for name, runner in runners.items()}
+    def search(self) -> dict[str, Any] | None:
+        """Return the notes of the first attempt that passes, from fast to careful; None where none does."""
+        ranges = self._measure()
+        kept: KeptByGraph = {}
+        for level in LEVELS:
+            kept = {name: choose_kept(graph, ranges[name], level, self._found()) for name, graph in self.graphs.items()}
+            if (notes := self.attempt(level.name, kept)) is not None:
+                return notes
+        effects = self._effects(kept)
+        for share in SENSITIVE_SHARES:
+            more = self._with_sensitive(kept, effects, share)
+            notes = self.attempt(f"products alone, without the {share:.1%} that matter most", more)
+            if notes is not None:
+                return notes
+        return None
 
+    def completed(self, keep_list: KeptByGraph) -> KeptByGraph:
+        """Return a given list with the nodes that stay by their kind, whatever it says."""
+        full = {}
+        for name, graph in self.graphs.items():
+            given = {entry.node for entry in keep_list[name]}
+            by_kind = [one for one in choose_kept(graph) if one.range is None and one.node not in given]
+            full[name] = [*keep_list[name], *by_kind]
+        return full
 
-def _check_gain(graphs: Mapping[str, TypedGraph], kept: Mapping[str, Sequence[Kept]]) -> None:
-    counts = [count_products(graph, (entry.node for entry in kept[name])) for name, graph in graphs.items()]
-    products, in_half = (sum(column) for column in zip(*counts, strict=True))
-    if in_half < LEAST_SHARE * products:
-        reasons = [entry.reason for name, graph in graphs.items() for entry in kept[name] if _is_product(graph, entry)]
-        common = max(set(reasons), key=reasons.count)
-        raise ExportError(
-            f"float16 gains nothing here: {products - in_half} of {products} matrix products and convolutions have to "
-            f"stay in float32 (most often: {common}); export without --fp16, or look at these weights"
-        )
-
-
-def _is_product(graph: TypedGraph, entry: Kept) -> bool:
-    return count_products(graph, [entry.node])[1] < count_products(graph, [])[1]
-
-
-def _convert(
-    folder: Path, specs: Sequence[GraphSpec], graphs: Mapping[str, TypedGraph], kept: Mapping[str, Sequence[Kept]]
-) -> None:
-    for spec in specs:
-        model = convert_to_fp16(graphs[spec.name], (entry.node for entry in kept[spec.name]))
-        save_graph(model, folder / graph_file(spec.name, "fp16"), spec, folded=True)
-
-
-def _gate(folder: Path, made: Path, specs: Sequence[GraphSpec], check: Check) -> dict[str, dict[str, Any]]:
-    """Return the figures of the emulated float16 files; raises ParityError, with the node to blame."""
-    with ExitStack() as stack:
-        runners = {
-            spec.name: stack.enter_context(EmulatedRunner(folder / graph_file(spec.name, "fp16"), spec, made))
-            for spec in specs
-        }
+    def attempt(self, name: str, kept: KeptByGraph) -> dict[str, Any] | None:
+        """Convert, and return the notes by file; None where the gate stayed shut, or was tried for this before."""
+        nodes = {graph: sorted(entry.node for entry in entries) for graph, entries in kept.items()}
+        if nodes in self._tried:
+            return None
+        self._tried.append(nodes)
+        self._check_gain(kept)
+        for spec in self.specs:
+            model = convert_to_fp16(self.graphs[spec.name], nodes[spec.name])
+            save_graph(model, self.folder / graph_file(spec.name, "fp16"), spec, folded=True)
+        self.say(f"float16, {name}: emulated against PyTorch float32")
         try:
-            return check(runners, "fp16")
+            figures = self._gate()
         except ParityError as error:
-            singles = {name: folder / graph_file(name, "fp32") for name in runners}
-            blamed = [first_offender(singles[name], runner, made) for name, runner in runners.items() if runner.last]
-            raise ParityError(f"{error}; {_worst(blamed)}") from error
+            self.say(f"float16, {name}: {error}")
+            self.failed = error
+            return None
+        return {
+            graph_file(graph, "fp16"): {**notes_of(self.graphs[graph], list(entries), name), "gate": figures[graph]}
+            for graph, entries in kept.items()
+        }
+
+    def failure(self) -> ParityError:
+        """Return the last attempt's error, with the node to blame."""
+        blamed = f"; {_worst(self._blamed)}" if self._blamed else ""
+        return ParityError(f"{self.failed}{blamed}")
+
+    def _found(self) -> str:
+        """Return what the last gate found, without what was needed and what to do."""
+        return str(self.failed or "").split(", needed")[0].split("; ")[0]
+
+    def _measure(self) -> dict[str, Ranges]:
+        """Return what every tensor of the float32 graphs reached along the procedure."""
+        self.say("float16: ranges of every tensor, along the float32 graphs")
+        with ExitStack() as stack:
+            runners = {
+                spec.name: stack.enter_context(
+                    RangeRunner(self.folder / graph_file(spec.name, "fp32"), spec, self.made)
+                )
+                for spec in self.specs
+            }
+            self.check(runners, "fp32")
+            return {name: runner.ranges for name, runner in runners.items()}
+
+    def _gate(self) -> dict[str, dict[str, Any]]:
+        """Return the figures of the emulated float16 files; raises ParityError, and keeps whom to blame."""
+        with ExitStack() as stack:
+            runners = {
+                spec.name: stack.enter_context(
+                    EmulatedRunner(self.folder / graph_file(spec.name, "fp16"), spec, self.made)
+                )
+                for spec in self.specs
+            }
+            try:
+                return self.check(runners, "fp16")
+            except ParityError:
+                singles = {name: self.folder / graph_file(name, "fp32") for name in runners}
+                found = [first_offender(singles[name], runner, self.made) for name, runner in runners.items()]
+                self._blamed = [one for one in found if one is not None]
+                self.inputs = {name: runner.last for name, runner in runners.items() if runner.last is not None}
+                raise
+
+    def _effects(self, kept: KeptByGraph) -> dict[str, dict[str, float]]:
+        """Return, by graph, how far rounding each product that is not `kept` moves the outputs."""
+        self.say("float16: which products' rounding matters most")
+        effects = {}
+        for spec in self.specs:
+            stays = {entry.node for entry in kept[spec.name]}
+            products = [n.name for n in self.graphs[spec.name].nodes if n.op_type in PRODUCTS and n.name not in stays]
+            if spec.name in self.inputs:
+                file = self.folder / graph_file(spec.name, "fp32")
+                effects[spec.name] = measure_effects(file, spec, products, self.inputs[spec.name], self.made)
+        return effects
+
+    def _with_sensitive(self, kept: KeptByGraph, effects: dict[str, dict[str, float]], share: float) -> KeptByGraph:
+        """Return `kept` and, of each graph, that share of its products whose effect is largest."""
+        more = {}
+        for name, graph in self.graphs.items():
+            ranked = sorted(effects.get(name, {}).items(), key=lambda one: -one[1])
+            count = int(share * count_products(graph, [])[0])
+            ops = {node.name: node.op_type for node in graph.nodes}
+            reason = f"the gate: among the products whose rounding moves the output most; {self._found()}"
+            more[name] = [*kept[name], *(Kept(node, ops[node], reason) for node, _ in ranked[:count])]
+        return more
+
+    def _check_gain(self, kept: KeptByGraph) -> None:
+        counts = [count_products(graph, (entry.node for entry in kept[name])) for name, graph in self.graphs.items()]
+        products, in_half = (sum(column) for column in zip(*counts, strict=True))
+        if in_half < LEAST_SHARE * products:
+            reasons = [entry.reason for entries in kept.values() for entry in entries if entry.op in PRODUCTS]
+            common = max(set(reasons), key=reasons.count)
+            raise ExportError(
+                f"float16 gains nothing here: {products - in_half} of {products} matrix products and convolutions have "
+                f"to stay in float32 (most often: {common}); export without --fp16, or look at these weights"
+            )
 
 
 def _worst(offenders: Sequence[Offender]) -> Offender:

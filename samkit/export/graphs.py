@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from samkit.errors import ExportError
+from samkit.export.typed_graph import save_beside
 from samkit.methods import GraphSpec
 from samkit.methods.method import IMAGES
 from samkit.tensors import Axis
@@ -91,10 +92,10 @@ def write_graph(network: Network, spec: GraphSpec, path: Path, *, opset: int, fo
 
 def save_graph(model: onnx.ModelProto, path: Path, spec: GraphSpec, *, folded: bool) -> None:
     """Write `model` to `path`, weights beyond 2 GiB to a file beside it, and check what was written."""
-    external = sum(len(weight.raw_data) for weight in model.graph.initializer) > LARGEST_FILE
-    onnx.save_model(
-        model, path, save_as_external_data=external, location=f"{path.name}.data", all_tensors_to_one_file=True
-    )
+    if sum(len(weight.raw_data) for weight in model.graph.initializer) > LARGEST_FILE:
+        save_beside(model, path)
+    else:
+        onnx.save_model(model, path)
     check_graph(model, path, spec, folded=folded)
 
 

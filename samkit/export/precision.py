@@ -8,7 +8,8 @@ by kind     norms, means and sums; the log-sum-exp of folded padding; the positi
             half pixel; what follows the last product on the way to an output, coordinates of boxes among it.
 by range    whatever reads, makes or sums up numbers that float16 can't hold, or that are so small that it loses their
             digits; a softmax whose logits are so large that float16's rounding of them counts.
-by the gate where masks moved too far with the above alone: `LEVELS`, one after the other.
+by the gate where masks moved too far with the above alone: `LEVELS`, one after the other, then the products whose
+            rounding moves the output most (sensitivity.py).
 """
 
 from __future__ import annotations
@@ -79,13 +80,17 @@ LEVELS = (
 """From fast to careful; the first one whose masks pass the gate is taken."""
 
 
-def choose_kept(graph: TypedGraph, ranges: Ranges, level: Level = LEVELS[0], asked_by: str = "") -> list[Kept]:
+def choose_kept(
+    graph: TypedGraph, ranges: Ranges | None = None, level: Level = LEVELS[0], asked_by: str = ""
+) -> list[Kept]:
     """Return the nodes of a float32 graph that stay in float32, in its order, each with the first reason found.
 
     Left out are nodes that float16 does not concern, and those that only move numbers: they follow what they read.
-    `asked_by` says what the gate found, for the reasons of a level above the first.
+    Without `ranges` that is decided by kind and weights alone. `asked_by` says what the gate found, for the reasons of
+    a level above the first.
     """
-    encoding = _flood(graph, _named(graph, _WAVES), graph.behind, lambda node: True)
+    ranges = ranges or Ranges()
+    encoding = _flood(graph, _named(graph, _WAVES), graph.behind)
     exponents = _exponent_region(graph)
     tail = _tail(graph)
     kept = []
@@ -147,7 +152,7 @@ def _by_range(graph: TypedGraph, node: onnx.NodeProto, ranges: Ranges) -> Kept |
             largest = float(np.abs(graph.weight(name)).max(initial=0.0))
             if not largest <= FLOAT16_MAX:
                 return keep(f"weight {name} is beyond float16", largest)
-            if 0 < largest < FLOAT16_NORMAL:
+            if 0 < largest < FLOAT16_NORMAL * MARGIN:
                 return keep(f"weight {name} is so small that float16 loses digits", largest)
     for name in graph.activations((*graph.data(node), *node.output)):
         largest = ranges.tensors.get(name, 0.0)
@@ -158,7 +163,7 @@ def _by_range(graph: TypedGraph, node: onnx.NodeProto, ranges: Ranges) -> Kept |
             return keep(f"{kind} {name} is so small that float16 loses digits", largest)
     if node.op_type in PRODUCTS and not (total := ranges.sums.get(node.name, 0.0)) * MARGIN <= FLOAT16_MAX:
         return keep("inner sums leave float16", total)
-    if node.op_type == "Softmax" and (largest := ranges.tensors.get(node.input[0], 0.0)) >= SOFTMAX_LOGIT:
+    if node.op_type == "Softmax" and (largest := ranges.logits.get(node.name, 0.0)) >= SOFTMAX_LOGIT:
         return keep("logits so large that float16's rounding counts", largest)
     return None
 
@@ -171,7 +176,7 @@ def _flood(
     graph: TypedGraph,
     start: Iterable[onnx.NodeProto],
     neighbours: Callable[[onnx.NodeProto], Iterable[onnx.NodeProto]],
-    passes: Callable[[onnx.NodeProto], bool],
+    passes: Callable[[onnx.NodeProto], bool] = lambda node: True,
 ) -> set[str]:
     """Return the names of `start` and of all nodes that it leads to through nodes that let it pass."""
     found: set[str] = set()
@@ -197,11 +202,12 @@ def _exponent_region(graph: TypedGraph) -> set[str]:
 
 
 def _tail(graph: TypedGraph) -> set[str]:
-    """Return the nodes between the last products and the outputs."""
+    """Return the nodes between the last products and the outputs: no product or norm reads what they lead to."""
     outputs = [graph.makers[value.name] for value in graph.model.graph.output if value.name in graph.makers]
+    read_on = _flood(graph, _named(graph, PRODUCTS | _NORMS), graph.behind)
 
     def passes(node: onnx.NodeProto) -> bool:
-        return node.op_type in _ELEMENTWISE | MOVERS and node.op_type != "Gelu"
+        return node.op_type in _ELEMENTWISE | MOVERS and node.name not in read_on
 
     return _flood(graph, filter(passes, outputs), graph.behind, passes)
 

@@ -15,8 +15,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from samkit.export.typed_graph import PRODUCTS, TypedGraph, rebuilt
+from samkit.export.typed_graph import PRODUCTS, TypedGraph, rebuilt, save_beside
 from samkit.methods import GraphSpec
+from samkit.prompts import ABSENT_LOGIT
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.tensors import Axis, Tensor, TensorSpec
 
@@ -29,6 +30,8 @@ class Ranges:
 
     tensors: dict[str, float] = field(default_factory=dict)
     """By the tensor's name."""
+    logits: dict[str, float] = field(default_factory=dict)
+    """By the name of a softmax's node: of its logits, without those of absent tokens, which are only very negative."""
     sums: dict[str, float] = field(default_factory=dict)
     """By the name of a product's node: the largest partial sum that any order of summation may have."""
 
@@ -41,7 +44,7 @@ class RangeRunner(OnnxRuntimeRunner):
         self.ranges = Ranges()
         model, self._probed = _with_probes(onnx.load(path))
         probed = folder / f"{path.stem}.ranges.onnx"
-        onnx.save_model(model, probed, save_as_external_data=True, location=f"{probed.name}.data")
+        save_beside(model, probed)
         vector = TensorSpec(_RANGES, "float32", (Axis.fixed("tensor", len(self._probed)),))
         super().__init__(probed, replace(graph, outputs=(*graph.outputs, vector)))
 
@@ -49,7 +52,7 @@ class RangeRunner(OnnxRuntimeRunner):
         """Return the outputs by name, as any runner; `ranges` has grown by what this run reached."""
         outputs = super().run(inputs)
         for (kind, name), value in zip(self._probed, outputs.pop(_RANGES), strict=True):
-            seen = self.ranges.sums if kind == "sum" else self.ranges.tensors
+            seen: dict[str, float] = getattr(self.ranges, kind)
             seen[name] = float(np.maximum(seen.get(name, 0.0), value))
         return outputs
 
@@ -76,11 +79,20 @@ def _with_probes(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[tuple[st
     vector: list[str] = []
     for value in model.graph.input:
         if graph.is_float(value.name):
-            probe("tensor", value.name, absolute(value.name))
+            probe("tensors", value.name, absolute(value.name))
     for node in graph.nodes:
         nodes.append(node)
         for name in graph.activations(node.output):
-            probe("tensor", name, absolute(name))
+            probe("tensors", name, absolute(name))
+        if node.op_type == "Softmax":
+            logits = node.input[0]
+            nodes.append(helper.make_node("Less", [logits, "samkit_absent"], [f"{node.name}/absent"]))
+            nodes.append(
+                helper.make_node(
+                    "Where", [f"{node.name}/absent", "samkit_zero", absolute(logits)], [f"{node.name}/seen"]
+                )
+            )
+            probe("logits", node.name, f"{node.name}/seen")
         if node.op_type in PRODUCTS:
             shadow = onnx.NodeProto()
             shadow.CopyFrom(node)
@@ -89,9 +101,14 @@ def _with_probes(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[tuple[st
             shadow.input.extend(absolute(name) if name else "" for name in node.input)
             shadow.output.append(f"{node.output[0]}/magnitudes")
             nodes.append(shadow)
-            probe("sum", node.name, shadow.output[0])
+            probe("sums", node.name, shadow.output[0])
     nodes.append(helper.make_node("Concat", vector, [_RANGES], axis=0))
-    one = numpy_helper.from_array(np.ones(1, np.int64), "samkit_one")
-    out = rebuilt(model, nodes, [*graph.weights.values(), one])
+    constants = {
+        "samkit_one": np.ones(1, np.int64),
+        "samkit_zero": np.array(0, np.float32),
+        "samkit_absent": np.array(ABSENT_LOGIT / 2, np.float32),
+    }
+    added = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    out = rebuilt(model, nodes, [*graph.weights.values(), *added])
     out.graph.output.append(helper.make_tensor_value_info(_RANGES, TensorProto.FLOAT, [len(probed)]))
     return out, probed

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from samkit.errors import ParityError
 from samkit.export.parity import (
@@ -84,6 +85,7 @@ def make_references(
     """Return what `runners`, the PyTorch originals, answer on phantoms and then on `subjects`."""
     cases = [_phantom_slice(method, plan, seed) for seed in range(CASES)]
     cases += [_subject_slice(method, plan, subject) for subject in subjects]
+    cases = [_on_networks_grid(image, target, plan.config.image) for image, target in cases]
     references = []
     for image, target in cases:
         runs: list[tuple[str, Outputs]] = []
@@ -257,6 +259,14 @@ def _fullest_slice(volumes: Sequence[Volume], target: np.ndarray, method: SliceM
         raise ParityError("there is nothing to prompt in a case of the parity check; leave that scan out")
     image = np.stack([_scaled_slice(volume, view, number) for volume in volumes], axis=2)
     return image, np.ascontiguousarray(targets[number])
+
+
+def _on_networks_grid(image: np.ndarray, target: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return slice and target enlarged to the network's input, so that masks are compared pixel by pixel of it."""
+    factor = side / max(target.shape)
+    if factor <= 1:
+        return image, target
+    return ndimage.zoom(image, (factor, factor, 1), order=1), ndimage.zoom(target, factor, order=0)
 
 
 def _scaled_slice(volume: Volume, view: PlaneView, number: int) -> np.ndarray:

@@ -43,10 +43,11 @@ class Subject:
     """bool, on the array of the volumes or the picture (H, W)."""
 
 
-def find_subjects(folder: Path, method: Method, config: Any) -> list[Path]:
-    """Return what is used of `folder`: scans or pictures, or folders of sequences where the method takes several.
+def find_subjects(folder: Path, method: Method, config: Any) -> tuple[list[Path], int]:
+    """Return what is used of `folder`, and of how many it was picked.
 
-    Raises InputRefused where there is nothing of the kind.
+    That is scans or pictures, or folders of sequences where the method takes several. Raises InputRefused where there
+    is nothing of the kind.
     """
     takes_several = isinstance(method, SliceMethod) and len(method.sequences(config)) > 1
     found = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -61,7 +62,7 @@ def find_subjects(folder: Path, method: Method, config: Any) -> list[Path]:
             "calibration", f"{folder.name} holds nothing that {method.name} can be calibrated on", f"needed is {kind}"
         )
     picked = np.unique(np.linspace(0, len(usable) - 1, min(MOST, len(usable))).round().astype(int))
-    return [usable[number] for number in picked]
+    return [usable[number] for number in picked], len(usable)
 
 
 def read_subjects(paths: Sequence[Path], method: Method, config: Any) -> list[Subject]:

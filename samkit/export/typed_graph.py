@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -108,6 +109,14 @@ def name_nodes(model: onnx.ModelProto) -> None:
         if not node.name or node.name in seen:
             node.name = f"{node.op_type}_{number}"
         seen.add(node.name)
+
+
+def save_beside(model: onnx.ModelProto, path: Path) -> None:
+    """Write `model` to `path` with its weights in a file beside it, in place of what was there."""
+    data = path.with_name(f"{path.name}.data")
+    for old in (path, data):  # onnx would append to weights that are there
+        old.unlink(missing_ok=True)
+    onnx.save_model(model, path, save_as_external_data=True, location=data.name)
 
 
 def rebuilt(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], weights: Iterable[TensorProto]) -> onnx.ModelProto:

@@ -20,9 +20,7 @@ from torch import Tensor, nn
 from samkit.models.layers import MLPBlock
 from samkit.models.lora import LoraLinear, full_weight
 from samkit.models.network import Foldable
-
-_MASKED = -3.0e4
-"""Added to the logits of absent keys: their softmax weight is exactly zero, and FP16 still holds the number."""
+from samkit.prompts import ABSENT_LOGIT
 
 
 class _Attention(Foldable):
@@ -181,7 +179,7 @@ class TwoWayTransformer(nn.Module):
         """
         penalty = None
         if present is not None:
-            penalty = torch.where(present, 0.0, _MASKED).to(tokens.dtype)[:, None, None]
+            penalty = torch.where(present, 0.0, ABSENT_LOGIT).to(tokens.dtype)[:, None, None]
         image, image_pe = image.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2)
         token_pe = tokens
         for layer in self.layers:

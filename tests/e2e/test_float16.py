@@ -134,7 +134,7 @@ def test_scans_of_a_folder_are_measured_and_stay_at_home(tmp_path):
     arguments = ["--method", METHOD, "--fp16", "--calibration", str(scans), "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(export, arguments)
     assert result.exit_code == 0, result.output
-    assert "3 subjects of the folder, besides 2 phantoms" in result.stderr
+    assert "3 of 3 subjects of the folder, besides 2 phantoms" in result.stderr
     manifest = Manifest.load(tmp_path / "out")
     assert manifest.precision_notes["mask_decoder.fp16.onnx"]["gate"]["cases"] == 5
     text = (tmp_path / "out" / "manifest.json").read_text()

@@ -109,6 +109,15 @@ def test_node_whose_error_is_too_large_is_named(small, emulated, tmp_path):
     assert (offender.node, offender.is_overflow, offender.is_beyond) == ("Sub_c", False, True)
 
 
+def test_nobody_is_blamed_where_nothing_is_float16_or_nothing_ran(small, emulated, tmp_path):
+    nodes = [small.node("MatMul", ["x", "w"], ["y"])]
+    runner = emulated(nodes, {"w": W})
+    assert first_offender(tmp_path / "g.onnx", runner, tmp_path) is None
+    runner = emulated(nodes, {"w": W}, kept=["MatMul_y"])
+    runner.run({"x": X})
+    assert first_offender(tmp_path / "g.onnx", runner, tmp_path) is None
+
+
 def test_worst_node_is_named_where_none_is_beyond(small, emulated, tmp_path):
     runner = emulated([small.node("MatMul", ["x", "w"], ["y"])], {"w": W})
     runner.run({"x": X})

@@ -7,6 +7,7 @@ import pytest
 from samkit.errors import ExportError, ParityError
 from samkit.export.emulation import EmulatedRunner
 from samkit.export.float16 import write_float16
+from samkit.export.sensitivity import measure_effects
 
 RNG = np.random.default_rng(1)
 W = RNG.standard_normal((4, 4))
@@ -60,9 +61,32 @@ def test_levels_are_climbed_until_the_gate_opens(refused, level, kept, folder, s
 
 
 def test_gate_that_never_opens_fails_with_the_node_to_blame(folder, small):
-    check, _ = checking(3)
+    check, _ = checking(9)
     with pytest.raises(ParityError, match=r"Dice 0\.9; the worst node is \w+ of g, with a relative error of"):
         write_float16(folder, [small.spec()], check, lambda line: None)
+
+
+def test_product_that_matters_most_goes_back_to_float32_first(small, tmp_path):
+    """One of twelve adds a thousand, which is taken away again: its rounding is a hundred times the others'."""
+    rotation = np.linalg.qr(W)[0]
+    nodes, before = [], "x"
+    for number in range(12):
+        after = "y" if number == 11 else f"p{number}"
+        if number == 7:
+            nodes.append(small.node("Gemm", [before, "w", "thousand"], ["high"]))
+            nodes.append(small.node("Sub", ["high", "thousand"], [after]))
+        else:
+            nodes.append(small.node("MatMul", [before, "w"], [after]))
+        before = after
+    onnx.save(small.build(nodes, {"w": rotation, "thousand": np.full(4, 1000)}), tmp_path / "g.onnx")
+    effects = measure_effects(tmp_path / "g.onnx", small.spec(), ["MatMul_p3", "Gemm_high"], {"x": X}, tmp_path)
+    assert effects["Gemm_high"] > 0.05 > 1e-3 > effects["MatMul_p3"] > 1e-5
+    check, _ = checking(2)
+    notes = write_float16(tmp_path, [small.spec()], check, lambda line: None)["g.fp16.onnx"]
+    assert notes["level"] == "products alone, without the 12.5% that matter most"
+    assert notes["products_in_float16"] == 11
+    sensitive = [one["node"] for one in notes["kept_in_float32"] if "moves the output most" in one["reason"]]
+    assert sensitive == ["Gemm_high"]
 
 
 def test_given_list_is_taken_as_it_is_and_measures_nothing(folder, small):
@@ -70,6 +94,18 @@ def test_given_list_is_taken_as_it_is_and_measures_nothing(folder, small):
     notes = write_float16(folder, [small.spec()], check, lambda line: None, {"g": []})["g.fp16.onnx"]
     assert calls == [("fp16", True)]
     assert (notes["level"], notes["kept_in_float32"]) == ("as the keep-list says", [])
+
+
+def test_given_list_does_not_put_norms_into_float16(small, tmp_path):
+    nodes = [
+        small.node("MatMul", ["x", "w"], ["a"]),
+        small.node("LayerNormalization", ["a", "one"], ["b"]),
+        small.node("MatMul", ["b", "w"], ["y"]),
+    ]
+    onnx.save(small.build(nodes, {"w": W, "one": np.ones(4)}), tmp_path / "g.onnx")
+    check, _ = checking(0)
+    notes = write_float16(tmp_path, [small.spec()], check, lambda line: None, {"g": []})["g.fp16.onnx"]
+    assert [entry["node"] for entry in notes["kept_in_float32"]] == ["LayerNormalization_b"]
 
 
 def test_half_of_the_products_in_float32_gains_nothing(small, tmp_path):

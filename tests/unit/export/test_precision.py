@@ -97,6 +97,16 @@ def test_log_sum_exp_keeps_float32_between_two_products(small):
     np.testing.assert_allclose(small.run(converted(graph), X), small.run(graph.model, X), rtol=5e-3, atol=2e-2)
 
 
+def test_residual_that_a_product_reads_on_is_no_tail(small):
+    nodes = [
+        small.node("MatMul", ["x", "w"], ["a"]),
+        small.node("Add", ["a", "x"], ["b"]),
+        small.node("MatMul", ["b", "w"], ["c"]),
+        small.node("Add", ["c", "b"], ["y"]),
+    ]
+    assert set(reasons(small.typed(nodes, {"w": W}))) == {"Add_y"}
+
+
 def test_what_follows_the_last_product_keeps_float32(small):
     """Pixel coordinates of boxes are there: float16 counts in halves beyond 512."""
     graph = small.typed(
@@ -115,6 +125,7 @@ def test_what_follows_the_last_product_keeps_float32(small):
     [
         ({"tensors": {"x": FLOAT16_MAX / MARGIN * 1.01}}, "input x leaves float16"),
         ({"tensors": {"a": FLOAT16_MAX / MARGIN * 1.01}}, "output a leaves float16"),
+        ({"tensors": {"x": FLOAT16_NORMAL * MARGIN * 0.99}}, "input x is so small"),
         ({"sums": {"MatMul_a": FLOAT16_MAX / MARGIN * 1.01}}, "inner sums leave float16"),
         ({"tensors": {"a": FLOAT16_NORMAL}}, "output a is so small"),
         ({"tensors": {"a": float("nan")}}, "output a leaves float16"),
@@ -157,8 +168,8 @@ def test_softmax_stays_where_its_logits_are_large(small):
         small.node("MatMul", ["s", "w"], ["y"]),
     ]
     graph = small.typed(nodes, {"w": W})
-    assert reasons(graph, Ranges({"a": 15.0})) == {}
-    assert "logits so large" in reasons(graph, Ranges({"a": 17.0}))["Softmax_s"]
+    assert reasons(graph, Ranges({"a": 15.0}, {"Softmax_s": 15.0})) == {}
+    assert "logits so large" in reasons(graph, Ranges({"a": 17.0}, {"Softmax_s": 17.0}))["Softmax_s"]
 
 
 def test_levels_keep_more_and_say_what_the_gate_found(small):

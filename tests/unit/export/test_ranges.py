@@ -5,6 +5,7 @@ import onnx
 import pytest
 
 from samkit.export.ranges import RangeRunner
+from samkit.prompts import ABSENT_LOGIT
 
 RNG = np.random.default_rng(3)
 W = RNG.standard_normal((4, 4)).astype(np.float32)
@@ -51,6 +52,17 @@ def test_the_largest_of_all_runs_is_kept(runner):
 def test_infinity_is_seen(runner):
     runner.run({"x": np.where(X.max() == X, np.inf, X).astype(np.float32)})
     assert runner.ranges.tensors["x"] == np.inf
+
+
+def test_logits_of_absent_tokens_are_left_out(small, tmp_path):
+    model = small.build(
+        [small.node("Add", ["x", "penalty"], ["a"]), small.node("Softmax", ["a"], ["y"])],
+        {"penalty": np.array([0, 0, ABSENT_LOGIT, 0])},
+    )
+    onnx.save(model, tmp_path / "g.onnx")
+    with RangeRunner(tmp_path / "g.onnx", small.spec(), tmp_path) as runner:
+        runner.run({"x": np.array([[1, -7, 30, 2]], np.float32)})
+        assert runner.ranges.logits == {"Softmax_y": 7}
 
 
 def test_cancelling_sum_shows_in_the_bound_alone(small, tmp_path):
