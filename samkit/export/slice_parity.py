@@ -85,7 +85,8 @@ def make_references(
     """Return what `runners`, the PyTorch originals, answer on phantoms and then on `subjects`."""
     cases = [_phantom_slice(method, plan, seed) for seed in range(CASES)]
     cases += [_subject_slice(method, plan, subject) for subject in subjects]
-    cases = [_on_networks_grid(image, target, plan.config.image) for image, target in cases]
+    side = next(graph for graph in plan.specs if graph.name == "image_encoder").inputs[0].shape[-1]
+    cases = [_on_networks_grid(image, target, side) for image, target in cases]
     references = []
     for image, target in cases:
         runs: list[tuple[str, Outputs]] = []
