@@ -276,7 +276,7 @@ def _rebuild(graph: TypedGraph, half: set[str]) -> onnx.ModelProto:
         if node.name in half:
             for index, name in enumerate(node.output):
                 if name in outputs:  # borders stay float32
-                    node.output[index] = f"{name}_float16"
+                    node.output[index] = cast[name, TensorProto.FLOAT16] = f"{name}_float16"
                     nodes.append(helper.make_node("Cast", [f"{name}_float16"], [name], f"{name}_to_float32", to=1))
                 elif graph.is_float(name):
                     half_tensors.add(name)

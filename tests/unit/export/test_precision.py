@@ -18,7 +18,7 @@ from samkit.export.precision import (
     read_keep_list,
 )
 from samkit.export.ranges import Ranges
-from samkit.export.typed_graph import FLOAT16_MAX, FLOAT16_NORMAL
+from samkit.export.typed_graph import FLOAT16_MAX, FLOAT16_NORMAL, TypedGraph
 
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((4, 4))
@@ -60,6 +60,14 @@ def test_borders_stay_float32(small):
     half = converted(small.typed([small.node("MatMul", ["x", "w"], ["y"])], {"w": W}))
     for value in (*half.graph.input, *half.graph.output):
         assert value.type.tensor_type.elem_type == TensorProto.FLOAT
+
+
+def test_output_that_is_read_on_is_cast_once_and_for_the_border_alone(small):
+    model = small.build([small.node("MatMul", ["x", "w"], ["y"]), small.node("MatMul", ["y", "w"], ["z"])], {"w": W})
+    model.graph.output.append(onnx.helper.make_tensor_value_info("z", TensorProto.FLOAT, ("rows", "columns")))
+    half = converted(TypedGraph(model))
+    onnx.checker.check_model(half, full_check=True)
+    assert [node.op_type for node in half.graph.node] == ["Cast", "MatMul", "Cast", "MatMul", "Cast"]
 
 
 def test_positional_encoding_keeps_float32(small):
