@@ -19,8 +19,9 @@ test: venv
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-gpu: RUNTIME = gpu
-test-gpu: venv  ## everything that needs CUDA but not TensorRT; a test that can't run fails
+test-gpu: venv  ## everything that needs CUDA but not TensorRT; a test that can't run fails; then prints the timings
 	$(BIN)/python -m pytest -n 0 -m "gpu and not tensorrt" --require-gpu
+	$(BIN)/python -m samkit.benchmarks.gpu --size small
 
 test-tensorrt: RUNTIME = cpu,tensorrt
 test-tensorrt: venv  ## build every method's engines, compare, print the table; needs samkit[tensorrt] and a GPU

@@ -25,8 +25,8 @@ class MatrixProduct(Closing):
 
     GFLOP = 2 * SIDE**3 / 1e9
 
-    def __init__(self, threads: int) -> None:
-        """Open the session."""
+    def __init__(self, threads: int, device: str = "cpu") -> None:
+        """Open the session; raises MissingDependencyError where ONNX Runtime can't use `device`."""
         square = (Axis.fixed("row", SIDE), Axis.fixed("column", SIDE))
         left, right, out = (TensorSpec(name, "float32", square) for name in ("left", "right", "out"))
         values = [helper.make_tensor_value_info(t.name, TensorProto.FLOAT, t.shape) for t in (left, right, out)]
@@ -39,7 +39,8 @@ class MatrixProduct(Closing):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "product.onnx"
             onnx.save_model(model, path)
-            self._runner = OnnxRuntimeRunner(path, GraphSpec("product", (left, right), (out,), {}), threads=threads)
+            graph = GraphSpec("product", (left, right), (out,), {})
+            self._runner = OnnxRuntimeRunner(path, graph, device=device, threads=threads)
         # Two inputs: a constant would be packed beforehand, and every activation product is not.
         matrix = np.random.default_rng(0).standard_normal((SIDE, SIDE), np.float32)
         self._inputs = {"left": matrix, "right": matrix}
