@@ -76,6 +76,9 @@ def test_runs_take_turns_and_who_begins_changes(monkeypatch):
         (Goal("ratio", least=4.0), 3.9, "is 3.9 times as fast as --no-fold, wanted is at least 4"),
         (Goal("above_session_mb", most=250), 251.0, "adds 251.0 MB to the loaded session, wanted is at most 250"),
         (Goal("ratio", least=4.0), math.nan, "is nan times as fast as --no-fold, wanted is at least 4"),
+        (Goal("ratio", above=1.0, aim=1.2), 1.0, "is 1.0 times as fast as --no-fold, wanted is more than 1"),
+        (Goal("ratio", above=1.0), math.nan, "is nan times as fast as --no-fold, wanted is more than 1"),
+        (Goal("ratio", above=1.0), 1.001, None),
         (Goal("ratio", least=4.0, aim=5.0), 4.0, None),  # an aim is not judged
         (Goal("peak_of_official", most=0.45), 0.45, None),
     ],
