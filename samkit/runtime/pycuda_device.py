@@ -2,6 +2,10 @@
 
 The device's primary context is used, because it is the one TensorRT works in. Contexts belong to threads, so every
 call is made inside `with device.active():`, from whatever thread; nothing stays current in between.
+
+It is retained once and never given back before the process ends: pycuda's `detach` of a context that is not current
+makes it so and leaves it there, since releasing a primary context pops nothing, and in any other thread than the one
+that retained it does nothing at all (pycuda src/cpp/cuda.hpp; CUDA driver API, cuDevicePrimaryCtxRelease).
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,14 +86,20 @@ def _kernel_driver() -> str:
     return found.group(1) if found else "unknown"
 
 
+@cache
+def _primary_context(driver: Any) -> pycuda.driver.Context:
+    """Return the first device's primary context, the same object for as long as the process lives."""
+    device: pycuda.driver.Device = driver.Device(0)
+    return device.retain_primary_context()
+
+
 class CudaDevice(Closing):
     """The first CUDA device that is visible, with one stream; everything that was allocated goes when it is closed."""
 
     def __init__(self) -> None:
         """Raise MissingDependencyError where pycuda or a device is missing."""
         self._driver = import_pycuda()
-        device: pycuda.driver.Device = self._driver.Device(0)
-        self._context: pycuda.driver.Context | None = device.retain_primary_context()
+        self._context: pycuda.driver.Context = _primary_context(self._driver)
         self._memory: dict[int, pycuda.driver.DeviceAllocation] = {}
         self._pinned: list[np.ndarray] = []
         self._stream: pycuda.driver.Stream | None = None
@@ -98,12 +109,11 @@ class CudaDevice(Closing):
     @contextmanager
     def active(self) -> Iterator[None]:
         """Make the device's context current in this thread, for as long as the block lasts."""
-        context: pycuda.driver.Context = self._context
-        context.push()
+        self._context.push()
         try:
             yield
         finally:
-            context.pop()
+            self._context.pop()
 
     @property
     def stream(self) -> int:
@@ -142,16 +152,13 @@ class CudaDevice(Closing):
         stream.synchronize()
 
     def close(self) -> None:
-        """Free all memory, the stream and the context."""
-        if self._context is None:
+        """Free all memory and the stream."""
+        if self._stream is None:
             return
         with self.active():
             for array in self._pinned:
                 array.base.free()  # type: ignore[union-attr]  # pycuda's PagelockedHostAllocation
             for allocation in self._memory.values():
                 allocation.free()
-            self._stream = None
+            self._stream = None  # destroyed here, where its context is current
         self._memory, self._pinned = {}, []
-        context: pycuda.driver.Context = self._context
-        context.detach()
-        self._context = None

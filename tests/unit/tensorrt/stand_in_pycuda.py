@@ -3,12 +3,17 @@
 Names, arguments and rules are those of pycuda's documentation (doc/driver.rst; `Stream.handle` from its wrapper):
 `init` comes first, memory belongs to a context that must be current, asynchronous copies want page-locked memory and
 happen when the stream is waited for.
+
+Contexts are those of src/cpp/cuda.hpp. pycuda has a stack for each thread, of which the top alone is current for CUDA.
+`detach` releases a context that is current; of one that is not it pushes the context first, in the thread that retained
+it, and does nothing in another. Releasing a primary context pops nothing, so what `detach` pushed stays current.
 """
 
 from __future__ import annotations
 
 import ctypes
 import itertools
+import threading
 import types
 import weakref
 
@@ -17,12 +22,37 @@ import numpy as np
 GPU = "Stand-in H100"
 
 
+class State:
+    """What is alive."""
+
+    def __init__(self):
+        self.started = False
+        self.stacks = {}
+        """pycuda's stacks of contexts, by thread."""
+        self.current = []
+        """What CUDA itself has current, in all threads together."""
+        self.retained = 0
+        self.memory, self.pinned, self.allocations = {}, {}, 0
+        self.streams = weakref.WeakValueDictionary()
+
+    def mine(self):
+        return self.stacks.setdefault(threading.get_ident(), [])
+
+    @property
+    def stack(self):
+        return [context for stack in self.stacks.values() for context in stack]
+
+    def left(self):
+        """Return what closing should have freed; the primary context is retained once, and stays."""
+        names = ("memory", "pinned", "stack", "current")
+        found = {name: value for name in names if (value := getattr(self, name))} | dict(self.streams)
+        return found if self.retained <= 1 else {**found, "retained": self.retained}
+
+
 def make(spec=None, gpu=GPU, devices=1):
     """Return a fresh module; its `state` says what is alive."""
     module = types.ModuleType("pycuda.driver")
-    state = types.SimpleNamespace(
-        started=False, stack=[], retained=0, memory={}, pinned={}, streams=weakref.WeakValueDictionary(), allocations=0
-    )
+    state = State()
     handles = itertools.count(0x5000)
 
     class Error(Exception):
@@ -37,8 +67,9 @@ def make(spec=None, gpu=GPU, devices=1):
 
     def current():
         started()
-        if not state.stack:
+        if not state.mine():
             raise LogicError("no context is current in this thread")
+        return state.mine()[-1]
 
     def init(flags=0):
         if not devices:
@@ -48,21 +79,35 @@ def make(spec=None, gpu=GPU, devices=1):
     class Context:
         def __init__(self):
             self.alive = True
+            self._thread = threading.get_ident()
 
         def push(self):
             if not self.alive:
                 raise LogicError("the context is gone")
-            state.stack.append(self)
+            if state.mine():
+                state.current.pop()
+            state.mine().append(self)
+            state.current.append(self)
 
         @staticmethod
         def pop():
-            state.stack.pop()
+            if not state.mine():
+                raise LogicError("cannot pop non-current context")
+            state.mine().pop()
+            state.current.pop()
+            if state.mine():
+                state.current.append(state.mine()[-1])
 
         def detach(self):
-            if self in state.stack:
-                raise LogicError("the context is still current")
+            if not self.alive:
+                raise LogicError("cannot detach from invalid context")
             self.alive = False
-            state.retained -= 1
+            if state.mine()[-1:] == [self]:
+                state.mine().pop()
+                state.retained -= 1
+            elif self._thread == threading.get_ident():
+                state.current.append(self)
+                state.retained -= 1
 
     class Device:
         def __init__(self, number):
@@ -86,7 +131,7 @@ def make(spec=None, gpu=GPU, devices=1):
 
     class Stream:
         def __init__(self, flags=0):
-            current()
+            self._context = current()
             self._queue = []
             self._handle = next(handles)
             state.streams[self._handle] = self
@@ -103,6 +148,7 @@ def make(spec=None, gpu=GPU, devices=1):
 
     class DeviceAllocation:
         def __init__(self, count):
+            self._context = current()
             self._buffer = ctypes.create_string_buffer(b"\xff" * count, count)  # not a number, until it is written
             self._address = ctypes.addressof(self._buffer)
             state.memory[self._address] = count
@@ -112,7 +158,8 @@ def make(spec=None, gpu=GPU, devices=1):
             return self._address
 
         def free(self):
-            current()
+            if current() is not self._context:
+                raise LogicError("memory is freed in another context than it was allocated in")
             del state.memory[self._address]
 
     class PagelockedHostAllocation:
