@@ -59,6 +59,8 @@ class GraphSpec:
     """The refinements in which it exists; empty: in all."""
     is_rewrite: bool = False
     """Whether the exact fast form alone has it: upstream's formulation does its work inside another graph."""
+    substitute: str | None = None
+    """The graph that gives the same outputs where what it takes besides is zero: it runs where this one is missing."""
 
     def is_in(self, refinement: str | None, folded: bool) -> bool:
         """Return whether an export has this graph; a refinement that is not known yet (None) has those of all."""

@@ -6,7 +6,7 @@ embedding has no business on the host. Such a `DeviceTensor` is an input like an
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
@@ -96,16 +96,54 @@ class HostRunner(Closing):
         return dict(self.run(inputs))
 
 
+class SubstituteRunner(Closing):
+    """Runs a graph that an export lacks by its substitute, whose further inputs are zeros; numbers are the same."""
+
+    def __init__(self, graph: GraphSpec, other: Runner) -> None:
+        """Run `graph` by `other`, the runner of `graph.substitute`, which its owner closes."""
+        self.graph = graph
+        self.providers = other.providers
+        self._other = other
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """Return the outputs by name, on the host; raises TensorMismatchError for other inputs, else as the other does."""
+        return self._other.run(self._with_zeros(inputs))
+
+    def run_keeping(self, inputs: Mapping[str, Tensor], kept: Collection[str]) -> dict[str, Tensor]:
+        """Return the outputs by name, those named in `kept` where the graph runs; raises as the other does."""
+        return self._other.run_keeping(self._with_zeros(inputs), kept)
+
+    def _with_zeros(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        _check_names(self.graph, inputs)
+        for spec in self.graph.inputs:
+            spec.check(inputs[spec.name])
+        sizes = {
+            axis.name: size
+            for spec in self.graph.inputs
+            for axis, size in zip(spec.axes, inputs[spec.name].shape, strict=True)
+            if axis.is_dynamic
+        }
+        zeros = {
+            spec.name: np.zeros([sizes[axis.name] if axis.is_dynamic else axis.min for axis in spec.axes], spec.dtype)
+            for spec in self._other.graph.inputs
+            if spec.name not in inputs
+        }
+        return {**inputs, **zeros}
+
+
+def add_substitutes(runners: MutableMapping[str, Runner], graphs: Sequence[GraphSpec]) -> None:
+    """Add to `runners`, by name, one for each of `graphs` that is missing there and has a substitute that is not."""
+    for graph in graphs:
+        if graph.name not in runners and graph.substitute is not None and graph.substitute in runners:
+            runners[graph.name] = SubstituteRunner(graph, runners[graph.substitute])
+
+
 def check_inputs(graph: GraphSpec, inputs: Mapping[str, Tensor], place: str = "host memory") -> None:
     """Raise TensorMismatchError unless `inputs` are exactly the graph's, each of a fitting shape and dtype.
 
     Tensors on a device must lie at `place`, where the graph runs, and raise SamkitError when their runner is closed.
     """
-    wanted = {spec.name for spec in graph.inputs}
-    if set(inputs) != wanted:
-        raise TensorMismatchError(
-            f"graph {graph.name} was given {sorted(inputs)} and needs {sorted(wanted)}; pass exactly those"
-        )
+    _check_names(graph, inputs)
     for spec in graph.inputs:
         tensor = inputs[spec.name]
         if not isinstance(tensor, np.ndarray):
@@ -115,6 +153,14 @@ def check_inputs(graph: GraphSpec, inputs: Mapping[str, Tensor], place: str = "h
     shared = {spec.name for spec in graph.inputs if spec.axes[0].name == IMAGES and rows[spec.name] == 1}
     if len({count for name, count in rows.items() if name not in shared}) > 1:
         raise TensorMismatchError(f"graph {graph.name} was given different batches {rows}; make them equal")
+
+
+def _check_names(graph: GraphSpec, inputs: Mapping[str, Tensor]) -> None:
+    wanted = {spec.name for spec in graph.inputs}
+    if set(inputs) != wanted:
+        raise TensorMismatchError(
+            f"graph {graph.name} was given {sorted(inputs)} and needs {sorted(wanted)}; pass exactly those"
+        )
 
 
 def _check_place(graph: GraphSpec, name: str, tensor: DeviceTensor, place: str) -> None:

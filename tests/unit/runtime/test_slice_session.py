@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
-from samkit.errors import GeometryError, InputRefused, ManifestError, PromptError
+from samkit.errors import GeometryError, InputRefused, ManifestError, PromptError, TensorMismatchError
 from samkit.geometry import Volume, voxel_to_world, world_to_voxel
 from samkit.methods import sam
 from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, SliceBox, SlicePoint, SlicePrompts
 from samkit.runtime import SliceSession, open_session
 from samkit.runtime.images import read_scan
+from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
+from samkit.runtime.runner import add_substitutes
 
 CODES = [
     "".join(signs[axis] for axis in order)
@@ -374,12 +376,66 @@ def test_one_volume_is_taken_where_no_sequence_has_a_name(session):
     assert session.add_box(BOX).voxels == 140
 
 
-def test_export_without_a_graph_that_the_method_needs_is_refused(bright_slices, tmp_path):
-    """Such as one that an earlier samkit made, before there was a decoder without mask prompts."""
-    folder = tmp_path / "old"
+def without_graph(bright_slices, folder, name):
+    """Return a copy of an export that lacks a graph."""
     shutil.copytree(bright_slices, folder)
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["plan"]["graphs"].remove("mask_decoder_no_mask")
+    manifest["plan"]["graphs"].remove(name)
+    manifest["artifacts"] = [entry for entry in manifest["artifacts"] if entry["file"] != f"{name}.onnx"]
+    (folder / f"{name}.onnx").unlink()
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ManifestError, match="has no graph mask_decoder_no_mask, which sam needs: an earlier samkit"):
+    return folder
+
+
+def test_export_without_the_decoder_that_takes_no_mask_answers_the_same(bright_slices, tmp_path):
+    """Such as one that an earlier samkit made, or --no-fold: `mask_decoder` given no mask does that work."""
+    folder = without_graph(bright_slices, tmp_path / "old", "mask_decoder_no_mask")
+    volume = Volume(blocks(), AFFINE)
+    answers = []
+    for export in (bright_slices, folder):
+        with open_session(export) as session:
+            session.set_volume(volume)
+            session.add(BOX, Point((12, 14, 8), 1))  # a box and a point beside it: two rows
+            session.add_point(Point((2, 3, 8), 0), refine=True)
+            session.propagate()
+            answers.append(session.logits())
+            assert set(session.providers) == {"image_encoder", "mask_decoder", "mask_decoder_no_mask"}
+    assert (answers[0] > 0).any()
+    np.testing.assert_array_equal(*answers)
+
+
+def test_substitute_takes_what_the_missing_graph_takes(bright_slices):
+    graphs = {graph.name: graph for graph in sam.METHOD.graphs(sam.METHOD.sizes["tiny"])}
+    specs = graphs["mask_decoder_no_mask"].inputs
+    rows = 3
+    feed = {
+        spec.name: np.ones([{"batch": rows, "points": 2}.get(axis.name, axis.min) for axis in spec.axes], np.float32)
+        for spec in specs
+    }
+    with OnnxRuntimeRunner(bright_slices / "mask_decoder.onnx", graphs["mask_decoder"], threads=1) as decoder:
+        runners = {"mask_decoder": decoder}
+        add_substitutes(runners, tuple(graphs.values()))
+        assert set(runners) == {"mask_decoder", "mask_decoder_no_mask"}
+        runner = runners["mask_decoder_no_mask"]
+        assert runner.run(feed)["low_res_masks"].shape[0] == rows
+        for wrong in ({}, {**feed, "mask_input": feed["point_coords"]}, {**feed, "point_labels": np.float32(1)}):
+            with pytest.raises(TensorMismatchError):
+                runner.run(wrong)
+        runner.close()  # belongs to nobody
+        kept = decoder.run({**feed, **blank_masks(graphs["mask_decoder"], rows)})
+        for name, value in runner.run_keeping(feed, ("iou_predictions",)).items():
+            np.testing.assert_array_equal(value, kept[name])
+
+
+def blank_masks(graph, rows):
+    return {
+        spec.name: np.zeros([rows, *spec.shape[1:]], np.float32)
+        for spec in graph.inputs
+        if spec.name in ("mask_input", "has_mask_input")
+    }
+
+
+def test_export_without_a_graph_that_the_method_needs_is_refused(bright_slices, tmp_path):
+    folder = without_graph(bright_slices, tmp_path / "old", "mask_decoder")
+    with pytest.raises(ManifestError, match="has no graph mask_decoder, which sam needs; export again"):
         open_session(folder)
