@@ -83,7 +83,7 @@ def export(
         from samkit.export import engines  # neither torch nor onnx
 
         settings = engines.EngineSettings(engine_workspace * engines.MIB, engine_level)
-        return engines.build_engines(folder, settings=settings, force=force, say=say)
+        return engines.build_engines(folder, settings=settings, force=force, say=say, warn=_announce)
 
     if sum((show_list, verify is not None, build_engines is not None, method_name is not None)) > 1:
         raise click.UsageError("--list, --verify, --build-engines and --method each stand alone; give one")
@@ -124,7 +124,7 @@ def export(
         if missing is None and not no_engines:
             manifest = engines(folder)
         elif missing is not None:
-            click.echo(f"sam-export: no TensorRT engines were built: {missing}", err=True)
+            _announce(f"no TensorRT engines were built: {missing}")
         figures = {"digest": manifest.digest, "parity": manifest.parity, "engines": manifest.engines}
         click.echo(json.dumps({"export": str(folder), **figures}))
 
@@ -160,7 +160,12 @@ def _announce_weights(plan: ExportPlan) -> None:
         "random": f"no --checkpoint: using RANDOM weights (size {plan.size}), for timing and tests only",
     }
     if plan.weights.kind in sentences:
-        click.echo(f"sam-export: {sentences[plan.weights.kind]}", err=True)
+        _announce(sentences[plan.weights.kind])
+
+
+def _announce(sentence: str) -> None:
+    """Say what must be told, whatever --quiet says."""
+    click.echo(f"sam-export: {sentence}", err=True)
 
 
 def main() -> None:

@@ -23,11 +23,11 @@ from typing import Any
 from samkit.errors import ExportError, MissingDependencyError, SamkitError
 from samkit.export.build_engine import EnginePlan, describe_machine, graph_sha256
 from samkit.export.export import repeat_parity
-from samkit.manifest import Manifest, describe_files, engine_file, graph_file
+from samkit.manifest import Manifest, describe_files, engine_file, file_sha256, graph_file
 from samkit.methods import GraphSpec
 from samkit.runtime.pycuda_device import import_pycuda
 from samkit.runtime.runner import Runner
-from samkit.runtime.tensorrt_library import KNOWN_VERSIONS, import_tensorrt, is_known
+from samkit.runtime.tensorrt_library import import_tensorrt, untested_warning
 from samkit.runtime.tensorrt_runner import POINTS, TensorRTRunner
 from samkit.tensors import Axis
 
@@ -84,22 +84,21 @@ def build_engines(
     settings: EngineSettings | None = None,
     force: bool = False,
     say: Say = lambda line: None,
+    warn: Say | None = None,
 ) -> Manifest:
     """Build an engine of every ONNX file of the export in `folder`, and return its new manifest.
 
-    Engines that are there, unchanged, of this machine and with these settings are kept, unless `force`. Raises
-    MissingDependencyError without TensorRT, pycuda or a GPU, ManifestError for a changed export, ExportError with
-    TensorRT's own errors, and ParityError; the export is then as it was.
+    Engines that are there, unchanged, of this machine and with these settings are kept, unless `force`; engines' own
+    files may be missing or changed, all others not. `say` gets the progress and `warn`, by default the same, what must
+    be told. Raises MissingDependencyError without TensorRT, pycuda or a GPU, ManifestError for a changed export,
+    ExportError with TensorRT's own errors, and ParityError; the export is then as it was.
     """
     settings = settings or EngineSettings()
     machine = check_tensorrt()
     manifest = Manifest.load(folder)
-    manifest.verify(folder)
-    if not is_known(machine["tensorrt"]):
-        say(
-            f"TensorRT {machine['tensorrt']} is untested: calls were checked against the APIs of "
-            f"{' and '.join(KNOWN_VERSIONS)} alone"
-        )
+    manifest.verify(folder, engines=False)
+    if (untested := untested_warning(machine["tensorrt"])) is not None:
+        (warn or say)(untested)
     wanted = [(spec, precision) for spec in manifest.plan.specs for precision in manifest.plan.precisions]
     if not force and all(_is_current(manifest, folder, spec, p, machine, settings) for spec, p in wanted):
         say(f"{folder} already holds these engines, unchanged; nothing to do (--force builds them again)")
@@ -134,7 +133,7 @@ def _is_current(
     machine: dict[str, str],
     settings: EngineSettings,
 ) -> bool:
-    """Return whether the manifest has this engine as a build here and now would make it."""
+    """Return whether the manifest has this engine as a build here and now would make it, and its files are there."""
     there = manifest.engines.get(engine_file(graph.name, precision), {})
     wanted = {
         **machine,
@@ -142,7 +141,15 @@ def _is_current(
         "profile": engine_profile(graph),
         "onnx_sha256": graph_sha256(folder / graph_file(graph.name, precision)),
     }
-    return all(there.get(fact) == value for fact, value in wanted.items())
+    return all(there.get(fact) == value for fact, value in wanted.items()) and all(
+        _is_unchanged(manifest, folder, file) for file in there["files"]
+    )
+
+
+def _is_unchanged(manifest: Manifest, folder: Path, file: str) -> bool:
+    """Return whether a file is there with the SHA-256 that the manifest lists."""
+    listed = {artifact.file: artifact.sha256 for artifact in manifest.artifacts}
+    return (folder / file).is_file() and listed.get(file) == file_sha256(folder / file)
 
 
 def _build(
@@ -153,6 +160,8 @@ def _build(
     name = engine_file(graph.name, precision)
     logs = Path(tempfile.mkdtemp(prefix=f"samkit-{name}-"))  # outside of the export: it outlives a failure
     log = logs / "build.log"
+    # What was timed before is handed to TensorRT, so it must be what a build of ours left
+    known = [f for f in manifest.engines.get(name, {}).get("files", ()) if _is_unchanged(manifest, folder, f)]
     plan = EnginePlan(
         onnx=str(onnx),
         onnx_sha256=graph_sha256(onnx),
@@ -160,7 +169,7 @@ def _build(
         profile=engine_profile(graph),
         workspace_bytes=settings.workspace_bytes,
         optimization_level=settings.optimization_level,
-        timing_caches=[str((folder / file).resolve()) for file in manifest.engines.get(name, {}).get("files", ())],
+        timing_caches=[str((folder / file).resolve()) for file in known],
         log=str(log),
         result=str(logs / "result.json"),
     )
@@ -205,8 +214,7 @@ def _failure(result: dict[str, Any], code: int, name: str, log: Path) -> SamkitE
 
 def _with_engines(manifest: Manifest, work: Path, facts: dict[str, Any]) -> Manifest:
     """Return the manifest with the engines in `work` in place of those it lists."""
-    stale = {file for entry in manifest.engines.values() for file in entry["files"]}
-    kept = tuple(artifact for artifact in manifest.artifacts if artifact.file not in stale)
+    kept = tuple(artifact for artifact in manifest.artifacts if artifact.file not in manifest.engine_files)
     made = describe_files(work, [file for entry in facts.values() for file in entry["files"]])
     artifacts = tuple(sorted((*kept, *made), key=lambda artifact: artifact.file))
     return replace(manifest, artifacts=artifacts, engines=facts)

@@ -1,7 +1,7 @@
 """What TensorRT's ONNX parser takes: operators and the types of their data (facts).
 
 Source: the operator chart of onnx-tensorrt, release 10.1 GA, opsets 9 to 20; later releases support at least these.
-`tests/unit/tensorrt` compares it with the chart where that is at hand.
+`tests/unit/export/test_tensorrt_operators.py` compares it with the chart where that is at hand.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ class BaseSession(Closing, Generic[StateT, StepT]):
         """Take over `runners`, one per graph, of the export that `manifest` describes, if it is one."""
         self.precision = precision
         self._manifest = manifest
+        self._warnings: tuple[str, ...] = ()
         self._runners = dict(runners)
         self._done: list[tuple[StateT, StepT]] = []
         self._undone: list[tuple[StateT, StepT]] = []
@@ -68,16 +69,20 @@ class BaseSession(Closing, Generic[StateT, StepT]):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Return what a user must be told about the weights, before anything is segmented."""
+        """Return what a user must be told about weights and backend, before anything is segmented."""
         if self._manifest is None:
-            return ()
+            return self._warnings
         plan = self._manifest.plan
-        warnings = []
+        warnings = list(self._warnings)
         if plan.is_demonstration:
             warnings.append("DEMONSTRATION WEIGHTS, trained on phantoms to show the tool at work: never for patients")
         if any(weights.kind == "random" for weights in (plan.weights, *plan.others.values())):
             warnings.append("RANDOM WEIGHTS, for timing and tests: the mask means nothing")
         return tuple(warnings)
+
+    def warn(self, *sentences: str) -> None:
+        """Add to the warnings: the backend's, which no manifest knows."""
+        self._warnings += sentences
 
     @property
     def providers(self) -> dict[str, tuple[str, ...]]:

@@ -29,7 +29,7 @@ from samkit.models.sam3d_config import Sam3DConfig
 from samkit.prompts import Point
 from samkit.runtime.base_session import BaseSession, check_inside
 from samkit.runtime.refinement import NO_LOGIT, Refiner, State
-from samkit.runtime.runner import Runner
+from samkit.runtime.runner import Runner, add_substitutes
 from samkit.runtime.slice_session import SliceSession
 
 ORT_TENSORRT = "onnxruntime-tensorrt"
@@ -209,14 +209,15 @@ def open_session(
     plane: str | None = None,
     intensities: tuple[float, float] | None = None,
 ) -> Session | SliceSession:
-    """Return a session on an export folder, whose files are checked against its manifest first.
+    """Return a session on an export folder; files that it could use are checked against the manifest first.
 
     A method of volumes gives a Session, a method of slices a SliceSession. `backend` is `onnxruntime`,
     `onnxruntime-tensorrt` (its TensorRT provider), `tensorrt` (engines that the manifest lists, built here) or `torch`
     (float32, needs the checkpoint that the manifest names); `device` is `cpu` or `cuda`, by default `cuda` for the two
-    of TensorRT, which need it, and `cpu` for the others; `precision` is by default `fp32` on the CPU and `fp16` on CUDA
-    where the export has it. `spacing` [mm] is for methods of volumes, `plane` and `intensities` (what becomes black
-    and white) for those of slices; each is by default the method's own.
+    of TensorRT, which need it, and `cpu` for the others; `precision` is by default `fp16` on CUDA where the export has
+    it, else `fp32`, which `onnxruntime-tensorrt` always runs unless it is told. `spacing` [mm] is for methods of
+    volumes, `plane` and `intensities` (what becomes black and white) for those of slices; each is by default the
+    method's own.
     """
     folder = Path(folder)
     device = default_device(backend) if device is None else device
@@ -226,12 +227,14 @@ def open_session(
             f"{', '.join(DEVICES)}"
         )
     manifest = Manifest.load(folder)
-    manifest.verify(folder)
+    if backend != TENSORRT:  # its runners check the very bytes that they load, and need nothing else of the export
+        manifest.verify(folder, engines=False)
     method, config = described(manifest, folder)
     plan = manifest.plan
     if precision is None:
         precision = default_precision(manifest, backend, device)
     runners: dict[str, Runner] = {}
+    warnings: list[str] = []
     with ExitStack() as opened:
         if backend == "torch":
             if precision != "fp32":
@@ -242,8 +245,11 @@ def open_session(
         elif backend == TENSORRT:
             if device != "cuda":
                 raise ExportError(f"TensorRT engines run on a CUDA device and not on {device}; leave --device out")
+            from samkit.runtime.tensorrt_library import tensorrt_version, untested_warning
             from samkit.runtime.tensorrt_runner import TensorRTRunner
 
+            if (untested := untested_warning(tensorrt_version())) is not None:
+                warnings.append(untested)
             for graph in plan.specs:
                 runners[graph.name] = opened.enter_context(TensorRTRunner(folder, manifest, graph, precision))
         else:
@@ -254,7 +260,9 @@ def open_session(
                 tensorrt = backend == ORT_TENSORRT
                 runner = OnnxRuntimeRunner(path, graph, device=device, threads=threads, tensorrt=tensorrt)
                 runners[graph.name] = opened.enter_context(runner)
+        add_substitutes(runners, method.graphs(config))
         session = _make_session(method, config, runners, precision, manifest, spacing, plane, intensities)
+        session.warn(*warnings)
         opened.pop_all()  # the session closes them from here on
     return session
 
@@ -268,8 +276,7 @@ def described(manifest: Manifest, folder: Path) -> tuple[Method, NetworkConfig]:
     needed = [graph.name for graph in method.graphs(plan.config) if graph.is_in(None, folded=False)]
     if missing := [name for name in needed if name not in plan.graphs]:
         raise ManifestError(
-            f"the export {folder.name} has no graph {missing[0]}, which {plan.method} needs: an earlier samkit made "
-            "it; export again"
+            f"the export {folder.name} has no graph {missing[0]}, which {plan.method} needs; export again"
         )
     return method, plan.config
 
@@ -305,5 +312,9 @@ def default_device(backend: str) -> str:
 
 
 def default_precision(manifest: Manifest, backend: str, device: str) -> str:
-    """Return what runs when nobody asks: `fp16` for ONNX on CUDA where the export has it, else `fp32`."""
-    return "fp16" if backend != "torch" and device == "cuda" and manifest.plan.precision == "fp16" else "fp32"
+    """Return what runs when nobody asks: `fp16` on CUDA where the export has it, else `fp32`.
+
+    `onnxruntime-tensorrt` runs `fp32`, too: nobody has seen what its provider makes of our float16 files.
+    """
+    takes = backend in ("onnxruntime", TENSORRT) and device == "cuda"
+    return "fp16" if takes and manifest.plan.precision == "fp16" else "fp32"

@@ -65,6 +65,14 @@ def is_known(version: str) -> bool:
     return ".".join(version.split(".")[:2]) in KNOWN_VERSIONS
 
 
+def untested_warning(version: str) -> str | None:
+    """Return what a user must be told about this version; None where its calls were checked."""
+    if is_known(version):
+        return None
+    known = " and ".join(KNOWN_VERSIONS)
+    return f"TensorRT {version} is untested: calls were checked against the APIs of {known} alone"
+
+
 class Log:
     """What TensorRT says: each line goes to `write`, and errors are kept for our own sentences."""
 
@@ -152,7 +160,13 @@ def build_engine(
         )
     shapes = builder.create_optimization_profile()
     for name, (smallest, usual, largest) in profile.items():
-        shapes.set_shape(name, smallest, usual, largest)
+        try:
+            shapes.set_shape(name, smallest, usual, largest)
+        except ValueError as error:
+            raise ExportError(
+                f"TensorRT takes no shapes from {smallest} over {usual} to {largest} for '{name}' of {onnx.name} "
+                f"({error}); report this"
+            ) from error
     if config.add_optimization_profile(shapes) < 0:
         raise ExportError(f"TensorRT takes no profile {dict(profile)} for {onnx.name}{LOG.last_error()}; report this")
     serialized = builder.build_serialized_network(network, config)

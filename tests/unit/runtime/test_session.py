@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -14,6 +15,7 @@ from samkit.geometry import Volume, voxel_to_world, world_to_voxel
 from samkit.manifest import Manifest
 from samkit.prompts import BACKGROUND, FOREGROUND, Point
 from samkit.runtime import Session, open_session
+from samkit.runtime.session import default_precision
 
 CODES = [
     "".join(signs[axis] for axis in order)
@@ -230,3 +232,20 @@ def test_cuda_is_never_replaced_by_the_cpu(bright_export):
         pytest.skip("this ONNX Runtime has CUDA")
     with pytest.raises(MissingDependencyError, match=r"samkit\[gpu\]"):
         open_session(bright_export, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "precision"),
+    [
+        ("onnxruntime", "cpu", "fp32"),
+        ("onnxruntime", "cuda", "fp16"),
+        ("tensorrt", "cuda", "fp16"),
+        ("onnxruntime-tensorrt", "cuda", "fp32"),  # nobody has seen what its provider makes of float16 files
+        ("torch", "cuda", "fp32"),
+    ],
+)
+def test_float16_is_the_default_only_where_it_was_checked(bright_export, backend, device, precision):
+    manifest = Manifest.load(bright_export)
+    both = replace(manifest, plan=replace(manifest.plan, precision="fp16"))
+    assert default_precision(both, backend, device) == precision
+    assert default_precision(manifest, backend, device) == "fp32"

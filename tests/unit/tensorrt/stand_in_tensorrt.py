@@ -2,7 +2,7 @@
 
 Its engines are ONNX files that ONNX Runtime runs on the CPU, in memory of the pycuda stand-in, when the stream is
 waited for. What it can be told to get wrong stands in the environment variable STAND_IN_FAULT: `parse`, `build`,
-`profile`, `cache`, `crash`, `killed`, `load`, `memory`, `shapes`, `run`.
+`shape`, `profile`, `cache`, `crash`, `killed`, `load`, `memory`, `shapes`, `run`.
 """
 
 from __future__ import annotations
@@ -209,6 +209,8 @@ class Behaviours:
             return -1 if fault() == "profile" else len(self._profiles) - 1
 
         def set_shape(self, name, *shapes):
+            if fault() == "shape":
+                raise ValueError("inconsistent dimensions")
             low, usual, high = (tuple(as_int(n) for n in shape) for shape in shapes)
             if not len(low) == len(usual) == len(high) or not all(
                 1 <= a <= b <= c for a, b, c in zip(low, usual, high, strict=True)
@@ -291,7 +293,7 @@ class Behaviours:
             driver = pycuda()
             if driver.state.memory.get(address, -1) < count:
                 raise Refused(f"{count} bytes are not allocated at {address:#x}")
-            if not driver.state.stack:
+            if not driver.state.mine():
                 raise Refused("no CUDA context is current")
 
         def get_shape(self, name):

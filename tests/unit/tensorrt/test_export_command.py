@@ -42,6 +42,14 @@ def test_engines_are_built_from_an_export(stand_ins, quick, export, sam_export):
     assert "image_encoder.fp32.plan: built in" in err
 
 
+def test_untested_version_is_said_however_quiet(stand_ins, quick, export, sam_export, monkeypatch):
+    monkeypatch.setattr("samkit.runtime.tensorrt_library.is_known", lambda version: False)
+    code, _, err = sam_export("--build-engines", export, "--quiet")
+    assert code == 0, err
+    assert [line for line in err.splitlines() if "sam-export: TensorRT 11.4.0.106 is untested: calls were" in line]
+    assert "built in" not in err
+
+
 def test_engines_are_built_after_the_graphs(stand_ins, quick, export, sam_export):
     code, out, err = sam_export("--method", "m-sam", "--size", "tiny", "--out", export)
     assert code == 0, err

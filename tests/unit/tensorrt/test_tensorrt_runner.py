@@ -6,6 +6,9 @@ TensorRT and pycuda are stand-ins that know the names of the real ones alone; en
 from __future__ import annotations
 
 import gc
+import itertools
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +17,9 @@ import pytest
 from samkit.errors import ExportError, ManifestError, MissingDependencyError, SamkitError, TensorMismatchError
 from samkit.export.engines import build_engines
 from samkit.geometry import Volume
+from samkit.manifest import Manifest
 from samkit.prompts import ABSENT, Point
-from samkit.runtime import open_session, pycuda_device
+from samkit.runtime import open_session, pycuda_device, tensorrt_library
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.runtime.tensorrt_runner import TensorRTRunner, fill_points
 
@@ -94,14 +98,30 @@ def test_nothing_is_left_once_it_is_closed(built, open_runner, cuda):
     assert cuda().memory
     runner.close()
     runner.close()  # twice does no harm
-    state = cuda()
     gc.collect()
-    assert (state.memory, state.pinned, dict(state.streams), state.retained, state.stack) == ({}, {}, {}, 0, [])
+    assert cuda().left() == {}
     assert not kept["image_embeddings"].is_open
     with pytest.raises(SamkitError, match="closed; open the session again"):
         kept["image_embeddings"].numpy()
     with pytest.raises(SamkitError, match="runner of image_encoder is closed"):
         runner.run(feed_of(built[2]["image_encoder"]))
+
+
+@pytest.mark.parametrize("version", ["11.4"])
+def test_runner_can_be_closed_by_any_thread_and_opened_again(built, open_runner, cuda):
+    feed = feed_of(built[2]["mask_decoder"])
+    with ThreadPoolExecutor(1) as thread:
+        for opens, runs, closes in itertools.product((True, False), repeat=3):
+            runner = here(open_runner, "mask_decoder") if opens else thread.submit(open_runner, "mask_decoder").result()
+            here(runner.run, feed) if runs else thread.submit(runner.run, feed).result()
+            here(runner.close) if closes else thread.submit(runner.close).result()
+            gc.collect()
+            assert cuda().left() == {}
+    assert cuda().retained == 1  # the primary context, once for the process
+
+
+def here(call, *arguments):
+    return call(*arguments)
 
 
 # --- Tensors that stay ---
@@ -195,7 +215,7 @@ def test_engine_of_another_graph_is_refused(built, cuda):
     renamed = replace(graphs["image_encoder"], name="mask_decoder")
     with pytest.raises(ManifestError, match=r"has the inputs .*export and build it again"):
         TensorRTRunner(folder, manifest, renamed, "fp32")
-    assert (cuda().memory, cuda().retained, cuda().stack) == ({}, 0, [])
+    assert cuda().left() == {}
 
 
 @pytest.mark.parametrize("version", ["11.4"])
@@ -210,7 +230,7 @@ def test_engine_that_does_not_load_leaves_nothing_behind(built, open_runner, mon
     monkeypatch.setenv("STAND_IN_FAULT", fault)
     with pytest.raises(error, match=sentence):
         open_runner("mask_decoder")
-    assert (cuda().memory, cuda().pinned, cuda().retained, cuda().stack) == ({}, {}, 0, [])
+    assert cuda().left() == {}
 
 
 @pytest.mark.parametrize("version", ["11.4"])
@@ -279,7 +299,68 @@ def test_session_on_engines_answers_as_on_the_graphs(built, cuda):
         masks[backend] = (first, second)
     for ours, theirs in zip(masks["tensorrt"], masks["onnxruntime"], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
-    assert (cuda().memory, cuda().retained) == ({}, 0)
+    assert cuda().left() == {}
+
+
+@pytest.mark.parametrize("version", ["11.4"])
+def test_missing_or_changed_engine_stops_nothing_but_engines(built, monkeypatch):
+    """An export is often copied without its engines, and the advice to build them again must work there."""
+    folder = built[0]
+
+    def damaged(name, change):
+        copy = shutil.copytree(folder, folder.parent / name)
+        for file in sorted(Manifest.load(copy).engine_files):
+            change(copy / file)
+        return copy
+
+    def delete(ending):
+        return lambda path: path.unlink() if path.name.endswith(ending) else None
+
+    for name, change, sentence in (
+        ("deleted", delete(".plan"), r"image_encoder\.fp32\.plan is missing .*--build-engines"),
+        ("changed", lambda path: path.write_bytes(b"other"), r"image_encoder\.fp32\.plan changed since .*--build-engi"),
+        ("uncached", delete(".timing-cache"), None),
+    ):
+        copy = damaged(name, change)
+        with pytest.raises(ManifestError, match=r"build it again: sam-export --build-engines"):
+            Manifest.load(copy).verify(copy)
+        open_session(copy, backend="onnxruntime", precision="fp32").close()
+        if sentence is None:
+            open_session(copy, backend="tensorrt", precision="fp32").close()
+        else:
+            with pytest.raises(ManifestError, match=sentence):
+                open_session(copy, backend="tensorrt", precision="fp32")
+        manifest = build_engines(copy)
+        manifest.verify(copy)
+        # What was timed is used again where it is what a build left, and never where it changed
+        assert {entry["timing_cache_used"] for entry in manifest.engines.values()} == {name == "deleted"}
+        open_session(copy, backend="tensorrt", precision="fp32").close()
+
+
+@pytest.mark.parametrize("version", ["11.4"])
+def test_session_on_engines_needs_no_graph(built):
+    folder = built[0]
+    (folder / "mask_decoder.onnx").unlink()
+    open_session(folder, backend="tensorrt", precision="fp32").close()
+    with pytest.raises(
+        ManifestError, match=r"mask_decoder\.onnx is missing though the manifest lists it; export again"
+    ):
+        open_session(folder)
+    with pytest.raises(
+        ManifestError, match=r"mask_decoder\.onnx is missing though the manifest lists it; export again"
+    ):
+        build_engines(folder)
+
+
+@pytest.mark.parametrize("version", ["11.4"])
+def test_session_warns_of_an_untested_version(built, monkeypatch):
+    with open_session(built[0], backend="tensorrt", precision="fp32") as session:
+        before = session.warnings
+    monkeypatch.setattr(tensorrt_library, "KNOWN_VERSIONS", ("10.16",))
+    with open_session(built[0], backend="tensorrt", precision="fp32") as session:
+        assert set(session.warnings) - set(before) == {
+            "TensorRT 11.4.0.106 is untested: calls were checked against the APIs of 10.16 alone"
+        }
 
 
 @pytest.mark.parametrize("version", ["11.4"])
