@@ -67,7 +67,7 @@ class _Conversion:
         self.graphs = {spec.name: TypedGraph(onnx.load(folder / graph_file(spec.name, "fp32"))) for spec in specs}
         self.failed: ParityError | None = None
         self.inputs: dict[str, Mapping[str, Tensor]] = {}
-        """Of each graph's last run, where the gate failed."""
+        """Of each graph: of its last run where the gate failed, else of its first."""
         self._tried: list[dict[str, list[str]]] = []
         self._blamed: list[Offender] = []
 
@@ -138,6 +138,7 @@ class _Conversion:
                 for spec in self.specs
             }
             self.check(runners, "fp32")
+            self.inputs = {name: runner.first for name, runner in runners.items()}
             return {name: runner.ranges for name, runner in runners.items()}
 
     def _gate(self) -> dict[str, dict[str, Any]]:
@@ -155,7 +156,7 @@ class _Conversion:
                 singles = {name: self.folder / graph_file(name, "fp32") for name in runners}
                 found = [first_offender(singles[name], runner, self.made) for name, runner in runners.items()]
                 self._blamed = [one for one in found if one is not None]
-                self.inputs = {name: runner.last for name, runner in runners.items() if runner.last is not None}
+                self.inputs |= {name: runner.last for name, runner in runners.items() if runner.last is not None}
                 raise
 
     def _effects(self, kept: KeptByGraph) -> dict[str, dict[str, float]]:
@@ -165,16 +166,15 @@ class _Conversion:
         for spec in self.specs:
             stays = {entry.node for entry in kept[spec.name]}
             products = [n.name for n in self.graphs[spec.name].nodes if n.op_type in PRODUCTS and n.name not in stays]
-            if spec.name in self.inputs:
-                file = self.folder / graph_file(spec.name, "fp32")
-                effects[spec.name] = measure_effects(file, spec, products, self.inputs[spec.name], self.made)
+            file = self.folder / graph_file(spec.name, "fp32")
+            effects[spec.name] = measure_effects(file, spec, products, self.inputs[spec.name], self.made)
         return effects
 
     def _with_sensitive(self, kept: KeptByGraph, effects: dict[str, dict[str, float]], share: float) -> KeptByGraph:
         """Return `kept` and, of each graph, that share of its products whose effect is largest."""
         more = {}
         for name, graph in self.graphs.items():
-            ranked = sorted(effects.get(name, {}).items(), key=lambda one: -one[1])
+            ranked = sorted(effects[name].items(), key=lambda one: -one[1])
             count = int(share * count_products(graph, [])[0])
             ops = {node.name: node.op_type for node in graph.nodes}
             reason = f"the gate: among the products whose rounding moves the output most; {self._found()}"

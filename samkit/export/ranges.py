@@ -42,6 +42,8 @@ class RangeRunner(OnnxRuntimeRunner):
     def __init__(self, path: Path, graph: GraphSpec, folder: Path) -> None:
         """Measure the float32 file at `path`; the file with probes is written to `folder`."""
         self.ranges = Ranges()
+        self.first: Mapping[str, Tensor] = {}
+        """The inputs of the first run."""
         model, self._probed = _with_probes(onnx.load(path))
         probed = folder / f"{path.stem}.ranges.onnx"
         save_beside(model, probed)
@@ -50,6 +52,7 @@ class RangeRunner(OnnxRuntimeRunner):
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Return the outputs by name, as any runner; `ranges` has grown by what this run reached."""
+        self.first = self.first or inputs
         outputs = super().run(inputs)
         for (kind, name), value in zip(self._probed, outputs.pop(_RANGES), strict=True):
             seen: dict[str, float] = getattr(self.ranges, kind)
