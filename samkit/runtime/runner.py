@@ -106,7 +106,7 @@ class SubstituteRunner(Closing):
         self._other = other
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        """Return the outputs by name, on the host; raises TensorMismatchError for other inputs, else as the other does."""
+        """Return the outputs by name, on the host; raises TensorMismatchError, and as the other does."""
         return self._other.run(self._with_zeros(inputs))
 
     def run_keeping(self, inputs: Mapping[str, Tensor], kept: Collection[str]) -> dict[str, Tensor]:
