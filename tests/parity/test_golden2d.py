@@ -1,4 +1,6 @@
-"""Guards equality of the SAM 2D family with the official networks: golden outputs nobody here made."""
+"""Guards equality of the SAM 2D family with the official networks: golden outputs nobody here made, in both
+formulations, which also equal each other; with a mask prompt, and without from either decoder.
+"""
 
 import json
 
@@ -61,42 +63,87 @@ def prompt_of(case, config):
     }
 
 
-@pytest.mark.parametrize("ready", [False, True], ids=["as loaded", "ready for export"])
-@pytest.mark.parametrize("name", FILES)
-def test_network_gives_the_official_outputs(name, ready, shared, recipe):
-    golden = np.load(shared / "golden" / f"{name}.npz")
+# One group for each file, so that its network is loaded and run once.
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(f"golden {name}")) for name in FILES]
+)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def answers(name, shared, recipe):
+    """Every output by label, by formulation: as loaded in upstream's, and ready for export in the fast one."""
     cases = json.loads((shared / "golden" / f"{name}.json").read_text())["cases"]
     config, state = FILES[name](shared, recipe)
     network = Sam2D(config)
     network.load_state_dict(state)
     network.eval()
-    network.set_folded(ready)
-    if ready:
-        network.merge_lora()
-        network.freeze()
-
-    def thin(low_res):
-        return low_res[..., ::4, ::4] if config.logits > 64 else low_res
-
-    errors = {}
+    image = torch.from_numpy(recipe.noise(f"open/{name}/input", (1, 3, *(config.image,) * 2)))
+    found = {}
     with torch.no_grad():
-        embedding = network.encode(torch.from_numpy(recipe.noise(f"open/{name}/input", (1, 3, *(config.image,) * 2))))
-        found = embedding[:, ::4, ::4, ::4] if config.grid > 16 else embedding
-        errors["embedding"] = relative(found.numpy(), golden["image_embedding_sub"])
-        previous = None
-        for case_name, case in cases.items():
-            feed = prompt_of(case, config)
-            if "mask" in case:
-                feed["mask_input"], feed["has_mask_input"] = previous, torch.ones(1, 1, 1, 1)
-            low_res, iou = network.decode(embedding, **feed)
-            low_res = low_res.numpy()
-            if config.masks > 4:
-                errors[case_name] = relative(thin(low_res), golden[f"{case_name}.low_res_sub"])
-                continue
-            errors[f"{case_name} single"] = relative(thin(low_res[:, :1]), golden[f"{case_name}.low_res_single_sub"])
-            multi = golden[f"{case_name}.low_res_multimask_sub"]
-            errors[f"{case_name} multi"] = relative(thin(low_res[:, 1:]), multi)
-            errors[f"{case_name} iou"] = relative(iou[:, 1:].numpy(), golden[f"{case_name}.iou_multimask"])
-            previous = torch.from_numpy(low_res[:, :1])
-            previous = previous.sigmoid() if name == "sam-med2d" else previous
-    assert max(errors.values()) < 1e-5, errors
+        for formulation in ("official", "folded"):
+            network.set_folded(formulation == "folded")
+            if formulation == "folded":
+                network.merge_lora()
+                network.freeze()
+            found[formulation] = every_answer(name, network, image, cases)
+    return found
+
+
+def every_answer(name, network, image, cases):
+    """Return the embedding, and masks and IoU of every case; without a mask prompt from both decoders."""
+    embedding = network.encode(image)
+    found, previous = {"embedding": embedding}, None
+    for case_name, case in cases.items():
+        feed = prompt_of(case, network.config)
+        if "mask" in case:
+            feed["mask_input"], feed["has_mask_input"] = previous, torch.ones(1, 1, 1, 1)
+        else:
+            plain = network.decode_without_mask(embedding, feed["point_coords"], feed["point_labels"])
+            found[f"{case_name}, no mask: low_res"], found[f"{case_name}, no mask: iou"] = plain
+        low_res, iou = network.decode(embedding, **feed)
+        found[f"{case_name}: low_res"], found[f"{case_name}: iou"] = low_res, iou
+        previous = low_res[:, :1].sigmoid() if name == "sam-med2d" else low_res[:, :1]
+    return {label: tensor.numpy() for label, tensor in found.items()}
+
+
+def golden_errors(found, golden):
+    """Return how far each answer is from its golden output, by label."""
+    embedding, wanted = found["embedding"], golden["image_embedding_sub"]
+    step = 4 if embedding.shape[-1] > 16 else 1
+    errors = {"embedding": relative(embedding[:, ::step, ::step, ::step], wanted)}
+    for label in found:
+        case, _, kind = label.partition(": ")
+        case = case.removesuffix(", no mask")
+        if kind == "low_res":
+            masks = found[label]
+            thin = masks[..., ::4, ::4] if masks.shape[-1] > 64 else masks
+            if f"{case}.low_res_sub" in golden:
+                errors[label] = relative(thin, golden[f"{case}.low_res_sub"])
+            else:
+                errors[f"{label} single"] = relative(thin[:, :1], golden[f"{case}.low_res_single_sub"])
+                errors[f"{label} multi"] = relative(thin[:, 1:], golden[f"{case}.low_res_multimask_sub"])
+        elif kind == "iou":
+            if f"{case}.iou" in golden:
+                errors[label] = relative(found[label], golden[f"{case}.iou"])
+            else:
+                errors[f"{label} single"] = relative(found[label][:, :1], golden[f"{case}.iou_single"])
+                errors[f"{label} multi"] = relative(found[label][:, 1:], golden[f"{case}.iou_multimask"])
+    return errors
+
+
+@pytest.mark.parametrize("formulation", ["official", "folded"])
+def test_network_gives_the_official_outputs(name, formulation, answers, shared):
+    golden = dict(np.load(shared / "golden" / f"{name}.npz"))
+    errors = golden_errors(answers[formulation], golden)
+    # Every golden output, those of the two cases without a mask prompt from both decoders (LoRA-SAM's three have none).
+    assert len(errors) == {"lora-sam": 1 + 2 * 3 * 2}.get(name, 1 + 4 * 3 + 4 * 2)
+    assert all(error < 1e-5 for error in errors.values()), errors
+
+
+def test_formulations_give_equal_outputs(name, answers):
+    official, folded = answers["official"], answers["folded"]
+    assert official.keys() == folded.keys()
+    errors = {label: relative(folded[label], official[label]) for label in official}
+    assert all(error < 1e-5 for error in errors.values()), errors
