@@ -2,7 +2,8 @@
 
 ONNX Runtime runs float16 graphs on a CPU in float32, and rounds where it happens to cast: no overflow is seen there.
 `emulate` turns the typed float16 graph itself into a float32 one in which each float16 node's result goes through
-float16 and back. Sums inside one product are float32, as TensorRT's and cuBLAS's tensor cores accumulate.
+float16 and back. Sums inside one product are float32 here, as cuBLAS accumulates by default. A kernel that sums in
+float16, or joins nodes, rounds otherwise: that shows on the device alone, where the engines pass the same parity.
 """
 
 from __future__ import annotations
