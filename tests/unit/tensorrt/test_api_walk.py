@@ -111,6 +111,139 @@ def test_nothing_escapes_into_a_function_without_annotations(call):
     assert problems(noted) == ["line 2: Builder has no rest"]
 
 
+RIGHT = {
+    "misspelt": "reset",
+    "Bulder": "Builder",
+    "FP17": "TF32",
+    "WARNNG": "WARNING",
+    "lgo": "log",
+    "f(1, 2, 3)": "f(1)",
+}
+"""What is wrong in the following code, and what is right."""
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    "code",
+    [
+        # bound otherwise than by a plain assignment
+        "with trt.Builder(l) as b: b.misspelt()",
+        "with open(p) as f, trt.Builder(l) as b: b.misspelt()",
+        "a, b = trt.Builder(l), 2\na.misspelt()",
+        "a, (b, c) = 1, (2, trt.Builder(l))\nc.misspelt()",
+        "a, *b = 1, trt.Builder(l), 2\nb[0].misspelt()",
+        "if (b := trt.Builder(l)): b.misspelt()",
+        "[b := trt.Builder(l) for x in y]\nb.misspelt()",
+        "for x in (trt.Builder(l),): x.misspelt()",
+        "for x, y in [(trt.Builder(l), 2)]: x.misspelt()",
+        "x = (trt.Builder(l), 2)\nx[0].misspelt()",
+        "x = {'b': trt.Builder(l)}\nx['b'].misspelt()",
+        "[x.misspelt() for x in [trt.Builder(l)]]",
+        "x = [b for b in (trt.Builder(l),)]\nx[0].misspelt()",
+        "(trt.Builder(l) if l else None).misspelt()",
+        "b = trt.Builder(l)\nif l:\n    b = None\nb.misspelt()",
+        "def f():\n    b.misspelt()\nb = trt.Builder(l)",
+        "def f():\n    global b\n    b = trt.Builder(l)\ndef g():\n    b.misspelt()",
+        "class A:\n    def f(self): self.b.misspelt()\n    def g(self): self.b = trt.Builder(l)",
+        "class A:\n    b: tensorrt.Builder\ndef f(a): a.b.misspelt()",
+        "f = trt.Builder(l).create_network\nf(1, 2, 3)",
+        # inside of other things
+        "def f(x=trt.BuilderFlag.FP17): ...",
+        "def f(*, x=trt.BuilderFlag.FP17): ...",
+        "f = lambda x=trt.BuilderFlag.FP17: x",
+        "f = lambda: trt.Builder(l).misspelt()",
+        "@trt.Bulder\ndef f(): ...",
+        "print(trt.Bulder)",
+        "print(f'{trt.Bulder}')",
+        "a[trt.Bulder] = 1",
+        "trt.ILogger.Severity.WARNNG",
+        "class L(trt.ILogger):\n    def log(self, severity, msg): self.lgo(severity, msg)",
+        "class L(trt.ILogger):\n    def log(self, severity, msg): super().lgo(severity, msg)",
+        "class L(trt.ILogger): ...\nL().lgo(1, 2)",
+        # imported
+        "import tensorrt as other\nother.BuilderFlag.FP17",
+        "import tensorrt\ntensorrt.Bulder",
+        "from tensorrt import BuilderFlag\nBuilderFlag.FP17",
+        "from tensorrt import Builder as B\nB(l).misspelt()",
+        "from tensorrt import Bulder",
+        "import_module('tensorrt').Bulder",
+        "sys.modules['tensorrt'].Bulder",
+        # annotated
+        "def f(b: 'tensorrt.Builder'): b.misspelt()",
+        "def f(b: 'tensorrt.Builder | None'): b.misspelt()",
+        "def f(b: Optional[tensorrt.Builder]): b.misspelt()",
+        "def f(b: None | tensorrt.Builder): b.misspelt()",
+        "def f(b: 'tensorrt.Bulder'): ...",
+        "def _f() -> 'tensorrt.Builder': return trt.Builder(l)\n_f().misspelt()",
+        "class A:\n    def _f(self) -> tensorrt.Builder: ...\n    def g(self): self._f().misspelt()",
+        "class A:\n    @property\n    def _b(self) -> tensorrt.Builder: ...\n    def g(self): self._b.misspelt()",
+        "from tensorrt import Builder\ndef f(b: Builder): b.misspelt()",
+    ],
+)
+def test_ordinary_code_hides_nothing(version, code):
+    assert problems(f"trt = import_tensorrt()\n{code}", version) != []
+    for wrong, right in RIGHT.items():
+        code = code.replace(wrong, right)
+    assert problems(f"trt = import_tensorrt()\n{code}", version) == []  # it was that name, and nothing else
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("getattr(trt, 'Bulder')", "module goes to getattr"),
+        ("vars(trt)['Bulder']", "module goes to vars"),
+        ("setattr(trt.Builder(l), 'misspelt', 1)", "Builder goes to setattr"),
+        ("next(iter([trt.Builder(l)])).misspelt()", "items Builder goes to iter"),
+        ("trt['Bulder']", "what module holds can't be followed"),
+        ("trt.Builder(l)[0]", "what Builder holds can't be followed"),
+        ("[trt.Builder(l)].pop().misspelt()", "pop of items Builder can't be followed"),
+        ("x = (trt.Builder(l), trt.Runtime(l))", "Builder or Runtime can't be followed"),
+        ("x = trt.Builder(l)\nx = trt.Runtime(l)", "x is Builder and Runtime, which can't be followed"),
+        ("trt.Builder(l).error_recorder.misspelt()", "misspelt of value Builder.error_recorder can't be followed"),
+        ("trt.Builder.num_DLA_cores", "Builder.num_DLA_cores is a property of objects"),
+        ("from tensorrt import *", "the import of * from tensorrt can't be followed"),
+        ("import tensorrt.plugin", "tensorrt.plugin is not in the list"),
+        ("def f(b: list[tensorrt.Builder]): ...", "the annotation list[tensorrt.Builder] can't be followed"),
+        ("f(1)(trt.Builder)", "class Builder goes to f(1)"),
+        ("def f(): return trt.Builder(l)", "Builder is returned, which no annotation says"),
+        ("def f(): return trt.Builder(l), 2", "items Builder is returned, which no annotation says"),
+        ("def f(): return trt", "module is returned, which no annotation says"),
+        ("def f(): yield trt.Builder(l)", "Builder is returned, which no annotation says"),
+        ("f = lambda: trt.Builder(l)", "Builder is returned, which no annotation says"),
+        ("def f() -> tensorrt.Builder: ...", "f lets other files have Builder"),
+        ("def f(x=trt.Builder): ...", "class Builder goes to x, which is not annotated"),
+        ("other.b = trt.Builder(l)", "Builder is put into other.b, which can't be followed"),
+        ("others['b'] = trt.Builder(l)", "Builder is put into others['b'], which can't be followed"),
+        ("b: Any = trt.Builder(l)", "Builder is annotated Any, which can't be followed"),
+        ("others.append(trt.Builder(l))", "Builder goes to others.append"),
+        ("x = [*trt.Builder(l)]", "what becomes of Builder here can't be followed"),
+        ("x = [trt.Builder(l)] + others", "what becomes of items Builder here can't be followed"),
+        ("match trt.Builder(l):\n    case b: b.misspelt()", "what becomes of Builder here can't be followed"),
+    ],
+)
+def test_what_can_not_be_followed_is_found(code, sentence):
+    found = problems(f"trt = import_tensorrt()\n{code}")
+    assert any(sentence in line for line in found), found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("    import tensorrt\n\nKNOWN", "    from tensorrt import Bulder\n\nKNOWN", "tensorrt has no Bulder"),
+        ("    return tensorrt\n", "    tensorrt.Bulder\n    return tensorrt\n", "tensorrt has no Bulder"),
+        ("def _inspect(plan: bytes)", "def _inspect(plan: bytes, x=tensorrt.BuilderFlag.FP16)", "no member FP16"),
+        (
+            "    builder = trt.Builder(logger)\n",
+            "    with trt.Builder(logger) as builder:\n        builder.misspelt()\n",
+            "Builder has no misspelt",
+        ),
+    ],
+)
+def test_ordinary_code_hides_nothing_in_the_library(old, new, sentence):
+    found = problems(with_change(old, new))
+    assert any(sentence in line for line in found), found
+
+
 def test_arguments_that_can_not_be_counted_are_found():
     assert "can't be checked" in problems("trt = import_tensorrt()\ntrt.Builder(*loggers)")[0]
 
