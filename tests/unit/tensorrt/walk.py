@@ -1,9 +1,9 @@
 """Follow every use of `tensorrt` through a file's source and name those that an API list does not hold.
 
-What is followed: the module (from `import_tensorrt()`, an import, `import_module`, `sys.modules`), its classes, their objects, methods
-and what calls return by the list, through names, attributes, `with`, `for`, `:=`, tuples and other collections,
-comprehensions, arguments, defaults and returns. A name that held something of the module once is taken to hold it for
-good, and an attribute by its name alone, whoever's it is. An annotation is taken at its word.
+What is followed: the module (from `import_tensorrt()`, an import, `import_module`, `sys.modules`), its classes, their
+objects, methods and what calls return by the list, through names, attributes, `with`, `for`, `:=`, tuples and other
+collections, comprehensions, arguments, defaults and returns. A name that held something of the module once is taken to
+hold it for good, and an attribute by its name alone, whoever's it is. An annotation is taken at its word.
 
 What can't be followed is a problem, too: something of the module that is given to a function, put into a place or
 returned without an annotation that says so, looked up by name or by index, mixed with other things, or a value whose
