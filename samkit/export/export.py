@@ -31,7 +31,7 @@ from samkit.manifest import ExportPlan, Manifest, describe_files, file_sha256, g
 from samkit.methods import Method, SliceMethod, get_method
 from samkit.models.config import NetworkConfig
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
-from samkit.runtime.runner import Runner
+from samkit.runtime.runner import Runner, add_substitutes
 from samkit.weights import demo_checkpoint
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _same_export(plan: ExportPlan, out: Path, force: bool) -> Manifest | None:
         return None
     try:
         there = Manifest.load(out)
-        there.verify(out)
+        there.verify(out, engines=False)
     except ManifestError as error:
         raise ExportError(f"{error}. To replace what is in {out}, pass --force") from error
     if there.plan != plan or there.environment.get("samkit") != _environment()["samkit"]:
@@ -250,7 +250,8 @@ def _make_references(network: Network, method: Method, plan: ExportPlan, subject
     from samkit.runtime.torch_runner import TorchRunner
 
     network.set_folded(False)
-    runners = {graph.name: TorchRunner(network, graph) for graph in plan.specs}
+    runners: dict[str, Runner] = {graph.name: TorchRunner(network, graph) for graph in plan.specs}
+    add_substitutes(runners, method.graphs(plan.config))
     try:
         return list(_procedure(method).make_references(runners, method, plan, subjects))
     finally:

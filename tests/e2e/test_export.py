@@ -16,11 +16,13 @@ import samkit
 from samkit.errors import ExportError, ParityError
 from samkit.export import export as export_module
 from samkit.export.click_parity import ClickReference, check_parity
-from samkit.export.export import random_network, run_export
+from samkit.export.export import random_network, run_export, verify_export
 from samkit.export.graphs import FORBIDDEN_OPS, write_graph
 from samkit.export.parity import load_arrays, relative_error
 from samkit.export.plan import plan_export
 from samkit.manifest import FILE_NAME, Manifest
+from samkit.prompts import SliceBox
+from samkit.runtime import open_session
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
 pytestmark = pytest.mark.xdist_group("export")
@@ -89,6 +91,15 @@ def test_unfolded_baseline_agrees(tiny_export, tmp_path):
     )
     assert relative_error(folded, official) < 1e-5
     assert {"Einsum", "Pad"} <= {node.op_type for node in onnx.load(path).graph.node}
+
+
+def test_unfolded_export_of_slices_answers_with_its_one_decoder(tmp_path):
+    manifest = run_export(plan_export("sam", size="tiny", folded=False), tmp_path / "official")
+    assert manifest.plan.graphs == ("image_encoder", "mask_decoder")
+    assert verify_export(tmp_path / "official").keys() == manifest.parity.keys()
+    with open_session(tmp_path / "official") as session:
+        session.set_picture(np.tile(np.arange(64, dtype=np.float32), (48, 1)))
+        assert session.add(SliceBox(10, 10, 40, 30)).number == 1
 
 
 def test_manifest_tells_what_was_done(tiny_export):
