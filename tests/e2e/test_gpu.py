@@ -1,6 +1,6 @@
 """On a CUDA device every method's files give PyTorch's masks, and embeddings stay there between clicks.
 
-`make test-gpu` runs these; nothing here needs TensorRT.
+`make test-gpu` runs these and then prints the timings of samkit.benchmarks.gpu; nothing here needs TensorRT.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import samkit
+from samkit.benchmarks import gpu, graphs
 from samkit.export.export import repeat_parity, run_export
 from samkit.export.plan import plan_export
 from samkit.manifest import Manifest, graph_file
@@ -111,3 +112,14 @@ def test_clicks_and_undo_on_the_device(refinement, precision, export_of):
     for ours, original in zip(logits(DEVICE), logits("cpu"), strict=True):
         differing = ((ours > 0) != (original > 0)).sum()
         assert differing <= max(5, 0.005 * (original > 0).sum())
+
+
+@pytest.mark.parametrize("name", ["m-sam", "medsam-yolo"])
+def test_timings_compare_equal_outputs_on_the_device(name, export_of, monkeypatch):
+    monkeypatch.setattr(graphs, "TURN_SECONDS", 0.0)  # one run a turn: the command does the timing
+    folder = export_of(name, "anchored" if name == "m-sam" else None)
+    for record in gpu.time_export(folder, rounds=1, device=DEVICE):
+        assert record["failed"] == {}
+        assert record["relative_error"]["onnxruntime fp32"] < 1e-4
+        assert record["relative_error"]["compile"] < 1e-4
+        assert record["relative_error"]["onnxruntime fp16"] < 5e-2
