@@ -48,7 +48,7 @@ class RangeRunner(OnnxRuntimeRunner):
         probed = folder / f"{path.stem}.ranges.onnx"
         save_beside(model, probed)
         vector = TensorSpec(_RANGES, "float32", (Axis.fixed("tensor", len(self._probed)),))
-        super().__init__(probed, replace(graph, outputs=(*graph.outputs, vector)))
+        super().__init__(probed, replace(graph, outputs=(*graph.outputs, vector)), optimise=False)
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Return the outputs by name, as any runner; `ranges` has grown by what this run reached."""

@@ -92,6 +92,9 @@ class OnnxRuntimeRunner(Closing):
             options.intra_op_num_threads = threads
         if not optimise:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            # In the file's order. ONNX Runtime's own one would leave a probe behind each tensor until the very end, and
+            # hold every tensor till then.
+            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         provider = _TENSORRT if tensorrt else _CUDA if device == "cuda" else _CPU
         wanted: list[Any] = [_CPU]
         if device == "cuda":
