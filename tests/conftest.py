@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,20 @@ def _write_bright_graphs(folder, config):
             constant("tiny", np.float32(1e-6)),
         ],
     )
+
+
+@pytest.fixture
+def in_process(monkeypatch, capsys):
+    """Return a function that runs a command's `main` in this process and gives its exit code, stdout and stderr."""
+
+    def run(main, name, *words):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        written = capsys.readouterr()
+        return int(ended.value.code or 0), written.out, written.err
+
+    return run
 
 
 @pytest.fixture(scope="session")

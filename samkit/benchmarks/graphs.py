@@ -31,7 +31,7 @@ from samkit.benchmarks.flops import count_flops
 from samkit.benchmarks.machine import MatrixProduct, load, processor
 from samkit.command import run_command
 from samkit.errors import SamkitError
-from samkit.export.parity import relative_error
+from samkit.export.parity import output_error
 from samkit.methods import get_method
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
@@ -212,9 +212,7 @@ def _differences(
 ) -> dict[str, float]:
     """Return of each output how far the folded graph is from the official one, norm over norm."""
     folded, official = (runners[form].run(inputs[form]) for form in FORMULATIONS)
-    # Predicted IoU is on a scale of 0 to 1 and may well be near 0.
-    floor = {"iou_predictions": 1.0}
-    return {name: relative_error(folded[name], official[name], floor=floor.get(name, 0.0)) for name in official}
+    return {name: output_error(name, folded[name], official[name]) for name in official}
 
 
 def _eager_run(case: Case, inputs: Mapping[str, np.ndarray], threads: int) -> Callable[[], object]:

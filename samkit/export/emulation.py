@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from samkit.errors import ExportError
-from samkit.export.typed_graph import MOVERS, TypedGraph, rebuilt, save_beside
+from samkit.export.typed_graph import MOVERS, TypedGraph, copy_node, rebuilt, save_beside
 from samkit.methods import GraphSpec
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.tensors import Axis, Tensor, TensorSpec
@@ -35,7 +35,6 @@ class EmulatedRunner(OnnxRuntimeRunner):
         save_beside(emulate(onnx.load(path)), emulated)
         # No optimisation: it may find that two Casts in a row could go.
         super().__init__(emulated, graph, optimise=False)
-        self.path = path
         self.last: Mapping[str, Tensor] | None = None
         """The inputs of the last run: where a gate failed."""
 
@@ -57,8 +56,7 @@ def emulate(model: onnx.ModelProto) -> onnx.ModelProto:
     nodes: list[onnx.NodeProto] = []
     for original in graph.nodes:
         halves = [name for name in original.output if graph.dtypes.get(name) == TensorProto.FLOAT16]
-        node = onnx.NodeProto()
-        node.CopyFrom(original)
+        node = copy_node(original)
         if node.op_type == "Cast" and graph.dtypes.get(node.input[0]) in (TensorProto.FLOAT, TensorProto.FLOAT16):
             if halves:
                 nodes += _rounding(node.input[0], node.output[0])
@@ -108,30 +106,29 @@ class Offender:
         return f"the {which} is {self.node} of {self.graph}, with a relative error of {self.error:.1e}"
 
 
-def first_offender(single: Path, runner: EmulatedRunner, folder: Path) -> Offender | None:
-    """Return the first node of `runner` whose float16 result is not what float32 gives, on the runner's last inputs.
+def first_offender(
+    single: Path, half: Path, graph: GraphSpec, inputs: Mapping[str, Tensor], folder: Path
+) -> Offender | None:
+    """Return the first node of the float16 file `half` whose result is not what the float32 file `single` gives.
 
-    Both graphs run side by side; `single` is the float32 file that the runner's was made from. The first node with an
-    infinity or nan is named, else the first with an error beyond the graph's tolerance, else the one with the largest.
-    None where the runner has not run, and where no node of it is float16.
+    Both run side by side on `inputs`. The first node with an infinity or nan is named, else the first with an error
+    beyond the graph's tolerance, else the one with the largest. None where no node is float16.
     """
-    if runner.last is None:
-        return None
-    model, names = _side_by_side(onnx.load(single), onnx.load(runner.path))
+    model, names = _side_by_side(onnx.load(single), onnx.load(half))
     if not names:
         return None
     path = folder / f"{single.stem}.compared.onnx"
     save_beside(model, path)
-    spec, vector = runner.graph, TensorSpec(_ERRORS, "float32", (Axis.fixed("node", len(names)),))
-    with OnnxRuntimeRunner(path, replace(spec, outputs=(vector,)), optimise=False) as compared:
-        errors = compared.run(runner.last)[_ERRORS].astype(np.float64)
-    beyond = errors > spec.tolerance["fp16"].relative
+    vector = TensorSpec(_ERRORS, "float32", (Axis.fixed("node", len(names)),))
+    with OnnxRuntimeRunner(path, replace(graph, outputs=(vector,)), optimise=False) as compared:
+        errors = compared.run(inputs)[_ERRORS].astype(np.float64)
+    beyond = errors > graph.tolerance["fp16"].relative
     for suspicious in (~np.isfinite(errors), beyond):
         if suspicious.any():
             number = int(suspicious.argmax())
             error = errors[number] if np.isfinite(errors[number]) else math.inf
-            return Offender(spec.name, names[number], float(error), True)
-    return Offender(spec.name, names[int(errors.argmax())], float(errors.max()), False)
+            return Offender(graph.name, names[number], float(error), True)
+    return Offender(graph.name, names[int(errors.argmax())], float(errors.max()), False)
 
 
 def _side_by_side(single: onnx.ModelProto, half: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
@@ -142,8 +139,7 @@ def _side_by_side(single: onnx.ModelProto, half: onnx.ModelProto) -> tuple[onnx.
     inputs = {value.name for value in single.graph.input}
     nodes: list[onnx.NodeProto] = list(single.graph.node)
     for original in emulated.graph.node:
-        node = onnx.NodeProto()
-        node.CopyFrom(original)
+        node = copy_node(original)
         node.name = f"half/{node.name}"
         for names in (node.input, node.output):
             for index, name in enumerate(names):

@@ -54,9 +54,9 @@ def write_float16(
             notes = conversion.attempt("as the keep-list says", conversion.completed(keep_list))
         else:
             notes = conversion.search()
-    if notes is None:
-        raise conversion.failure()
-    return notes
+        if notes is None:
+            raise conversion.failure()
+        return notes
 
 
 class _Conversion:
@@ -66,10 +66,11 @@ class _Conversion:
         self.folder, self.made, self.specs, self.check, self.say = folder, made, specs, check, say
         self.graphs = {spec.name: TypedGraph(onnx.load(folder / graph_file(spec.name, "fp32"))) for spec in specs}
         self.failed: ParityError | None = None
-        self.inputs: dict[str, Mapping[str, Tensor]] = {}
-        """Of each graph: of its last run where the gate failed, else of its first."""
+        self._first: dict[str, Mapping[str, Tensor]] = {}
+        """The inputs of each graph's first run."""
+        self._last: dict[str, Mapping[str, Tensor]] = {}
+        """The inputs of the last run, where the gate failed, of each graph that it reached."""
         self._tried: list[dict[str, list[str]]] = []
-        self._blamed: list[Offender] = []
 
     def search(self) -> dict[str, Any] | None:
         """Return the notes of the first attempt that passes, from fast to careful; None where none does."""
@@ -105,7 +106,7 @@ class _Conversion:
         self._check_gain(kept)
         for spec in self.specs:
             model = convert_to_fp16(self.graphs[spec.name], nodes[spec.name])
-            save_graph(model, self.folder / graph_file(spec.name, "fp16"), spec, folded=True)
+            save_graph(model, self._file(spec, "fp16"), spec, folded=True)
         self.say(f"float16, {name}: emulated against PyTorch float32")
         try:
             figures = self._gate()
@@ -120,8 +121,16 @@ class _Conversion:
 
     def failure(self) -> ParityError:
         """Return the last attempt's error, with the node to blame."""
-        blamed = f"; {_worst(self._blamed)}" if self._blamed else ""
-        return ParityError(f"{self.failed}{blamed}")
+        found = [
+            first_offender(self._file(spec, "fp32"), self._file(spec, "fp16"), spec, self._last[spec.name], self.made)
+            for spec in self.specs
+            if spec.name in self._last
+        ]
+        blamed = [offender for offender in found if offender is not None]
+        return ParityError(f"{self.failed}; {_worst(blamed)}" if blamed else str(self.failed))
+
+    def _file(self, spec: GraphSpec, precision: str) -> Path:
+        return self.folder / graph_file(spec.name, precision)
 
     def _found(self) -> str:
         """Return what the last gate found, without what was needed and what to do."""
@@ -132,31 +141,24 @@ class _Conversion:
         self.say("float16: ranges of every tensor, along the float32 graphs")
         with ExitStack() as stack:
             runners = {
-                spec.name: stack.enter_context(
-                    RangeRunner(self.folder / graph_file(spec.name, "fp32"), spec, self.made)
-                )
+                spec.name: stack.enter_context(RangeRunner(self._file(spec, "fp32"), spec, self.made))
                 for spec in self.specs
             }
             self.check(runners, "fp32")
-            self.inputs = {name: runner.first for name, runner in runners.items()}
+            self._first = {name: runner.first for name, runner in runners.items()}
             return {name: runner.ranges for name, runner in runners.items()}
 
     def _gate(self) -> dict[str, dict[str, Any]]:
-        """Return the figures of the emulated float16 files; raises ParityError, and keeps whom to blame."""
+        """Return the figures of the emulated float16 files; raises ParityError, and keeps the inputs of that moment."""
         with ExitStack() as stack:
             runners = {
-                spec.name: stack.enter_context(
-                    EmulatedRunner(self.folder / graph_file(spec.name, "fp16"), spec, self.made)
-                )
+                spec.name: stack.enter_context(EmulatedRunner(self._file(spec, "fp16"), spec, self.made))
                 for spec in self.specs
             }
             try:
                 return self.check(runners, "fp16")
             except ParityError:
-                singles = {name: self.folder / graph_file(name, "fp32") for name in runners}
-                found = [first_offender(singles[name], runner, self.made) for name, runner in runners.items()]
-                self._blamed = [one for one in found if one is not None]
-                self.inputs |= {name: runner.last for name, runner in runners.items() if runner.last is not None}
+                self._last = {name: runner.last for name, runner in runners.items() if runner.last is not None}
                 raise
 
     def _effects(self, kept: KeptByGraph) -> dict[str, dict[str, float]]:
@@ -166,8 +168,8 @@ class _Conversion:
         for spec in self.specs:
             stays = {entry.node for entry in kept[spec.name]}
             products = [n.name for n in self.graphs[spec.name].nodes if n.op_type in PRODUCTS and n.name not in stays]
-            file = self.folder / graph_file(spec.name, "fp32")
-            effects[spec.name] = measure_effects(file, spec, products, self.inputs[spec.name], self.made)
+            inputs = self._last.get(spec.name, self._first[spec.name])
+            effects[spec.name] = measure_effects(self._file(spec, "fp32"), spec, products, inputs, self.made)
         return effects
 
     def _with_sensitive(self, kept: KeptByGraph, effects: dict[str, dict[str, float]], share: float) -> KeptByGraph:

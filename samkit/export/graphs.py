@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from samkit.errors import ExportError
-from samkit.export.typed_graph import save_beside
+from samkit.export.typed_graph import name_nodes, save_beside
 from samkit.methods import GraphSpec
 from samkit.methods.method import IMAGES
 from samkit.tensors import Axis
@@ -87,6 +87,7 @@ def write_graph(network: Network, spec: GraphSpec, path: Path, *, opset: int, fo
     for tensor in spec.inputs:
         if tensor.axes[0].name == IMAGES and tensor.axes[0].is_dynamic:
             _share_among_rows(model, tensor.name, next(t.name for t in spec.inputs if t.axes[0].name == _ROWS))
+    name_nodes(model)
     save_graph(model, path, spec, folded=folded)
 
 

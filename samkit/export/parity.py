@@ -28,7 +28,7 @@ ABSENT_RELATIVE = {"fp32": 5e-6, "fp16": 5e-3}
 matrices of other sizes differently (docs/numerics.md: at most 8.5e-7 was measured, and the tests hold 1e-6). In float16
 such a difference may round to the next number, so that what is left is float16's own error (1.1e-3 was measured)."""
 
-FLOOR = {"iou_predictions": 1.0}
+_FLOOR = {"iou_predictions": 1.0}
 """Smallest norm that an error is relative to: an IoU is one number on a scale of 0 to 1, and may well be near 0."""
 
 
@@ -36,6 +36,11 @@ def relative_error(actual: np.ndarray, expected: np.ndarray, *, floor: float = 0
     """Return norm(actual - expected) / norm(expected), summed in float64; the divisor is `floor` at least."""
     actual, expected = actual.astype(np.float64), expected.astype(np.float64)
     return float(np.linalg.norm(actual - expected)) / max(float(np.linalg.norm(expected)), floor, 1e-30)
+
+
+def output_error(name: str, actual: np.ndarray, expected: np.ndarray) -> float:
+    """Return the relative error of the output called `name`, on the floor that some outputs have."""
+    return relative_error(actual, expected, floor=_FLOOR.get(name, 0.0))
 
 
 def compare_outputs(
@@ -48,7 +53,7 @@ def compare_outputs(
 ) -> None:
     """Add one run's worst error to the graph's `figures`; raises ParityError naming the output that moved too far."""
     for name, value in expected.items():
-        error = relative_error(outputs[name], value, floor=FLOOR.get(name, 0.0))
+        error = output_error(name, outputs[name], value)
         figures["relative_error"] = max(figures["relative_error"], error)
         # `not <=`, because nan must fail
         if not error <= graph.tolerance[precision].relative:

@@ -24,7 +24,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from samkit.errors import ExportError
 from samkit.export.ranges import Ranges
-from samkit.export.typed_graph import FLOAT16_MAX, FLOAT16_NORMAL, MOVERS, PRODUCTS, TypedGraph, rebuilt
+from samkit.export.typed_graph import (
+    FLOAT16_MAX,
+    FLOAT16_NORMAL,
+    MOVERS,
+    PRODUCTS,
+    TypedGraph,
+    copy_node,
+    rebuilt,
+)
 
 MARGIN = 4.0
 """How far beyond what calibration saw another image may go."""
@@ -41,6 +49,8 @@ _NORMS = frozenset(
 )  # fmt: skip
 _EXPONENTS = frozenset({"Exp", "Log", "ReduceLogSumExp"})
 _WAVES = frozenset({"Sin", "Cos"})
+_ABLE = PRODUCTS | _ELEMENTWISE | _NORMS | _EXPONENTS | _WAVES | {"Softmax"}
+"""Operators that have a float16 form; movers have it where what they read has."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ def choose_kept(
     for node in graph.nodes:
         if node.op_type in MOVERS or not graph.activations(node.output):
             continue
-        if node.op_type not in PRODUCTS | _ELEMENTWISE | {"Softmax"} | _NORMS | _EXPONENTS | _WAVES:
+        if node.op_type not in _ABLE:
             if node.op_type not in ("Cast", "Constant", "ConstantOfShape"):
                 kept.append(Kept(node.name, node.op_type, "operator without a float16 form here"))
         elif node.op_type in _NORMS:
@@ -149,7 +159,7 @@ def _by_range(graph: TypedGraph, node: onnx.NodeProto, ranges: Ranges) -> Kept |
 
     for name in graph.data(node):
         if name in graph.weights and graph.is_float(name):
-            largest = float(np.abs(graph.weight(name)).max(initial=0.0))
+            largest = graph.largest(name)
             if not largest <= FLOAT16_MAX:
                 return keep(f"weight {name} is beyond float16", largest)
             if 0 < largest < FLOAT16_NORMAL * MARGIN:
@@ -219,11 +229,10 @@ def _half_nodes(graph: TypedGraph, kept: set[str]) -> set[str]:
     """Return the names of the nodes that run in float16."""
     half: set[str] = set()
     half_tensors: set[str] = set()
-    able = PRODUCTS | _ELEMENTWISE | {"Softmax"} | _NORMS | _EXPONENTS | _WAVES
     for node in graph.nodes:
         reads = graph.activations(node.input)
         follows = node.op_type in MOVERS and bool(reads) and half_tensors.issuperset(reads)
-        chosen = node.op_type in able and bool(graph.activations(node.output)) and node.name not in kept
+        chosen = node.op_type in _ABLE and bool(graph.activations(node.output)) and node.name not in kept
         if chosen or follows:
             half.add(node.name)
             half_tensors.update(graph.activations(node.output))
@@ -234,7 +243,7 @@ def _check_weights(graph: TypedGraph, half: set[str]) -> None:
     for node in graph.nodes:
         for name in graph.data(node) if node.name in half else ():
             if name in graph.weights and graph.is_float(name):
-                largest = float(np.abs(graph.weight(name)).max(initial=0.0))
+                largest = graph.largest(name)
                 if not largest <= FLOAT16_MAX:
                     raise ExportError(
                         f"weight {name} of {node.name} reaches {largest:.4g}, and float16 holds {FLOAT16_MAX:.0f}; add "
@@ -266,8 +275,7 @@ def _rebuild(graph: TypedGraph, half: set[str]) -> onnx.ModelProto:
         return cast[name, dtype]
 
     for original in graph.nodes:
-        node = onnx.NodeProto()
-        node.CopyFrom(original)
+        node = copy_node(original)
         dtype = TensorProto.FLOAT16 if node.name in half else TensorProto.FLOAT
         for index, name in enumerate(graph.data(original)):
             if graph.is_float(name):

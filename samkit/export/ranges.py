@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from samkit.export.typed_graph import PRODUCTS, TypedGraph, rebuilt, save_beside
+from samkit.export.typed_graph import PRODUCTS, TypedGraph, copy_node, rebuilt, save_beside
 from samkit.methods import GraphSpec
 from samkit.prompts import ABSENT_LOGIT
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
@@ -97,8 +97,7 @@ def _with_probes(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[tuple[st
             )
             probe("logits", node.name, f"{node.name}/seen")
         if node.op_type in PRODUCTS:
-            shadow = onnx.NodeProto()
-            shadow.CopyFrom(node)
+            shadow = copy_node(node)
             shadow.name = f"{node.name}/magnitudes"
             del shadow.input[:], shadow.output[:]
             shadow.input.extend(absolute(name) if name else "" for name in node.input)

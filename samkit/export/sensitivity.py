@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from samkit.export.parity import relative_error
-from samkit.export.typed_graph import TypedGraph, rebuilt, save_beside
+from samkit.export.typed_graph import TypedGraph, copy_node, rebuilt, save_beside
 from samkit.methods import GraphSpec
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.tensors import Axis, Tensor, TensorSpec, on_host
@@ -68,8 +68,7 @@ def _with_switches(model: onnx.ModelProto, products: Sequence[str]) -> onnx.Mode
         helper.make_node("Split", ["samkit_row"], [f"samkit_switch_{n}" for n in range(count)], num_outputs=count),
     ]
     for original in graph.nodes:
-        node = onnx.NodeProto()
-        node.CopyFrom(original)
+        node = copy_node(original)
         nodes.append(node)
         if node.name in numbers:
             name = node.output[0]

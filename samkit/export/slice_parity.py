@@ -7,7 +7,7 @@ output is compared with the one recorded at the same place; so errors may build 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,14 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from samkit.errors import ParityError
-from samkit.export.parity import (
-    CASES,
-    FLOOR,
-    check_absent_points,
-    compare_masks,
-    compare_outputs,
-    relative_error,
-)
+from samkit.export.parity import CASES, check_absent_points, compare_masks, compare_outputs, output_error
 from samkit.export.subjects import Subject
 from samkit.fitting import Fit
 from samkit.geometry import Volume
@@ -33,7 +26,7 @@ from samkit.methods.method import Answer
 from samkit.phantoms import SEQUENCES, make_phantom
 from samkit.planes import PlaneView, Window, scale_intensities
 from samkit.prompts import BACKGROUND, FOREGROUND, SliceBox, SlicePoint, SlicePrompts
-from samkit.runtime.runner import Runner
+from samkit.runtime.runner import Runner, SubstituteRunner, add_substitutes
 from samkit.tensors import Tensor
 
 _SHAPE = (72, 80, 72)
@@ -116,55 +109,64 @@ def check_parity(
     """Return the figures of each graph; raises ParityError naming the first output that moved too far."""
     graphs = {graph.name: graph for graph in plan.specs}
     figures: dict[str, dict[str, Any]] = {name: {"relative_error": 0.0, "cases": len(references)} for name in graphs}
-    # What a session would run; then all of it by `mask_decoder`, which clients may use for every prompt.
-    decoders = ("mask_decoder",) if NO_MASK not in graphs else (NO_MASK, "mask_decoder")
+    decoders = _decoders(runners, method, plan)
     for name in decoders:
         figures[name] |= {"dice": 1.0, "hd95": 0.0, "voxels": 0, "prompts": len(references[0].prompts)}
     for case, reference in enumerate(references):
-        before: list[Outputs] = []
-        for name in decoders:
-            places = zip(reference.runs, before if name != decoders[0] else [None] * len(reference.runs), strict=True)
-            answered: list[Outputs] = []
 
-            def run(
-                graph: str,
-                feed: Mapping[str, Tensor],
-                name: str = name,
-                places: Iterator[tuple[tuple[str, Outputs], Outputs | None]] = places,
-                answered: list[Outputs] = answered,
-                where: str = f"case {case}",
-            ) -> dict[str, np.ndarray]:
-                (_, expected), other = next(places)
-                if other is not None and graph not in decoders:
-                    return dict(other)
-                stands_in = graph != name and graph == NO_MASK
-                if stands_in:
-                    graph, feed = name, {**feed, **_blank_masks(graphs[name], feed["point_coords"].shape[0])}
-                outputs = runners[graph].run(feed)
-                compare_outputs(outputs, expected, graphs[graph], precision, where, figures[graph])
-                if stands_in and other is not None:
-                    _compare_decoders(other, outputs, graphs[NO_MASK], precision, where, figures[NO_MASK])
-                answered.append(outputs)
-                return outputs
+        def compare(graph: str, outputs: Outputs, expected: Outputs, where: str = f"case {case}") -> None:
+            compare_outputs(outputs, expected, graphs[graph], precision, where, figures[graph])
 
-            if method.propose is not None:
-                method.propose(run, reference.image, plan.config)
-            embeddings, fit = _encode(run, reference.image, method, plan)
-            answers = _answers(run, embeddings, fit, reference.prompts, method, plan)
-            for number, answer in enumerate(answers):
+        run = _ComparedRuns(runners, reference.runs, compare)
+        if method.propose is not None:
+            method.propose(run, reference.image, plan.config)
+        embeddings, fit = _encode(run, reference.image, method, plan)
+        steps = reference.runs[len(run.outputs) :]
+        sooner: list[Outputs] = []
+        for name, used in decoders.items():
+            run = _ComparedRuns(used, steps, compare)
+            for number, answer in enumerate(_answers(run, embeddings, fit, reference.prompts, method, plan)):
                 where = f"{name} ({precision}), case {case}, prompt {number + 1}"
                 tolerance = graphs[name].tolerance[precision]
                 compare_masks(answer.labels, reference.labels[number], tolerance, where, figures[name])
-            before = before or answered
+            for (graph, _), without, blank in zip(steps, sooner, run.outputs, strict=True) if sooner else ():
+                if graph == NO_MASK:
+                    _compare_decoders(without, blank, graphs[graph], precision, f"case {case}", figures[graph])
+            sooner = run.outputs
     for name in decoders if method.prompts else ():
         figures[name]["absent_points"] = _check_absent_points(runners[name], references[0], plan, precision)
     return figures
 
 
-def _blank_masks(decoder: GraphSpec, rows: int) -> dict[str, np.ndarray]:
-    """Return the inputs of `mask_decoder` that say that no row has a mask prompt."""
-    shapes = {tensor.name: (rows, *tensor.shape[1:]) for tensor in decoder.inputs}
-    return {name: np.zeros(shapes[name], np.float32) for name in ("mask_input", "has_mask_input")}
+def _decoders(runners: Mapping[str, Runner], method: SliceMethod, plan: ExportPlan) -> dict[str, dict[str, Runner]]:
+    """Return with which runners every decoder answers all prompts: first as a session does, then `mask_decoder` alone,
+    which clients may use for everything.
+    """
+    alone = {name: runner for name, runner in runners.items() if name != NO_MASK}
+    add_substitutes(alone, method.graphs(plan.config))
+    return ({NO_MASK: dict(runners)} if NO_MASK in runners else {}) | {"mask_decoder": alone}
+
+
+class _ComparedRuns:
+    """Runs graphs as a record asks for them; compares what comes out with what is expected there, and keeps it."""
+
+    def __init__(
+        self,
+        runners: Mapping[str, Runner],
+        expected: Sequence[tuple[str, Outputs]],
+        compare: Callable[[str, Outputs, Outputs], None],
+    ) -> None:
+        """Compare with the outputs of `expected`, in order; `compare` gets the name of the graph that really ran."""
+        self._runners, self._expected, self._compare = runners, expected, compare
+        self.outputs: list[Outputs] = []
+
+    def __call__(self, graph: str, feed: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        runner = self._runners[graph]
+        outputs = runner.run(feed)
+        ran = runner.other if isinstance(runner, SubstituteRunner) else runner
+        self._compare(ran.graph.name, outputs, self._expected[len(self.outputs)][1])
+        self.outputs.append(outputs)
+        return outputs
 
 
 def _compare_decoders(
@@ -172,7 +174,7 @@ def _compare_decoders(
 ) -> None:
     """Add to `figures` how far the decoder without masks is from the one given none; ParityError beyond tolerance."""
     for name, expected in blank.items():
-        error = relative_error(without[name], expected, floor=FLOOR.get(name, 0.0))
+        error = output_error(name, without[name], expected)
         figures["no_mask"] = max(figures.get("no_mask", 0.0), error)
         # `not <=`, because nan must fail
         if not error <= graph.tolerance[precision].relative:
@@ -278,8 +280,8 @@ def _check_absent_points(decoder: Runner, reference: SliceReference, plan: Expor
     graphs = {graph.name: graph for graph in plan.specs}
     embeddings = next(outputs for name, outputs in reference.runs if name == "image_encoder")["image_embeddings"]
     feed = {"image_embeddings": embeddings}
-    if decoder.graph.name != NO_MASK:
-        feed |= _blank_masks(decoder.graph, 1)
+    shapes = {tensor.name: tensor.shape for tensor in decoder.graph.inputs}
+    feed |= {name: np.zeros(shapes[name], np.float32) for name in ("mask_input", "has_mask_input") if name in shapes}
     side = graphs["image_encoder"].inputs[0].shape[-1]
     coords = np.array([[0.4 * side, 0.5 * side], [0.7 * side, 0.3 * side]], np.float32)
     return check_absent_points(decoder, feed, coords, np.array([1.0, 0.0]), precision)

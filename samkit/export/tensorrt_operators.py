@@ -17,6 +17,7 @@ from onnx import AttributeProto, TensorProto, helper
 
 from samkit.errors import ExportError
 from samkit.export.operator_facts import LAST_OPSET, SUPPORTED
+from samkit.export.typed_graph import infer_dtypes
 
 _TYPES = {
     TensorProto.FLOAT: "FP32",
@@ -63,9 +64,6 @@ _CONSTANT_INPUTS: Mapping[str, int] = {
 
 _TYPED_INPUTS: Mapping[str, tuple[int, ...]] = {"Where": (1, 2), "ConstantOfShape": (), "Range": (0,)}
 """Which inputs have the type that the chart speaks of, where it is not the first."""
-
-_BIG = 1 << 12
-"""Bytes beyond which a weight's numbers are left out while types are inferred."""
 
 
 def check_files(paths: Iterable[Path], say: Callable[[str], None]) -> None:
@@ -195,26 +193,11 @@ class _Check:
 
 def _infer_types(model: onnx.ModelProto, name: str) -> dict[str, str]:
     """Return the type of every tensor, as the chart calls it, else as ONNX does."""
-    light = onnx.ModelProto()
-    light.CopyFrom(model)
-    graph = light.graph
-    declared = {value.name for value in graph.input}
-    small = [weight for weight in graph.initializer if len(weight.raw_data) <= _BIG and not weight.external_data]
-    kept = {weight.name for weight in small}
-    graph.input.extend(
-        helper.make_tensor_value_info(weight.name, weight.data_type, list(weight.dims))
-        for weight in model.graph.initializer
-        if weight.name not in kept | declared
-    )
-    del graph.initializer[:]
-    graph.initializer.extend(weight for weight in model.graph.initializer if weight.name in kept)
     try:
-        graph = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
+        kinds = infer_dtypes(model)
     except onnx.shape_inference.InferenceError as error:
         raise ExportError(f"{name}: types can't be inferred: {str(error).splitlines()[0]}") from error
-    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}
-    types |= {weight.name: weight.data_type for weight in model.graph.initializer}
-    return {tensor: _TYPES.get(kind) or TensorProto.DataType.Name(kind) for tensor, kind in types.items()}
+    return {tensor: _TYPES.get(kind) or TensorProto.DataType.Name(kind) for tensor, kind in kinds.items()}
 
 
 # --- What the chart says of single operators ---

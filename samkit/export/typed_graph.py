@@ -29,6 +29,8 @@ MOVERS = frozenset(
 )
 """Operators that change no number: they have the precision of what they read."""
 
+_SMALL = 1 << 12
+"""Bytes of a weight up to which its values help to infer shapes: those of shapes and axes."""
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -43,25 +45,12 @@ class TypedGraph:
         self.model = model
         self.nodes: Sequence[onnx.NodeProto] = list(model.graph.node)
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._largest: dict[str, float] = {}
 
     @cached_property
     def dtypes(self) -> dict[str, int]:
         """Return the ONNX dtype of every tensor whose dtype is known."""
-        graph = self.model.graph
-        # Inference copies the model through a protobuf, which ends at 2 GiB: of large weights it needs no values.
-        small = [tensor for tensor in graph.initializer if tensor.data_type not in _FLOATS]
-        stated = [
-            helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            for tensor in graph.initializer
-            if tensor.data_type in _FLOATS
-        ]
-        skeleton = helper.make_graph(self.nodes, graph.name, [*graph.input, *stated], graph.output, small)
-        light = helper.make_model(skeleton, opset_imports=self.model.opset_import, ir_version=self.model.ir_version)
-        inferred = onnx.shape_inference.infer_shapes(light, strict_mode=True, data_prop=True).graph
-        known = {
-            v.name: v.type.tensor_type.elem_type for v in (*inferred.input, *inferred.value_info, *inferred.output)
-        }
-        return known | {name: tensor.data_type for name, tensor in self.weights.items()}
+        return infer_dtypes(self.model)
 
     @cached_property
     def makers(self) -> dict[str, onnx.NodeProto]:
@@ -85,6 +74,12 @@ class TypedGraph:
         """Return those of `names` that hold floats and are no weights."""
         return [name for name in names if self.is_float(name) and name not in self.weights]
 
+    def largest(self, name: str) -> float:
+        """Return the largest magnitude of a weight."""
+        if name not in self._largest:
+            self._largest[name] = float(np.abs(numpy_helper.to_array(self.weights[name])).max(initial=0.0))
+        return self._largest[name]
+
     def data(self, node: onnx.NodeProto) -> list[str]:
         """Return those inputs of a node that have the precision it runs in: a Resize's scales are always float32."""
         return list(node.input[:1] if node.op_type == "Resize" else node.input)
@@ -100,6 +95,31 @@ class TypedGraph:
     def beyond(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
         """Yield the nodes that read what `node` makes."""
         return (reader for name in node.output for reader in self.readers.get(name, ()))
+
+
+def infer_dtypes(model: onnx.ModelProto) -> dict[str, int]:
+    """Return the ONNX dtype of every tensor of `model` whose dtype is known; raises onnx's InferenceError."""
+    graph = model.graph
+    # Inference copies the model through a protobuf, which ends at 2 GiB: of large weights it needs no values.
+    small = [tensor for tensor in graph.initializer if len(tensor.raw_data) <= _SMALL and not tensor.external_data]
+    kept = {tensor.name for tensor in small}
+    stated = [
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in graph.initializer
+        if tensor.name not in kept
+    ]
+    skeleton = helper.make_graph(graph.node, graph.name, [*graph.input, *stated], graph.output, small)
+    light = helper.make_model(skeleton, opset_imports=model.opset_import, ir_version=model.ir_version)
+    inferred = onnx.shape_inference.infer_shapes(light, strict_mode=True, data_prop=True).graph
+    known = {v.name: v.type.tensor_type.elem_type for v in (*inferred.input, *inferred.value_info, *inferred.output)}
+    return known | {tensor.name: tensor.data_type for tensor in graph.initializer}
+
+
+def copy_node(original: onnx.NodeProto) -> onnx.NodeProto:
+    """Return a copy whose inputs and outputs may be renamed."""
+    node = onnx.NodeProto()
+    node.CopyFrom(original)
+    return node
 
 
 def name_nodes(model: onnx.ModelProto) -> None:

@@ -206,7 +206,7 @@ class Refiner:
                         )
                     image = self._method.preprocess(raw, self._config)
                 with timed(self.seconds, "encode"):
-                    self._images[origin] = encode_crop(self._runners, image[None, None])
+                    self._images[origin] = encode_image(self._runners, image[None, None])
             except InputRefused as refusal:
                 self._images[origin] = refusal
         found = self._images[origin]
@@ -330,8 +330,8 @@ class Refiner:
         return Piece(as_index(first), target.mean(NO_LOGIT))
 
 
-def encode_crop(runners: Mapping[str, Runner], image: np.ndarray) -> dict[str, Tensor]:
-    """Return what a decoder is given of `image` (1, 1, P, P, P), by input name: all that depends on the image alone."""
+def encode_image(runners: Mapping[str, Runner], image: np.ndarray) -> dict[str, Tensor]:
+    """Return, by input name, what a decoder is given of an encoder's `image`: all that depends on it alone."""
     encoded = runners["image_encoder"].run_keeping({"image": image}, ("image_embeddings",))
     if ANCHORED_DECODER in runners:
         encoded |= runners["adapter_stem"].run_keeping(encoded, ("image_features",))

@@ -103,15 +103,15 @@ class SubstituteRunner(Closing):
         """Run `graph` by `other`, the runner of `graph.substitute`, which its owner closes."""
         self.graph = graph
         self.providers = other.providers
-        self._other = other
+        self.other = other
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Return the outputs by name, on the host; raises TensorMismatchError, and as the other does."""
-        return self._other.run(self._with_zeros(inputs))
+        return self.other.run(self._with_zeros(inputs))
 
     def run_keeping(self, inputs: Mapping[str, Tensor], kept: Collection[str]) -> dict[str, Tensor]:
         """Return the outputs by name, those named in `kept` where the graph runs; raises as the other does."""
-        return self._other.run_keeping(self._with_zeros(inputs), kept)
+        return self.other.run_keeping(self._with_zeros(inputs), kept)
 
     def _with_zeros(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         _check_names(self.graph, inputs)
@@ -125,7 +125,7 @@ class SubstituteRunner(Closing):
         }
         zeros = {
             spec.name: np.zeros([sizes[axis.name] if axis.is_dynamic else axis.min for axis in spec.axes], spec.dtype)
-            for spec in self._other.graph.inputs
+            for spec in self.other.graph.inputs
             if spec.name not in inputs
         }
         return {**inputs, **zeros}

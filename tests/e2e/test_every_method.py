@@ -3,7 +3,6 @@
 One list of methods, one set of claims; a method added as a file is covered by being there.
 """
 
-import functools
 import json
 import shutil
 import subprocess
@@ -17,15 +16,13 @@ import pytest
 
 import samkit
 from samkit.checkpoints import load_network
-from samkit.export.export import run_export, verify_export
+from samkit.export.export import verify_export
 from samkit.export.graphs import FORBIDDEN_OPS
-from samkit.export.plan import plan_export
 from samkit.export.tensorrt_operators import check_model
 from samkit.manifest import Manifest, graph_file
 from samkit.masks import dice
 from samkit.methods import SliceMethod, get_method
-from samkit.phantoms import SEQUENCES, make_phantom
-from samkit.prompts import FOREGROUND, Box, Point
+from samkit.phantoms import SEQUENCES
 from samkit.runtime import open_session
 from samkit.weights import demo_checkpoint
 
@@ -34,25 +31,6 @@ EVERY = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.xdist_group(f"export of {name}")) for name in METHODS]
 )
 """Tests of one method run in one process, so that it is exported once."""
-
-
-@pytest.fixture(scope="module")
-def export_of(tmp_path_factory):
-    """Return what `sam-export --method NAME --fp16` writes from the demonstration weights."""
-
-    @functools.cache
-    def export(name):
-        folder = tmp_path_factory.mktemp("exports") / name
-        run_export(plan_export(name, precision="fp16"), folder)
-        return folder
-
-    return export
-
-
-@functools.cache
-def phantom():
-    """A head of 2 mm with lesions that no demonstration weights were trained on."""
-    return make_phantom(91, (80, 96, 80), 2.0)
 
 
 def feed_of(graph, rows, points):
@@ -123,49 +101,29 @@ def test_dynamic_axes_take_their_sizes(name, export_of):
             assert all(np.isfinite(output).all() for output in outputs)
 
 
-def segment(session, method, prompts=True):
-    """Return the mask of the phantom's first lesion, prompted in the middle of it where the method takes prompts."""
-    scans, lesion = phantom().sequences, phantom().lesion(1)
-    names = method.sequences(session.config) if isinstance(method, SliceMethod) else ()
-    # The phantom's own names are in the same order as the method's: t1n, t1c, t2w, t2f.
-    known = dict(zip(("t1n", "t1c", "t2w", "t2f"), SEQUENCES, strict=True))
-    session.set_volume({name: scans[known[name]] for name in names} if names else scans["flair"])
-    voxels = np.argwhere(lesion)
-    if isinstance(method, SliceMethod) and not method.prompts:
-        session.segment_all()
-    elif isinstance(method, SliceMethod):
-        axis = {"axial": 2, "coronal": 1, "sagittal": 0}[method.plane]
-        slices, counts = np.unique(voxels[:, axis], return_counts=True)
-        inside = voxels[voxels[:, axis] == slices[counts.argmax()]]
-        session.add_box(Box(tuple(map(float, inside.min(axis=0))), tuple(map(float, inside.max(axis=0)))))
-    else:
-        session.add_point(Point(tuple(map(float, voxels[len(voxels) // 2])), FOREGROUND))
-    return session.mask(), lesion
-
-
 @EVERY
-def test_exported_graphs_and_the_original_give_one_mask(name, export_of):
+def test_exported_graphs_and_the_original_give_one_mask(name, export_of, phantom, segment):
     masks = []
     for backend in ("onnxruntime", "torch"):
         with open_session(export_of(name), backend=backend) as session:
-            mask, _ = segment(session, get_method(name))
-        assert mask.shape == phantom().lesions.shape
+            mask = segment(session, get_method(name))
+        assert mask.shape == phantom.lesions.shape
         masks.append(mask)
     assert dice(*masks) >= 0.999
 
 
 @EVERY
-def test_command_segments_with_the_demonstration(name, export_of, tmp_path):
+def test_command_segments_with_the_demonstration(name, export_of, phantom, tmp_path):
     """The box or click goes through files and the command line; the JSON says that the weights are no patient's."""
     import nibabel as nib
 
     method = get_method(name)
     files = {}
     for sequence, key in zip(("t1n", "t1c", "t2w", "t2f"), SEQUENCES, strict=True):
-        volume = phantom().sequences[key]
+        volume = phantom.sequences[key]
         files[sequence] = tmp_path / f"scan_{sequence}.nii.gz"
         nib.save(nib.Nifti1Image(volume.array.astype(np.float32), volume.affine), files[sequence])
-    voxels = np.argwhere(phantom().lesion(1))
+    voxels = np.argwhere(phantom.lesion(1))
     middle = voxels[len(voxels) // 2]
     config = Manifest.load(export_of(name)).plan.config
     sequences = method.sequences(config) if isinstance(method, SliceMethod) else ()
@@ -180,8 +138,8 @@ def test_command_segments_with_the_demonstration(name, export_of, tmp_path):
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)["demonstration_weights"] is True
     written = nib.load(tmp_path / "mask.nii.gz")
-    assert written.shape == phantom().lesions.shape
-    np.testing.assert_array_equal(written.affine, phantom().affine)
+    assert written.shape == phantom.lesions.shape
+    np.testing.assert_array_equal(written.affine, phantom.affine)
 
 
 @EVERY

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 from contextlib import ExitStack
 
 import numpy as np
@@ -13,8 +12,7 @@ import pytest
 
 import samkit
 from samkit.benchmarks import gpu, graphs
-from samkit.export.export import repeat_parity, run_export
-from samkit.export.plan import plan_export
+from samkit.export.export import repeat_parity
 from samkit.manifest import Manifest, graph_file
 from samkit.phantoms import make_phantom
 from samkit.prompts import BACKGROUND, FOREGROUND, Point
@@ -27,19 +25,6 @@ pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("gpu")]
 DEVICE = "cuda"
 EVERY = pytest.mark.parametrize("name", samkit.list_methods())
 CLICKS = [Point((40, 44, 36), FOREGROUND), Point((44, 40, 36), BACKGROUND), Point((32.5, 44, 36), FOREGROUND)]
-
-
-@pytest.fixture(scope="module")
-def export_of(tmp_path_factory):
-    """Return what `sam-export --method NAME --fp16` writes from the demonstration weights."""
-
-    @functools.cache
-    def export(name, refinement=None):
-        folder = tmp_path_factory.mktemp("exports") / name
-        run_export(plan_export(name, precision="fp16", refinement=refinement), folder)
-        return folder
-
-    return export
 
 
 def opened(stack, folder, precision, **options):

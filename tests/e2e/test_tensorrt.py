@@ -18,13 +18,9 @@ import pytest
 import samkit
 from samkit.errors import ManifestError
 from samkit.export.engines import build_engines
-from samkit.export.export import run_export
-from samkit.export.plan import plan_export
 from samkit.manifest import Manifest, engine_file
 from samkit.masks import dice
-from samkit.methods import SliceMethod, get_method
-from samkit.phantoms import SEQUENCES, make_phantom
-from samkit.prompts import FOREGROUND, Box, Point
+from samkit.methods import get_method
 from samkit.runtime import open_session
 from samkit.runtime.tensorrt_runner import EngineTensor, TensorRTRunner
 
@@ -35,13 +31,12 @@ RUNS = 50
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built(export_of):
     """Return what `sam-export --method NAME --fp16 --require-tensorrt` makes of the demonstration weights."""
 
     @functools.cache
     def export(name):
-        folder = tmp_path_factory.mktemp("exports") / name
-        run_export(plan_export(name, precision="fp16"), folder)
+        folder = export_of(name)
         build_engines(folder, say=lambda line: sys.stderr.write(line + "\n"))  # shown when a test fails
         return folder
 
@@ -113,32 +108,13 @@ def test_embedding_stays_on_the_device(name, built):
 
 @EVERY
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_session_segments_as_on_onnx_runtime(name, precision, built):
+def test_session_segments_as_on_onnx_runtime(name, precision, built, segment):
     masks = []
     for backend in ("onnxruntime", "tensorrt"):
         with open_session(built(name), backend=backend, precision=precision) as session:
             masks.append(segment(session, get_method(name)))
     differing = np.count_nonzero(masks[0] != masks[1])
     assert differing <= 5 or dice(*masks) >= 0.995
-
-
-def segment(session, method):
-    """Return the mask of a phantom's lesion: from a click, from a box in its fullest slice, or found by itself."""
-    phantom = make_phantom(91, (80, 96, 80), 2.0)
-    scans, voxels = phantom.sequences, np.argwhere(phantom.lesion(1))
-    names = method.sequences(session.config) if isinstance(method, SliceMethod) else ()
-    known = dict(zip(("t1n", "t1c", "t2w", "t2f"), SEQUENCES, strict=True))
-    session.set_volume({name: scans[known[name]] for name in names} if names else scans["flair"])
-    if not isinstance(method, SliceMethod):
-        session.add_point(Point(tuple(map(float, voxels[len(voxels) // 2])), FOREGROUND))
-    elif not method.prompts:
-        session.segment_all()
-    else:
-        axis = {"axial": 2, "coronal": 1, "sagittal": 0}[method.plane]
-        slices, counts = np.unique(voxels[:, axis], return_counts=True)
-        inside = voxels[voxels[:, axis] == slices[counts.argmax()]]
-        session.add_box(Box(tuple(map(float, inside.min(axis=0))), tuple(map(float, inside.max(axis=0)))))
-    return session.mask()
 
 
 def test_engine_of_another_machine_is_refused(built):

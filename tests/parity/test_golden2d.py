@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from samkit.export.parity import relative_error
 from samkit.models.convert2d import lora_sam, sam_config
 from samkit.models.sam2d import Sam2D
 
@@ -44,10 +45,6 @@ FILES = {
     "sam-med2d": plain("sammed2d_vit_b_adapter_256.json"),
     "lora-sam": low_rank,
 }
-
-
-def relative(found, expected):
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 def prompt_of(case, config):
@@ -112,7 +109,7 @@ def golden_errors(found, golden):
     """Return how far each answer is from its golden output, by label."""
     embedding, wanted = found["embedding"], golden["image_embedding_sub"]
     step = 4 if embedding.shape[-1] > 16 else 1
-    errors = {"embedding": relative(embedding[:, ::step, ::step, ::step], wanted)}
+    errors = {"embedding": relative_error(embedding[:, ::step, ::step, ::step], wanted)}
     for label in found:
         case, _, kind = label.partition(": ")
         case = case.removesuffix(", no mask")
@@ -120,16 +117,16 @@ def golden_errors(found, golden):
             masks = found[label]
             thin = masks[..., ::4, ::4] if masks.shape[-1] > 64 else masks
             if f"{case}.low_res_sub" in golden:
-                errors[label] = relative(thin, golden[f"{case}.low_res_sub"])
+                errors[label] = relative_error(thin, golden[f"{case}.low_res_sub"])
             else:
-                errors[f"{label} single"] = relative(thin[:, :1], golden[f"{case}.low_res_single_sub"])
-                errors[f"{label} multi"] = relative(thin[:, 1:], golden[f"{case}.low_res_multimask_sub"])
+                errors[f"{label} single"] = relative_error(thin[:, :1], golden[f"{case}.low_res_single_sub"])
+                errors[f"{label} multi"] = relative_error(thin[:, 1:], golden[f"{case}.low_res_multimask_sub"])
         elif kind == "iou":
             if f"{case}.iou" in golden:
-                errors[label] = relative(found[label], golden[f"{case}.iou"])
+                errors[label] = relative_error(found[label], golden[f"{case}.iou"])
             else:
-                errors[f"{label} single"] = relative(found[label][:, :1], golden[f"{case}.iou_single"])
-                errors[f"{label} multi"] = relative(found[label][:, 1:], golden[f"{case}.iou_multimask"])
+                errors[f"{label} single"] = relative_error(found[label][:, :1], golden[f"{case}.iou_single"])
+                errors[f"{label} multi"] = relative_error(found[label][:, 1:], golden[f"{case}.iou_multimask"])
     return errors
 
 
@@ -145,5 +142,5 @@ def test_network_gives_the_official_outputs(name, formulation, answers, shared):
 def test_formulations_give_equal_outputs(name, answers):
     official, folded = answers["official"], answers["folded"]
     assert official.keys() == folded.keys()
-    errors = {label: relative(folded[label], official[label]) for label in official}
+    errors = {label: relative_error(folded[label], official[label]) for label in official}
     assert all(error < 1e-5 for error in errors.values()), errors

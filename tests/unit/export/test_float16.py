@@ -66,6 +66,17 @@ def test_gate_that_never_opens_fails_with_the_node_to_blame(folder, small):
         write_float16(folder, [small.spec()], check, lambda line: None)
 
 
+def test_nobody_is_blamed_where_no_graph_was_reached(folder, small):
+    def check(runners, precision):
+        if isinstance(runners["g"], EmulatedRunner):
+            raise ParityError("nothing ran")
+        runners["g"].run({"x": X})
+        return {"g": {}}
+
+    with pytest.raises(ParityError, match=r"^nothing ran$"):
+        write_float16(folder, [small.spec()], check, lambda line: None)
+
+
 def test_product_that_matters_most_goes_back_to_float32_first(small, tmp_path):
     """One of twelve adds a thousand, which is taken away again: its rounding is a hundred times the others'."""
     rotation = np.linalg.qr(W)[0]

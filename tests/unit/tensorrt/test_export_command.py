@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import sys
 
 import pytest
 
@@ -20,18 +20,10 @@ def version():
 
 
 @pytest.fixture
-def sam_export(monkeypatch, capsys, export):
+def sam_export(monkeypatch, in_process, export):
     """Return a function that runs `sam-export`, where --method finds the export made; exit code, stdout, stderr."""
     monkeypatch.setattr(export_module, "run_export", lambda *arguments, **options: Manifest.load(export))
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["sam-export", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        written = capsys.readouterr()
-        return int(ended.value.code or 0), written.out, written.err
-
-    return run
+    return functools.partial(in_process, cli.main, "sam-export")
 
 
 def test_engines_are_built_from_an_export(stand_ins, quick, export, sam_export):
