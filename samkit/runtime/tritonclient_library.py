@@ -1,0 +1,40 @@
+"""Triton's client library, as far as samkit uses it. The only file that imports tritonclient.
+
+The modules load when they are asked for: a box that serves nothing needs none of them, and a client of one protocol
+does not pay for the other's.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+from samkit.errors import MissingDependencyError
+
+
+def grpc() -> ModuleType:
+    """Return the module `tritonclient.grpc`; raises MissingDependencyError where it is missing or does not load."""
+    return _load("tritonclient.grpc")
+
+
+def http() -> ModuleType:
+    """Return the module `tritonclient.http`; raises MissingDependencyError where it is missing or does not load."""
+    return _load("tritonclient.http")
+
+
+def model_config() -> ModuleType:
+    """Return the protobuf messages of config.pbtxt, `tritonclient.grpc.model_config_pb2`.
+
+    Raises MissingDependencyError where it is missing or does not load.
+    """
+    return _load("tritonclient.grpc.model_config_pb2")
+
+
+def _load(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except (ImportError, RuntimeError) as error:  # tritonclient turns a missing part of its own into a RuntimeError
+        raise MissingDependencyError(
+            f"Triton's client library does not load ({error}), and models and servers are described with it; "
+            "pip install 'samkit[client]'"
+        ) from error
