@@ -11,7 +11,14 @@ SamkitError                 exit code 1: a stage failed
 ├── ExportError             1  a stage of an export failed
 │   └── ParityError         1  it ran, but the numbers moved too far
 ├── ManifestError           3  manifest.json is missing, too new, or its files changed
-└── ServingError            1  Triton is not reachable, or not ready
+└── ServingError            1  a server, or what it should serve, is not as needed
+    ├── ServerUnreachable   1  nothing answers there, or the connection was lost for good
+    ├── ServerTimeout       1  no answer within the time that was given
+    ├── AtCapacity          1  the server holds as many sessions as it may
+    ├── SessionExpired      1  nobody used the session for too long; its scan is forgotten
+    ├── UnknownSession      1  no session has this token: it was closed, or never opened
+    ├── ServerRestarted     1  the server forgot all sessions when it was started again
+    └── WrongTurn           1  a call that does not follow the one before
 
 Exit codes of every command: 0 done, 1 a stage or parity failed, 2 usage, 3 input refused. Anything
 else that escapes is our bug and keeps its traceback.
@@ -86,4 +93,32 @@ class ManifestError(SamkitError):
 
 
 class ServingError(SamkitError):
-    """Triton is not reachable, or not ready."""
+    """A server, or what it should serve, is not as needed."""
+
+
+class ServerUnreachable(ServingError):
+    """Nothing answers there, or the connection was lost for good."""
+
+
+class ServerTimeout(ServingError):
+    """No answer within the time that was given; what was asked may still happen."""
+
+
+class AtCapacity(ServingError):
+    """The server holds as many sessions as it may."""
+
+
+class SessionExpired(ServingError):
+    """Nobody used the session for too long, and the server forgot its scan."""
+
+
+class UnknownSession(ServingError):
+    """No session has this token: it was closed, or never opened."""
+
+
+class ServerRestarted(ServingError):
+    """The server forgot all sessions when it was started again."""
+
+
+class WrongTurn(ServingError):
+    """A call that does not follow the one before: each one of a session is numbered."""

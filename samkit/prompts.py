@@ -156,9 +156,14 @@ def read_prompts(path: Path) -> list[Prompt]:
         raise PromptError(f"the clicks file {path.name} can't be read ({error.strerror}); {_FORM}") from error
     except (ValueError, RecursionError) as error:
         raise PromptError(f"the clicks file {path.name} is no JSON ({error}); {_FORM}") from error
+    return prompts_from_json(entries, path.name)
+
+
+def prompts_from_json(entries: object, source: str) -> list[Prompt]:
+    """Return the points and boxes of a list as `read_prompts` reads it; `source` is what messages call it."""
     if not isinstance(entries, list):
-        raise PromptError(f"the clicks file {path.name} holds a {type(entries).__name__}; {_FORM}")
-    return [_entry(entry, f"click {number} of {path.name}") for number, entry in enumerate(entries)]
+        raise PromptError(f"{source} holds a {type(entries).__name__}; {_FORM}")
+    return [_entry(entry, f"click {number} of {source}") for number, entry in enumerate(entries)]
 
 
 def write_clicks(path: Path, points: Sequence[Point]) -> None:

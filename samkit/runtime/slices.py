@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from samkit.errors import InputRefused
 from samkit.fitting import Fit
-from samkit.methods.method import Answer, SliceMethod
+from samkit.methods.method import Answer, GraphSpec, SliceMethod
 from samkit.planes import Window
 from samkit.prompts import SliceBox, SlicePoint, SlicePrompts
 from samkit.runtime.refinement import NO_LOGIT
@@ -117,9 +117,7 @@ class Slices:
 
         Memory holds one batch of embeddings at a time.
         """
-        spec = self._runners["image_encoder"].graph.inputs[0]
-        side = spec.axes[-1].max
-        batch = max(1, min(spec.axes[0].max, BATCH_PIXELS // side**2))
+        batch = encoder_batch(self._runners["image_encoder"].graph)
         waiting = self._proposed(numbers)
         while taken := list(itertools.islice(waiting, batch)):
             prepared = [self._prepare(self._image(number)) for number, _ in taken]
@@ -212,6 +210,12 @@ class Slices:
 
     def _run(self, graph: str, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         return self._runners[graph].run(inputs)
+
+
+def encoder_batch(graph: GraphSpec) -> int:
+    """Return how many slices go through an encoder of slices at once."""
+    spec = graph.inputs[0]
+    return max(1, min(spec.axes[0].max, BATCH_PIXELS // spec.axes[-1].max ** 2))
 
 
 def either(one: Answer, other: Answer) -> Answer:

@@ -1,0 +1,120 @@
+"""Triton's Python backend, as far as samkit uses it. The only file that imports triton_python_backend_utils, which
+exists inside a server alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from samkit.errors import SamkitError, ServingError
+from samkit.runtime.wire import error_text, read_error
+
+_BACK = threading.Lock()
+"""Metrics from two threads at once end Triton 24.10 with a segmentation fault; logs go the same way to the server."""
+
+
+def pb_utils() -> ModuleType:
+    """Return the backend's own module; raises ServingError outside of a server."""
+    try:
+        import triton_python_backend_utils
+    except ImportError as error:
+        raise ServingError(
+            "triton_python_backend_utils is not there, and a server's Python model needs it; start the repository with "
+            "sam-serve start, or in NVIDIA's container"
+        ) from error
+    return triton_python_backend_utils
+
+
+def read_tensor(request: Any, name: str) -> np.ndarray | None:
+    """Return an input, None where the request does not have it. The array is the request's: copy what outlives it."""
+    tensor = pb_utils().get_input_tensor_by_name(request, name)
+    return None if tensor is None else tensor.as_numpy()
+
+
+def response(tensors: Mapping[str, np.ndarray]) -> Any:
+    """Return what a request is answered with."""
+    utils = pb_utils()
+    return utils.InferenceResponse([utils.Tensor(name, np.ascontiguousarray(array)) for name, array in tensors.items()])
+
+
+def failure(error: Exception) -> Any:
+    """Return the answer to a request that failed: an error of ours whole, a bug of ours by its kind alone.
+
+    The message of a bug may hold anything, and what a server says and logs must name no patient.
+    """
+    utils = pb_utils()
+    if isinstance(error, SamkitError):
+        return utils.InferenceResponse(error=utils.TritonError(error_text(error)))
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    text = f"{type(error).__name__} in {Path(where.filename).name}:{where.lineno}, a bug of samkit; please report it"
+    log_error(text)
+    return utils.InferenceResponse(error=utils.TritonError(error_text(ServingError(text))))
+
+
+def send(sender: Any, answer: Any) -> None:
+    """Answer a request from any thread: its only response, which ends it."""
+    sender.send(answer, flags=pb_utils().TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def call(model: str, inputs: Mapping[str, np.ndarray], outputs: list[str]) -> dict[str, np.ndarray]:
+    """Run another model of this server (BLS) and return its outputs, copied; raises what that model says."""
+    utils = pb_utils()
+    request = utils.InferenceRequest(
+        model_name=model,
+        requested_output_names=outputs,
+        inputs=[utils.Tensor(name, np.ascontiguousarray(array)) for name, array in inputs.items()],
+        preferred_memory=utils.PreferredMemory(utils.TRITONSERVER_MEMORY_CPU, 0),
+    )
+    answer = request.exec()
+    if answer.has_error():
+        text = answer.error().message()
+        raise read_error(text) or ServingError(f"model {model} failed ({text}); see the server's log")
+    found = {name: utils.get_output_tensor_by_name(answer, name).as_numpy() for name in outputs}
+    # Those arrays lie in memory that the server shares and counts: what is kept for a session must not
+    return {name: np.array(array) for name, array in found.items()}
+
+
+def log_info(text: str) -> None:
+    """Write to the server's log."""
+    with _BACK:
+        pb_utils().Logger.log_info(text)
+
+
+def log_error(text: str) -> None:
+    """Write an error to the server's log."""
+    with _BACK:
+        pb_utils().Logger.log_error(text)
+
+
+class Metrics:
+    """Counters and gauges of one model on the server's metrics page."""
+
+    def __init__(self, name: str) -> None:
+        """Take the label that tells this model's figures from those of others: `m_sam`."""
+        self._label = name
+        self._families: dict[str, Any] = {}  # a family that nobody holds is taken away with its metrics
+        self._metrics: dict[tuple[str, str], tuple[Any, float]] = {}
+
+    def show(self, name: str, kind: str, description: str, value: float, stage: str = "") -> None:
+        """Make the page say that `name` is `value`; `kind` is `counter`, which only grows, or `gauge`."""
+        utils = pb_utils()
+        with _BACK:
+            if name not in self._families:
+                kinds = {"counter": utils.MetricFamily.COUNTER, "gauge": utils.MetricFamily.GAUGE}
+                self._families[name] = utils.MetricFamily(name=name, description=description, kind=kinds[kind])
+            if (name, stage) not in self._metrics:
+                labels = {"name": self._label, **({"stage": stage} if stage else {})}
+                self._metrics[name, stage] = (self._families[name].Metric(labels=labels), 0.0)
+            metric, before = self._metrics[name, stage]
+            if kind == "gauge":
+                metric.set(value)
+            elif value > before:
+                metric.increment(value - before)
+            self._metrics[name, stage] = (metric, max(before, value))
