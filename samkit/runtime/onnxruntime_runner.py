@@ -84,51 +84,14 @@ class OnnxRuntimeRunner(Closing):
         self._binds = device == "cuda" if binds is None else binds
         self._place = f"ONNX Runtime on {device}:0"
         self._kept: WeakSet[OrtTensor] = WeakSet()
-        ort = _import_onnxruntime(device)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.inter_op_num_threads = 1
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        if not optimise:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-            # In the file's order. ONNX Runtime's own one would leave a probe behind each tensor until the very end, and
-            # hold every tensor till then.
-            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-        provider = _TENSORRT if tensorrt else _CUDA if device == "cuda" else _CPU
-        wanted: list[Any] = [_CPU]
-        if device == "cuda":
-            if provider not in ort.get_available_providers():
-                raise MissingDependencyError(
-                    f"this ONNX Runtime has {', '.join(ort.get_available_providers())} and not {provider}; install "
-                    "samkit[gpu] instead of samkit[cpu], or use --device cpu"
-                )
-            ort.preload_dlls()  # CUDA and cuDNN from NVIDIA's wheels, where those are installed
-            # TF32 keeps ten bits of the mantissa: float32 graphs would leave their parity.
-            wanted.insert(0, (_CUDA, {"use_tf32": "0"}))
-            if tensorrt:
-                wanted.insert(0, (_TENSORRT, _tensorrt_options(graph)))
-        elif tensorrt:
-            raise MissingDependencyError("TensorRT runs on a CUDA device and not on the CPU; pass --device cuda")
-        try:
-            self._session: Any = ort.InferenceSession(str(path), options, providers=wanted)
-        except Exception as error:  # ONNX Runtime's own classes share no base below this
-            raise ManifestError(
-                f"ONNX Runtime can't load {path.name} ({str(error).splitlines()[0]}); run sam-export --verify on its "
-                "folder, and compare the versions of ONNX Runtime in its manifest and here"
-            ) from error
+        self._session: Any = open_inference_session(
+            path,
+            device=device,
+            threads=threads,
+            optimise=optimise,
+            tensorrt_options=_tensorrt_options(graph) if tensorrt else None,
+        )
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
-        # ONNX Runtime falls back to the CPU with a line in its log. A hospital that bought a GPU wants to know.
-        if self.providers[0] != provider:
-            raise MissingDependencyError(
-                f"asked for {provider}, ONNX Runtime loaded {path.name} with {', '.join(self.providers)} only; "
-                + (
-                    "its wheel links TensorRT 10 (libnvinfer.so.10), so install that version's libraries, or use "
-                    "--backend tensorrt"
-                    if tensorrt
-                    else "check driver, CUDA and cuDNN (onnxruntime-gpu says which it needs), or use --device cpu"
-                )
-            )
         self._check_names(path)
 
     def _check_names(self, path: Path) -> None:
@@ -182,6 +145,68 @@ class OnnxRuntimeRunner(Closing):
         for tensor in list(self._kept):
             tensor.free()
         self._session = None
+
+
+def open_inference_session(
+    path: Path,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    optimise: bool = True,
+    tensorrt_options: Mapping[str, str] | None = None,
+) -> Any:
+    """Return ONNX Runtime's session of a file, as every runner and our server's backend have it.
+
+    With `tensorrt_options` its TensorRT provider runs the graph; the rest is as OnnxRuntimeRunner has it. Raises
+    MissingDependencyError and ManifestError.
+    """
+    ort = _import_onnxruntime(device)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.inter_op_num_threads = 1
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # In the file's order. ONNX Runtime's own one would leave a probe behind each tensor until the very end, and
+        # hold every tensor till then.
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    tensorrt = tensorrt_options is not None
+    provider = _TENSORRT if tensorrt else _CUDA if device == "cuda" else _CPU
+    wanted: list[Any] = [_CPU]
+    if device == "cuda":
+        if provider not in ort.get_available_providers():
+            raise MissingDependencyError(
+                f"this ONNX Runtime has {', '.join(ort.get_available_providers())} and not {provider}; install "
+                "samkit[gpu] instead of samkit[cpu], or use --device cpu"
+            )
+        ort.preload_dlls()  # CUDA and cuDNN from NVIDIA's wheels, where those are installed
+        # TF32 keeps ten bits of the mantissa: float32 graphs would leave their parity.
+        wanted.insert(0, (_CUDA, {"use_tf32": "0"}))
+        if tensorrt:
+            wanted.insert(0, (_TENSORRT, tensorrt_options))
+    elif tensorrt:
+        raise MissingDependencyError("TensorRT runs on a CUDA device and not on the CPU; pass --device cuda")
+    try:
+        session: Any = ort.InferenceSession(str(path), options, providers=wanted)
+    except Exception as error:  # ONNX Runtime's own classes share no base below this
+        raise ManifestError(
+            f"ONNX Runtime can't load {path.name} ({str(error).splitlines()[0]}); run sam-export --verify on its "
+            "folder, and compare the versions of ONNX Runtime in its manifest and here"
+        ) from error
+    providers: list[str] = session.get_providers()
+    # ONNX Runtime falls back to the CPU with a line in its log. A hospital that bought a GPU wants to know.
+    if providers[0] != provider:
+        raise MissingDependencyError(
+            f"asked for {provider}, ONNX Runtime loaded {path.name} with {', '.join(providers)} only; "
+            + (
+                "its wheel links TensorRT 10 (libnvinfer.so.10), so install that version's libraries, or use "
+                "--backend tensorrt"
+                if tensorrt
+                else "check driver, CUDA and cuDNN (onnxruntime-gpu says which it needs), or use --device cpu"
+            )
+        )
+    return session
 
 
 def _tensorrt_options(graph: GraphSpec) -> dict[str, str]:
