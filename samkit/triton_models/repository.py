@@ -1,0 +1,291 @@
+"""Write export folders as one Triton model repository.
+
+    NAME_<graph>/config.pbtxt, 1/model.onnx or 1/model.plan      each graph of the export
+    NAME_preprocess, NAME_refine, NAME_postprocess, NAME_session  config.pbtxt, 1/model.py, 1/manifest.json
+    NAME/config.pbtxt, 1/                                         the ensemble
+    samkit.json                                                   what was written, with SHA-256 (record.py)
+
+Files are copied, never linked: an export may be made again in place while a server runs. A repository says nothing
+about where weights lay or how they were trained.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import samkit
+from samkit.errors import ManifestError, ServingError
+from samkit.manifest import FILE_NAME as MANIFEST_FILE
+from samkit.manifest import Manifest, engine_file, file_sha256
+from samkit.methods import GraphSpec, SliceMethod, get_method
+from samkit.runtime.tritonclient_library import model_config
+from samkit.triton_models.model_config import (
+    ENGINE_FILE,
+    ONNX_FILE,
+    ROLES,
+    SESSION,
+    check_config,
+    ensemble_config,
+    graph_config,
+    python_config,
+)
+from samkit.triton_models.record import ENSEMBLE, FILE_NAME, ONNXRUNTIME, PYTHON, TENSORRT, Repository, ServedExport
+
+NAME_FORM = re.compile(r"[a-z][a-z0-9_]*")
+MODELS = Path(__file__).parent / "models"
+"""The model.py of each role."""
+VERSION = "1"
+"""Triton's name for the one version of every model."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server lets its sessions take. It stands in the configs of the Python models, where it may be changed."""
+
+    max_sessions: int = 16
+    """Sessions open at once; one more is refused with "at capacity"."""
+    idle_seconds: int = 900
+    """A session that nobody asked anything for so long is closed."""
+    cache_bytes: int = 2**30
+    """Embeddings kept in memory for all sessions of one name together [bytes]."""
+    max_voxels: int = 2**28
+    """Largest volume tensor taken, over all its sequences [voxels]."""
+    threads: int = 8
+    """Requests of sessions that are worked on at once; further ones wait."""
+
+    def __post_init__(self) -> None:
+        """Raise ServingError for a limit that lets nothing through."""
+        for name, value in self.__dict__.items():
+            least = 0 if name == "cache_bytes" else 1  # no cache is a choice
+            if value < least:
+                raise ServingError(f"the limit {name} is {value} and nothing could be served with it; raise it")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One export that is to be served."""
+
+    folder: Path
+    manifest: Manifest
+    name: str
+    precision: str
+    engines: bool
+
+    @property
+    def graphs(self) -> tuple[GraphSpec, ...]:
+        return self.manifest.plan.specs
+
+    @property
+    def slices(self) -> bool:
+        return isinstance(get_method(self.manifest.plan.method), SliceMethod)
+
+    def engine(self, graph: GraphSpec) -> str | None:
+        """Return the file of the engine that runs `graph`; None where ONNX Runtime does."""
+        name = engine_file(graph.name, self.precision)
+        return name if self.engines and name in self.manifest.engines else None
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Return every model's name and what runs it."""
+        graphs = {self.model(graph.name): TENSORRT if self.engine(graph) else ONNXRUNTIME for graph in self.graphs}
+        return {**graphs, **{self.model(role): PYTHON for role in (*ROLES, SESSION)}, self.name: ENSEMBLE}
+
+    def model(self, part: str) -> str:
+        return f"{self.name}_{part}"
+
+
+def write_repository(
+    exports: Sequence[Path],
+    out: Path,
+    *,
+    precision: str | None = None,
+    name: str | None = None,
+    engines: bool = True,
+    limits: Limits = Limits(),
+) -> Repository:
+    """Write `exports` into the model repository `out` and return its record.
+
+    `precision` is that of all graphs, fp32 unless asked for. `name` replaces the method's name, of one export. With
+    `engines`, graphs that have a TensorRT engine in this precision are served by it. A repository of samkit's that is
+    in `out` is replaced, edited configs included, once the new one is complete; a server that runs on it has loaded its
+    models and goes on with them.
+
+    Raises ServingError for names that can't be served together and an `out` that is something else, ManifestError for
+    an export that is not whole or lacks the precision, MissingDependencyError without tritonclient.
+    """
+    model_config()  # before any work
+    out = out.resolve()
+    sources = [_open(folder, precision or "fp32", name, engines) for folder in exports]
+    _check_names(sources, name)
+    try:
+        _check_out(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as work:
+            new = Path(work) / "new"
+            new.mkdir()  # inside of the temporary folder, which nobody else could read
+            record = Repository(samkit.__version__, {s.name: _write_export(s, new, limits) for s in sources})
+            record.save(new)
+            _move(new, out, Path(work) / "old")
+    except OSError as error:
+        raise ServingError(
+            f"the repository can't be written to {out} ({error.strerror}); choose another --out"
+        ) from error
+    return record
+
+
+# --- Before any work ---
+
+
+def _open(folder: Path, precision: str, name: str | None, engines: bool) -> _Source:
+    """Return an export whose files were verified and that has every graph in this precision."""
+    manifest = Manifest.load(folder)
+    for graph in manifest.plan.specs:
+        manifest.path(folder, graph.name, precision)
+    manifest.verify(folder, engines=engines)
+    return _Source(folder, manifest, name or manifest.plan.method.replace("-", "_"), precision, engines)
+
+
+def _check_names(sources: Sequence[_Source], name: str | None) -> None:
+    """Raise ServingError where models can't stand in one repository under their names."""
+    if not sources:
+        raise ServingError("no export was given, and a repository serves at least one; name its folder")
+    if name is not None and len(sources) > 1:
+        raise ServingError(
+            f"--name {name} can't name {len(sources)} exports at once; leave it out, or write a repository for each"
+        )
+    for source in sources:
+        if NAME_FORM.fullmatch(source.name) is None:
+            raise ServingError(
+                f"the name '{source.name}' is no name for a model, which has small letters, digits and underscores and "
+                "begins with a letter; pass another --name"
+            )
+    if repeated := [name for name, count in Counter(source.name for source in sources).items() if count > 1]:
+        raise ServingError(
+            f"two exports would be served as {', '.join(repeated)}, and a name has one; write a second repository with "
+            "--name"
+        )
+    if repeated := [name for name, count in Counter(m for s in sources for m in s.models).items() if count > 1]:
+        raise ServingError(
+            f"the model {', '.join(repeated)} would stand in the repository twice, as a name and as a part of another; "
+            "write a second repository with --name"
+        )
+
+
+def _check_out(out: Path) -> None:
+    """Raise ServingError where `out` holds anything but a repository of ours, which is all that is ever replaced."""
+    if out.exists() and not out.is_dir():
+        raise ServingError(f"{out} is a file, and a repository is a folder; choose another --out")
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if there and FILE_NAME not in there:
+        raise ServingError(
+            f"{out} holds files that are no repository of samkit's, and nothing of yours is replaced; choose an empty "
+            "or a new folder with --out"
+        )
+    if there and (foreign := sorted(there - {FILE_NAME, *Repository.load(out).models})):
+        raise ServingError(
+            f"{out} also holds {', '.join(foreign)}, which samkit did not write and would take away; move it "
+            "elsewhere, or choose another --out"
+        )
+
+
+# --- Writing ---
+
+
+def _write_export(source: _Source, new: Path, limits: Limits) -> ServedExport:
+    """Write every model of an export into the folder `new` and return what was written."""
+    files: list[Path] = []
+    for graph in source.graphs:
+        files += _write_graph(source, graph, new)
+    for role in (*ROLES, SESSION):
+        files += _write_python(source, role, new, limits)
+    _new_model(new, source.name, ensemble_config(source.name, slices=source.slices))
+    engines = {source.model(graph.name): source.engine(graph) for graph in source.graphs}
+    return ServedExport(
+        method=source.manifest.plan.method,
+        precision=source.precision,
+        manifest=source.manifest.digest,
+        models=source.models,
+        files={str(path.relative_to(new)): file_sha256(path) for path in files},
+        engines={model: source.manifest.engines[file] for model, file in engines.items() if file is not None},
+    )
+
+
+def _new_model(new: Path, model: str, config: str) -> Path:
+    """Write a model's config, and return the new folder of its version: an ensemble needs one, too."""
+    version = new / model / VERSION
+    version.mkdir(parents=True)
+    (new / model / "config.pbtxt").write_text(config)
+    return version
+
+
+def _write_graph(source: _Source, graph: GraphSpec, new: Path) -> Iterator[Path]:
+    """Write the model of one graph; yield its files."""
+    model, engine = source.model(graph.name), source.engine(graph)
+    config = graph_config(model, graph, engine=engine is not None)
+    check_config(config, graph)
+    version = _new_model(new, model, config)
+    if engine is not None:
+        yield _copy(source, engine, version / ENGINE_FILE)
+        return
+    path = source.manifest.path(source.folder, graph.name, source.precision)
+    yield _copy(source, path.name, version / ONNX_FILE)
+    weights = f"{path.name}.data"  # where the exporter puts those beyond 2 GiB; the graph finds them by this very name
+    if weights in {artifact.file for artifact in source.manifest.artifacts}:
+        yield _copy(source, weights, version / weights)
+
+
+def _copy(source: _Source, file: str, target: Path) -> Path:
+    """Copy one of the manifest's files; raises ManifestError where the copy is not what the manifest lists."""
+    listed = {artifact.file: artifact.sha256 for artifact in source.manifest.artifacts}
+    shutil.copyfile(source.folder / file, target)
+    if listed.get(file) != file_sha256(target):
+        raise ManifestError(
+            f"{source.folder / file} changed while it was copied; wait until the export is made, and write again"
+        )
+    return target
+
+
+def _write_python(source: _Source, role: str, new: Path, limits: Limits) -> Iterator[Path]:
+    """Write one Python model; yield its files."""
+    parameters = {
+        "samkit_name": source.name,
+        "precision": source.precision,
+        # The manifest beside the model does not have it: its weights have no path
+        "manifest": source.manifest.digest,
+    }
+    if role == "preprocess":
+        parameters["max_voxels"] = str(limits.max_voxels)
+    if role == SESSION:
+        parameters |= {key: str(value) for key, value in limits.__dict__.items()}
+    model = source.model(role)
+    version = _new_model(new, model, python_config(model, role, parameters, slices=source.slices))
+    shutil.copyfile(MODELS / f"{role}.py", version / "model.py")
+    without_origin(source.manifest).save(version)
+    yield from (version / "model.py", version / MANIFEST_FILE)
+
+
+def without_origin(manifest: Manifest) -> Manifest:
+    """Return a manifest without paths of weights and without the commands that trained them: those name folders."""
+    plan = manifest.plan
+    others = {name: replace(weights, path=None) for name, weights in plan.others.items()}
+    plan = replace(plan, weights=replace(plan.weights, path=None), others=others)
+    return replace(manifest, plan=plan, provenance={})
+
+
+def _move(new: Path, out: Path, old: Path) -> None:
+    """Put the finished repository in place of what is in `out`, which is taken out of the way at once and whole."""
+    if not out.exists():
+        new.rename(out)
+        return
+    out.rename(old)
+    try:
+        new.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
