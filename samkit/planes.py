@@ -80,6 +80,19 @@ class PlaneView:
         """Return (slices, H, W) as the volume's array (I, J, K), a view: the inverse of `slices`."""
         return np.flip(slices, self._flipped_axes).transpose(np.argsort(self.axes))
 
+    def part(self, number: int, values: np.ndarray) -> tuple[tuple[slice, ...], np.ndarray]:
+        """Return the region of the volume's array that slice `number` is, and its `values` (H, W) in the array's order.
+
+        >>> view = PlaneView.of((4, 5, 6), np.diag([-1.0, 1.0, 1.0, 1.0]), "sagittal")
+        >>> region, values = view.part(0, np.zeros((6, 5)))
+        >>> region[0], values.shape
+        (slice(3, 4, None), (1, 5, 6))
+        """
+        across, first = self.axes[0], self.file_index(number)
+        sides = [slice(0, side) for side in self.file_shape]
+        sides[across] = slice(first, first + 1)
+        return tuple(sides), self.volume(values[None])
+
     def to_slices(self, points_voxel: np.ndarray) -> np.ndarray:
         """Return voxel indices (N, 3) of the array as (N, 3): slice, x (column), y (row), all continuous."""
         along = np.asarray(points_voxel, np.float64)[:, self.axes]

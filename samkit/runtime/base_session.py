@@ -7,7 +7,9 @@ from typing import Generic, TypeVar
 
 from samkit.errors import InputRefused, ManifestError, PromptError
 from samkit.manifest import Manifest
+from samkit.runtime.interactive import Interactive
 from samkit.runtime.runner import Closing, Runner
+from samkit.runtime.updates import MaskUpdate
 
 StateT = TypeVar("StateT")
 StepT = TypeVar("StepT")
@@ -16,7 +18,7 @@ _ROUND_OFF = 1e-3
 """Voxels that a click may lie outside the volume: world coordinates come with round-off."""
 
 
-class BaseSession(Closing, Generic[StateT, StepT]):
+class BaseSession(Interactive, Closing, Generic[StateT, StepT]):
     """A method's runners and the history of steps; states are never changed in place, so undo is exact."""
 
     def __init__(self, runners: Mapping[str, Runner], precision: str, manifest: Manifest | None) -> None:
@@ -27,31 +29,52 @@ class BaseSession(Closing, Generic[StateT, StepT]):
         self._runners = dict(runners)
         self._done: list[tuple[StateT, StepT]] = []
         self._undone: list[tuple[StateT, StepT]] = []
+        self._before: StateT | None = None
 
     # --- History ---
 
     def _add(self, state: StateT, step: StepT) -> StepT:
         """Make `state` the present one."""
+        self._before = self._now
         self._done.append((state, step))
         self._undone.clear()
         return step
 
-    def undo(self) -> None:
+    def undo(self) -> MaskUpdate:
         """Take the last step back; the mask is bit for bit what it was before it."""
         if not self._done:
             raise PromptError("there is no click to undo; add one first")
+        self._before = self._now
         self._undone.append(self._done.pop())
+        return self.last_update()
 
-    def redo(self) -> None:
+    def redo(self) -> MaskUpdate:
         """Take the last undo back."""
         if not self._undone:
             raise PromptError("there is no undone click; redo works right after undo")
+        self._before = self._now
         self._done.append(self._undone.pop())
+        return self.last_update()
 
-    def reset(self) -> None:
+    def reset(self) -> MaskUpdate:
         """Forget all prompts; the volume and its embeddings stay."""
+        self._before = self._now
         self._done.clear()
         self._undone.clear()
+        return self.last_update()
+
+    @property
+    def _now(self) -> StateT | None:
+        """Return the present state; None before the first step."""
+        return self._done[-1][0] if self._done else None
+
+    def update_since(self, before: StateT | None) -> MaskUpdate:
+        """Return the present mask and what differs from the mask of the state `before`."""
+        raise NotImplementedError
+
+    def last_update(self) -> MaskUpdate:
+        """Return the present mask and what the last call changed; raises PromptError where no volume is set."""
+        return self.update_since(self._before)
 
     @property
     def steps(self) -> tuple[StepT, ...]:
@@ -93,7 +116,13 @@ class BaseSession(Closing, Generic[StateT, StepT]):
         """Let go of runners and history."""
         for runner in self._runners.values():
             runner.close()
-        self.reset()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop all steps."""
+        self._done.clear()
+        self._undone.clear()
+        self._before = None
 
 
 def check_inside(what: str, index: Sequence[float], shape: Sequence[int]) -> None:

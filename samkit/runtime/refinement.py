@@ -28,6 +28,7 @@ from samkit.masks import dice
 from samkit.methods.method import VolumeMethod
 from samkit.models.sam3d_config import LOGIT_STRIDE, Sam3DConfig
 from samkit.prompts import FOREGROUND, Point
+from samkit.runtime.embeddings import ScanEmbeddings, own_embeddings
 from samkit.runtime.runner import Runner
 from samkit.runtime.timing import timed
 from samkit.tensors import Tensor, on_host
@@ -82,6 +83,16 @@ class State:
 
 
 @dataclass(frozen=True)
+class _EncodedCrop:
+    tensors: Mapping[str, Tensor]
+    """What the decoder is given of the image, by input name."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+@dataclass(frozen=True)
 class Piece:
     """Logits (I, J, K) on a box of the grid that starts at `origin`."""
 
@@ -102,6 +113,7 @@ class Refiner:
         read_box: Callable[[Index], np.ndarray],
         *,
         max_followed: int = MAX_FOLLOWED,
+        embeddings: ScanEmbeddings | None = None,
     ) -> None:
         self._method = method
         self._config = config
@@ -119,7 +131,7 @@ class Refiner:
         # The logits alone are read here; what else comes out may be the next step's input and is nobody else's.
         outputs = runners[self._decoder].graph.outputs
         self._stays = tuple(spec.name for spec in outputs if spec.name != "low_res_masks")
-        self._images: dict[Index, Mapping[str, Tensor] | InputRefused] = {}
+        self._embeddings = own_embeddings() if embeddings is None else embeddings
         self.seconds: dict[str, float] = {"crop": 0.0, "encode": 0.0, "decode": 0.0, "merge": 0.0}
         """Time spent so far, by stage."""
 
@@ -195,24 +207,19 @@ class Refiner:
         )
 
     def _encode(self, origin: Index) -> Mapping[str, Tensor]:
-        """Return what the decoder is given of the crop at `origin`, by input name; computed once per volume."""
-        if origin not in self._images:
-            try:
-                with timed(self.seconds, "crop"):
-                    raw = self._read_box(origin)
-                    if not np.isfinite(raw).all():
-                        raise InputRefused(
-                            "not-finite", "the crop around the click holds NaN or Inf", "replace those voxels first"
-                        )
-                    image = self._method.preprocess(raw, self._config)
-                with timed(self.seconds, "encode"):
-                    self._images[origin] = encode_image(self._runners, image[None, None])
-            except InputRefused as refusal:
-                self._images[origin] = refusal
-        found = self._images[origin]
-        if isinstance(found, InputRefused):
-            raise found
-        return found
+        """Return what the decoder is given of the crop at `origin`, by input name; encoded once while it is kept."""
+        return self._embeddings.find_or_make(origin, lambda: self._encode_crop(origin)).tensors
+
+    def _encode_crop(self, origin: Index) -> _EncodedCrop:
+        with timed(self.seconds, "crop"):
+            raw = self._read_box(origin)
+            if not np.isfinite(raw).all():
+                raise InputRefused(
+                    "not-finite", "the crop around the click holds NaN or Inf", "replace those voxels first"
+                )
+            image = self._method.preprocess(raw, self._config)
+        with timed(self.seconds, "encode"):
+            return _EncodedCrop(encode_image(self._runners, image[None, None]))
 
     # --- Following ---
 

@@ -8,11 +8,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from samkit.errors import InputRefused, PromptError
-from samkit.prompts import Box, Point, Prompt, SliceBox, SlicePoint
+from samkit.errors import InputRefused
+from samkit.prompts import Prompt
 from samkit.runtime.inputs import Given
-from samkit.runtime.session import Session
-from samkit.runtime.slice_session import SliceSession, SliceStep
+from samkit.runtime.session import Session, as_point
+from samkit.runtime.slice_session import SliceSession
+from samkit.runtime.steps import SliceStep
 
 Say: TypeAlias = Callable[[str], None]
 """Tells a person how far the work is."""
@@ -35,7 +36,7 @@ def segment_volume(session: Session, given: Given, prompts: Sequence[Prompt], sa
         raise InputRefused(
             "too-many-sequences", f"{session.method.name} takes one scan, and {len(given.scans)} are given", "give one"
         )
-    points = [_as_point(prompt, session.method.name) for prompt in prompts]
+    points = [as_point(prompt, session.method.name) for prompt in prompts]
     session.set_volume(given.scan.volume)
     for point in points:  # all of them before the first minute is spent
         session.check_point(point)
@@ -52,19 +53,6 @@ def segment_volume(session: Session, given: Given, prompts: Sequence[Prompt], sa
     if last.limit_reached:
         warnings.append("the object goes on beyond the crops that one click may add; click on its end to follow it")
     return Done(last.volume_ml, seconds, {"crops": last.crops}, warnings)
-
-
-def _as_point(prompt: Prompt, method: str) -> Point:
-    if isinstance(prompt, (Box, SliceBox)):
-        raise PromptError(f"{method} takes no box; click on the object, e.g. --point 60,70,30,+")
-    if isinstance(prompt, SlicePoint):
-        raise PromptError(
-            f"a point is written i,j,k,+ or i,j,k,- in a volume and this one has two indices, {prompt.x:g} and "
-            f"{prompt.y:g}; e.g. --point 60,70,30,+"
-        )
-    if prompt.structure:
-        raise PromptError(f"{method} tells no structures apart; give --point without a name")
-    return prompt
 
 
 def segment_slices(session: SliceSession, given: Given, prompts: Sequence[Prompt], propagate: bool, say: Say) -> Done:

@@ -12,7 +12,7 @@ Points and masks are in the frame of the volume as given. Nothing here needs tor
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +26,14 @@ from samkit.methods import get_method
 from samkit.methods.method import Method, SliceMethod, VolumeMethod
 from samkit.models.config import NetworkConfig
 from samkit.models.sam3d_config import Sam3DConfig
-from samkit.prompts import Point
+from samkit.prompts import Box, Point, Prompt, SliceBox, SlicePoint
 from samkit.runtime.base_session import BaseSession, check_inside
-from samkit.runtime.refinement import NO_LOGIT, Refiner, State
+from samkit.runtime.embeddings import ScanEmbeddings
+from samkit.runtime.refinement import NO_LOGIT, Piece, Refiner, State
 from samkit.runtime.runner import Runner, add_substitutes
 from samkit.runtime.slice_session import SliceSession
+from samkit.runtime.steps import Step
+from samkit.runtime.updates import MaskUpdate, Part, changed_part, paint
 
 ORT_TENSORRT = "onnxruntime-tensorrt"
 """ONNX Runtime with its own TensorRT provider."""
@@ -41,27 +44,9 @@ DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one click did."""
-
-    number: int
-    """1 for the first click."""
-    volume_ml: float
-    """Volume of the mask [mL]."""
-    crops: int
-    """Crops in use."""
-    followed: int
-    """Crops among them that no click has touched: the object led there."""
-    limit_reached: bool
-    """Whether the object goes on beyond the crops that one click may add; click there to follow it further."""
-    seconds: Mapping[str, float]
-    """Of this click: crop, encode, decode, merge, restore, total."""
-
-
-@dataclass(frozen=True)
 class _Clicked:
     state: State
-    regions: tuple[tuple[tuple[slice, slice, slice], np.ndarray], ...]
+    parts: tuple[Part, ...]
     """The mask, on the regions of the volume that crops cover."""
 
 
@@ -98,11 +83,13 @@ class Session(BaseSession[_Clicked, Step]):
 
     # --- The volume ---
 
-    def set_volume(self, volume: Volume) -> None:
+    def set_volume(self, volumes: Volume, *, embeddings: ScanEmbeddings | None = None) -> None:
         """Take a new volume; clicks and embeddings of the one before are forgotten.
 
-        Raises GeometryError for a singular affine or spacing.
+        `embeddings` is the scan's place in a store that sessions share; by default the session has its own. Raises
+        GeometryError for a singular affine or spacing.
         """
+        volume = volumes
         if volume.array.ndim != 3 or min(volume.array.shape) < 1:
             raise GeometryError(f"a volume has three axes (I, J, K), this one is {volume.array.shape}; pass one scan")
         i, j, k = volume.array.shape
@@ -113,8 +100,10 @@ class Session(BaseSession[_Clicked, Step]):
             return grid.box_from_file(volume.array, origin, patch)
 
         self._volume, self._grid = volume, grid
-        self._refiner = Refiner(self.method, self.config, self.refinement, self._runners, grid.shape, read_box)
-        self.reset()
+        self._refiner = Refiner(
+            self.method, self.config, self.refinement, self._runners, grid.shape, read_box, embeddings=embeddings
+        )
+        self._forget()
 
     def check_point(self, point: Point) -> None:
         """Raise InputRefused unless `point` lies in the volume."""
@@ -130,25 +119,21 @@ class Session(BaseSession[_Clicked, Step]):
         volume, grid, refiner = self._opened()
         self.check_point(point)
         start, before = time.perf_counter(), dict(refiner.seconds)
-        inside = np.clip(grid.points_from_file(np.array([point.index])), -0.5, np.array(grid.shape) - 0.5)[0]
-        state = refiner.click(self._state, Point((inside[0], inside[1], inside[2]), point.label))
+        state = refiner.click(self._state, point_to_grid(point, grid))
         pieces = refiner.merge(state)
         restore = time.perf_counter()
-        regions = []
-        for piece in pieces:
-            region, logits = grid.region_to_file(piece.logits, piece.origin)
-            regions.append((region, logits > self.method.mask_threshold))
+        parts = mask_parts(pieces, grid, self.method.mask_threshold)
         now = time.perf_counter()
         seconds = {stage: spent - before[stage] for stage, spent in refiner.seconds.items()}
         step = Step(
             number=len(self._done) + 1,
-            volume_ml=_count(regions, volume.array.shape) * volume.voxel_ml,
+            volume_ml=count_voxels(parts, volume.array.shape) * volume.voxel_ml,
             crops=len(state.crops),
             followed=state.followed,
             limit_reached=state.limit_reached,
             seconds={**seconds, "restore": now - restore, "total": now - start},
         )
-        return self._add(_Clicked(state, tuple(regions)), step)
+        return self._add(_Clicked(state, parts), step)
 
     @property
     def origins(self) -> tuple[Index, ...]:
@@ -159,10 +144,31 @@ class Session(BaseSession[_Clicked, Step]):
 
     def mask(self) -> np.ndarray:
         """Return the mask (I, J, K), bool, on the volume's own array; empty before the first click."""
-        mask = np.zeros(self._opened()[0].array.shape, bool)
-        for region, part in self._done[-1][0].regions if self._done else ():
-            mask[region] |= part
-        return mask
+        return self.labels() > 0
+
+    def labels(self) -> np.ndarray:
+        """Return the mask (I, J, K), uint8, 1 on the object."""
+        return paint(_parts(self._now), self._opened()[0].array.shape)
+
+    def update_since(self, before: _Clicked | None) -> MaskUpdate:
+        """Return the present mask and what differs from the mask of the state `before`."""
+        shape, now = self._opened()[0].array.shape, self._now
+        return MaskUpdate(
+            lambda: paint(_parts(now), shape),
+            lambda: changed_part(_parts(before), _parts(now), len(shape)),
+            volume_ml=self._done[-1][1].volume_ml if self._done else 0.0,
+        )
+
+    # --- As every session ---
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether the method finds something without a prompt: no method of volumes does."""
+        return False
+
+    def add_prompt(self, prompt: Prompt) -> None:
+        """Apply one click; raises PromptError for what is no click in a volume."""
+        self.add_point(as_point(prompt, self.method.name))
 
     def logits(self) -> np.ndarray:
         """Return the logits (I, J, K), float32, on the volume's own array; very negative where no crop was."""
@@ -188,14 +194,41 @@ class Session(BaseSession[_Clicked, Step]):
         self._volume = self._grid = self._refiner = None
 
 
-def _count(regions: list[tuple[tuple[slice, slice, slice], np.ndarray]], shape: tuple[int, ...]) -> int:
-    """Return how many voxels the mask has; regions of far crops may still overlap."""
-    if len(regions) < 2:
-        return sum(int(part.sum()) for _, part in regions)
-    mask = np.zeros(shape, bool)
-    for region, part in regions:
-        mask[region] |= part
-    return int(mask.sum())
+def as_point(prompt: Prompt, method: str) -> Point:
+    """Return `prompt` if it is a click in a volume; raises PromptError, which calls the method by its name."""
+    if isinstance(prompt, (Box, SliceBox)):
+        raise PromptError(f"{method} takes no box; click on the object, e.g. --point 60,70,30,+")
+    if isinstance(prompt, SlicePoint):
+        raise PromptError(
+            f"a point is written i,j,k,+ or i,j,k,- in a volume and this one has two indices, {prompt.x:g} and "
+            f"{prompt.y:g}; e.g. --point 60,70,30,+"
+        )
+    if prompt.structure:
+        raise PromptError(f"{method} tells no structures apart; give --point without a name")
+    return prompt
+
+
+def point_to_grid(point: Point, grid: Grid) -> Point:
+    """Return a click in voxel indices of the file's array as one in indices of the grid, inside it."""
+    i, j, k = np.clip(grid.points_from_file(np.array([point.index])), -0.5, np.array(grid.shape) - 0.5)[0]
+    return Point((i, j, k), point.label)
+
+
+def mask_parts(pieces: Sequence[Piece], grid: Grid, threshold: float) -> tuple[Part, ...]:
+    """Return the mask, bool, on the regions of the file's array that pieces of logits cover."""
+    found = [grid.region_to_file(piece.logits, piece.origin) for piece in pieces]
+    return tuple((region, logits > threshold) for region, logits in found)
+
+
+def count_voxels(parts: Sequence[Part], shape: Sequence[int]) -> int:
+    """Return how many voxels a mask has; regions of far crops may still overlap."""
+    if len(parts) < 2:
+        return sum(int(part.sum()) for _, part in parts)
+    return int(np.count_nonzero(paint(parts, shape)))
+
+
+def _parts(state: _Clicked | None) -> tuple[Part, ...]:
+    return () if state is None else state.parts
 
 
 def open_session(

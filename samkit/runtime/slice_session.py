@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,41 +22,16 @@ import numpy as np
 from samkit.errors import GeometryError, InputRefused, PromptError
 from samkit.geometry import MAX_SHIFT, Triple, Volume, corner_shift
 from samkit.manifest import Manifest
-from samkit.methods.method import Answer, SliceMethod
+from samkit.methods.method import SliceMethod
 from samkit.planes import PLANES, PlaneView, scale_intensities
-from samkit.prompts import FOREGROUND, Box, Point, Prompt, SliceBox, SlicePoint, SlicePrompts
+from samkit.prompts import Box, Point, Prompt, SliceBox, SlicePoint
 from samkit.runtime.base_session import BaseSession, check_inside
+from samkit.runtime.embeddings import ScanEmbeddings
 from samkit.runtime.refinement import NO_LOGIT
 from samkit.runtime.runner import Runner
-from samkit.runtime.slices import Slices
-
-
-@dataclass(frozen=True)
-class SliceStep:
-    """What one prompt, or one pass over slices, did."""
-
-    number: int
-    """1 for the first step."""
-    voxels: int
-    """Voxels of the mask, or pixels of a picture's."""
-    volume_ml: float | None
-    """Volume of the mask [mL]; None for a picture."""
-    slices: tuple[int, ...]
-    """Slices that got a new answer: indices of the volume's array across the plane, 0 for a picture."""
-    boxes: int
-    """Boxes that the method's detector found."""
-    iou: tuple[float, ...]
-    """Predicted IoU of the masks on the last of these slices, where the method trained that head."""
-    seconds: Mapping[str, float]
-    """Of this step: prepare, propose, encode, decode, total."""
-
-
-@dataclass(frozen=True)
-class _State:
-    """All that the steps so far have led to; slices are numbered as `PlaneView` does."""
-
-    prompts: Mapping[int, SlicePrompts] = field(default_factory=dict)
-    answers: Mapping[int, Answer] = field(default_factory=dict)
+from samkit.runtime.slices import Slices, SliceState
+from samkit.runtime.steps import SliceStep
+from samkit.runtime.updates import MaskUpdate, Part, changed_part
 
 
 @dataclass(frozen=True)
@@ -69,7 +44,7 @@ class _Opened:
     voxel_ml: float | None
 
 
-class SliceSession(BaseSession[_State, SliceStep]):
+class SliceSession(BaseSession[SliceState, SliceStep]):
     """One method of slices with its runners. Holds one volume or picture, and the history of prompts on it."""
 
     def __init__(
@@ -101,11 +76,12 @@ class SliceSession(BaseSession[_State, SliceStep]):
 
     # --- The volume ---
 
-    def set_volume(self, volumes: Volume | Mapping[str, Volume]) -> None:
+    def set_volume(self, volumes: Volume | Mapping[str, Volume], *, embeddings: ScanEmbeddings | None = None) -> None:
         """Take a new scan, one volume for each of the method's sequences; what was before is forgotten.
 
-        Raises InputRefused where a sequence is missing, unknown, without contrast, or not co-registered with the first
-        one, GeometryError for a singular affine.
+        `embeddings` is the scan's place in a store that sessions share; by default the session has its own. Raises
+        InputRefused where a sequence is missing, unknown, without contrast, or not co-registered with the first one,
+        GeometryError for a singular affine.
         """
         named = self._by_sequence(volumes)
         first_name, first = next(iter(named.items()))
@@ -117,12 +93,13 @@ class SliceSession(BaseSession[_State, SliceStep]):
             view.slices(scale_intensities(volume.array, name or "the volume", self.intensities))
             for name, volume in named.items()
         ]
-        self._open(channels, shape=(i, j, k), view=view, voxel_ml=first.voxel_ml)
+        self._open(channels, embeddings, shape=(i, j, k), view=view, voxel_ml=first.voxel_ml)
 
-    def set_picture(self, picture: np.ndarray) -> None:
+    def set_picture(self, picture: np.ndarray, *, embeddings: ScanEmbeddings | None = None) -> None:
         """Take a picture (H, W) or (H, W, C) of intensities 0..255, grey, RGB, or one channel for each sequence.
 
-        Grey is a colour, too: where three sequences are wanted it stands for each of them.
+        Grey is a colour, too: where three sequences are wanted it stands for each of them. `embeddings` as in
+        `set_volume`.
         """
         image = np.asarray(picture, np.float32)
         image = image[..., None] if image.ndim == 2 else image
@@ -139,13 +116,20 @@ class SliceSession(BaseSession[_State, SliceStep]):
             )
         height, width = image.shape[:2]
         channels = [np.ascontiguousarray(image[None, ..., channel]) for channel in range(image.shape[2])]
-        self._open(channels, shape=(height, width), view=None, voxel_ml=None)
+        self._open(channels, embeddings, shape=(height, width), view=None, voxel_ml=None)
 
     def _open(
-        self, channels: Sequence[np.ndarray], *, shape: tuple[int, ...], view: PlaneView | None, voxel_ml: float | None
+        self,
+        channels: Sequence[np.ndarray],
+        embeddings: ScanEmbeddings | None,
+        *,
+        shape: tuple[int, ...],
+        view: PlaneView | None,
+        voxel_ml: float | None,
     ) -> None:
-        self._set = _Opened(Slices(self.method, self.config, self._runners, channels), shape, view, voxel_ml)
-        self.reset()
+        slices = Slices(self.method, self.config, self._runners, channels, embeddings=embeddings)
+        self._set = _Opened(slices, shape, view, voxel_ml)
+        self._forget()
 
     def _by_sequence(self, volumes: Volume | Mapping[str, Volume]) -> dict[str, Volume]:
         """Return the volumes in the method's order; the key is empty where the method takes one grey volume."""
@@ -177,7 +161,7 @@ class SliceSession(BaseSession[_State, SliceStep]):
 
     def check(self, prompt: Prompt) -> None:
         """Raise PromptError for a prompt that the method does not take, InputRefused for one in a wrong place."""
-        self._place(prompt)
+        self.place(prompt)
 
     def add(self, *prompts: Prompt, refine: bool = False) -> SliceStep:
         """Apply prompts at once, each slice's together with those it had before, and return what they did.
@@ -190,25 +174,9 @@ class SliceSession(BaseSession[_State, SliceStep]):
         slices, start, before = self._begin()
         if not prompts:
             raise PromptError("no prompt was given; give a point or a box")
-        state = self._state
-        all_prompts, answers = dict(state.prompts), dict(state.answers)
-        placed = [self._place(prompt) for prompt in prompts]
-        touched = sorted({number for number, _ in placed})
-        for number in touched:
-            old = all_prompts.get(number, SlicePrompts())
-            new = [prompt for where, prompt in placed if where == number]
-            everything = SlicePrompts(
-                old.points + tuple(p for p in new if isinstance(p, SlicePoint)),
-                old.boxes + tuple(b for b in new if isinstance(b, SliceBox)),
-            )
-            all_prompts[number] = everything
-            mask = answers[number].low_res if refine and number in state.prompts and number in answers else None
-            answers.pop(number, None)
-            # A network behind a detector knows no object but those it is shown
-            decides = self.method.is_automatic and self.method.propose is None
-            if decides or everything.boxes or any(p.label == FOREGROUND for p in everything.points):
-                answers[number] = slices.answer(number, replace(everything, low_res=mask))
-        return self._finish(_State(all_prompts, answers), touched, 0, start, before)
+        placed = [self.place(prompt) for prompt in prompts]
+        state, touched = slices.prompt(self._state, placed, refine=refine)
+        return self._finish(state, touched, 0, start, before)
 
     def add_point(self, point: Point | SlicePoint, *, refine: bool = False) -> SliceStep:
         """Apply one point; `add` says how."""
@@ -226,16 +194,8 @@ class SliceSession(BaseSession[_State, SliceStep]):
         slices, start, before = self._begin()
         if not self.method.is_automatic:
             raise PromptError(f"{self.method.name} segments nothing without a prompt; give {self._takes()}")
-        state, boxes = self._state, 0
-        answers = {number: answer for number, answer in state.answers.items() if number in state.prompts}
-        found = []
-        for one in slices.automatic(n for n in range(slices.count) if n not in state.prompts):
-            answers[one.number] = one.answer
-            boxes += one.boxes
-            found.append(one.number)
-            if report is not None:
-                report(one.number + 1, slices.count)
-        return self._finish(_State(state.prompts, answers), found, boxes, start, before)
+        state, found, boxes = slices.decide(self._state, report)
+        return self._finish(state, found, boxes, start, before)
 
     def propagate(self) -> SliceStep:
         """Let the mask of every prompted slice lead on to its neighbours, and return what that did.
@@ -244,16 +204,14 @@ class SliceSession(BaseSession[_State, SliceStep]):
         nothing of five pixels is left, the slice is empty, the volume ends, or the next slice has prompts of its own.
         """
         slices, start, before = self._begin()
-        state = self._state
         if self._set is not None and self._set.view is None:
             raise PromptError("a picture is one slice and has no neighbours; leave --propagate out")
         if "box" not in self.method.prompts:
             raise PromptError(f"{self.method.name} takes no box, so no mask can lead on; leave --propagate out")
-        if not state.prompts:
+        if not self._state.prompts:
             raise PromptError("nothing was prompted that could lead on to other slices; give a point or a box first")
-        starts = {number: state.answers[number] for number in state.prompts if number in state.answers}
-        found = slices.propagate(starts, state.prompts.keys())
-        return self._finish(_State(state.prompts, {**state.answers, **found}), sorted(found), 0, start, before)
+        state, found = slices.lead_on(self._state)
+        return self._finish(state, found, 0, start, before)
 
     @property
     def prompted(self) -> tuple[int, ...]:
@@ -265,7 +223,7 @@ class SliceSession(BaseSession[_State, SliceStep]):
         return slices, time.perf_counter(), dict(slices.seconds)
 
     def _finish(
-        self, state: _State, touched: Sequence[int], boxes: int, start: float, before: Mapping[str, float]
+        self, state: SliceState, touched: Sequence[int], boxes: int, start: float, before: Mapping[str, float]
     ) -> SliceStep:
         opened = self._opened()
         seconds = {stage: spent - before[stage] for stage, spent in opened.slices.seconds.items()}
@@ -282,7 +240,7 @@ class SliceSession(BaseSession[_State, SliceStep]):
         )
         return self._add(state, step)
 
-    def _place(self, prompt: Prompt) -> tuple[int, SlicePoint | SliceBox]:
+    def place(self, prompt: Prompt) -> tuple[int, SlicePoint | SliceBox]:
         """Return the number of a prompt's slice, and the prompt there [pixels]."""
         opened = self._opened()
         kind = "box" if isinstance(prompt, (Box, SliceBox)) else "point"
@@ -343,6 +301,17 @@ class SliceSession(BaseSession[_State, SliceStep]):
     def _takes(self) -> str:
         return " or ".join(f"a {kind}" for kind in sorted(self.method.prompts)) or "no prompt at all"
 
+    # --- As every session ---
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether the method finds something without a prompt, too."""
+        return self.method.is_automatic
+
+    def add_prompt(self, prompt: Prompt) -> None:
+        """Apply one point or box; `add` says how."""
+        self.add(prompt)
+
     # --- Results ---
 
     def mask(self) -> np.ndarray:
@@ -351,33 +320,35 @@ class SliceSession(BaseSession[_State, SliceStep]):
 
     def labels(self) -> np.ndarray:
         """Return structure numbers, uint8, on the volume's own array or the picture; 1 where nothing is told apart."""
-        return self._whole({number: answer.labels for number, answer in self._state.answers.items()}, 0, np.uint8)
+        return _labels(self._opened(), self._state)
+
+    def update_since(self, before: SliceState | None) -> MaskUpdate:
+        """Return the present mask and what differs from the mask of the state `before`."""
+        opened, now, then = self._opened(), self._state, SliceState() if before is None else before
+        step = self._done[-1][1] if self._done else None
+        empty = None if opened.voxel_ml is None else 0.0
+        return MaskUpdate(
+            lambda: _labels(opened, now),
+            lambda: changed_part(_parts(opened, then, now), _parts(opened, now, then), len(opened.shape)),
+            volume_ml=empty if step is None else step.volume_ml,
+            iou=() if step is None else step.iou,
+        )
 
     def logits(self) -> np.ndarray:
         """Return the foreground's logits, float32, on the volume's own array or the picture.
 
         Very negative where nothing was asked or all is zero.
         """
-        answers = self._state.answers.items()
-        return self._whole({number: answer.scores for number, answer in answers}, NO_LOGIT, np.float32)
-
-    def _whole(self, parts: Mapping[int, np.ndarray], fill: float, dtype: type) -> np.ndarray:
-        opened = self._opened()
-        out: np.ndarray = np.full(opened.shape, fill, dtype)
-        if opened.view is None:
-            return parts[0].astype(dtype) if parts else out
-        slices = opened.view.slices(out)  # a view: what is written there is written into `out`
-        for number, part in parts.items():
-            slices[number] = part
-        return out
+        scores = {number: answer.scores for number, answer in self._state.answers.items()}
+        return _whole(self._opened(), scores, np.full(self._opened().shape, NO_LOGIT, np.float32))
 
     def _file_index(self, number: int) -> int:
         view = self._opened().view
         return number if view is None else view.file_index(number)
 
     @property
-    def _state(self) -> _State:
-        return self._done[-1][0] if self._done else _State()
+    def _state(self) -> SliceState:
+        return self._done[-1][0] if self._done else SliceState()
 
     def _opened(self) -> _Opened:
         if self._set is None:
@@ -388,6 +359,32 @@ class SliceSession(BaseSession[_State, SliceStep]):
         """Let go of runners and volume."""
         super().close()
         self._set = None
+
+
+def _labels(opened: _Opened, state: SliceState) -> np.ndarray:
+    labels = {number: answer.labels for number, answer in state.answers.items()}
+    return _whole(opened, labels, np.zeros(opened.shape, np.uint8))
+
+
+def _whole(opened: _Opened, parts: Mapping[int, np.ndarray], out: np.ndarray) -> np.ndarray:
+    """Write slices into `out`, which is on the volume's own array, and return it."""
+    stack = out[None] if opened.view is None else opened.view.slices(out)  # a view: what is written there is in `out`
+    for number, part in parts.items():
+        stack[number] = part
+    return out
+
+
+def _parts(opened: _Opened, state: SliceState, other: SliceState) -> list[Part]:
+    """Return the labels of those slices on which two states differ, as regions of the volume's own array."""
+    parts: list[Part] = []
+    for number, answer in state.answers.items():
+        if other.answers.get(number) is answer:
+            continue
+        if opened.view is None:
+            parts.append(((slice(0, opened.shape[0]), slice(0, opened.shape[1])), answer.labels))
+        else:
+            parts.append(opened.view.part(number, answer.labels))
+    return parts
 
 
 _CALLED = {"point": "the click", "box": "a corner of the box"}

@@ -10,9 +10,8 @@ its mask becomes a box, a little larger, that prompts the next slice, until noth
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,8 @@ from samkit.errors import InputRefused
 from samkit.fitting import Fit
 from samkit.methods.method import Answer, GraphSpec, SliceMethod
 from samkit.planes import Window
-from samkit.prompts import SliceBox, SlicePoint, SlicePrompts
+from samkit.prompts import FOREGROUND, SliceBox, SlicePoint, SlicePrompts
+from samkit.runtime.embeddings import ScanEmbeddings, own_embeddings
 from samkit.runtime.refinement import NO_LOGIT
 from samkit.runtime.runner import Runner
 from samkit.runtime.timing import timed
@@ -36,8 +36,6 @@ MARGIN = 2.0
 """Pixels by which each side of it moves out besides."""
 BATCH_PIXELS = 2**20
 """Pixels of a batch of encoder inputs: four of 512 x 512. The memory of global attention grows with their square."""
-KEPT_BYTES = 2**28
-"""Embeddings that are kept, on the device where there is one: 64 slices of SAM at 1024 pixels."""
 
 _EDGE = 0.501
 """Pixels from the centre of an outermost pixel to its edge; world coordinates come with round-off."""
@@ -54,6 +52,33 @@ class Found:
     """Boxes of the detector, where the method has one."""
 
 
+@dataclass(frozen=True)
+class _EncodedSlice:
+    embeddings: Tensor
+    """(1, C, g, g)"""
+    fit: Fit
+    """Where the slice lies in the network's input."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.embeddings.nbytes
+
+
+@dataclass(frozen=True)
+class SliceState:
+    """All that was asked about the slices of a volume, and said; slices are numbered as `PlaneView` does."""
+
+    prompts: Mapping[int, SlicePrompts] = field(default_factory=dict)
+    answers: Mapping[int, Answer] = field(default_factory=dict)
+
+    def labels(self, count: int, shape: tuple[int, int]) -> np.ndarray:
+        """Return the label map (slices, H, W), uint8, of all answers."""
+        out = np.zeros((count, *shape), np.uint8)
+        for number, answer in self.answers.items():
+            out[number] = answer.labels
+        return out
+
+
 class Slices:
     """One method over the slices of one volume, or over one picture."""
 
@@ -64,7 +89,7 @@ class Slices:
         runners: Mapping[str, Runner],
         channels: Sequence[np.ndarray],
         *,
-        kept_bytes: int = KEPT_BYTES,
+        embeddings: ScanEmbeddings | None = None,
     ) -> None:
         """Take `channels`, one array (slices, H, W) of intensities 0..255 for each sequence or colour."""
         self._method = method
@@ -80,8 +105,7 @@ class Slices:
             if wanted is None
             else Window.around(np.any([channel.any(axis=0) for channel in channels], axis=0)[None], wanted)
         )
-        self._kept: OrderedDict[int, tuple[Tensor, Fit]] = OrderedDict()
-        self._kept_bytes = kept_bytes
+        self._embeddings = own_embeddings() if embeddings is None else embeddings
         self.seconds: dict[str, float] = {"prepare": 0.0, "propose": 0.0, "encode": 0.0, "decode": 0.0}
         """Time spent so far, by stage."""
 
@@ -102,13 +126,59 @@ class Slices:
             raise InputRefused(
                 "empty-slice", "the slice of this prompt holds nothing but zeros", "prompt a slice that shows something"
             )
-        if number in self._kept:
-            self._kept.move_to_end(number)
-        else:
-            image, fit = self._prepare(self._image(number))
-            self._keep(number, self._encode([image]), fit)
-        embeddings, fit = self._kept[number]
-        return self._answer(embeddings, fit, self._in_window(prompts))
+        encoded = self._embeddings.find_or_make(number, lambda: self._encode_slice(number))
+        return self._answer(encoded, self._in_window(prompts))
+
+    # --- Steps: from one state to the next ---
+
+    def prompt(
+        self, state: SliceState, placed: Sequence[tuple[int, SlicePoint | SliceBox]], *, refine: bool = False
+    ) -> tuple[SliceState, list[int]]:
+        """Return the state after more prompts, each with its slice's number, and the slices that they touch.
+
+        All prompts of a slice go to the network together. With `refine` the slice's masks so far go in, too. A slice
+        with nothing but background points has no object: its mask is empty, unless the network finds objects by itself.
+        """
+        all_prompts, answers = dict(state.prompts), dict(state.answers)
+        touched = sorted({number for number, _ in placed})
+        for number in touched:
+            old = all_prompts.get(number, SlicePrompts())
+            new = [prompt for where, prompt in placed if where == number]
+            everything = SlicePrompts(
+                old.points + tuple(p for p in new if isinstance(p, SlicePoint)),
+                old.boxes + tuple(b for b in new if isinstance(b, SliceBox)),
+            )
+            all_prompts[number] = everything
+            mask = answers[number].low_res if refine and number in state.prompts and number in answers else None
+            answers.pop(number, None)
+            # A network behind a detector knows no object but those it is shown
+            decides = self._method.is_automatic and self._method.propose is None
+            if decides or everything.boxes or any(p.label == FOREGROUND for p in everything.points):
+                answers[number] = self.answer(number, replace(everything, low_res=mask))
+        return SliceState(all_prompts, answers), touched
+
+    def decide(
+        self, state: SliceState, report: Callable[[int, int], object] | None = None
+    ) -> tuple[SliceState, list[int], int]:
+        """Return the state after the method decided on every slice without prompts, those slices, and boxes found.
+
+        `report` is called with slices done and their number.
+        """
+        answers = {number: answer for number, answer in state.answers.items() if number in state.prompts}
+        touched, boxes = [], 0
+        for one in self.automatic(n for n in range(self.count) if n not in state.prompts):
+            answers[one.number] = one.answer
+            boxes += one.boxes
+            touched.append(one.number)
+            if report is not None:
+                report(one.number + 1, self.count)
+        return SliceState(state.prompts, answers), touched, boxes
+
+    def lead_on(self, state: SliceState) -> tuple[SliceState, list[int]]:
+        """Return the state after every prompted slice's mask led on to its neighbours, and the slices it led to."""
+        starts = {number: state.answers[number] for number in state.prompts if number in state.answers}
+        found = self.propagate(starts, state.prompts.keys())
+        return SliceState(state.prompts, {**state.answers, **found}), sorted(found)
 
     # --- Many slices ---
 
@@ -125,7 +195,7 @@ class Slices:
             # A batch is taken apart on the host: each of its rows is used once
             rows = [embeddings] if len(taken) == 1 else np.split(on_host(embeddings), len(taken))
             for row, (number, prompts), (_, fit) in zip(rows, taken, prepared, strict=True):
-                answer = self._answer(row, fit, prompts)
+                answer = self._answer(_EncodedSlice(row, fit), prompts)
                 # The next prompt's mask, of a slice that had none: megabytes for each slice
                 yield Found(number, replace(answer, low_res=None), len(prompts.boxes))
 
@@ -196,17 +266,16 @@ class Slices:
             feed = {"image": np.stack(images)}
             return self._runners["image_encoder"].run_keeping(feed, ("image_embeddings",))["image_embeddings"]
 
-    def _answer(self, embeddings: Tensor, fit: Fit, prompts: SlicePrompts) -> Answer:
+    def _encode_slice(self, number: int) -> _EncodedSlice:
+        image, fit = self._prepare(self._image(number))
+        return _EncodedSlice(self._encode([image]), fit)
+
+    def _answer(self, encoded: _EncodedSlice, prompts: SlicePrompts) -> Answer:
         """Return the answer to prompts [pixels of the window] on the whole slice."""
         with timed(self.seconds, "decode"):
-            answer = self._method.answer(self._run, embeddings, fit, prompts, self._config)
+            answer = self._method.answer(self._run, encoded.embeddings, encoded.fit, prompts, self._config)
         paste = self._window.paste
         return replace(answer, labels=paste(answer.labels, 0), scores=paste(answer.scores, NO_LOGIT))
-
-    def _keep(self, number: int, embeddings: Tensor, fit: Fit) -> None:
-        self._kept[number] = embeddings, fit
-        while len(self._kept) > 1 and sum(held.nbytes for held, _ in self._kept.values()) > self._kept_bytes:
-            self._kept.popitem(last=False)
 
     def _run(self, graph: str, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         return self._runners[graph].run(inputs)

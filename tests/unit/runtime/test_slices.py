@@ -11,6 +11,7 @@ from samkit.fitting import Fit
 from samkit.methods import sam
 from samkit.methods.method import Answer, GraphSpec
 from samkit.prompts import FOREGROUND, SliceBox, SlicePoint, SlicePrompts
+from samkit.runtime.embeddings import Embeddings
 from samkit.runtime.runner import HostRunner
 from samkit.runtime.slices import Slices, either
 from samkit.tensors import Axis, TensorSpec, on_host
@@ -120,7 +121,7 @@ def test_slice_where_the_detector_finds_nothing_is_not_encoded():
 
 
 def test_embeddings_are_kept_up_to_their_limit():
-    slices, encoder = make(kept_bytes=2 * SIDE * SIDE * 4)
+    slices, encoder = make(embeddings=Embeddings(2 * SIDE * SIDE * 4).open("a scan"))
     for number in (2, 3, 2, 4, 2, 3):  # 3 was used longest ago when 4 came
         slices.answer(number, SlicePrompts())
 

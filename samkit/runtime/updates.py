@@ -1,0 +1,102 @@
+"""MaskUpdate: what a call of a session did to the mask; and which box of a mask changed between two states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+
+Region: TypeAlias = tuple[slice, ...]
+"""A box of the volume's own array (I, J, K), or of a picture (H, W)."""
+Part: TypeAlias = tuple[Region, np.ndarray]
+"""A region and the labels there, uint8 or bool."""
+
+
+class MaskUpdate:
+    """The mask after a call, and what the call changed. Later calls do not alter it."""
+
+    def __init__(
+        self,
+        labels: Callable[[], np.ndarray],
+        change: Callable[[], Part],
+        *,
+        volume_ml: float | None,
+        iou: tuple[float, ...] = (),
+    ) -> None:
+        """Take functions for what is costly: they are called when somebody looks, and once."""
+        self._labels = labels
+        self._change = change
+        self.volume_ml = volume_ml
+        """Volume of the mask [mL]; None for a picture."""
+        self.iou = iou
+        """Predicted IoU of the masks on the last slice, where the method trained that head."""
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Return structure numbers, uint8, on the volume's own array; 1 where nothing is told apart."""
+        return self._labels()
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Return the whole mask, bool, on the volume's own array (I, J, K) or the picture (H, W)."""
+        return self.labels > 0
+
+    @cached_property
+    def change(self) -> Part:
+        """Return the smallest box that holds all that changed, and the labels there now."""
+        return self._change()
+
+    @property
+    def changed(self) -> Region:
+        """Return the smallest box that holds all that changed; its slices are empty where nothing did."""
+        return self.change[0]
+
+
+def paint(parts: Sequence[Part], shape: Sequence[int], origin: Sequence[int] | None = None) -> np.ndarray:
+    """Return labels, uint8, on a box of `shape` that begins at `origin`.
+
+    Where parts overlap the larger label counts.
+    """
+    out = np.zeros(tuple(shape), np.uint8)
+    start = [0] * len(shape) if origin is None else origin
+    for region, labels in parts:
+        low = [max(side.start - first, 0) for side, first in zip(region, start, strict=True)]
+        high = [min(side.stop - first, size) for side, first, size in zip(region, start, shape, strict=True)]
+        if all(a < b for a, b in zip(low, high, strict=True)):
+            inside = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+            cut = [a + first - side.start for a, first, side in zip(low, start, region, strict=True)]
+            here = tuple(slice(c, c + b - a) for c, a, b in zip(cut, low, high, strict=True))
+            np.maximum(out[inside], labels[here], out=out[inside])
+    return out
+
+
+def changed_part(before: Sequence[Part], after: Sequence[Part], rank: int) -> Part:
+    """Return the smallest box of an array of `rank` axes where two masks, each given by its parts, differ.
+
+    With it come the labels of `after` there. All slices are empty where nothing differs.
+    """
+    regions = [region for region, labels in (*before, *after) if labels.size]
+    if regions:
+        origin = [min(region[axis].start for region in regions) for axis in range(rank)]
+        shape = [max(region[axis].stop for region in regions) - origin[axis] for axis in range(rank)]
+        now = paint(after, shape, origin)
+        box = _bounds(paint(before, shape, origin) != now)
+        if box is not None:
+            region = tuple(slice(s.start + o, s.stop + o) for s, o in zip(box, origin, strict=True))
+            return region, now[box]
+    return (slice(0, 0),) * rank, np.zeros((0,) * rank, np.uint8)
+
+
+def _bounds(mask: np.ndarray) -> Region | None:
+    """Return the smallest box around what is true, None where nothing is."""
+    bounds: list[slice] = []
+    rest = mask
+    for axis in range(mask.ndim):  # each axis looks only at what the ones before left over
+        used = np.flatnonzero(rest.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        if not used.size:
+            return None
+        bounds.append(slice(int(used[0]), int(used[-1]) + 1))
+        rest = rest[(slice(None),) * axis + (bounds[-1],)]
+    return tuple(bounds)
