@@ -1,0 +1,1 @@
+"""Backends that samkit adds to the embedded server."""

@@ -1,0 +1,146 @@
+"""What would fail if a model repository were served: `sam-serve check` says all of it before anything is started."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import samkit
+from samkit.errors import ManifestError, SamkitError
+from samkit.manifest import Manifest, file_sha256
+from samkit.methods import GraphSpec
+from samkit.runtime import tritonclient_library
+from samkit.runtime.pycuda_device import describe_device
+from samkit.runtime.tensorrt_library import tensorrt_version
+from samkit.triton_models.model_config import check_config, parse_config
+from samkit.triton_models.record import ENSEMBLE, ONNXRUNTIME, TENSORRT, Repository, ServedExport
+from samkit.triton_models.server_files import SHARED_BYTES, SHARED_MEMORY, check_numpy, find_server
+
+_BOUND_TO = {"tensorrt": "TensorRT", "gpu": "GPU", "compute_capability": "compute capability"}
+"""What an engine runs on alone, as its manifest has it."""
+
+
+def find_problems(folder: Path, *, embedded: bool = True) -> list[str]:
+    """Return everything that keeps a repository from being served on this machine, each in a sentence.
+
+    It is the embedded server that is meant; without `embedded` NVIDIA's container, which brings its own.
+    """
+    try:
+        record = Repository.load(folder)
+    except ManifestError as error:
+        return [str(error)]
+    problems = [*_in_record(record, folder)]
+    for name, export in record.exports.items():
+        problems += [*_in_files(export, folder), *_in_models(name, export, folder)]
+    problems += _in_engines(record)
+    if embedded:
+        problems += _in_environment(record)
+    return list(dict.fromkeys(problems))
+
+
+# --- The repository ---
+
+
+def _in_record(record: Repository, folder: Path) -> Iterator[str]:
+    if record.samkit != samkit.__version__:
+        yield (
+            f"{folder} was written by samkit {record.samkit}, and here is {samkit.__version__}, whose models may "
+            "understand each other in other ways; write the repository again"
+        )
+    if foreign := sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name not in record.models):
+        yield (
+            f"{folder} also holds {', '.join(foreign)}, which samkit did not write and the server would run; move it "
+            "elsewhere"
+        )
+
+
+def _in_files(export: ServedExport, folder: Path) -> Iterator[str]:
+    for file, sha256 in export.files.items():
+        if not (folder / file).is_file():
+            yield f"{folder / file} is missing though the record lists it; write the repository again"
+        elif file_sha256(folder / file) != sha256:
+            yield f"{folder / file} changed since it was written; restore it, or write the repository again"
+
+
+def _in_models(name: str, export: ServedExport, folder: Path) -> Iterator[str]:
+    graphs = _graphs(name, export, folder)
+    for model, kind in export.models.items():
+        path = folder / model / "config.pbtxt"
+        if not (folder / model).is_dir():
+            yield f"{folder} lacks the model {model} that its record lists; write the repository again"
+            continue
+        if kind == ENSEMBLE and not (folder / model / "1").is_dir():
+            yield f"{folder / model} lacks the folder of its version, 1, which may be empty; make it"
+        try:
+            text = path.read_text()
+            config = parse_config(text, model)
+            if model in graphs:
+                check_config(text, graphs[model])
+        except (OSError, UnicodeDecodeError):
+            yield f"{path} is missing or can't be read; restore it, or write the repository again"
+        except SamkitError as error:
+            yield str(error)
+        else:
+            if config.name != model:
+                yield f"{path} is of a model '{config.name}', and the folder's is {model}; restore it"
+
+
+def _graphs(name: str, export: ServedExport, folder: Path) -> dict[str, GraphSpec]:
+    """Return the graph of each model that runs one; none where the manifest is gone, which the files tell."""
+    for file in export.files:
+        if file.endswith("/manifest.json"):
+            try:
+                specs = Manifest.load((folder / file).parent).plan.specs
+            except SamkitError:
+                continue
+            return {f"{name}_{spec.name}": spec for spec in specs}
+    return {}
+
+
+# --- This machine ---
+
+
+def _in_engines(record: Repository) -> Iterator[str]:
+    """Say which engines can't run here: they run on the GPU and the TensorRT that they were built with."""
+    engines = {model: facts for export in record.exports.values() for model, facts in export.engines.items()}
+    if not engines:
+        return
+    try:
+        here = {"tensorrt": tensorrt_version(), **describe_device()}
+    except SamkitError as error:
+        yield f"{', '.join(engines)} run as TensorRT engines, which can't be used here: {error}"
+        return
+    for model, facts in engines.items():
+        for fact, meaning in _BOUND_TO.items():
+            if facts.get(fact) != here[fact]:
+                yield (
+                    f"the engine of {model} was built for {meaning} {facts.get(fact)}, and here is {here[fact]}; "
+                    "build it here with sam-export --build-engines, and write the repository again"
+                )
+
+
+def _in_environment(record: Repository) -> Iterator[str]:
+    """Say what the embedded server lacks here."""
+    needs: tuple[Callable[[], object], ...] = (find_server, check_numpy, tritonclient_library.grpc)
+    for need in needs:
+        try:
+            need()
+        except SamkitError as error:
+            yield str(error)
+    models = record.models
+    if ONNXRUNTIME in models.values() and find_spec("onnxruntime") is None:
+        yield "ONNX Runtime, which runs the graphs, is not installed; pip install 'samkit[cpu]'"
+    if engines := [model for model, kind in models.items() if kind == TENSORRT]:
+        yield (
+            f"{', '.join(engines)} run as TensorRT engines, for which the embedded server has no backend; write the "
+            "repository with --no-engines, or serve it with NVIDIA's container"
+        )
+    needed = SHARED_BYTES * sum(kind != ENSEMBLE for kind in models.values())
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if free < needed:
+        yield (
+            f"{SHARED_MEMORY} has {free >> 20} MiB left and {len(models)} models take {needed >> 20} MiB at once; make "
+            "it larger (--shm-size of a container), or serve fewer exports"
+        )

@@ -1,0 +1,397 @@
+"""EmbeddedServer: the tritonserver of the nvidia-pytriton wheel on a model repository, for loopback and development.
+
+It is release 24.10, older than the fixes of its remote-execution faults (25.07), and has no limit on the size of
+requests: patients' data on a network belong to NVIDIA's container (docs/serving.md). The wheel holds Triton's core and
+its Python backend; `backends/onnxruntime` stands in for the C++ one.
+
+Started means: every model is loaded, and a known tensor that went through came back right. Under numpy 2, which another
+interpreter may bring in, the wheel's stub reads wrong numbers and says nothing.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from samkit.errors import ServingError
+from samkit.manifest import Manifest
+from samkit.methods import GraphSpec
+from samkit.runtime import tritonclient_library
+from samkit.triton_models.record import ONNXRUNTIME, Repository, ServedExport
+from samkit.triton_models.server_files import (
+    SHARED_BYTES,
+    SHARED_MEMORY,
+    ServerFiles,
+    check_numpy,
+    find_server,
+    lay_out_backends,
+    server_environment,
+)
+
+Say = Callable[[str], None]
+
+LOOPBACK = "127.0.0.1"
+CHECKED_GRAPH = "mask_decoder"
+"""Every export has it, and it is small: what goes through it shows that tensors arrive as they were sent."""
+
+_STOPPING_SECONDS = 10
+"""How long requests that are being answered may take once the server was told to stop."""
+_RESTRICTED = "model-repository,shared-memory,trace,logging"
+"""Endpoints that change what is served, or map memory. Statistics stay open: they count, and name no patient."""
+_HARMLESS = re.compile("NVML|DCGM|CudaDriverHelper|pinned system memory|CUDA memory pool disabled")
+"""What a server says that looks for a GPU where none is, or where it was told to leave it alone."""
+_LAUNCH = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG: who starts us may be killed without a word
+if os.getppid() != int(sys.argv[1]):  # it was, before the line above
+    sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether nobody but this machine reaches `address`.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("0.0.0.0"), is_loopback("localhost")
+    (True, False, True)
+    """
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+# --- The server ---
+
+
+class EmbeddedServer:
+    """tritonserver on one repository, from `start` to `stop`; a context manager.
+
+    Start it from a thread that outlives it, such as the main one: Linux ends the server with the thread that started
+    it, and so with a process that was killed. What is left of the latter is a folder of 3 MB in the temporary folder.
+
+    The endpoints that change what is served, or map memory, want a random key that nobody is told. It stands in the
+    server's command line, which users of the same machine can read.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        *,
+        grpc_port: int = 0,
+        http_port: int = 0,
+        metrics_port: int = 0,
+        address: str = LOOPBACK,
+        device: str = "cpu",
+        timeout: float | None = None,
+        say: Say = lambda line: None,
+    ) -> None:
+        """Describe a server on the repository that `sam-serve write` wrote.
+
+        A port of 0 is one that is free. `address` is where gRPC and HTTP listen; metrics stay on loopback. `device`
+        `cpu` hides all GPUs from the server; `cuda`, which was never run, leaves them to ONNX Runtime. `timeout`
+        [s] is how long loading may take, by default as long as the number of models makes likely. `say` gets the
+        server's log, line by line, from another thread.
+        """
+        self.repository = repository
+        self.address = address
+        self.grpc_port, self.http_port, self.metrics_port = grpc_port, http_port, metrics_port
+        self._device = device
+        self._timeout = timeout
+        self._say = say
+        self._process: subprocess.Popen[str] | None = None
+        self._log: deque[str] = deque(maxlen=200)
+        self._reader: threading.Thread | None = None
+        self._folder: Path | None = None
+        self._memory = f"samkit_{os.getpid()}_{secrets.token_hex(8)}_"
+
+    @property
+    def grpc(self) -> str:
+        """Return host and port of gRPC, as a client on this machine reaches them."""
+        return f"{self._host}:{self.grpc_port}"
+
+    @property
+    def http(self) -> str:
+        """Return host and port of HTTP."""
+        return f"{self._host}:{self.http_port}"
+
+    @property
+    def metrics(self) -> str:
+        """Return the address of the metrics page."""
+        return f"http://{LOOPBACK}:{self.metrics_port}/metrics"
+
+    @property
+    def pid(self) -> int:
+        """Return the process id of tritonserver; raises ServingError when it was not started."""
+        return self._running().pid
+
+    @property
+    def _host(self) -> str:
+        return LOOPBACK if self.address == "0.0.0.0" else self.address  # noqa: S104  # a comparison
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start, wait until every model is loaded, and compare what comes back for a known tensor.
+
+        Raises ManifestError for what is no repository, MissingDependencyError, and ServingError with the last lines of
+        the log; nothing is left running then.
+        """
+        if self._process is not None:
+            raise ServingError("this server was started before; stop it first")
+        record = Repository.load(self.repository)
+        files = find_server()
+        check_numpy()
+        try:
+            self._launch(files)
+            self._wait_until_ready(60 + 60 * len(record.models) if self._timeout is None else self._timeout)
+            for name, export in record.exports.items():
+                if export.models.get(f"{name}_{CHECKED_GRAPH}") == ONNXRUNTIME:
+                    self._compare(name, export)
+            self._check_alive("while a known tensor went through it")  # what answered may be another server
+        except BaseException:
+            self.stop()
+            raise
+
+    def _launch(self, files: ServerFiles) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="samkit-server-"))
+        lay_out_backends(files, self._folder)
+        with ExitStack() as held:
+            self.grpc_port, self.http_port = (
+                _free_port(held, self.address, port) for port in (self.grpc_port, self.http_port)
+            )
+            self.metrics_port = _free_port(held, LOOPBACK, self.metrics_port)
+        # To whoever asks, an argument is an open book: but Triton 24.10 reads keys from nowhere else
+        restricted = f"{_RESTRICTED}:admin-key={secrets.token_urlsafe(32)}"
+        memory = (f"shm-region-prefix-name={self._memory}", f"shm-default-byte-size={SHARED_BYTES}",
+                  f"shm-growth-byte-size={SHARED_BYTES}", "stub-timeout-seconds=300")  # fmt: skip
+        command = [
+            str(files.program),
+            f"--model-repository={self.repository.resolve()}",
+            f"--backend-directory={self._folder}",
+            # A Python-based backend has settings of its own name
+            *(f"--backend-config={backend},{setting}" for backend in ("python", "onnxruntime") for setting in memory),
+            "--model-control-mode=none",
+            "--disable-auto-complete-config",
+            "--strict-readiness=true",
+            "--exit-on-error=true",
+            f"--exit-timeout-secs={_STOPPING_SECONDS}",
+            f"--http-address={self.address}",
+            f"--http-port={self.http_port}",
+            f"--http-restricted-api={restricted}",
+            f"--grpc-address={self.address}",
+            f"--grpc-port={self.grpc_port}",
+            f"--grpc-restricted-protocol={restricted}",
+            f"--metrics-address={LOOPBACK}",
+            f"--metrics-port={self.metrics_port}",
+            f"--allow-gpu-metrics={str(self._device == 'cuda').lower()}",
+        ]
+        self._log.clear()
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=server_environment(files, os.environ, self._device),
+            process_group=0,  # Ctrl-C is ours to hear: the server is stopped, not hit
+        )
+        self._reader = threading.Thread(target=self._read_log, args=(self._process,), daemon=True)
+        self._reader.start()
+
+    def _read_log(self, process: subprocess.Popen[str]) -> None:
+        for line in process.stdout or ():
+            if not _HARMLESS.search(line):
+                self._log.append(line.rstrip())
+                self._say(line.rstrip())
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is None:
+            raise ServingError("the server is not started; call start first")
+        return self._process
+
+    def _check_alive(self, when: str) -> None:
+        """Raise ServingError with the last lines of the log when the server has ended."""
+        if (code := self._running().poll()) is None:
+            return
+        if self._reader is not None:
+            self._reader.join(timeout=5)
+        raise ServingError(f"the server ended with code {code} {when} ({last_words(self._log)}); see its log")
+
+    def _wait_until_ready(self, timeout: float) -> None:
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
+            self._check_alive("before it was ready")
+            if self._is_ready():
+                return
+            time.sleep(0.1)
+        raise ServingError(
+            f"the server did not load its models within {timeout:.0f} s ({last_words(self._log)}); "
+            "see its log, and give it more time or fewer exports"
+        )
+
+    def _is_ready(self) -> bool:
+        connection = http.client.HTTPConnection(self._host, self.http_port, timeout=5)
+        try:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _compare(self, name: str, export: ServedExport) -> None:
+        """Raise ServingError unless the decoder of an export answers a known input as this process does."""
+        from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner  # loads ONNX Runtime; --help does without
+
+        plan = Manifest.load(self.repository / f"{name}_preprocess" / "1").plan
+        (graph,) = (spec for spec in plan.specs if spec.name == CHECKED_GRAPH)
+        model = f"{name}_{CHECKED_GRAPH}"
+        inputs = known_inputs(graph)
+        with OnnxRuntimeRunner(self.repository / model / "1" / "model.onnx", graph, device=self._device) as runner:
+            expected = runner.run(inputs)
+        found = self._infer(model, inputs, list(expected))
+        for tensor, array in expected.items():
+            if not _is_equal(array, found[tensor], graph, export.precision if self._device == "cuda" else None):
+                raise ServingError(
+                    f"model {model} gave other numbers for '{tensor}' than the same file does in this process, though "
+                    f"both were sent the same; where the stub finds numpy 2, tensors arrive wrong (here is "
+                    f"numpy {np.__version__}), so run sam-serve from a virtual environment of its own"
+                )
+
+    def _infer(self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        library = tritonclient_library.grpc()
+        tensors = []
+        for name, array in inputs.items():
+            tensor = library.InferInput(name, list(array.shape), library.np_to_triton_dtype(array.dtype))
+            tensor.set_data_from_numpy(array)
+            tensors.append(tensor)
+        try:
+            with library.InferenceServerClient(self.grpc) as client:
+                result = client.infer(model, tensors, client_timeout=300)
+                return {name: result.as_numpy(name) for name in outputs}
+        except library.InferenceServerException as error:
+            self._check_alive("while a known tensor went through it")
+            raise ServingError(f"model {model} does not take a known tensor ({error}); see the server's log") from error
+
+    def wait(self, seconds: float) -> int | None:
+        """Return the exit code of a server that ended, or None after `seconds`."""
+        with suppress(subprocess.TimeoutExpired):
+            return self._running().wait(seconds)
+        return None
+
+    def stop(self) -> bool:
+        """Stop, and return whether the server ended by itself and in order: nothing had to be killed or removed.
+
+        Afterwards no process, no shared memory and no temporary folder of it is there. To stop twice is harmless.
+        """
+        clean = True
+        if self._process is not None:
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_STOPPING_SECONDS + 10)
+            clean = self._process.poll() == 0 and not _members(self._process.pid, patience=5)
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            _members(self._process.pid, patience=5)
+            if self._reader is not None:
+                self._reader.join(timeout=5)
+            if self._process.stdout is not None:
+                self._process.stdout.close()
+            self._process = None
+        for region in SHARED_MEMORY.glob(f"{self._memory}*"):
+            clean = False
+            region.unlink(missing_ok=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+        return clean
+
+
+# --- Parts of it ---
+
+
+def known_inputs(graph: GraphSpec) -> dict[str, np.ndarray]:
+    """Return inputs of the usual sizes for `graph`, the same at every call; no two values of a tensor are alike."""
+    rng = np.random.default_rng(20241)
+    return {spec.name: rng.standard_normal(spec.shape).astype(spec.dtype) for spec in graph.inputs}
+
+
+def _is_equal(expected: np.ndarray, found: np.ndarray, graph: GraphSpec, precision: str | None) -> bool:
+    """Return whether two outputs are the same bits; on a GPU, with its `precision`, within the graph's tolerance."""
+    if precision is None or expected.shape != found.shape:
+        return bool(np.array_equal(expected, found))
+    return bool(np.linalg.norm(found - expected) <= graph.tolerance[precision].relative * np.linalg.norm(expected))
+
+
+def last_words(log: Sequence[str]) -> str:
+    """Return the last errors of a log in one line, or its last lines where it names none.
+
+    >>> last_words(["I1121 all is well", 'E1121 model.cc:1] "failed to load"', "+----+", "error: creating server"])
+    'E1121 model.cc:1] "failed to load" | error: creating server'
+    """
+    errors = [line for line in log if re.match(r"E\d{4} |error:", line)]
+    words = [line for line in log if line.strip() and not line.startswith(("+", "|"))]
+    return " | ".join((errors or words)[-3:]) or "it said nothing"
+
+
+def _free_port(held: ExitStack, host: str, port: int) -> int:
+    """Return `port`, or a free one for 0, held until `held` closes; raises ServingError for one that is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    holder = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that just ended does not count
+    try:
+        holder.bind((host, port))
+    except OSError as error:
+        raise ServingError(
+            f"port {port} of {host} can't be had ({error.strerror}), and the server needs it; stop what listens there, "
+            "or pass another port"
+        ) from error
+    return int(holder.getsockname()[1])
+
+
+def _members(group: int, patience: float) -> list[int]:
+    """Return the processes of a group that are still there after at most `patience` seconds; the dead don't count."""
+    until = time.monotonic() + patience
+    while members := [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and _is_member(p, group)]:
+        if time.monotonic() > until:
+            break
+        time.sleep(0.05)
+    return members
+
+
+def _is_member(process: Path, group: int) -> bool:
+    try:
+        # After the program's name, which may hold anything: state, parent, group
+        state, _, found = (process / "stat").read_text().rpartition(")")[2].split()[:3]
+    except (OSError, ValueError):
+        return False
+    return int(found) == group and state not in "ZX"
