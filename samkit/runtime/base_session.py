@@ -35,7 +35,7 @@ class BaseSession(Interactive, Closing, Generic[StateT, StepT]):
 
     def _add(self, state: StateT, step: StepT) -> StepT:
         """Make `state` the present one."""
-        self._before = self._now
+        self._before = self.now
         self._done.append((state, step))
         self._undone.clear()
         return step
@@ -44,7 +44,7 @@ class BaseSession(Interactive, Closing, Generic[StateT, StepT]):
         """Take the last step back; the mask is bit for bit what it was before it."""
         if not self._done:
             raise PromptError("there is no click to undo; add one first")
-        self._before = self._now
+        self._before = self.now
         self._undone.append(self._done.pop())
         return self.last_update()
 
@@ -52,19 +52,19 @@ class BaseSession(Interactive, Closing, Generic[StateT, StepT]):
         """Take the last undo back."""
         if not self._undone:
             raise PromptError("there is no undone click; redo works right after undo")
-        self._before = self._now
+        self._before = self.now
         self._done.append(self._undone.pop())
         return self.last_update()
 
     def reset(self) -> MaskUpdate:
         """Forget all prompts; the volume and its embeddings stay."""
-        self._before = self._now
+        self._before = self.now
         self._done.clear()
         self._undone.clear()
         return self.last_update()
 
     @property
-    def _now(self) -> StateT | None:
+    def now(self) -> StateT | None:
         """Return the present state; None before the first step."""
         return self._done[-1][0] if self._done else None
 

@@ -39,7 +39,7 @@ class Interactive:
         """Whether the method finds something without a prompt, too."""
         raise NotImplementedError
 
-    def set_volume(self, volumes: Any) -> None:
+    def set_volume(self, volume: Any) -> None:
         """Take a new scan, or one for each of the method's sequences."""
         raise NotImplementedError
 

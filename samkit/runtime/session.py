@@ -83,17 +83,13 @@ class Session(BaseSession[_Clicked, Step]):
 
     # --- The volume ---
 
-    def set_volume(self, volumes: Volume, *, embeddings: ScanEmbeddings | None = None) -> None:
+    def set_volume(self, volume: Volume, *, embeddings: ScanEmbeddings | None = None) -> None:
         """Take a new volume; clicks and embeddings of the one before are forgotten.
 
         `embeddings` is the scan's place in a store that sessions share; by default the session has its own. Raises
         GeometryError for a singular affine or spacing.
         """
-        volume = volumes
-        if volume.array.ndim != 3 or min(volume.array.shape) < 1:
-            raise GeometryError(f"a volume has three axes (I, J, K), this one is {volume.array.shape}; pass one scan")
-        i, j, k = volume.array.shape
-        grid = Grid.over((i, j, k), volume.affine, self.spacing)
+        grid = self.grid_over(volume)
         patch = (self.config.patch,) * 3
 
         def read_box(origin: Index) -> np.ndarray:
@@ -104,6 +100,13 @@ class Session(BaseSession[_Clicked, Step]):
             self.method, self.config, self.refinement, self._runners, grid.shape, read_box, embeddings=embeddings
         )
         self._forget()
+
+    def grid_over(self, volume: Volume) -> Grid:
+        """Return the network's grid over a scan; raises GeometryError for a singular affine or spacing."""
+        if volume.array.ndim != 3 or min(volume.array.shape) < 1:
+            raise GeometryError(f"a volume has three axes (I, J, K), this one is {volume.array.shape}; pass one scan")
+        i, j, k = volume.array.shape
+        return Grid.over((i, j, k), volume.affine, self.spacing)
 
     def check_point(self, point: Point) -> None:
         """Raise InputRefused unless `point` lies in the volume."""
@@ -148,11 +151,11 @@ class Session(BaseSession[_Clicked, Step]):
 
     def labels(self) -> np.ndarray:
         """Return the mask (I, J, K), uint8, 1 on the object."""
-        return paint(_parts(self._now), self._opened()[0].array.shape)
+        return paint(_parts(self.now), self._opened()[0].array.shape)
 
     def update_since(self, before: _Clicked | None) -> MaskUpdate:
         """Return the present mask and what differs from the mask of the state `before`."""
-        shape, now = self._opened()[0].array.shape, self._now
+        shape, now = self._opened()[0].array.shape, self.now
         return MaskUpdate(
             lambda: paint(_parts(now), shape),
             lambda: changed_part(_parts(before), _parts(now), len(shape)),
@@ -294,7 +297,7 @@ def open_session(
                 runner = OnnxRuntimeRunner(path, graph, device=device, threads=threads, tensorrt=tensorrt)
                 runners[graph.name] = opened.enter_context(runner)
         add_substitutes(runners, method.graphs(config))
-        session = _make_session(method, config, runners, precision, manifest, spacing, plane, intensities)
+        session = make_session(method, config, runners, precision, manifest, spacing, plane, intensities)
         session.warn(*warnings)
         opened.pop_all()  # the session closes them from here on
     return session
@@ -314,7 +317,7 @@ def described(manifest: Manifest, folder: Path) -> tuple[Method, NetworkConfig]:
     return method, plan.config
 
 
-def _make_session(
+def make_session(
     method: Method,
     config: NetworkConfig,
     runners: Mapping[str, Runner],
@@ -324,6 +327,7 @@ def _make_session(
     plane: str | None,
     intensities: tuple[float, float] | None,
 ) -> Session | SliceSession:
+    """Return a session of the method's kind on `runners`; raises PromptError for an option of the other kind."""
     if isinstance(method, SliceMethod):
         if spacing is not None:
             raise PromptError(f"{method.name} works on slices as they are and takes no spacing; leave --spacing out")

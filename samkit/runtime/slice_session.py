@@ -76,14 +76,14 @@ class SliceSession(BaseSession[SliceState, SliceStep]):
 
     # --- The volume ---
 
-    def set_volume(self, volumes: Volume | Mapping[str, Volume], *, embeddings: ScanEmbeddings | None = None) -> None:
+    def set_volume(self, volume: Volume | Mapping[str, Volume], *, embeddings: ScanEmbeddings | None = None) -> None:
         """Take a new scan, one volume for each of the method's sequences; what was before is forgotten.
 
         `embeddings` is the scan's place in a store that sessions share; by default the session has its own. Raises
         InputRefused where a sequence is missing, unknown, without contrast, or not co-registered with the first one,
         GeometryError for a singular affine.
         """
-        named = self._by_sequence(volumes)
+        named = self._by_sequence(volume)
         first_name, first = next(iter(named.items()))
         for name, volume in named.items():
             _check_co_registered(first_name, first, name, volume)
@@ -212,6 +212,10 @@ class SliceSession(BaseSession[SliceState, SliceStep]):
             raise PromptError("nothing was prompted that could lead on to other slices; give a point or a box first")
         state, found = slices.lead_on(self._state)
         return self._finish(state, found, 0, start, before)
+
+    def channels(self) -> np.ndarray:
+        """Return what the method's networks see, (sequence, slices, H, W), float32, 0..255."""
+        return np.stack(self._opened().slices.channels)
 
     @property
     def prompted(self) -> tuple[int, ...]:

@@ -95,7 +95,7 @@ class Slices:
         self._method = method
         self._config = config
         self._runners = runners
-        self._channels = channels
+        self.channels = channels
         self._structures = method.structures(config)
         self.count = len(channels[0])
         shape = channels[0].shape[1:]
@@ -113,7 +113,7 @@ class Slices:
 
     def is_empty(self, number: int) -> bool:
         """Return whether all that a network would see of a slice is zero."""
-        return not any(self._window.cut(channel[number]).any() for channel in self._channels)
+        return not any(self._window.cut(channel[number]).any() for channel in self.channels)
 
     def holds(self, x: float, y: float) -> bool:
         """Return whether a network would see the pixel (x, y) of a slice."""
@@ -247,7 +247,7 @@ class Slices:
 
     def _image(self, number: int) -> np.ndarray:
         """Return what a network sees of a slice, (h, w, C) float32."""
-        return np.stack([self._window.cut(channel[number]) for channel in self._channels], axis=-1)
+        return np.stack([self._window.cut(channel[number]) for channel in self.channels], axis=-1)
 
     def _in_window(self, prompts: SlicePrompts) -> SlicePrompts:
         """Return prompts [pixels of the slice] as prompts [pixels of the window]."""

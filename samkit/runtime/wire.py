@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from samkit import errors
-from samkit.errors import GeometryError, InputRefused, SamkitError, ServingError, TensorMismatchError
+from samkit.errors import InputRefused, SamkitError, ServingError, TensorMismatchError
 
 VOLUMES = {"volume_uint8": "uint8", "volume_int16": "int16", "volume": "float32"}
 """Inputs that a scan may come in, (sequence, I, J, K), and their dtypes; exactly one of them is given."""
@@ -72,10 +72,12 @@ def check_size(shape: Sequence[int], max_voxels: int) -> None:
         )  # fmt: skip
 
 
-def check_affine_shape(affine: np.ndarray) -> None:
-    """Raise GeometryError unless `affine` is (4, 4)."""
-    if affine.shape != (4, 4):
-        raise GeometryError(f"the affine is {affine.shape}, needed is (4, 4); send voxel index to world RAS+ [mm]")
+def check_finite(array: np.ndarray, name: str) -> None:
+    """Raise InputRefused where a float tensor holds NaN or infinity."""
+    if array.dtype.kind == "f" and not all(np.isfinite(part).all() for part in array):
+        raise InputRefused(
+            "not-finite", f"tensor '{name}' holds values that are NaN or infinite", "replace them first, e.g. by air"
+        )
 
 
 # --- JSON ---
@@ -96,6 +98,11 @@ def decode(tensor: np.ndarray, name: str) -> Any:
         raise TensorMismatchError(
             f"tensor '{name}' holds {len(values)} element(s) and not one text of JSON; send it as BYTES [1]"
         ) from error
+
+
+def text(tensor: np.ndarray) -> str:
+    """Return the text that the one element of a BYTES tensor is, whatever its bytes."""
+    return b"".join(tensor.ravel().tolist()).decode(errors="replace")
 
 
 # --- Errors ---
@@ -121,7 +128,9 @@ def read_error(text: str) -> SamkitError | None:
         return None
     try:
         data = json.JSONDecoder().raw_decode(found[1])[0]
-        kind = getattr(errors, data["type"], ServingError)
+        kind = getattr(errors, data["type"], None)
+        if not (isinstance(kind, type) and issubclass(kind, SamkitError)):
+            kind = ServingError  # of a newer server
         if kind is InputRefused:
             return InputRefused(data["code"], data["reason"], data["remedy"])
         error: SamkitError = kind(data["message"])

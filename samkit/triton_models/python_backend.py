@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from samkit.errors import SamkitError, ServingError
-from samkit.runtime.wire import error_text, read_error
+from samkit.errors import SamkitError, ServingError, TensorMismatchError
+from samkit.runtime.wire import decode, error_text, read_error
 
 _BACK = threading.Lock()
 """Metrics from two threads at once end Triton 24.10 with a segmentation fault; logs go the same way to the server."""
@@ -38,29 +39,62 @@ def read_tensor(request: Any, name: str) -> np.ndarray | None:
     return None if tensor is None else tensor.as_numpy()
 
 
-def response(tensors: Mapping[str, np.ndarray]) -> Any:
-    """Return what a request is answered with."""
-    utils = pb_utils()
-    return utils.InferenceResponse([utils.Tensor(name, np.ascontiguousarray(array)) for name, array in tensors.items()])
+def need_tensor(request: Any, name: str) -> np.ndarray:
+    """Return an input; raises TensorMismatchError where the request does not have it."""
+    array = read_tensor(request, name)
+    if array is None:
+        raise TensorMismatchError(f"the request has no tensor '{name}', which this model needs; send it")
+    return array
 
 
-def failure(error: Exception) -> Any:
-    """Return the answer to a request that failed: an error of ours whole, a bug of ours by its kind alone.
+def read_json(request: Any, name: str, default: object = None) -> Any:
+    """Return what an input of JSON says; `default` where the request does not have it."""
+    tensor = read_tensor(request, name)
+    return default if tensor is None else decode(tensor, name)
 
-    The message of a bug may hold anything, and what a server says and logs must name no patient.
+
+Run: TypeAlias = Callable[[Any], Mapping[str, np.ndarray]]
+"""Takes a request, returns its output tensors or raises."""
+
+
+def answer(run: Run, request: Any) -> Any:
+    """Return the response to a request: what `run` returns, or how it failed.
+
+    An error of ours goes out whole. Of a bug only the kind does: its message may hold anything, and what a server says
+    and logs must name no patient.
     """
     utils = pb_utils()
-    if isinstance(error, SamkitError):
+    try:
+        tensors = run(request)
+        return utils.InferenceResponse([utils.Tensor(name, np.ascontiguousarray(a)) for name, a in tensors.items()])
+    except SamkitError as error:
         return utils.InferenceResponse(error=utils.TritonError(error_text(error)))
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    text = f"{type(error).__name__} in {Path(where.filename).name}:{where.lineno}, a bug of samkit; please report it"
-    log_error(text)
-    return utils.InferenceResponse(error=utils.TritonError(error_text(ServingError(text))))
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        text = (
+            f"{type(error).__name__} in {Path(where.filename).name}:{where.lineno}, a bug of samkit; please report it"
+        )
+        log_error(text)
+        return utils.InferenceResponse(error=utils.TritonError(error_text(ServingError(text))))
 
 
-def send(sender: Any, answer: Any) -> None:
-    """Answer a request from any thread: its only response, which ends it."""
-    sender.send(answer, flags=pb_utils().TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+class Threads:
+    """Answers requests from threads, which Triton allows a model that returns nothing from `execute`."""
+
+    def __init__(self, count: int) -> None:
+        self._pool = ThreadPoolExecutor(count)
+
+    def answer(self, run: Run, request: Any) -> None:
+        """Have `run` work on `request`, and answer it when that is done."""
+        self._pool.submit(self._answer, run, request, request.get_response_sender())
+
+    @staticmethod
+    def _answer(run: Run, request: Any, sender: Any) -> None:
+        sender.send(answer(run, request), flags=pb_utils().TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def close(self) -> None:
+        """Wait until all requests are answered."""
+        self._pool.shutdown()
 
 
 def call(model: str, inputs: Mapping[str, np.ndarray], outputs: list[str]) -> dict[str, np.ndarray]:

@@ -1,0 +1,40 @@
+"""BlsRunner: a graph that runs as another model of the same server, called from a Python model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from samkit.methods.method import GraphSpec
+from samkit.runtime.runner import HostRunner, check_inputs
+from samkit.tensors import Tensor, on_host
+from samkit.triton_models.model_config import batch_size
+from samkit.triton_models.python_backend import call
+
+
+class BlsRunner(HostRunner):
+    """Asks the model `model` to run `graph`. Any thread may call it, and calls run side by side."""
+
+    def __init__(self, model: str, graph: GraphSpec) -> None:
+        self.graph = graph
+        self.providers = (f"triton model {model}",)
+        self._model = model
+        self._outputs = [spec.name for spec in graph.outputs]
+        self._most = batch_size(graph)
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """Return the outputs by name; raises TensorMismatchError, and whatever the model answers with.
+
+        Rows go in chunks that the model takes: Triton's batcher joins requests and never splits one.
+        """
+        check_inputs(self.graph, inputs)
+        arrays = {name: on_host(tensor) for name, tensor in inputs.items()}
+        rows = len(next(iter(arrays.values())))
+        if not 0 < self._most < rows:
+            return call(self._model, arrays, self._outputs)
+        parts = [
+            call(self._model, {name: a[start : start + self._most] for name, a in arrays.items()}, self._outputs)
+            for start in range(0, rows, self._most)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}

@@ -1,0 +1,61 @@
+"""Sessions: one process that remembers scans, found by a token. Triton runs this file, in one instance alone."""
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+import samkit.triton_models.python_backend as backend
+from samkit.runtime import wire
+from samkit.triton_models.served import Served
+from samkit.triton_models.session_host import SessionHost
+
+LOOK_SECONDS = 5.0
+"""How often sessions that nobody uses are looked for, and figures are shown."""
+
+
+class TritonPythonModel:
+    """What Triton calls. A request that waits for an encoder keeps nobody else waiting."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Read what is served here, and begin to look for sessions that nobody uses."""
+        served = Served.from_triton(args)
+        self.host = SessionHost(served, served.runners(), log=backend.log_info)
+        self.metrics = backend.Metrics(served.name)
+        self.threads = backend.Threads(served.limits.threads)
+        self.ends = threading.Event()
+        self.looker = threading.Thread(target=self.look, daemon=True)
+        self.looker.start()
+
+    def execute(self, requests: list[Any]) -> None:
+        """Hand every request to a thread, which answers it."""
+        for request in requests:
+            self.threads.answer(self.run, request)
+
+    def run(self, request: Any) -> dict[str, np.ndarray]:
+        """Return the output tensors of one request."""
+        token = backend.read_tensor(request, wire.TOKEN)
+        tensors = {name: backend.read_tensor(request, name) for name in (*wire.VOLUMES, wire.AFFINE)}
+        answer, changed = self.host.answer(
+            backend.read_json(request, wire.REQUEST), None if token is None else wire.text(token), tensors
+        )
+        self.show()
+        return {wire.ANSWER: wire.encode(answer), wire.CHANGED: changed}
+
+    def look(self) -> None:
+        """Close what nobody uses."""
+        while not self.ends.wait(LOOK_SECONDS):
+            self.host.drop_idle()
+            self.show()
+
+    def show(self) -> None:
+        """Put the figures on the server's metrics page."""
+        for name, kind, description, value, stage in self.host.figures():
+            self.metrics.show(name, kind, description, value, stage)
+
+    def finalize(self) -> None:
+        """Let the requests at work end."""
+        self.ends.set()
+        self.looker.join()
+        self.threads.close()

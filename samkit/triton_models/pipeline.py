@@ -1,0 +1,201 @@
+"""The ensemble's three steps on arrays: what comes in raw, what the networks see, what goes out.
+
+    preprocess   a scan and prompts -> `prepared`, the whole scan as the method's networks see it, and the task
+    refine       runs the detector, encoder and decoder over it: the loop of `refinement.py`, or that of `slices.py`
+    postprocess  the mask on the scan's own array
+
+    volumes      prepared (1, I, J, K) on the network's grid; refine gives logits of boxes of that grid
+    slices       prepared (sequence, slices, H, W), 0..255, turned as a reader expects; refine gives labels like that
+
+They are the steps of a session, by the same functions, so that their mask is the session's. What depends on a prompt's
+place, such as the z-score of a crop or the resize of a slice, is done in refine, where the place is known.
+
+A `task` is JSON: the scan's geometry, the options, and the prompts in the frame of `prepared`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from samkit.errors import ExportError, PromptError
+from samkit.geometry import Grid, Index, crop
+from samkit.methods.method import SliceMethod, VolumeMethod
+from samkit.models.sam3d_config import Sam3DConfig
+from samkit.planes import PlaneView
+from samkit.prompts import FOREGROUND, Box, Point, SliceBox, SlicePoint, prompt_json, prompts_from_json
+from samkit.runtime.base_session import check_inside
+from samkit.runtime.refinement import Piece, Refiner, State
+from samkit.runtime.runner import Runner
+from samkit.runtime.session import Session, as_point, count_voxels, mask_parts, point_to_grid
+from samkit.runtime.slice_session import SliceSession
+from samkit.runtime.slices import Slices, SliceState
+from samkit.runtime.updates import paint
+from samkit.triton_models.requests import Options, read_prompts, read_scan, volumes_of
+from samkit.triton_models.served import Served
+
+# --- Preprocess ---
+
+
+def preprocess(
+    served: Served, tensors: Mapping[str, np.ndarray | None], prompts: object, options: object
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return `prepared`, float32, and the task.
+
+    Raises InputRefused, GeometryError, PromptError and TensorMismatchError for what a session would not take.
+    """
+    started = time.perf_counter()
+    if not isinstance(options, dict):
+        raise PromptError(f"the options are {options!r:.100}, needed is a JSON object; e.g. {{}}")
+    asked = Options.from_json(options)
+    if asked.picture:
+        raise PromptError("a picture has no geometry to give back; open a session with it")
+    array, affine = read_scan(tensors, asked, served.limits.max_voxels)
+    given = read_prompts(prompts, affine, world=asked.world)
+    volumes = volumes_of(array, affine, asked.sequences)
+    session = served.session({}, asdict(asked))
+    if isinstance(session, SliceSession):
+        session.set_volume(volumes.get("", volumes))
+        placed = [session.place(prompt) for prompt in given]
+        if not placed and not session.is_automatic:
+            raise PromptError(f"{served.method.name} segments nothing without a prompt; send a point or a box")
+        prepared = session.channels()
+        task: dict[str, Any] = {"prompts": [{"slice": n, **prompt_json(prompt)} for n, prompt in placed]}
+    else:
+        prepared, points = _on_grid(session, volumes, given)
+        task = {"prompts": [prompt_json(point) for point in points]}
+    task |= {
+        "shape": list(array.shape[1:]),
+        "affine": affine.tolist(),
+        "options": {"spacing": asked.spacing, "plane": asked.plane, "propagate": asked.propagate},
+        "seconds": {"preprocess": time.perf_counter() - started},
+    }
+    return prepared, task
+
+
+def _on_grid(session: Session, volumes: Mapping[str, Any], given: list[Any]) -> tuple[np.ndarray, list[Point]]:
+    """Return the whole scan on the network's grid (1, I, J, K), and clicks in its indices."""
+    name = session.method.name
+    if len(volumes) != 1:
+        raise PromptError(f"{name} takes one scan, and {len(volumes)} are given; send one")
+    (volume,) = volumes.values()
+    points = [as_point(prompt, name) for prompt in given]
+    if not any(point.label == FOREGROUND for point in points):
+        raise PromptError(f"none of {len(points)} click(s) is on the object, {name} needs one; send a point, label 1")
+    grid = session.grid_over(volume)
+    for point in points:
+        check_inside("the click", point.index, volume.array.shape)
+    return grid.from_file(volume.array)[None], [point_to_grid(point, grid) for point in points]
+
+
+# --- Refine ---
+
+
+def refine(
+    served: Served, runners: Mapping[str, Runner], prepared: np.ndarray, task: Mapping[str, Any]
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Return what was found, as JSON, and logits (all boxes, one after the other) or labels (slices, H, W)."""
+    started = time.perf_counter()
+    if isinstance(served.method, SliceMethod):
+        found, result = _refine_slices(served, runners, prepared, task)
+    else:
+        found, result = _refine_volume(served, runners, prepared[0], task)
+    seconds = {**task["seconds"], "refine": time.perf_counter() - started}
+    return {**task, **found, "seconds": seconds}, result
+
+
+def _refine_volume(
+    served: Served, runners: Mapping[str, Runner], prepared: np.ndarray, task: Mapping[str, Any]
+) -> tuple[dict[str, Any], np.ndarray]:
+    method, config = served.method, served.config
+    if not isinstance(method, VolumeMethod) or not isinstance(config, Sam3DConfig):
+        raise ExportError(f"{method.name} is neither a method of slices nor of volumes; upgrade samkit")
+    i, j, k = prepared.shape
+
+    def read_box(origin: Index) -> np.ndarray:
+        return crop(prepared, origin, config.patch)
+
+    refiner = Refiner(method, config, str(served.manifest.plan.refinement), runners, (i, j, k), read_box)
+    state = State()
+    for point in prompts_from_json(task["prompts"], "the task"):
+        state = refiner.click(state, as_point(point, method.name))
+    pieces = refiner.merge(state)
+    found = {
+        "pieces": [{"origin": list(piece.origin), "shape": list(piece.logits.shape)} for piece in pieces],
+        "crops": len(state.crops),
+        "limit_reached": state.limit_reached,
+        "iou": [],
+    }
+    flat = [piece.logits.ravel() for piece in pieces]
+    return found, np.concatenate(flat) if flat else np.zeros(0, np.float32)
+
+
+def _refine_slices(
+    served: Served, runners: Mapping[str, Runner], prepared: np.ndarray, task: Mapping[str, Any]
+) -> tuple[dict[str, Any], np.ndarray]:
+    method = served.method
+    if not isinstance(method, SliceMethod):
+        raise ExportError(f"{method.name} is no method of slices; upgrade samkit")
+    slices = Slices(method, served.config, runners, list(prepared))
+    state, boxes = SliceState(), 0
+    touched: list[int] = []
+    if task["prompts"]:
+        state, touched = slices.prompt(state, [_placed(entry) for entry in task["prompts"]])
+    if method.is_automatic:
+        state, touched, boxes = slices.decide(state)
+    if task["options"]["propagate"]:
+        state, touched = slices.lead_on(state)
+    last = state.answers.get(touched[-1]) if touched else None
+    found = {"boxes": boxes, "slices": sorted(state.answers), "iou": [] if last is None else list(last.iou)}
+    return found, state.labels(slices.count, prepared.shape[2:])
+
+
+def _placed(entry: Mapping[str, Any]) -> tuple[int, SlicePoint | SliceBox]:
+    (prompt,) = prompts_from_json([{key: value for key, value in entry.items() if key != "slice"}], "the task")
+    if isinstance(prompt, (Point, Box)):
+        raise PromptError("the task has a prompt with three indices, and a slice has two; run preprocess before refine")
+    return int(entry["slice"]), prompt
+
+
+# --- Postprocess ---
+
+
+def postprocess(served: Served, found: Mapping[str, Any], result: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the mask (I, J, K), uint8, on the scan's own array, and the report on it."""
+    started = time.perf_counter()
+    affine, (i, j, k) = np.array(found["affine"], np.float64), found["shape"]
+    session = served.session({}, found["options"])
+    if isinstance(session, SliceSession):
+        mask = np.ascontiguousarray(PlaneView.of((i, j, k), affine, session.plane).volume(result))
+        voxels = int(np.count_nonzero(mask))
+    else:
+        grid = Grid.over((i, j, k), affine, session.spacing)
+        parts = mask_parts(_pieces(found["pieces"], result), grid, session.method.mask_threshold)
+        mask, voxels = paint(parts, (i, j, k)), count_voxels(parts, (i, j, k))
+    kept = {key: found[key] for key in ("crops", "limit_reached", "boxes", "slices", "iou") if key in found}
+    voxel_ml = float(abs(np.linalg.det(affine[:3, :3]))) / 1000.0
+    report = {
+        "method": served.method.name,
+        "precision": served.precision,
+        "manifest_sha256": served.digest,
+        "voxels": voxels,
+        "volume_ml": voxels * voxel_ml,
+        **kept,
+        "warnings": list(session.warnings),
+        "seconds": {**found["seconds"], "postprocess": time.perf_counter() - started},
+    }
+    return mask, report
+
+
+def _pieces(entries: list[Mapping[str, Any]], logits: np.ndarray) -> list[Piece]:
+    pieces, start = [], 0
+    for entry in entries:
+        size = int(np.prod(entry["shape"]))
+        i, j, k = entry["origin"]
+        pieces.append(Piece((i, j, k), logits[start : start + size].reshape(entry["shape"])))
+        start += size
+    return pieces

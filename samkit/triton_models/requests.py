@@ -1,0 +1,134 @@
+"""What a request to the server says, checked: prompts and options out of JSON, a scan out of tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from samkit.errors import GeometryError, PromptError, TensorMismatchError
+from samkit.geometry import Triple, Volume, check_affine, world_to_voxel
+from samkit.prompts import Box, Point, Prompt, prompts_from_json
+from samkit.runtime import wire
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a scan is to be looked at; each is by default the method's own."""
+
+    spacing: Triple | None = None
+    """Of a 3D network's grid [mm]."""
+    plane: str | None = None
+    intensities: tuple[float, float] | None = None
+    """What becomes black and white."""
+    sequences: tuple[str, ...] = ()
+    """Names of the volume tensor's first axis; none where the method takes one grey volume."""
+    world: bool = False
+    """Whether prompts are RAS+ millimetres."""
+    propagate: bool = False
+    """Whether masks of prompted slices lead on to their neighbours."""
+    picture: bool = False
+    """Whether the volume tensor is a picture, (channel, H, W, 1)."""
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Options:
+        """Return the options among `data`; raises PromptError for one of a wrong kind."""
+        spacing = _numbers(data, "spacing", 3)
+        limits = _numbers(data, "intensities", 2)
+        if spacing is not None and min(spacing) <= 0:
+            raise PromptError(
+                f"spacing is {list(spacing)}, needed are three positive numbers [mm]; e.g. [1.5, 1.5, 1.5]"
+            )
+        if limits is not None and not limits[0] < limits[1]:
+            raise PromptError(f"intensities are {list(limits)}, needed is the lower one first; e.g. [-160, 240]")
+        plane, names = data.get("plane"), data.get("sequences") or []
+        if plane is not None and not isinstance(plane, str):
+            raise PromptError(
+                f"plane is {plane!r:.100}, needed is a name such as 'axial'; leave it out for the method's own"
+            )
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise PromptError(f"sequences are {names!r:.100}, needed is a list of names; e.g. ['t1c', 't2w', 't2f']")
+        return cls(
+            spacing=None if spacing is None else (spacing[0], spacing[1], spacing[2]),
+            plane=plane,
+            intensities=None if limits is None else (limits[0], limits[1]),
+            sequences=tuple(names),
+            world=bool(data.get("world", False)),
+            propagate=bool(data.get("propagate", False)),
+            picture=bool(data.get("picture", False)),
+        )
+
+
+def _numbers(data: Mapping[str, Any], name: str, count: int) -> tuple[float, ...] | None:
+    values = data.get(name)
+    if values is None:
+        return None
+    is_number = isinstance(values, list) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+    if not is_number or len(values) != count:
+        raise PromptError(f"{name} is {values!r:.100}, needed are {count} numbers; send them as a JSON list")
+    return tuple(float(value) for value in values)
+
+
+def read_prompts(entries: object, affine: np.ndarray | None, *, world: bool) -> list[Prompt]:
+    """Return the prompts of a JSON list, as a clicks file has them, in voxel indices.
+
+    With `world` they are RAS+ millimetres, and `affine` says where. Raises PromptError.
+    """
+    prompts = prompts_from_json(entries, "the request")
+    if not world:
+        return prompts
+    if affine is None:
+        raise PromptError('millimetres need a scan, and a picture has none; send pixels without "world"')
+    return [_to_voxel(prompt, affine) for prompt in prompts]
+
+
+def _to_voxel(prompt: Prompt, affine: np.ndarray) -> Prompt:
+    def moved(place: Triple) -> Triple:
+        i, j, k = world_to_voxel(affine, np.array([place]))[0]
+        return float(i), float(j), float(k)
+
+    if isinstance(prompt, Point):
+        return replace(prompt, index=moved(prompt.index))
+    if isinstance(prompt, Box):
+        return replace(prompt, first=moved(prompt.first), last=moved(prompt.last))
+    return prompt
+
+
+def read_scan(
+    tensors: Mapping[str, np.ndarray | None], options: Options, max_voxels: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return voxels (sequence, I, J, K) and affine (4, 4), which is the identity for a picture.
+
+    Raises TensorMismatchError unless exactly one volume input is given, InputRefused for one that is too large or
+    holds what is no number, GeometryError for an affine that can't be used, PromptError for sequences that are not
+    named one by one.
+    """
+    given = {name: tensor for name in wire.VOLUMES if (tensor := tensors.get(name)) is not None}
+    if len(given) != 1:
+        raise TensorMismatchError(
+            f"{len(given)} of the inputs {', '.join(wire.VOLUMES)} are given, needed is exactly one; send the scan once"
+        )
+    ((name, array),) = given.items()
+    wire.check_size(array.shape, max_voxels)
+    wire.check_finite(array, name)
+    affine = tensors.get(wire.AFFINE)
+    if options.picture:
+        affine = np.eye(4)
+    if affine is None:
+        raise GeometryError("no affine is given, and a scan needs one; send voxel index to world RAS+ [mm] as (4, 4)")
+    if affine.shape != (4, 4):
+        raise GeometryError(f"the affine is {affine.shape}, needed is (4, 4); send voxel index to world RAS+ [mm]")
+    check_affine(affine)
+    if not options.picture and len(options.sequences) not in (len(array), 0 if len(array) == 1 else -1):
+        raise PromptError(
+            f"{len(array)} volumes are sent and {len(options.sequences)} sequences named; name each of them, in order"
+        )
+    return array, np.asarray(affine, np.float64)
+
+
+def volumes_of(array: np.ndarray, affine: np.ndarray, names: Sequence[str]) -> dict[str, Volume]:
+    """Return voxels (sequence, I, J, K) as volumes by sequence; the name is empty where there is none."""
+    return {name: Volume(voxels, affine) for name, voxels in zip(names or ("",), array, strict=True)}

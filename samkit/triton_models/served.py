@@ -1,0 +1,97 @@
+"""Served: what a Python model of the repository serves, as its own folder and its config say it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import samkit
+from samkit.manifest import Manifest
+from samkit.methods.method import GraphSpec, Method, SliceMethod
+from samkit.models.config import NetworkConfig
+from samkit.runtime.runner import Runner, add_substitutes
+from samkit.runtime.session import Session, described, make_session
+from samkit.runtime.slice_session import SliceSession
+from samkit.triton_models.bls_runner import BlsRunner
+from samkit.triton_models.repository import Limits
+
+
+@dataclass(frozen=True)
+class Served:
+    """One export under one name."""
+
+    name: str
+    """`m_sam`: what its models' names begin with."""
+    precision: str
+    digest: str
+    """`Manifest.digest` of the export: reports carry it, and caches tell exports apart by it."""
+    manifest: Manifest
+    method: Method
+    config: NetworkConfig
+    limits: Limits
+
+    @classmethod
+    def from_triton(cls, args: Mapping[str, str]) -> Self:
+        """Return what the model is that Triton gives `args` of; raises ManifestError for a broken manifest."""
+        folder = Path(args["model_repository"]) / args["model_version"]
+        entries = json.loads(args["model_config"])["parameters"]
+        parameters = {key: entry["string_value"] for key, entry in entries.items()}
+        manifest = Manifest.load(folder)
+        method, config = described(manifest, folder)
+        limits = {f.name: int(parameters[f.name]) for f in fields(Limits) if f.name in parameters}
+        return cls(
+            name=parameters["samkit_name"],
+            precision=parameters["precision"],
+            digest=parameters["manifest"],
+            manifest=manifest,
+            method=method,
+            config=config,
+            limits=Limits(**limits),
+        )
+
+    @property
+    def is_slices(self) -> bool:
+        """Whether the method works slice by slice."""
+        return isinstance(self.method, SliceMethod)
+
+    @property
+    def graphs(self) -> tuple[GraphSpec, ...]:
+        """Return the graphs that the repository has a model for."""
+        return self.manifest.plan.specs
+
+    def runners(self) -> dict[str, Runner]:
+        """Return a runner for every graph, each of which asks the graph's own model."""
+        runners: dict[str, Runner] = {spec.name: BlsRunner(f"{self.name}_{spec.name}", spec) for spec in self.graphs}
+        add_substitutes(runners, self.method.graphs(self.config))
+        return runners
+
+    def session(self, runners: Mapping[str, Runner], options: Mapping[str, Any]) -> Session | SliceSession:
+        """Return a session on `runners`; raises PromptError for options that the method does not have."""
+        return make_session(
+            self.method, self.config, runners, self.precision, self.manifest,
+            options.get("spacing"), options.get("plane"), options.get("intensities"),
+        )  # fmt: skip
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a client has to know, as JSON."""
+        method, session = self.method, self.session({}, {})
+        return {
+            "samkit": samkit.__version__,
+            "name": self.name,
+            "method": method.name,
+            "kind": "slices" if self.is_slices else "volume",
+            "precision": self.precision,
+            "digest": self.digest,
+            "plan": self.manifest.plan.to_dict(),
+            "structures": list(session.structures) if isinstance(session, SliceSession) else [],
+            "sequences": list(session.sequences) if isinstance(session, SliceSession) else [],
+            "prompts": sorted(method.prompts) if isinstance(method, SliceMethod) else ["point"],
+            "is_automatic": session.is_automatic,
+            "plane": session.plane if isinstance(session, SliceSession) else None,
+            "warnings": list(session.warnings),
+            "providers": {spec.name: ["triton"] for spec in self.graphs},
+            "limits": {key: getattr(self.limits, key) for key in ("max_voxels", "max_sessions", "idle_seconds")},
+        }

@@ -1,0 +1,385 @@
+"""SessionHost: the sessions of one served export, each on a scan of its own, found by an unguessable token.
+
+No Triton here: requests are JSON objects and arrays (runtime/wire.py says which), and any number of threads may bring
+them. Requests of one session are worked on one after the other, those of different sessions side by side.
+
+    host = SessionHost(served, served.runners())
+    opened, _ = host.answer({"op": "open"}, None, {"volume": scan, "affine": affine})
+    answer, changed = host.answer({"op": "click", "turn": 1, "point": [60, 70, 30], "label": 1}, opened["token"], {})
+
+A scan is held in memory until its session is closed or nobody used it for a while, and is never written anywhere. A
+token tells which start of the server it belongs to, so that a client learns why its session is gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from samkit.errors import (
+    AtCapacity,
+    PromptError,
+    ServerRestarted,
+    SessionExpired,
+    UnknownSession,
+    WrongTurn,
+)
+from samkit.prompts import Point, Prompt
+from samkit.runtime.embeddings import Embeddings, ScanEmbeddings
+from samkit.runtime.runner import Runner
+from samkit.runtime.session import Session, as_point
+from samkit.runtime.slice_session import SliceSession
+from samkit.runtime.steps import SliceStep, Step
+from samkit.runtime.updates import MaskUpdate
+from samkit.triton_models.requests import Options, read_prompts, read_scan, volumes_of
+from samkit.triton_models.served import Served
+
+Tensors: TypeAlias = "Mapping[str, np.ndarray | None]"
+"""Volume inputs and affine of a request."""
+Reply: TypeAlias = "tuple[dict[str, Any], np.ndarray]"
+"""The answer's JSON, and the labels (I, J, K), uint8, of the box that it names."""
+
+_NOTHING = np.zeros((0, 0, 0), np.uint8)
+_REMEMBERED = 4096
+"""Expired sessions whose users can still be told so."""
+_PROMPTING = frozenset({"click", "box", "prompts"})
+_CHANGING = _PROMPTING | {"decide", "propagate", "undo", "redo", "reset"}
+_READING = frozenset({"check", "state", "close"})
+
+
+@dataclass
+class Counters:
+    """What happened since the server started."""
+
+    opened: int = 0
+    clicks: int = 0
+    """Points and boxes."""
+    expired: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Time spent by stage [s]."""
+
+
+@dataclass
+class _Held:
+    """One session."""
+
+    session: Session | SliceSession
+    embeddings: ScanEmbeddings
+    affine: np.ndarray | None
+    """None for a picture."""
+    used: float
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    turn: int = 0
+    last: tuple[str, Reply] | None = None
+    """The request of that turn and its reply, for a client that did not get it."""
+    is_gone: bool = False
+    """Closed while a request waited for it."""
+
+
+class SessionHost:
+    """All sessions of one served export."""
+
+    def __init__(
+        self,
+        served: Served,
+        runners: Mapping[str, Runner],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        log: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Run graphs by `runners`. `clock` tells seconds; `log` gets a line without names, paths or voxels."""
+        self._served = served
+        self._runners = runners
+        self._clock = clock
+        self._log = log
+        self._lock = threading.Lock()
+        self._held: dict[str, _Held] = {}
+        self._opening = 0
+        self._expired: OrderedDict[str, None] = OrderedDict()
+        self._start = secrets.token_hex(8)
+        self.embeddings = Embeddings(served.limits.cache_bytes, clock=clock)
+        self.counters = Counters()
+
+    # --- Requests ---
+
+    def answer(self, request: object, token: str | None, tensors: Tensors) -> Reply:
+        """Return the answer to one request; raises SamkitError, and nothing changed then."""
+        if not isinstance(request, dict) or not isinstance(op := request.get("op"), str):
+            raise PromptError(
+                f'the request is {request!r:.100}, needed is a JSON object with an op; e.g. {{"op": "open"}}'
+            )
+        if op == "describe":
+            return self._served.describe(), _NOTHING
+        self.drop_idle()
+        if op == "open":
+            return self._open(request, tensors), _NOTHING
+        if op not in _CHANGING | _READING:
+            known = ", ".join(sorted({"describe", "open"} | _CHANGING | _READING))
+            raise PromptError(f"the request's op is '{op:.40}', known are {known}; send one of those")
+        held = self._find(token)
+        with held.lock:
+            if held.is_gone:
+                raise _unknown()
+            held.used = self._clock()
+            try:
+                return self._answer(held, op, request, str(token))
+            finally:
+                held.used = self._clock()
+
+    def _answer(self, held: _Held, op: str, request: dict[str, Any], token: str) -> Reply:
+        if op == "close":
+            self._close(token, held)
+            return {}, _NOTHING
+        if op == "state":
+            update = held.session.update_since(None)
+            return self._reply(held, update, None), _as_volume(update.change[1])
+        if op == "check":
+            self._check(held, self._prompts(held, op, request))
+            return {}, _NOTHING
+        return self._change(held, op, request, token)
+
+    # --- Opening and closing ---
+
+    def _open(self, request: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
+        limit = self._served.limits.max_sessions
+        options = Options.from_json(request)
+        array, affine = read_scan(tensors, options, self._served.limits.max_voxels)
+        with self._lock:
+            if len(self._held) + self._opening >= limit:
+                raise AtCapacity(
+                    f"{limit} sessions of {self._served.method.name} are open, as many as this server holds; close "
+                    "one, try again later, or have max_sessions raised"
+                )
+            self._opening += 1
+        try:
+            started = time.perf_counter()
+            voxels = np.array(array)  # the request's memory goes with the request
+            embeddings = self.embeddings.open(self._scan_key(voxels, affine, options))
+            try:
+                session = self._served.session(self._runners, asdict(options))
+                if options.picture:
+                    picture = np.moveaxis(voxels[..., 0], 0, -1)
+                    _as_slices(session, "a picture").set_picture(picture, embeddings=embeddings)
+                else:
+                    volumes = volumes_of(voxels, affine, options.sequences)
+                    _set_volumes(session, volumes, embeddings)
+            except BaseException:
+                embeddings.close()
+                raise
+            token = self._start + secrets.token_hex(24)
+            with self._lock:
+                self._held[token] = _Held(session, embeddings, None if options.picture else affine, self._clock())
+                self.counters.opened += 1
+        finally:
+            with self._lock:
+                self._opening -= 1
+        shape = " x ".join(str(side) for side in voxels.shape)
+        self._log(f"{_hash(token)} open {self._served.method.name} {shape} {time.perf_counter() - started:.3f} s")
+        return {
+            "token": token,
+            "turn": 0,
+            "shape": list(voxels.shape[1:3] if options.picture else voxels.shape[1:]),
+            "plane": session.plane if isinstance(session, SliceSession) else None,
+            "spacing": list(session.spacing) if isinstance(session, Session) else None,
+        }
+
+    def _scan_key(self, voxels: np.ndarray, affine: np.ndarray, options: Options) -> str:
+        """Return the SHA-256 of all that an embedding depends on, but the place in the scan."""
+        how = json.dumps([self._served.digest, voxels.shape, voxels.dtype.name, asdict(options)])
+        key = hashlib.sha256(how.encode())
+        key.update(np.ascontiguousarray(affine, np.float64).tobytes())
+        key.update(np.ascontiguousarray(voxels).data)
+        return key.hexdigest()
+
+    def _find(self, token: str | None) -> _Held:
+        """Return the session of a token; raises the error that says why there is none."""
+        with self._lock:
+            if token in self._held:
+                return self._held[token]
+            is_expired = token in self._expired
+        if is_expired:
+            raise SessionExpired(
+                f"nobody used this session for {self._served.limits.idle_seconds} s, so its scan was forgotten; open "
+                "the scan again"
+            )
+        if token is not None and not token.startswith(self._start):
+            raise ServerRestarted("the server was started again since this session was opened; open the scan again")
+        raise _unknown()
+
+    def _close(self, token: str, held: _Held) -> None:
+        with self._lock:
+            self._held.pop(token, None)
+        held.is_gone = True
+        held.embeddings.close()
+        self._log(f"{_hash(token)} close")
+
+    def drop_idle(self) -> None:
+        """Forget sessions and embeddings that nobody used for too long; a session at work is not idle."""
+        idle = self._served.limits.idle_seconds
+        with self._lock:
+            oldest = self._clock() - idle
+            waiting = [token for token, held in self._held.items() if held.used < oldest]
+        for token in waiting:
+            held = self._held.get(token)
+            if held is None or not held.lock.acquire(blocking=False):
+                continue
+            try:
+                if held.used < oldest and not held.is_gone:
+                    self._close(token, held)
+                    with self._lock:
+                        self.counters.expired += 1
+                        self._expired[token] = None
+                        while len(self._expired) > _REMEMBERED:
+                            self._expired.popitem(last=False)
+            finally:
+                held.lock.release()
+        self.embeddings.drop_unused(idle)
+
+    def figures(self) -> list[tuple[str, str, str, float, str]]:
+        """Return what a metrics page shows: name, counter or gauge, description, value, and a stage or nothing."""
+        with self._lock:
+            counters, stages, held = self.counters, dict(self.counters.seconds), len(self._held)
+        store = self.embeddings
+        return [
+            ("samkit_sessions_open", "gauge", "Sessions that hold a scan", held, ""),
+            ("samkit_sessions_total", "counter", "Sessions opened", counters.opened, ""),
+            (
+                "samkit_sessions_expired_total",
+                "counter",
+                "Sessions closed because nobody used them",
+                counters.expired,
+                "",
+            ),
+            ("samkit_clicks_total", "counter", "Points and boxes applied", counters.clicks, ""),
+            ("samkit_cache_hits_total", "counter", "Embeddings that were there already", store.hits, ""),
+            ("samkit_cache_misses_total", "counter", "Embeddings that had to be encoded", store.misses, ""),
+            ("samkit_cache_bytes", "gauge", "Memory of embeddings", store.nbytes, ""),
+            *(
+                ("samkit_stage_seconds_total", "counter", "Time spent in a stage of sessions", seconds, stage)
+                for stage, seconds in sorted(stages.items())
+            ),
+        ]
+
+    # --- What changes a session ---
+
+    def _change(self, held: _Held, op: str, request: dict[str, Any], token: str) -> Reply:
+        """Do what a request of the next turn says; the turn before is answered again, if it is the same request."""
+        turn, text = request.get("turn"), json.dumps(request, sort_keys=True)
+        if held.last is not None and turn == held.turn and text == held.last[0]:
+            return held.last[1]
+        if turn != held.turn + 1:
+            raise WrongTurn(
+                f'this call has turn {turn!r:.20} and the session\'s next one is {held.turn + 1}; ask its "state", '
+                "and let one program at a time use a session"
+            )
+        started = time.perf_counter()
+        before: Any = held.session.now  # each kind of session has states of its own
+        prompts = self._prompts(held, op, request) if op in _PROMPTING else []
+        step = self._do(held.session, op, prompts)
+        held.turn += 1
+        update = held.session.update_since(before)
+        reply = self._reply(held, update, step), _as_volume(update.change[1])
+        held.last = (text, reply)
+        spent = time.perf_counter() - started
+        with self._lock:
+            self.counters.clicks += len(prompts)
+            for stage, seconds in (step.seconds if step is not None else {}).items():
+                self.counters.seconds[stage] = self.counters.seconds.get(stage, 0.0) + seconds
+        self._log(f"{_hash(token)} {op} turn {held.turn} {' x '.join(str(n) for n in reply[1].shape)} {spent:.3f} s")
+        return reply
+
+    def _do(self, session: Session | SliceSession, op: str, prompts: list[Prompt]) -> Step | SliceStep | None:
+        if op in ("undo", "redo", "reset"):
+            getattr(session, op)()
+            return None
+        if op == "decide":
+            return _as_slices(session, "deciding without a prompt").segment_all()
+        if op == "propagate":
+            return _as_slices(session, "leading on to other slices").propagate()
+        if isinstance(session, SliceSession):
+            return session.add(*prompts)
+        before = session.now
+        step: Step | None = None
+        try:
+            for point in self._points(session, prompts):
+                step = session.add_point(point)
+        except BaseException:
+            while session.now is not before:
+                session.undo()
+            raise
+        if step is None:
+            raise PromptError("no prompt was given; send a point")
+        return step
+
+    def _prompts(self, held: _Held, op: str, request: dict[str, Any]) -> list[Prompt]:
+        if op in ("click", "box"):
+            kept = {"click": ("point", "label", "structure"), "box": ("box", "structure")}[op]
+            entries: object = [{key: request[key] for key in kept if key in request}]
+        else:
+            entries = request.get("prompts")
+        return read_prompts(entries, held.affine, world=bool(request.get("world", False)))
+
+    def _check(self, held: _Held, prompts: list[Prompt]) -> None:
+        """Raise what these prompts would."""
+        if isinstance(held.session, Session):
+            self._points(held.session, prompts)
+        else:
+            for prompt in prompts:
+                held.session.check(prompt)
+
+    def _points(self, session: Session, prompts: list[Prompt]) -> list[Point]:
+        """Return prompts as clicks in the scan, all of them checked."""
+        points = [as_point(prompt, self._served.method.name) for prompt in prompts]
+        for point in points:
+            session.check_point(point)
+        return points
+
+    def _reply(self, held: _Held, update: MaskUpdate, step: Step | SliceStep | None) -> dict[str, Any]:
+        session, region = held.session, [[side.start, side.stop] for side in update.changed]
+        return {
+            "turn": held.turn,
+            "step": None if step is None else asdict(step),
+            "region": region if len(region) == 3 else [*region, [0, 1 if region[0][1] else 0]],
+            "volume_ml": update.volume_ml,
+            "iou": list(update.iou),
+            "prompted": list(session.prompted) if isinstance(session, SliceSession) else [],
+            "origins": [list(origin) for origin in session.origins] if isinstance(session, Session) else [],
+        }
+
+
+def _as_volume(labels: np.ndarray) -> np.ndarray:
+    """Return labels of a region with three axes; a picture's have two."""
+    return np.asarray(labels if labels.ndim == 3 else labels[..., None], np.uint8)
+
+
+def _as_slices(session: Session | SliceSession, what: str) -> SliceSession:
+    if isinstance(session, SliceSession):
+        return session
+    raise PromptError(f"{what} is for methods of slices, and {session.method.name} works on clicks in a volume; click")
+
+
+def _set_volumes(session: Session | SliceSession, volumes: dict[str, Any], embeddings: ScanEmbeddings) -> None:
+    if isinstance(session, SliceSession):
+        session.set_volume(volumes.get("", volumes), embeddings=embeddings)
+    elif len(volumes) == 1:
+        session.set_volume(next(iter(volumes.values())), embeddings=embeddings)
+    else:
+        raise PromptError(f"{session.method.name} takes one scan, and {len(volumes)} are given; send one")
+
+
+def _hash(token: str) -> str:
+    """Return what a log may call a session: nobody can use it."""
+    return hashlib.sha256(token.encode()).hexdigest()[:8]
+
+
+def _unknown() -> UnknownSession:
+    return UnknownSession("no session has this token, it was closed or never opened; open the scan again")
