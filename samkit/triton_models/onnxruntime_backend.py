@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from samkit.errors import SamkitError, ServingError, TensorMismatchError
+from samkit.errors import SamkitError, ServingError
 from samkit.runtime.onnxruntime_runner import open_inference_session
-from samkit.triton_models.python_backend import failure, read_tensor, response
+from samkit.triton_models.python_backend import answer, need_tensor
+
+Tensors: TypeAlias = Mapping[str, np.ndarray]
+Outcome: TypeAlias = Tensors | SamkitError
+"""What became of a request: the graph's outputs by name, or why there are none."""
 
 
 class OnnxRuntimeModel:
@@ -36,44 +41,27 @@ class OnnxRuntimeModel:
         )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Return the answer to each request, in their order: its outputs, or its own error."""
-        answers: list[Any] = [None] * len(requests)
-        alike: dict[Any, dict[int, dict[str, np.ndarray]]] = {}
+        """Return the response to each request, in their order: its outputs, or its own error."""
+        outcomes: dict[int, Outcome] = {}
+        alike: dict[Any, dict[int, Tensors]] = {}
         for number, request in enumerate(requests):
             try:
-                feed = self._read(request)
+                feed = {name: need_tensor(request, name) for name in self._inputs}
             except SamkitError as error:
-                answers[number] = failure(error)
+                outcomes[number] = error
                 continue
             # Without a batch axis there is nothing to merge along: every request is a group of its own
             key = tuple(array.shape[1:] for array in feed.values()) if self._merges else number
             alike.setdefault(key, {})[number] = feed
         for group in alike.values():
-            for number, outcome in self._run_merged(group).items():
-                answers[number] = (
-                    failure(outcome)
-                    if isinstance(outcome, SamkitError)
-                    else response({name: outcome[name] for name in requests[number].requested_output_names()})
-                )
-        return answers
+            outcomes |= self._run_merged(group)
+        return [answer(partial(_outputs, outcomes[number]), request) for number, request in enumerate(requests)]
 
     def finalize(self) -> None:
         """Let go of the model's memory."""
         self._session = None
 
-    def _read(self, request: Any) -> dict[str, np.ndarray]:
-        """Return a request's inputs by name; raises TensorMismatchError for one that is missing."""
-        found = {name: read_tensor(request, name) for name in self._inputs}
-        if missing := [name for name, array in found.items() if array is None]:
-            raise TensorMismatchError(
-                f"the request to {self._name} lacks '{missing[0]}', and the graph takes {', '.join(self._inputs)}; "
-                "send all of them"
-            )
-        return {name: array for name, array in found.items() if array is not None}
-
-    def _run_merged(
-        self, group: Mapping[int, Mapping[str, np.ndarray]]
-    ) -> dict[int, dict[str, np.ndarray] | SamkitError]:
+    def _run_merged(self, group: Mapping[int, Tensors]) -> dict[int, Outcome]:
         """Return outputs, or the error, of each request of `group`, whose shapes differ in the batch axis alone."""
         if len(group) == 1:
             ((number, feed),) = group.items()
@@ -92,7 +80,7 @@ class OnnxRuntimeModel:
         parts = {name: np.split(array, ends) for name, array in merged.items()}
         return {number: {name: parts[name][row] for name in self._outputs} for row, number in enumerate(group)}
 
-    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _run(self, feed: Tensors) -> Tensors:
         """Return the graph's outputs by name; raises ServingError with ONNX Runtime's reason."""
         try:
             return dict(zip(self._outputs, self._session.run(self._outputs, dict(feed)), strict=True))
@@ -101,3 +89,10 @@ class OnnxRuntimeModel:
                 f"ONNX Runtime could not run {self._name} ({str(error).splitlines()[0]}); send tensors of the shapes "
                 "that its config.pbtxt lists"
             ) from error
+
+
+def _outputs(outcome: Outcome, request: Any) -> Tensors:
+    """Return the outputs that a request asks for; raises what its run raised."""
+    if isinstance(outcome, SamkitError):
+        raise outcome
+    return {name: outcome[name] for name in request.requested_output_names()}

@@ -360,7 +360,8 @@ def last_words(log: Sequence[str]) -> str:
     """
     errors = [line for line in log if re.match(r"E\d{4} |error:", line)]
     words = [line for line in log if line.strip() and not line.startswith(("+", "|"))]
-    return " | ".join((errors or words)[-3:]) or "it said nothing"
+    # Triton writes the lines of a Python traceback as one, with the line breaks spelt out
+    return " | ".join(line.split("\\n")[0] for line in (errors or words)[-3:]) or "it said nothing"
 
 
 def _free_port(held: ExitStack, host: str, port: int) -> int:

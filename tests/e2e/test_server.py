@@ -1,0 +1,386 @@
+"""The embedded server: it serves what an export gives in-process or does not start, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import samkit
+from samkit.errors import MissingDependencyError, ServingError
+from samkit.manifest import Manifest
+from samkit.runtime import tritonclient_library
+from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
+from samkit.runtime.wire import read_error
+from samkit.triton_models.model_config import graph_config, parse_config
+from samkit.triton_models.record import ONNXRUNTIME, PYTHON, Repository, ServedExport
+from samkit.triton_models.server import EmbeddedServer, known_inputs
+from samkit.triton_models.server_files import SHARED_MEMORY, find_server
+
+TOGETHER = 4
+"""Requests that the encoder waits for before it runs."""
+
+ECHO = """
+import triton_python_backend_utils as backend
+
+class TritonPythonModel:
+    def execute(self, requests):
+        arrays = [backend.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
+        return [backend.InferenceResponse([backend.Tensor("y", array)]) for array in arrays]
+"""
+ECHO_CONFIG = """
+backend: "python" max_batch_size: 0
+input [{ name: "x" data_type: TYPE_FP32 dims: [-1] }]
+output [{ name: "y" data_type: TYPE_FP32 dims: [-1] }]
+"""
+FAILING = """
+class TritonPythonModel:
+    def initialize(self, args):
+        raise ValueError("this model never loads")
+"""
+ZEROS = """
+import numpy as np
+import triton_python_backend_utils as backend
+
+class TritonPythonModel:
+    def execute(self, requests):
+        outputs = [("low_res_masks", (1, 1, 8, 8, 8)), ("iou_predictions", (1, 1))]
+        tensors = [backend.Tensor(name, np.zeros(shape, np.float32)) for name, shape in outputs]
+        return [backend.InferenceResponse(tensors) for _ in requests]
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _needs_server():
+    try:
+        find_server()
+    except MissingDependencyError as missing:
+        pytest.skip(f"the embedded server can't run here: {missing}")
+
+
+@pytest.fixture(scope="module")
+def graphs(bright_export):
+    return {spec.name: spec for spec in Manifest.load(bright_export).plan.specs}
+
+
+@pytest.fixture(scope="module")
+def repository(bright_export, graphs, tmp_path_factory):
+    """The graphs of the bright export, served as `bright`, whose encoder runs TOGETHER requests at once."""
+    folder = tmp_path_factory.mktemp("served") / "repository"
+    models = {}
+    for name, graph in graphs.items():
+        version = new_model(folder, f"bright_{name}", graph_config(f"bright_{name}", graph))
+        shutil.copy(bright_export / f"{name}.onnx", version / "model.onnx")
+        models[f"bright_{name}"] = ONNXRUNTIME
+    path = folder / "bright_image_encoder" / "config.pbtxt"
+    config = parse_config(path.read_text(), "bright_image_encoder")
+    config.dynamic_batching.preferred_batch_size[:] = [TOGETHER]
+    config.dynamic_batching.max_queue_delay_microseconds = 60_000_000
+    del config.instance_group[:]
+    config.instance_group.add(kind="KIND_CPU", count=1)
+    path.write_text(str(config))
+    version = new_model(folder, "bright_preprocess", f'name: "bright_preprocess" {ECHO_CONFIG}')
+    (version / "model.py").write_text(ECHO)
+    Manifest.load(bright_export).save(version)
+    models["bright_preprocess"] = PYTHON
+    export = ServedExport("sam-med3d", "fp32", Manifest.load(bright_export).digest, models, {})
+    Repository(samkit.__version__, {"bright": export}).save(folder)
+    return folder
+
+
+def new_model(folder, name, config):
+    version = folder / name / "1"
+    version.mkdir(parents=True)
+    (folder / name / "config.pbtxt").write_text(config)
+    return version
+
+
+@pytest.fixture(scope="module")
+def server(repository):
+    with EmbeddedServer(repository) as server:
+        yield server
+
+
+@pytest.fixture
+def other_repository(repository, tmp_path):
+    """A copy that a test may change."""
+    return Path(shutil.copytree(repository, tmp_path / "repository"))
+
+
+def infer(server, model, inputs, output):
+    library = tritonclient_library.grpc()
+    tensors = []
+    for name, array in inputs.items():
+        tensors.append(library.InferInput(name, list(array.shape), library.np_to_triton_dtype(array.dtype)))
+        tensors[-1].set_data_from_numpy(array)
+    with library.InferenceServerClient(server.grpc) as client:
+        return client.infer(model, tensors).as_numpy(output)
+
+
+def ask(address, verb, path):
+    connection = http.client.HTTPConnection(address, timeout=30)
+    try:
+        connection.request(verb, path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def executions(server, model):
+    status, text = ask(server.http, "GET", f"/v2/models/{model}/stats")
+    assert status == 200
+    return json.loads(text)["model_stats"][0]["execution_count"]
+
+
+def is_there(pid):
+    """Whether a process runs: what has ended and was not waited for does not count."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def family(pid):
+    """The process and those of its group, which are the models."""
+    members = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and is_there(process.name):
+            try:
+                members += [int(process.name)] if os.getpgid(int(process.name)) == pid else []
+            except ProcessLookupError:
+                continue
+    return members
+
+
+def wait_until(is_true):
+    until = time.monotonic() + 60
+    while not is_true() and time.monotonic() < until:
+        time.sleep(0.05)
+    return is_true()
+
+
+# --- What it answers ---
+
+
+def test_answers_are_those_of_a_runner_bit_by_bit(server, repository, graphs):
+    inputs = known_inputs(graphs["mask_decoder"])
+    with OnnxRuntimeRunner(repository / "bright_mask_decoder" / "1" / "model.onnx", graphs["mask_decoder"]) as runner:
+        expected = runner.run(inputs)
+
+    for name, array in expected.items():
+        assert np.array_equal(infer(server, "bright_mask_decoder", inputs, name), array)
+
+
+def test_a_decoder_takes_no_points(server, graphs):
+    inputs = known_inputs(graphs["mask_decoder"])
+    inputs |= {"point_coords": np.zeros((1, 0, 3), np.float32), "point_labels": np.zeros((1, 0), np.float32)}
+
+    assert infer(server, "bright_mask_decoder", inputs, "low_res_masks").shape == (1, 1, 8, 8, 8)
+
+
+def test_merged_requests_get_the_answers_they_get_alone(server, repository, graphs):
+    encoder = graphs["image_encoder"]
+    crops = np.random.default_rng(1).standard_normal((TOGETHER, 1, 32, 32, 32)).astype(np.float32)
+    before = executions(server, "bright_image_encoder")
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        found = list(pool.map(lambda crop: infer(server, "bright_image_encoder", {"image": crop[None]},
+                                                 "image_embeddings"), crops))  # fmt: skip
+
+    assert executions(server, "bright_image_encoder") == before + 1
+    with OnnxRuntimeRunner(repository / "bright_image_encoder" / "1" / "model.onnx", encoder) as runner:
+        for crop, answer in zip(crops, found, strict=True):
+            assert np.array_equal(answer, runner.run({"image": crop[None]})["image_embeddings"])
+
+
+def test_a_request_that_does_not_fit_gets_an_error_and_the_next_an_answer(server, graphs):
+    error = tritonclient_library.grpc().InferenceServerException
+    inputs = known_inputs(graphs["mask_decoder"])
+    unequal = {
+        "image_embeddings": np.zeros((2, 72, 2, 2, 2), np.float32),
+        "mask_input": np.zeros((3, 1, 8, 8, 8), np.float32),
+    }
+    with pytest.raises(error) as raised:
+        infer(server, "bright_mask_decoder", {**inputs, **unequal}, "low_res_masks")
+
+    assert isinstance(read_error(raised.value.message()), ServingError)
+    assert "could not run bright_mask_decoder" in raised.value.message()
+    assert infer(server, "bright_mask_decoder", inputs, "low_res_masks").shape == (1, 1, 8, 8, 8)
+
+
+# --- Who may ask what ---
+
+
+@pytest.mark.parametrize(
+    ("verb", "path"),
+    [
+        ("POST", "/v2/repository/index"),
+        ("POST", "/v2/repository/models/bright_mask_decoder/unload"),
+        ("GET", "/v2/systemsharedmemory/status"),
+        ("GET", "/v2/cudasharedmemory/status"),
+        ("GET", "/v2/logging"),
+        ("GET", "/v2/trace/setting"),
+    ],
+)
+def test_admin_endpoint_is_refused_over_http(server, verb, path):
+    assert ask(server.http, verb, path)[0] == 403
+
+
+@pytest.mark.parametrize(
+    "call", ["get_model_repository_index", "get_system_shared_memory_status", "get_log_settings", "get_trace_settings"]
+)
+def test_admin_endpoint_is_refused_over_grpc(server, call):
+    library = tritonclient_library.grpc()
+    with (
+        library.InferenceServerClient(server.grpc) as client,
+        pytest.raises(library.InferenceServerException, match="restricted"),
+    ):
+        getattr(client, call)()
+
+
+def test_metrics_are_on_loopback(server):
+    assert server.metrics.startswith("http://127.0.0.1:")
+    status, text = ask(server.metrics.split("/")[2], "GET", "/metrics")
+    assert status == 200
+    assert b'nv_inference_request_success{model="bright_mask_decoder"' in text
+
+
+# --- How it starts and ends ---
+
+
+def test_stopping_leaves_no_process_no_shared_memory_and_no_folder(repository):
+    server = EmbeddedServer(repository)
+    server.start()
+    members = family(server.pid)
+    regions = {
+        region for region in SHARED_MEMORY.glob(f"samkit_{os.getpid()}_*") if any(maps(p, region) for p in members)
+    }
+    folders = {Path(read_words(server.pid, "--backend-directory="))}
+    assert len(members) > len(Repository.load(repository).models)
+    assert regions
+
+    assert server.stop()
+
+    assert not [pid for pid in members if is_there(pid)]
+    assert not [path for path in regions | folders if path.exists()]
+
+
+def maps(pid, region):
+    return region.name in Path(f"/proc/{pid}/maps").read_text()
+
+
+def read_words(pid, option):
+    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return next(word for word in words if word.startswith(option)).removeprefix(option)
+
+
+def test_a_second_stop_is_harmless_and_a_second_start_works(repository, graphs):
+    server = EmbeddedServer(repository)
+    with server:
+        server.stop()
+        assert server.stop()
+        server.start()
+        inputs = known_inputs(graphs["mask_decoder"])
+        assert infer(server, "bright_mask_decoder", inputs, "iou_predictions").shape == (1, 1)
+
+
+def test_a_server_that_dies_while_starting_is_an_error_with_its_last_words(other_repository):
+    (other_repository / "bright_preprocess" / "1" / "model.py").write_text(FAILING)
+    lines = []
+    server = EmbeddedServer(other_repository, say=lines.append)
+
+    with pytest.raises(ServingError, match=r"before it was ready .*this model never loads"):
+        server.start()
+
+    assert any("this model never loads" in line for line in lines)
+    assert not list(SHARED_MEMORY.glob(f"{server._memory}*"))
+
+
+def test_wrong_numbers_keep_a_server_from_starting(other_repository):
+    model = other_repository / "bright_mask_decoder"
+    text = (model / "config.pbtxt").read_text()
+    (model / "config.pbtxt").write_text(text.replace('backend: "onnxruntime"', 'backend: "python"').replace(
+        'default_model_filename: "model.onnx"', 'default_model_filename: "model.py"'))  # fmt: skip
+    (model / "1" / "model.py").write_text(ZEROS)
+
+    with pytest.raises(ServingError, match=r"gave other numbers .* numpy 2"):
+        EmbeddedServer(other_repository).start()
+
+
+def test_a_taken_port_is_refused_before_anything_starts(server, repository):
+    with pytest.raises(ServingError, match=f"port {server.http_port} of 127.0.0.1 can't be had"):
+        EmbeddedServer(repository, http_port=server.http_port).start()
+
+
+# --- The command ---
+
+
+@pytest.fixture
+def command(repository):
+    """`sam-serve start` in a process of its own, ready: the process and the lines that it printed."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "samkit.triton_models.cli", "start", str(repository), "--quiet"),
+            *("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process, [process.stdout.readline().strip() for _ in range(4)]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def child(process):
+    (pid,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    return pid
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_prints_endpoints_and_a_signal_ends_it_in_order(command, number):
+    process, lines = command
+    assert lines[0] == "READY"
+    assert lines[1].startswith("triton://127.0.0.1:")
+    assert lines[1].endswith("/bright")
+    assert lines[2].startswith("triton+http://127.0.0.1:")
+    assert lines[3].endswith("/metrics")
+    members = family(child(process))
+
+    process.send_signal(number)
+
+    assert process.wait(60) == 0
+    assert not [pid for pid in members if is_there(pid)]
+    assert not list(SHARED_MEMORY.glob(f"samkit_{process.pid}_*"))
+
+
+def test_a_server_that_dies_ends_the_command_with_1(command):
+    process, _ = command
+    os.kill(child(process), signal.SIGKILL)
+
+    assert process.wait(60) == 1
+    assert "ended by itself" in process.stderr.read()
+    assert not list(SHARED_MEMORY.glob(f"samkit_{process.pid}_*"))
+
+
+def test_a_command_that_is_killed_takes_its_server_along(command):
+    process, _ = command
+    members = family(child(process))
+    folder = Path(read_words(child(process), "--backend-directory="))
+    process.kill()
+
+    assert wait_until(lambda: not [pid for pid in members if is_there(pid)])
+    assert not list(SHARED_MEMORY.glob(f"samkit_{process.pid}_*"))
+    shutil.rmtree(folder)  # which nobody was left to remove
