@@ -43,6 +43,8 @@ DTYPES = {
 """numpy's name of a dtype to Triton's."""
 TEXT = "TYPE_STRING"
 
+MASKS = "low_res_masks"
+"""What decoders return, and no other graph."""
 _BATCH = "batch"
 _HEADER = """\
 # Written by sam-serve write. Batching, instances and warm-up may be changed here; sam-serve check holds names, dtypes
@@ -58,11 +60,10 @@ def batch_size(graph: GraphSpec) -> int:
 
     The batcher merges requests and never splits one, so whoever sends more than this gets an error.
     """
+    # Sessions send a decoder one picture's prompts at a time. Their number differs, so there is little to merge; every
+    # click would wait for it; and ONNX Runtime on the CPU gives other last bits in a batch than alone (1e-5 of a logit).
     tensors = (*graph.inputs, *graph.outputs)
-    names = {axis.name for spec in tensors for axis in spec.axes}
-    # A decoder's rows are the prompts of one picture, and their number of points differs between requests, so there
-    # would be little to merge; every click would only wait for it.
-    if POINTS in names or any(spec.axes[0].name != _BATCH for spec in tensors):
+    if any(spec.name == MASKS or spec.axes[0].name != _BATCH for spec in tensors):
         return 0
     picture = graph.inputs[0].axes
     if graph.name == "image_encoder" and len(picture) == len(("batch", "channel", "row", "column")):

@@ -111,8 +111,8 @@ def test_slices_are_batched_as_sessions_send_them(side, batch):
     assert batch_size(graph) == batch
 
 
-@pytest.mark.parametrize("name", [n for n in samkit.list_methods() if n != "brainseg-dmif"])
-def test_prompts_are_never_batched(name):
+@pytest.mark.parametrize("name", samkit.list_methods())
+def test_decoders_are_never_batched(name):
     decoders = [graph for case, graph in GRAPHS.items() if case.startswith(f"{name}-full-mask_decoder")]
     assert decoders
     for graph in decoders:
