@@ -4,7 +4,8 @@
     >>> samkit.get_method("m-sam").refinements
     ('recurrent', 'anchored')
 
-`samkit.runtime.open_session(folder)` opens an export. Nothing imported here needs torch.
+`samkit.runtime.open_session(TARGET)` opens an export folder, or what a server serves at `triton://host:port/m-sam`.
+Nothing imported here needs torch.
 """
 
 __version__ = "0.1.0"

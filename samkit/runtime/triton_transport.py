@@ -1,0 +1,262 @@
+"""How a request reaches a Triton server: gRPC or HTTP, and what of either's failures means what.
+
+    address = Address.parse("triton://localhost:8001/m-sam")
+    transport = connect(address)
+    answer = transport.call({"request": ...}, timeout=120.0)
+
+A call is one attempt; whoever calls decides whether another one is safe. No TLS here: a gateway before the server does
+that (docs/serving.md).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from types import ModuleType
+from typing import Any, Protocol, Self
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from samkit.errors import InputRefused, PromptError, SamkitError, ServerTimeout, ServerUnreachable, ServingError
+from samkit.runtime import tritonclient_library, wire
+
+GRPC, HTTP = "triton", "triton+http"
+"""Schemes of an address."""
+MAX_MESSAGE = 2**31 - 1
+"""Bytes of the largest gRPC message, which a scan has to fit into."""
+
+_ENVELOPE = 2**16
+"""Bytes of a message besides its tensors; far more than there are."""
+_LISTING_SECONDS = 5.0
+"""Time to find out which models there are, for a message."""
+_DTYPES = {"uint8": "UINT8", "int16": "INT16", "float32": "FP32", "float64": "FP64", "object": "BYTES"}
+_OUTPUTS = (wire.ANSWER, wire.CHANGED)
+_CHANNEL = (
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    # gRPC waits up to two minutes before it tries a lost connection again; a person clicks sooner
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.enable_http_proxy", 0),  # a scan goes to the server that was named, whatever the environment says
+)
+
+
+class ConnectionLost(ServerUnreachable):
+    """One attempt got no answer: nothing listens there, or the connection broke. Another attempt may get one."""
+
+
+class Transport(Protocol):
+    """Carries requests to one model."""
+
+    def call(self, inputs: Mapping[str, np.ndarray], timeout: float) -> dict[str, np.ndarray]:
+        """Return the model's outputs by name, within `timeout` [s].
+
+        Raises ConnectionLost, ServerTimeout, ServingError, or the error that the server's answer carries.
+        """
+
+    def close(self) -> None:
+        """Let go of the connection."""
+
+
+# --- Addresses ---
+
+
+@dataclass(frozen=True)
+class Address:
+    """What is served under one name at one place."""
+
+    scheme: str
+    """GRPC or HTTP."""
+    server: str
+    """`host:port`; a host of IPv6 stands in brackets."""
+    name: str
+    """`m_sam`: what its models' names begin with."""
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Return what `url` says; raises PromptError for what is no such address.
+
+        >>> Address.parse("triton://localhost:8001/m-sam")
+        Address(scheme='triton', server='localhost:8001', name='m_sam')
+        """
+        shown = "" if "@" in url else f"'{url}' "  # what stands before an @ may be a password
+        wrong = PromptError(
+            f"the address {shown}is no server's, needed is {GRPC}://HOST:PORT/NAME (gRPC) or {HTTP}://HOST:PORT/NAME; "
+            f"e.g. {GRPC}://localhost:8001/m-sam"
+        )
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError as error:  # a port that is no number, a bracket that is not closed
+            raise wrong from error
+        name = parts.path.removeprefix("/").replace("-", "_")
+        is_plain = "@" not in parts.netloc and not parts.query and not parts.fragment
+        if parts.scheme not in (GRPC, HTTP) or not host or not port or not is_plain or not re.fullmatch(r"\w+", name):
+            raise wrong
+        return cls(parts.scheme, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", name)
+
+    @property
+    def model(self) -> str:
+        """Return the model that holds the sessions."""
+        return f"{self.name}_session"
+
+    def __str__(self) -> str:
+        """Return the address as a user writes it."""
+        return f"{self.scheme}://{self.server}/{self.name}"
+
+
+def is_url(target: object) -> bool:
+    """Return whether `target` is meant as an address and not as a folder.
+
+    >>> is_url("triton://localhost:8001/m-sam"), is_url("exports/m-sam")
+    (True, False)
+    """
+    return isinstance(target, str) and "://" in target
+
+
+def connect(address: Address) -> Transport:
+    """Return what carries requests to `address`; nothing is sent yet. Raises MissingDependencyError."""
+    return GrpcTransport(address) if address.scheme == GRPC else HttpTransport(address)
+
+
+# --- Protocols ---
+
+
+class GrpcTransport:
+    """One gRPC channel, which any threads may use."""
+
+    def __init__(self, address: Address) -> None:
+        """Open the channel; it connects with the first call."""
+        self._address = address
+        self._library = tritonclient_library.grpc()
+        self._client = self._library.InferenceServerClient(address.server, channel_args=list(_CHANNEL))
+
+    def call(self, inputs: Mapping[str, np.ndarray], timeout: float) -> dict[str, np.ndarray]:
+        """Return the model's outputs by name, within `timeout` [s]."""
+        if (size := sum(array.nbytes for array in inputs.values())) > MAX_MESSAGE - _ENVELOPE:
+            raise InputRefused(
+                "too-large",
+                f"the scan has {size} bytes, and a gRPC message takes {MAX_MESSAGE}",
+                f"crop or resample the scan first, or use {HTTP}://",
+            )
+        try:
+            result = self._client.infer(self._address.model, _as_inputs(self._library, inputs), client_timeout=timeout)
+        except self._library.InferenceServerException as error:
+            status, text = str(error.status()), str(error.message())
+            raise _failure(self._address, status, text, timeout, self._served_models) from error
+        return _outputs(result)
+
+    def _served_models(self) -> list[str]:
+        index = self._client.get_model_repository_index(client_timeout=_LISTING_SECONDS)
+        return [model.name for model in index.models]
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._client.close()
+
+
+class HttpTransport:
+    """HTTP, with a connection for each call: its time limit is the connection's, and so any thread may call."""
+
+    def __init__(self, address: Address) -> None:
+        """Load the library; a call connects."""
+        self._address = address
+        self._library = tritonclient_library.http()
+
+    def call(self, inputs: Mapping[str, np.ndarray], timeout: float) -> dict[str, np.ndarray]:
+        """Return the model's outputs by name; `timeout` [s] is the longest silence."""
+        client = self._client(timeout)
+        try:
+            return _outputs(client.infer(self._address.model, _as_inputs(self._library, inputs)))
+        except self._library.InferenceServerException as error:
+            status, text = str(error.status()), str(error.message())
+            raise _failure(self._address, status, text, timeout, self._served_models) from error
+        except TimeoutError as error:
+            raise _too_late(self._address, timeout) from error
+        except (OSError, HTTPException) as error:
+            raise _lost(self._address, str(error)) from error
+        finally:
+            client.close()
+
+    def _served_models(self) -> list[str]:
+        client = self._client(_LISTING_SECONDS)
+        try:
+            return [model["name"] for model in client.get_model_repository_index()]
+        finally:
+            client.close()
+
+    def _client(self, timeout: float) -> Any:
+        return self._library.InferenceServerClient(
+            self._address.server, connection_timeout=timeout, network_timeout=timeout
+        )
+
+    def close(self) -> None:
+        """Do nothing: every call closed its own connection."""
+
+
+def _as_inputs(library: ModuleType, inputs: Mapping[str, np.ndarray]) -> list[Any]:
+    made = []
+    for name, array in inputs.items():
+        made.append(library.InferInput(name, list(array.shape), _DTYPES[array.dtype.name]))
+        made[-1].set_data_from_numpy(array)
+    return made
+
+
+def _outputs(result: Any) -> dict[str, np.ndarray]:
+    found = {name: result.as_numpy(name) for name in _OUTPUTS}
+    return {name: array for name, array in found.items() if array is not None}
+
+
+# --- Failures ---
+
+_LOST = ("StatusCode.UNAVAILABLE", "502", "503")
+_TOO_LATE = ("StatusCode.DEADLINE_EXCEEDED", "504")
+
+
+def _failure(
+    address: Address, status: str, text: str, timeout: float, served_models: Callable[[], Sequence[str]]
+) -> SamkitError:
+    """Return what a failed call means: `status` is gRPC's or HTTP's, `text` the server's or the library's."""
+    if (carried := wire.read_error(text)) is not None:
+        return carried
+    if status in _TOO_LATE:
+        return _too_late(address, timeout)
+    if "unknown model" in text.lower():
+        return ServingError(
+            f"{address.server} has no model {address.model}{_listing(address, served_models)}; check the name after "
+            "the last slash, or add the export there with sam-serve write"
+        )
+    if status in _LOST:
+        return _lost(address, text)
+    return ServingError(f"{address.server} did not answer the request ({_one_line(text)}); see the server's log")
+
+
+def _listing(address: Address, served_models: Callable[[], Sequence[str]]) -> str:
+    """Return which names there are instead; nothing where the server does not tell, as one in production does not."""
+    try:
+        models = served_models()
+    except Exception:  # the call that failed is what has to be told, not that the list is closed to us
+        return ""
+    related = sorted(model for model in models if model.startswith(address.name))
+    names = sorted(model.removesuffix("_session") for model in models if model.endswith("_session"))
+    there = f"of that name it has {', '.join(related)}" if related else "it has nothing of that name"
+    return f" ({there}, and sessions for {', '.join(names) or 'nothing'})"
+
+
+def _too_late(address: Address, timeout: float) -> ServerTimeout:
+    return ServerTimeout(
+        f"{address.server} gave no answer within {timeout:.3g} s, and what was asked may still happen; give more time, "
+        "or look at the server's load"
+    )
+
+
+def _lost(address: Address, text: str) -> ConnectionLost:
+    return ConnectionLost(f"{address.server} can't be reached ({_one_line(text)}); try again")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]

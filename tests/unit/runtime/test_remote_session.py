@@ -1,0 +1,535 @@
+"""A session on a server does what one on the export folder does; lost answers, late ones and refusals are told apart.
+
+The server here is the one that Triton runs (`SessionHost`), and what passes between is what passes on the wire. The
+transports have tests of their own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from samkit.errors import (
+    AtCapacity,
+    GeometryError,
+    InputRefused,
+    PromptError,
+    SamkitError,
+    ServerRestarted,
+    ServerTimeout,
+    ServerUnreachable,
+    ServingError,
+    SessionExpired,
+    TensorMismatchError,
+)
+from samkit.geometry import Volume
+from samkit.manifest import Manifest
+from samkit.methods.method import SliceMethod, VolumeMethod
+from samkit.prompts import Box, Point, SliceBox, SlicePoint
+from samkit.runtime import wire
+from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
+from samkit.runtime.remote_session import RemoteSession
+from samkit.runtime.runner import add_substitutes
+from samkit.runtime.session import described, open_session
+from samkit.runtime.triton_transport import Address, ConnectionLost
+from samkit.triton_models.repository import Limits
+from samkit.triton_models.served import Served
+from samkit.triton_models.session_host import SessionHost
+
+ADDRESS = Address.parse("triton://localhost:8001/bright")
+
+
+class Wire:
+    """A transport to a host in this process. Each entry of `plan` spoils one call: what is raised instead of an answer,
+    before or after the host did the work.
+    """
+
+    def __init__(self, host):
+        self.host = host
+        self.plan = []
+        self.asked = []
+        self.timeouts = []
+        self.is_open = True
+
+    def call(self, inputs, timeout):
+        request = wire.decode(inputs[wire.REQUEST], wire.REQUEST)
+        self.asked.append(request["op"])
+        self.timeouts.append(timeout)
+        spoilt, when = self.plan.pop(0) if self.plan else (None, "")
+        if when == "before":
+            raise spoilt
+        token = inputs[wire.TOKEN][0].decode() if wire.TOKEN in inputs else None
+        tensors = {name: inputs.get(name) for name in (*wire.VOLUMES, wire.AFFINE)}
+        try:
+            answer, changed = self.host.answer(request, token, tensors)
+        except SamkitError as error:
+            raise wire.read_error(f"in model: {wire.error_text(error)}") from None
+        if spoilt is not None:
+            raise spoilt
+        return {wire.ANSWER: wire.encode(answer), wire.CHANGED: changed}
+
+    def close(self):
+        self.is_open = False
+
+    def spoil(self, error, when):
+        self.plan.append((error, when))
+
+
+class Time:
+    """A clock that only `sleep` moves."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+LOST = ConnectionLost("localhost:8001 can't be reached (reset); try again")
+LATE = ServerTimeout("localhost:8001 gave no answer within 7 s; give more time")
+
+
+@pytest.fixture
+def serve():
+    """Return a function that serves an export folder in this process, and gives the host."""
+    opened = []
+
+    def start(folder, **limits):
+        manifest = Manifest.load(folder)
+        method, config = described(manifest, folder)
+        runners = {
+            graph.name: OnnxRuntimeRunner(manifest.path(folder, graph.name, "fp32"), graph, threads=1)
+            for graph in manifest.plan.specs
+        }
+        opened.extend(runners.values())
+        add_substitutes(runners, method.graphs(config))
+        served = Served("bright", "fp32", manifest.digest, manifest, method, config, Limits(**limits))
+        return SessionHost(served, runners)
+
+    yield start
+    for runner in opened:
+        runner.close()
+
+
+@pytest.fixture
+def connected(serve):
+    """Return a function that gives transport and session of an export folder that is served here."""
+    sessions = []
+
+    def connect(folder, *, limits=None, **options):
+        transport, clock = Wire(serve(folder, **(limits or {}))), Time()
+        sessions.append(RemoteSession(transport, ADDRESS, timeout=7.0, clock=clock, sleep=clock.sleep, **options))
+        return transport, sessions[-1]
+
+    yield connect
+    for session in sessions:
+        session.close()
+
+
+def scan(shape=(40, 44, 30), dtype=np.int16):
+    """A bright ball in dimmer, slightly uneven tissue, on an oblique grid."""
+    i, j, k = np.indices(shape)
+    inside = (i - 20) ** 2 + (j - 22) ** 2 + (k - 15) ** 2 < 49
+    affine = np.array([[0.9, -0.2, 0.1, -30.0], [0.25, 1.1, -0.1, 12.0], [-0.1, 0.2, 1.9, 5.0], [0, 0, 0, 1]])
+    return Volume((50 + (i + j + k) % 7 + 200 * inside).astype(dtype), affine)
+
+
+def check_same(here, there):
+    """Compare two updates: of a session on the folder, and of one on the server."""
+    assert np.array_equal(here.labels, there.labels)
+    assert here.mask.dtype == there.mask.dtype == bool
+    assert here.changed == there.changed
+    assert np.array_equal(here.change[1], there.change[1])
+    assert here.volume_ml == there.volume_ml
+    assert here.iou == there.iou
+
+
+def untimed(steps):
+    """Steps without the seconds they took."""
+    return [{key: value for key, value in vars(step).items() if key != "seconds"} for step in steps]
+
+
+# --- The same as on the folder ---
+
+
+def test_clicks_in_a_volume_are_those_of_the_folder(bright_export, connected):
+    transport, there = connected(bright_export, spacing=(1.5, 1.0, 1.0))
+
+    with open_session(bright_export, threads=1, spacing=(1.5, 1.0, 1.0)) as here:
+        check_same(here.set_image(scan()), there.set_image(scan()))
+        calls = [("click", (20, 22, 15)), ("click", (3, 3, 3), False), ("undo",), ("redo",), ("undo",)]
+        calls += [("click", (20, 20, 15)), ("reset",), ("click", (21, 22, 16))]
+        for call, *words in calls:
+            check_same(getattr(here, call)(*words), getattr(there, call)(*words))
+            assert untimed(here.steps) == untimed(there.steps)
+            assert here.origins == there.origins
+        check_same(here.click((1.0, 50.0, 30.0), world=True), there.click((1.0, 50.0, 30.0), world=True))
+        assert np.array_equal(here.mask(), there.mask())
+        assert np.array_equal(here.labels(), there.labels())
+        assert here.spacing == there.spacing
+    assert there.mask().any()
+    assert transport.asked.count("open") == 1
+
+
+def test_prompts_on_slices_are_those_of_the_folder(bright_slices, connected):
+    _, there = connected(bright_slices, plane="coronal", intensities=(0.0, 255.0))
+
+    with open_session(bright_slices, threads=1, plane="coronal", intensities=(0.0, 255.0)) as here:
+        check_same(here.set_image(scan()), there.set_image(scan()))
+        check_same(here.box((10, 22, 5), (30, 22, 25)), there.box((10, 22, 5), (30, 22, 25)))
+        check_same(here.click((20, 22, 15), False), there.click((20, 22, 15), False))
+        here.propagate()
+        there.propagate()
+        check_same(here.last_update(), there.last_update())
+        assert untimed(here.steps) == untimed(there.steps)
+        assert here.prompted == there.prompted
+        assert here.plane == there.plane == "coronal"
+
+
+def test_a_change_of_two_slices_leaves_those_between_as_they_are(bright_slices, connected):
+    _, there = connected(bright_slices, plane="coronal")
+
+    with open_session(bright_slices, threads=1, plane="coronal") as here:
+        for session in (here, there):
+            session.set_image(scan())
+            session.box((10, 22, 5), (30, 22, 25))
+            session.add(Box((10, 20, 5), (30, 20, 25)), Point((20, 24, 15), 1))
+        check_same(here.last_update(), there.last_update())
+        assert here.prompted == there.prompted == (20, 22, 24)
+
+
+def test_a_picture_is_that_of_the_folder(bright_slices, connected):
+    _, there = connected(bright_slices)
+    picture = scan().array[:, :, 15].astype(np.float32)
+
+    with open_session(bright_slices, threads=1) as here:
+        for shown in (picture, np.stack([picture, picture + 1, picture * 0.5], axis=-1)):
+            here.set_picture(shown)
+            there.set_picture(shown)
+            check_same(here.last_update(), there.last_update())
+            check_same(here.box((10, 8), (30, 33)), there.box((10, 8), (30, 33)))
+            check_same(here.undo(), there.undo())
+        here.add_prompt(SlicePoint(20.0, 21.0, 1))
+        there.add_prompt(SlicePoint(20.0, 21.0, 1))
+        check_same(here.last_update(), there.last_update())
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64, np.int32])
+def test_every_dtype_gives_the_same_mask(bright_export, connected, dtype):
+    _, there = connected(bright_export)
+
+    with open_session(bright_export, threads=1) as here:
+        here.set_image(scan(dtype=dtype))
+        there.set_image(scan(dtype=dtype))
+        check_same(here.click((20, 22, 15)), there.click((20, 22, 15)))
+
+
+def test_it_knows_the_export_as_the_folder_does(bright_export, bright_slices, connected):
+    for folder, kind in ((bright_export, VolumeMethod), (bright_slices, SliceMethod)):
+        _, there = connected(folder)
+        with open_session(folder, threads=1) as here:
+            assert isinstance(there.method, kind)
+            assert there.method is here.method
+            assert there.config == here.config
+            assert there.manifest.digest == here.manifest.digest
+            assert there.manifest.plan == here.manifest.plan
+            assert there.precision == here.precision
+            assert there.warnings == here.warnings
+            assert there.is_automatic == here.is_automatic
+            assert set(there.providers) <= set(here.providers)
+    assert there.structures == here.structures
+    assert there.sequences == here.sequences
+    assert there.plane == here.plane
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        Point((99, 2, 2), 1),
+        Box((1, 1, 1), (2, 2, 1)),
+        SlicePoint(1, 1, 1),
+        SliceBox(1, 1, 2, 2),
+        Point((1, 1, 1), 1, "x"),
+    ],
+)
+def test_refused_prompts_raise_what_the_folder_raises_and_change_nothing(bright_export, connected, prompt):
+    _, there = connected(bright_export)
+    there.set_image(scan())
+    there.click((20, 22, 15))
+    before = there.labels()
+
+    with open_session(bright_export, threads=1) as here:
+        here.set_image(scan())
+        with pytest.raises(SamkitError) as expected:
+            here.add_prompt(prompt)
+    for call in (there.add_prompt, there.check):
+        with pytest.raises(type(expected.value)) as raised:
+            call(prompt)
+        assert str(raised.value) == str(expected.value)
+    assert np.array_equal(there.labels(), before)
+    assert len(there.steps) == 1
+    there.click((20, 20, 15))
+
+
+def test_scans_that_do_not_lie_on_one_another_are_refused_before_they_travel(bright_slices, connected):
+    transport, there = connected(bright_slices)
+    moved = Volume(scan().array, scan().affine + np.eye(4)[:, 3:] * 0 + np.diag([0.5, 0, 0, 0]))
+
+    with pytest.raises(InputRefused, match="not co-registered"):
+        there.set_volume({"a": scan(), "b": moved})
+    with pytest.raises(InputRefused, match="not co-registered"):
+        there.set_volume({"a": scan(), "b": scan(shape=(40, 44, 31))})
+    with pytest.raises(GeometryError, match="three axes"):
+        there.set_volume(Volume(np.zeros((2, 2), np.uint8), np.eye(4)))
+    assert "open" not in transport.asked
+
+
+def test_a_scan_beyond_the_servers_limit_is_refused_before_it_travels(bright_export, connected):
+    transport, there = connected(bright_export, limits={"max_voxels": 1000})
+
+    with pytest.raises(InputRefused, match="limit is 1000"):
+        there.set_image(scan())
+    with pytest.raises(InputRefused, match="limit is 1000"):
+        there.set_picture(np.zeros((40, 40)))
+    assert "open" not in transport.asked
+
+
+# --- Updates ---
+
+
+def test_earlier_updates_stay_what_they_were(bright_export, connected):
+    _, there = connected(bright_export)
+    there.set_image(scan())
+    first = there.click((20, 22, 15))
+    seen = first.labels.copy()
+    unseen = there.click((3, 3, 3))
+    emptied = there.reset()
+    again = there.click((20, 22, 15))
+
+    assert np.array_equal(first.labels, seen)
+    assert not emptied.mask.any()
+    assert np.array_equal(again.labels, seen)
+    with open_session(bright_export, threads=1) as here:
+        here.set_image(scan())
+        here.click((20, 22, 15))
+        assert np.array_equal(here.click((3, 3, 3)).labels, unseen.labels)  # looked at after all that followed
+
+
+def test_what_a_caller_does_to_a_mask_stays_with_him(bright_export, connected):
+    _, there = connected(bright_export)
+    there.set_image(scan())
+    update = there.click((20, 22, 15))
+    expected = update.labels.copy()
+
+    there.labels()[:] = 7
+    there.mask()[:] = True
+    with pytest.raises(ValueError, match="read-only"):
+        update.labels[:] = 7
+    assert np.array_equal(there.labels(), expected)
+
+
+def test_labels_that_do_not_fit_their_box_are_refused(bright_export, connected):
+    transport, there = connected(bright_export)
+    there.set_image(scan())
+    right = transport.call
+    transport.call = lambda inputs, timeout: {**right(inputs, timeout), wire.CHANGED: np.zeros((1, 2, 3), np.uint8)}
+
+    with pytest.raises(TensorMismatchError, match="same version"):
+        there.click((20, 22, 15))
+
+
+# --- Lost and late answers ---
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_lost_connection_clicks_once(bright_export, connected, when):
+    transport, there = connected(bright_export)
+    there.set_image(scan())
+    for _ in range(3):
+        transport.spoil(LOST, when)
+
+    there.click((20, 22, 15))
+
+    assert transport.asked[2:] == ["click"] * 4
+    assert transport.host.counters.clicks == 1
+    assert len(there.steps) == 1
+    assert there.mask().any()
+
+
+def test_a_lost_connection_opens_again(bright_export, connected):
+    transport, there = connected(bright_export)
+    transport.spoil(LOST, "before")
+    there.set_image(scan())
+
+    assert there.click((20, 22, 15)).mask.any()
+
+
+def test_a_connection_lost_for_good_ends_within_the_time(bright_export, connected):
+    transport, there = connected(bright_export)
+    there.set_image(scan())
+    begun = there._clock()
+    for _ in range(100):
+        transport.spoil(LOST, "before")
+
+    with pytest.raises(
+        ServerUnreachable, match=r"can't be reached \(reset\), tried \d+ times; check the address"
+    ) as raised:
+        there.click((20, 22, 15))
+
+    assert type(raised.value) is ServerUnreachable
+    assert there._clock() - begun <= 7.0
+    assert transport.timeouts[2] == 7.0
+    assert all(0 < timeout <= 7.0 for timeout in transport.timeouts)
+    transport.plan.clear()
+    assert there.click((20, 22, 15)).mask.any()  # it came back
+
+
+def test_a_server_that_never_answered_is_given_up_soon(bright_export, serve):
+    transport, clock = Wire(serve(bright_export)), Time()
+    for _ in range(100):
+        transport.spoil(LOST, "before")
+
+    with pytest.raises(ServerUnreachable, match="sam-serve start"):
+        RemoteSession(transport, ADDRESS, clock=clock, sleep=clock.sleep)
+    assert clock.now <= 5.0
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_after_a_late_answer_the_next_call_asks_what_happened(bright_export, connected, when):
+    transport, there = connected(bright_export)
+    there.set_image(scan())
+    there.click((20, 22, 15))
+    transport.spoil(LATE, when)
+
+    with pytest.raises(ServerTimeout):
+        there.click((3, 3, 3), positive=False)
+    there.click((20, 20, 15))
+
+    happened = when == "after"
+    assert transport.asked[3:] == ["click", "state", *(["click"] if happened else []), "click"]
+    assert transport.host.counters.clicks == (3 if happened else 2)
+    assert [step.number for step in there.steps] == ([1, 2, 3] if happened else [1, 2])
+    with open_session(bright_export, threads=1) as here:
+        here.set_image(scan())
+        here.click((20, 22, 15))
+        if happened:
+            here.click((3, 3, 3), positive=False)
+        here.click((20, 20, 15))
+        assert np.array_equal(here.labels(), there.labels())
+        check_same(here.undo(), there.undo())
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_the_same_click_after_a_late_answer_is_another_try(bright_export, connected, when):
+    transport, there = connected(bright_export)
+    there.set_image(scan())
+    transport.spoil(LATE, when)
+
+    with pytest.raises(ServerTimeout):
+        there.click((20, 22, 15))
+    update = there.click((20, 22, 15))
+
+    assert transport.host.counters.clicks == 1
+    assert len(there.steps) == 1
+    assert update.mask.any()
+
+
+def test_the_mask_after_a_late_answer_is_the_servers(bright_export, connected):
+    transport, there = connected(bright_export)
+    there.set_image(scan())
+    transport.spoil(LATE, "after")
+    with pytest.raises(ServerTimeout):
+        there.click((20, 22, 15))
+
+    assert there.mask().any()
+    assert len(there.steps) == 1
+
+
+def test_late_undo_and_redo_happen_once(bright_export, connected):
+    transport, there = connected(bright_export)
+    there.set_image(scan())
+    there.click((20, 22, 15))
+    there.click((20, 20, 15))
+    for call, left in (("undo", 1), ("redo", 2)):
+        transport.spoil(LATE, "after")
+        with pytest.raises(ServerTimeout):
+            getattr(there, call)()
+        there.last_update()
+        assert len(there.steps) == left
+
+
+# --- Errors of the server ---
+
+
+def test_too_many_sessions_are_told_apart(bright_export, connected, serve):
+    transport, there = connected(bright_export, limits={"max_sessions": 1})
+    there.set_image(scan())
+    there.set_image(scan())  # the one before makes room
+    with RemoteSession(Wire(transport.host), ADDRESS) as other, pytest.raises(AtCapacity, match="close one"):
+        other.set_image(scan())
+
+
+def test_a_server_that_forgot_the_session_says_why_and_takes_a_new_one(bright_export, connected, serve):
+    transport, there = connected(bright_export)
+    there.set_image(scan())
+    transport.host = serve(bright_export)
+
+    for _ in range(2):
+        with pytest.raises(ServerRestarted, match="open the scan again"):
+            there.click((20, 22, 15))
+    there.set_image(scan())
+    assert there.click((20, 22, 15)).mask.any()
+
+
+def test_an_expired_session_is_told_apart(bright_export, connected):
+    transport, there = connected(bright_export, limits={"idle_seconds": 5})
+    there.set_image(scan())
+    now = transport.host._clock()
+    transport.host._clock = lambda: now + 10
+
+    with pytest.raises(SessionExpired):
+        there.click((20, 22, 15))
+
+
+def test_nothing_works_after_close(bright_export, connected):
+    transport, there = connected(bright_export)
+    there.set_image(scan())
+    there.close()
+    there.close()
+
+    assert not transport.host._held
+    assert not transport.is_open
+    for call in (lambda: there.click((20, 22, 15)), lambda: there.set_image(scan()), there.undo, there.mask):
+        with pytest.raises(ServingError, match="session is closed"):
+            call()
+
+
+def test_closing_does_not_wait_for_a_server_that_is_gone(bright_export, connected):
+    transport, there = connected(bright_export)
+    there.set_image(scan())
+    transport.spoil(LOST, "before")
+    there.close()
+
+    assert transport.asked[-2:] == ["open", "close"]
+    assert not transport.is_open
+
+
+def test_calls_before_a_scan_say_what_is_missing(bright_export, connected):
+    _, there = connected(bright_export)
+
+    for call in (lambda: there.click((1, 2, 3)), there.undo, there.mask, there.last_update):
+        with pytest.raises(PromptError, match="no volume is set"):
+            call()
+    with pytest.raises(PromptError, match="above 0"):
+        RemoteSession(Wire(None), ADDRESS, timeout=0)
+
+
+def test_a_description_of_another_kind_names_both_versions(bright_export, serve):
+    transport = Wire(serve(bright_export))
+    transport.call = lambda inputs, timeout: {wire.ANSWER: wire.encode({"samkit": "9"}), wire.CHANGED: np.zeros(0)}
+
+    with pytest.raises(ServingError, match="install the same version"):
+        RemoteSession(transport, ADDRESS)
