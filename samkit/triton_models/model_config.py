@@ -60,8 +60,9 @@ def batch_size(graph: GraphSpec) -> int:
 
     The batcher merges requests and never splits one, so whoever sends more than this gets an error.
     """
-    # Sessions send a decoder one picture's prompts at a time. Their number differs, so there is little to merge; every
-    # click would wait for it; and ONNX Runtime on the CPU gives other last bits in a batch than alone (1e-5 of a logit).
+    # Sessions send a decoder one picture's prompts at a time. Their number differs, so there is little to merge, and
+    # every click would wait for it. And a click must get the bits that it gets alone: in a batch, ONNX Runtime on the
+    # CPU moved brainseg-dmif's logits by 1e-5.
     tensors = (*graph.inputs, *graph.outputs)
     if any(spec.name == MASKS or spec.axes[0].name != _BATCH for spec in tensors):
         return 0
