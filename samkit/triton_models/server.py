@@ -57,8 +57,10 @@ _STOPPING_SECONDS = 10
 """How long requests that are being answered may take once the server was told to stop."""
 _RESTRICTED = "model-repository,shared-memory,trace,logging"
 """Endpoints that change what is served, or map memory. Statistics stay open: they count, and name no patient."""
-_HARMLESS = re.compile("NVML|DCGM|CudaDriverHelper|pinned system memory|CUDA memory pool disabled")
-"""What a server says that looks for a GPU where none is, or where it was told to leave it alone."""
+_NO_GPU = re.compile(
+    "NVML|DCGM|CudaDriverHelper|pinned system memory|CUDA memory pool disabled|unable to create stream"
+)
+"""What a server says that looks for a GPU and finds none, as it was told to. Nobody needs to hear it."""
 _LAUNCH = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG: who starts us may be killed without a word
@@ -107,10 +109,10 @@ class EmbeddedServer:
     ) -> None:
         """Describe a server on the repository that `sam-serve write` wrote.
 
-        A port of 0 is one that is free. `address` is where gRPC and HTTP listen; metrics stay on loopback. `device`
-        `cpu` hides all GPUs from the server; `cuda`, which was never run, leaves them to ONNX Runtime. `timeout`
-        [s] is how long loading may take, by default as long as the number of models makes likely. `say` gets the
-        server's log, line by line, from another thread.
+        A port of 0 is one that is free. `address`, of IPv4, is where gRPC and HTTP listen; metrics stay on loopback.
+        `device` `cpu` hides all GPUs from the server; `cuda`, which was never run, leaves them to ONNX Runtime.
+        `timeout` [s] is how long loading may take, by default as long as the number of models makes likely. `say` gets
+        the server's log, line by line, from another thread.
         """
         self.repository = repository
         self.address = address
@@ -228,7 +230,7 @@ class EmbeddedServer:
 
     def _read_log(self, process: subprocess.Popen[str]) -> None:
         for line in process.stdout or ():
-            if not _HARMLESS.search(line):
+            if self._device == "cuda" or not _NO_GPU.search(line):
                 self._log.append(line.rstrip())
                 self._say(line.rstrip())
 
@@ -258,14 +260,10 @@ class EmbeddedServer:
         )
 
     def _is_ready(self) -> bool:
-        connection = http.client.HTTPConnection(self._host, self.http_port, timeout=5)
-        try:
-            connection.request("GET", "/v2/health/ready")
-            return connection.getresponse().status == http.client.OK
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
+        """Return whether all models are loaded and the last of the three services, which is metrics, listens."""
+        return _answers(self._host, self.http_port, "/v2/health/ready") and _answers(
+            LOOPBACK, self.metrics_port, "/metrics"
+        )
 
     def _compare(self, name: str, export: ServedExport) -> None:
         """Raise ServingError unless the decoder of an export answers a known input as this process does."""
@@ -364,10 +362,21 @@ def last_words(log: Sequence[str]) -> str:
     return " | ".join(line.split("\\n")[0] for line in (errors or words)[-3:]) or "it said nothing"
 
 
+def _answers(host: str, port: int, path: str) -> bool:
+    """Return whether a GET over HTTP is answered with 200."""
+    connection = http.client.HTTPConnection(host, port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
 def _free_port(held: ExitStack, host: str, port: int) -> int:
     """Return `port`, or a free one for 0, held until `held` closes; raises ServingError for one that is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    holder = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
+    holder = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that just ended does not count
     try:
         holder.bind((host, port))

@@ -1,0 +1,203 @@
+"""Guards what the embedded server is started with: the right interpreter, its own backends, inputs that every graph
+takes, and refusals in words."""
+
+from __future__ import annotations
+
+import socket
+import stat
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import samkit
+from samkit.errors import ManifestError, MissingDependencyError, ServingError
+from samkit.methods import get_method
+from samkit.runtime.runner import check_inputs
+from samkit.triton_models import server, server_files
+from samkit.triton_models.server import CHECKED_GRAPH, EmbeddedServer, is_loopback, known_inputs, last_words
+from samkit.triton_models.server_files import (
+    ServerFiles,
+    check_numpy,
+    find_server,
+    lay_out_backends,
+    server_environment,
+)
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    """A package that looks like the one of nvidia-pytriton, and is found instead of it."""
+    package = tmp_path / "site-packages" / "pytriton"
+    stub = package / "tritonserver" / "python_backend_stubs" / "{}.{}".format(*sys.version_info)
+    for folder in (stub, package / "tritonserver" / "backends" / "python", package / "tritonserver" / "bin"):
+        folder.mkdir(parents=True)
+    (package.parent / "nvidia_pytriton.libs").mkdir()
+    (stub / "triton_python_backend_stub").write_text("stub")
+    (package / "tritonserver" / "bin" / "tritonserver").write_text("server")
+    (package / "tritonserver" / "backends" / "python" / "libtriton_python.so").write_text("backend")
+    (package / "__init__.py").write_text("raise RuntimeError('importing it starts threads')")
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.delitem(sys.modules, "pytriton", raising=False)
+    library = tmp_path / "lib"
+    library.mkdir()
+    monkeypatch.setattr(server_files, "_library_folder", lambda: library)
+    return package
+
+
+@pytest.fixture
+def files(wheel):
+    return find_server()
+
+
+# --- What must be there ---
+
+
+def test_the_parts_of_the_wheel_are_found_without_importing_it(files, wheel):
+    assert files.program == wheel / "tritonserver" / "bin" / "tritonserver"
+    assert files.stub.is_file()
+    assert files.python == Path(sys.executable).parent
+
+
+def test_a_missing_wheel_names_the_extra(monkeypatch):
+    monkeypatch.setattr(server_files, "find_spec", lambda name: None)
+
+    with pytest.raises(MissingDependencyError, match=r"samkit\[serve\]"):
+        find_server()
+
+
+def test_a_python_without_a_stub_is_refused(wheel, monkeypatch):
+    monkeypatch.setattr(server_files, "PYTHONS", ("3.7",))
+
+    with pytest.raises(MissingDependencyError, match=r"runs models in Python 3\.7"):
+        find_server()
+
+
+def test_another_wheel_is_refused(wheel):
+    (wheel / "tritonserver" / "bin" / "tritonserver").unlink()
+
+    with pytest.raises(MissingDependencyError, match="lacks tritonserver"):
+        find_server()
+
+
+def test_an_interpreter_that_python3_does_not_name_is_refused(wheel, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python3.11"))
+
+    with pytest.raises(MissingDependencyError, match="is not the Python that runs this"):
+        find_server()
+
+
+def test_a_python_without_a_shared_library_is_refused(monkeypatch):
+    monkeypatch.setattr(server_files.sysconfig, "get_config_var", {"Py_ENABLE_SHARED": 0}.get)
+
+    with pytest.raises(MissingDependencyError, match="no shared libpython"):
+        server_files._library_folder()
+
+
+def test_numpy_2_is_refused(monkeypatch):
+    monkeypatch.setattr(np, "__version__", "2.1.0")
+
+    with pytest.raises(MissingDependencyError, match=r"numpy 2\.1\.0 is installed"):
+        check_numpy()
+
+
+# --- What it is started with ---
+
+
+def test_backends_are_the_wheel_s_with_a_stub_that_runs_and_our_own(files, tmp_path):
+    folder = tmp_path / "backends"
+    folder.mkdir()
+    lay_out_backends(files, folder)
+
+    assert (folder / "python" / "libtriton_python.so").is_file()
+    assert (folder / "python" / files.stub.name).stat().st_mode & stat.S_IXUSR
+    assert "TritonPythonModel" in (folder / "onnxruntime" / "model.py").read_text()
+
+
+def test_the_environment_puts_this_python_first_and_hides_gpus():
+    parts = ServerFiles(Path("p"), Path("b"), Path("s"), (Path("/wheel"), Path("/python")), Path("/venv/bin"))
+    given = {"PATH": "/usr/bin", "PYTHONPATH": "/elsewhere", "HOME": "/home/x"}
+
+    assert server_environment(parts, given, "cpu") == {
+        "HOME": "/home/x",
+        "PATH": "/venv/bin:/usr/bin",
+        "LD_LIBRARY_PATH": "/wheel:/python",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    assert "CUDA_VISIBLE_DEVICES" not in server_environment(parts, given, "cuda")
+
+
+@pytest.mark.parametrize("name", samkit.list_methods())  # a new file is tested at once
+def test_known_inputs_fit_the_decoder_and_never_change(name):
+    method = get_method(name)
+    (graph,) = (spec for spec in method.graphs(method.sizes["tiny"]) if spec.name == CHECKED_GRAPH)
+    inputs = known_inputs(graph)
+    check_inputs(graph, inputs)
+
+    for tensor, array in known_inputs(graph).items():
+        assert np.array_equal(array, inputs[tensor])
+        assert array.size == 1 or len(np.unique(array)) > 1
+
+
+# --- How it fails ---
+
+
+def test_a_folder_that_is_no_repository_is_refused(tmp_path):
+    with pytest.raises(ManifestError, match=r"no samkit\.json"):
+        EmbeddedServer(tmp_path).start()
+
+
+def test_a_server_that_was_never_started_can_be_stopped(tmp_path):
+    assert EmbeddedServer(tmp_path).stop()
+
+
+def test_nothing_is_asked_of_a_server_that_was_never_started(tmp_path):
+    with pytest.raises(ServingError, match="not started"):
+        _ = EmbeddedServer(tmp_path).pid
+
+
+def test_a_taken_port_is_refused_and_zero_is_a_free_one():
+    with socket.create_server(("127.0.0.1", 0)) as taken, ExitStack() as held:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServingError, match=f"port {port} of 127.0.0.1 can't be had"):
+            server._free_port(held, "127.0.0.1", port)
+        free = {server._free_port(held, "127.0.0.1", 0) for _ in range(3)}
+        assert len(free - {0, port}) == 3
+
+
+def test_an_address_that_is_not_here_is_refused():
+    with ExitStack() as held, pytest.raises(ServingError, match=r"port 0 of 192\.0\.2\.1 can't be had"):
+        server._free_port(held, "192.0.2.1", 0)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_loopback_is_known(address):
+    assert is_loopback(address)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "192.168.1.2", "::", "workstation"])  # noqa: S104  # none is bound
+def test_addresses_that_others_reach_are_no_loopback(address):
+    assert not is_loopback(address)
+
+
+def test_last_words_leave_tables_and_tracebacks_out():
+    error = r'E1121 10:00:00 7 model_lifecycle.cc:642] "failed to load: ValueError: no\n\nAt:\n  model.py(3)'
+
+    assert last_words([error, "+---+", "| x |"]) == error.split(r"\n")[0]
+    assert last_words(["I1121 loading", "+---+", "ImportError: no module"]) == "I1121 loading | ImportError: no module"
+    assert last_words([]) == "it said nothing"
+
+
+def test_processes_of_a_group_are_found_and_the_dead_do_not_count():
+    child = subprocess.Popen([sys.executable, "-S", "-c", "import signal; signal.pause()"], process_group=0)
+    try:
+        assert server._members(child.pid, patience=0) == [child.pid]
+        child.kill()
+        assert server._members(child.pid, patience=30) == []  # nobody has waited for it yet
+    finally:
+        child.kill()
+        child.wait()
