@@ -27,6 +27,8 @@ from samkit.triton_models.record import ONNXRUNTIME, PYTHON, Repository, ServedE
 from samkit.triton_models.server import EmbeddedServer, known_inputs
 from samkit.triton_models.server_files import SHARED_MEMORY, find_server
 
+pytestmark = pytest.mark.xdist_group("server")  # so that the one that answers is started once
+
 TOGETHER = 4
 """Requests that the encoder waits for before it runs."""
 
