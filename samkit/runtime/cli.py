@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
+from click.core import ParameterSource
 
 import samkit
 from samkit.command import run_command
@@ -32,10 +35,10 @@ from samkit.prompts import (
 from samkit.runtime.answers import PICTURE_SUFFIX, check_name, table_path, write_picture, write_table
 from samkit.runtime.images import MASK_SUFFIXES, check_output, replacing, write_logits, write_mask
 from samkit.runtime.inputs import Given, find_inputs, read_inputs, source_files
+from samkit.runtime.remote_session import DEFAULT_TIMEOUT, RemoteSession, open_remote_session
 from samkit.runtime.report import provenance
-from samkit.runtime.segmenting import Say, segment_slices, segment_volume
-from samkit.runtime.session import BACKENDS, DEVICES, Session, default_device, described, open_session
-from samkit.runtime.slice_session import SliceSession
+from samkit.runtime.segmenting import AnySession, Say, segment_given
+from samkit.runtime.session import BACKENDS, DEVICES, default_device, described, open_session
 from samkit.sequences import parse_pattern
 
 NOTICE = "not a medical device"
@@ -81,9 +84,21 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
 @click.option(
     "--export",
     "export",
-    required=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder that sam-export wrote.",
+)
+@click.option(
+    "--server",
+    metavar="URL",
+    help="Instead of --export: what a server has under a name, triton://HOST:PORT/NAME (gRPC) or "
+    "triton+http://HOST:PORT/NAME. The scan travels there; the mask is the same, byte for byte.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=DEFAULT_TIMEOUT,
+    show_default=True,
+    help="Of --server: how long one answer may take [s]. An automatic method's pass over a volume is one answer.",
 )
 @click.option(
     "-i",
@@ -187,8 +202,12 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
 )
 @click.option("--report", "report_path", type=_FILE, help="Also write a JSON of inputs, versions and hashes.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@click.pass_context
 def segment(
-    export: Path,
+    context: click.Context,
+    export: Path | None,
+    server: str | None,
+    timeout: float,
     inputs: tuple[str, ...],
     sequences: tuple[str, ...],
     mask_path: Path,
@@ -216,69 +235,66 @@ def segment(
     """
     say: Say = (lambda text: None) if quiet else (lambda text: click.echo(text, err=True))
     start = time.perf_counter()
+    _check_place(context, export, server)
     if backend == "torch" and precision == "fp16":
         raise click.UsageError("the torch backend runs float32; leave --precision out")
-    device = device or default_device(backend)
-    method, config = described(Manifest.load(export), export)
-    asked = read_prompts(clicks) if clicks else []
-    asked += [parse_point(text) for text in points] + [parse_box(text) for text in boxes]
-    asked += [parse_structure(text) for text in structures]
-    _check_prompts(asked, method, propagate)
-    _check_options(method, {"--plane": plane, "--intensities": intensities, "--propagate": propagate}, spacing)
-    files = find_inputs(inputs, method, config, dict(parse_pattern(text) for text in sequences))
-    table = table_path(mask_path) if isinstance(method, SliceMethod) and method.structures(config) else None
-    outputs = [path for path in (mask_path, table, logits_path, report_path) if path is not None]
-    if len({path.resolve() for path in outputs}) < len(outputs):
-        raise click.UsageError("-o, its table, --save-logits and --report name the same file")
-    sources = [source for path in files.values() for source in source_files(path)]
-    for path in outputs:
-        check_output(path, [*sources, *([clicks] if clicks else []), *export.iterdir()])
+    seen = {"spacing": spacing, "plane": plane, "intensities": intensities}
+    with ExitStack() as opened:
+        if export is None:
+            place = _on_server(opened, str(server), timeout, seen)
+        else:
+            device = device or default_device(backend)
+            ran = {"backend": backend, "device": device, "precision": precision, "threads": threads}
+            place = _in_folder(opened, export, ran, seen)
+        found = time.perf_counter()
+        method = place.method
+        asked = read_prompts(clicks) if clicks else []
+        asked += [parse_point(text) for text in points] + [parse_box(text) for text in boxes]
+        asked += [parse_structure(text) for text in structures]
+        _check_prompts(asked, method, propagate)
+        _check_options(method, {"--plane": plane, "--intensities": intensities, "--propagate": propagate}, spacing)
+        files = find_inputs(inputs, method, place.config, dict(parse_pattern(text) for text in sequences))
+        names = method.structures(place.config) if isinstance(method, SliceMethod) else ()
+        table = table_path(mask_path) if names else None
+        outputs = [path for path in (mask_path, table, logits_path, report_path) if path is not None]
+        if len({path.resolve() for path in outputs}) < len(outputs):
+            raise click.UsageError("-o, its table, --save-logits and --report name the same file")
+        sources = [source for path in files.values() for source in source_files(path)]
+        for path in outputs:
+            check_output(path, [*sources, *([clicks] if clicks else []), *place.files])
 
-    seconds: dict[str, float] = {}
-    given = read_inputs(files, method)
-    check_name(mask_path, given)
-    if given.picture is not None:
-        _check_picture(
-            {
-                "--world": world,
-                "--plane": plane,
-                "--intensities": intensities,
-                "--propagate": propagate,
-                "--save-logits": logits_path,
-            }
-        )
-    seconds["load"] = time.perf_counter() - start
-    say(_described(given))
-    used = [_to_voxel(prompt, given) for prompt in asked] if world else asked
+        given = read_inputs(files, method)
+        check_name(mask_path, given)
+        if given.picture is not None:
+            _check_picture(
+                {
+                    "--world": world,
+                    "--plane": plane,
+                    "--intensities": intensities,
+                    "--propagate": propagate,
+                    "--save-logits": logits_path,
+                }
+            )
+        begun = time.perf_counter()
+        seconds = {"load": begun - found, "open": found - start}
+        say(_described(given))
+        used = [_to_voxel(prompt, given) for prompt in asked] if world else asked
 
-    begun = time.perf_counter()
-    with open_session(
-        export,
-        backend=backend,
-        device=device,
-        precision=precision,
-        threads=threads,
-        spacing=spacing,
-        plane=plane,
-        intensities=intensities,
-    ) as session:
-        seconds["open"] = time.perf_counter() - begun
-        say(f"{method.name} in {session.precision} on {backend}, {device}")
+        session = place.start()
+        seconds["open"] += time.perf_counter() - begun
+        say(f"{method.name} in {session.precision} {place.said}")
         warnings = [*given.warnings, *session.warnings]
         for warning in warnings:
             say(f"warning: {warning}")
-        if isinstance(session, SliceSession):
-            done = segment_slices(session, given, used, propagate, say)
-        else:
-            done = segment_volume(session, given, used, say)
+        done = segment_given(session, given, used, propagate, say)
         for stage, spent in done.seconds.items():
             seconds[stage] = seconds.get(stage, 0.0) + spent
         for warning in done.warnings:
             say(f"warning: {warning}")
         begun = time.perf_counter()
-        if logits_path is not None:
+        if logits_path is not None and not isinstance(session, RemoteSession):
             write_logits(logits_path, session.logits(), given.scan)
-        _write(session, given, mask_path, table)
+        _write(session.labels(), given, mask_path, table, names)
         seconds["write"] = time.perf_counter() - begun
         seconds["total"] = time.perf_counter() - start
 
@@ -288,8 +304,7 @@ def segment(
             "seconds": {stage: round(spent, 4) for stage, spent in seconds.items()},
             "method": method.name,
             "precision": session.precision,
-            "backend": backend,
-            "device": device,
+            **place.figures,
             "clicks": len(used),
             **done.figures,
             "demonstration_weights": session.manifest.plan.is_demonstration,
@@ -301,6 +316,68 @@ def segment(
             with replacing(report_path) as file:
                 file.write((json.dumps(report, indent=1) + "\n").encode())
     click.echo(json.dumps(result))
+
+
+# --- Where it is done ---
+
+
+@dataclass(frozen=True)
+class _Place:
+    """An export, in its folder or on a server: what is known before a session is needed, and how to get one."""
+
+    method: Method
+    config: Any
+    start: Callable[[], AnySession]
+    figures: dict[str, str | None]
+    """What the JSON line says of it."""
+    said: str
+    files: tuple[Path, ...] = ()
+    """Files of the export, which nothing may be written over."""
+
+
+def _in_folder(opened: ExitStack, export: Path, ran: dict[str, Any], seen: dict[str, Any]) -> _Place:
+    method, config = described(Manifest.load(export), export)
+
+    def start() -> AnySession:
+        session = open_session(export, **ran, **seen)
+        opened.callback(session.close)
+        return session
+
+    return _Place(
+        method,
+        config,
+        start,
+        {"backend": ran["backend"], "device": ran["device"]},
+        f"on {ran['backend']}, {ran['device']}",
+        tuple(export.iterdir()),
+    )
+
+
+def _on_server(opened: ExitStack, url: str, timeout: float, seen: dict[str, Any]) -> _Place:
+    session = opened.enter_context(open_remote_session(url, timeout=timeout, **seen))
+    place = str(session.address)
+    figures = {"backend": "triton", "device": None, "server": place}
+    return _Place(session.method, session.config, lambda: session, figures, f"at {place}")
+
+
+def _check_place(context: click.Context, export: Path | None, server: str | None) -> None:
+    """Raise click.UsageError unless one place is given, with options that mean something there."""
+
+    def given(*names: str) -> list[str]:
+        sources = {name: context.get_parameter_source(name.removeprefix("--").replace("-", "_")) for name in names}
+        return [name for name, source in sources.items() if source is ParameterSource.COMMANDLINE]
+
+    if (export is None) == (server is None):
+        what = "neither --export nor --server is" if export is None else "--export and --server are both"
+        raise click.UsageError(f"{what} given, and one place does the work; give one of them")
+    if server is None:
+        if given("--timeout"):
+            raise click.UsageError("--timeout is for a server's answers, and --export asks none; leave it out")
+        return
+    if decided := given("--backend", "--device", "--precision", "--threads"):
+        raise click.UsageError(f"{decided[0]} is the server's to decide, for all who use it; leave it out")
+    if context.params["logits_path"] is not None:
+        raise click.UsageError("--save-logits needs --export, a server sends masks and no logits; leave it out")
 
 
 # --- What is asked for ---
@@ -366,20 +443,14 @@ def _described(given: Given) -> str:
 # --- What comes out ---
 
 
-def _write(session: Session | SliceSession, given: Given, mask_path: Path, table: Path | None) -> None:
-    """Write the mask, or the label map and its table."""
-    if isinstance(session, Session):
-        write_mask(mask_path, session.mask(), given.scan)
-        return
-    labels = session.labels()
+def _write(labels: np.ndarray, given: Given, mask_path: Path, table: Path | None, names: Sequence[str]) -> None:
+    """Write the mask, or the label map and its table, which tells of the structures `names`."""
     if given.picture is not None:
         write_picture(mask_path, labels, is_mask=table is None)
     else:
         write_mask(mask_path, labels, given.scan)
     if table is not None:
-        write_table(
-            table, labels, session.structures, None if given.picture is not None else given.scan.volume.voxel_ml
-        )
+        write_table(table, labels, names, None if given.picture is not None else given.scan.volume.voxel_ml)
 
 
 def _by(values: tuple[float, ...]) -> str:

@@ -201,7 +201,7 @@ class RemoteSession(Interactive, Closing):
         left, self._set = self._set, None
         self._forget()
         if left is not None:
-            with suppress(ServingError):  # gone already, or it ends by itself: nobody will use it
+            with suppress(ServingError, ConnectionLost):  # gone already, or it ends by itself: nobody will use it
                 self._attempt({"op": "close"}, {}, left.token, min(self.timeout, FAREWELL))
 
     def _forget(self) -> None:
@@ -465,8 +465,7 @@ class RemoteSession(Interactive, Closing):
                 left = ends - self._clock() - pause
                 if left <= 0:
                     raise ServerUnreachable(
-                        f"{str(lost).rpartition(';')[0]}, tried {tries} times; check the address, and that sam-serve "
-                        "start runs there"
+                        f"{lost}, tried {tries} times; check the address, and that sam-serve start runs there"
                     ) from lost
             self._sleep(pause)
 

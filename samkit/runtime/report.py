@@ -12,22 +12,22 @@ import samkit
 from samkit.manifest import Weights, file_sha256
 from samkit.prompts import Point, Prompt, SlicePoint, prompt_json
 from samkit.runtime.inputs import Given
+from samkit.runtime.remote_session import RemoteSession
+from samkit.runtime.segmenting import AnySession
 from samkit.runtime.session import Session
-from samkit.runtime.slice_session import SliceSession
 
 _PACKAGES = ("numpy", "scipy", "nibabel", "pillow", "onnxruntime", "onnxruntime-gpu", "torch")
+_CLIENT_PACKAGES = ("numpy", "scipy", "nibabel", "pillow", "tritonclient")
 
 
-def provenance(
-    session: Session | SliceSession, given: Given, prompts: Sequence[Prompt], mask_path: Path
-) -> dict[str, Any]:
+def provenance(session: AnySession, given: Given, prompts: Sequence[Prompt], mask_path: Path) -> dict[str, Any]:
     """Return what a report adds. File names only: folders may name a patient."""
     plan = session.manifest.plan
     files = {name: given.scans[name].path if given.scans else path for name, path in given.files.items()}
     first = next(iter(files.values()))
     how = (
-        {"spacing_mm": list(session.spacing), "crop_origins": [list(origin) for origin in session.origins]}
-        if isinstance(session, Session)
+        {"spacing_mm": list(session.spacing or ()), "crop_origins": [list(origin) for origin in session.origins]}
+        if isinstance(session, Session) or (isinstance(session, RemoteSession) and not session.is_sliced)
         else {"inputs": {name: _file(path) for name, path in files.items()}}
     )
     return {
@@ -44,7 +44,7 @@ def provenance(
         "points_voxel": [prompt_json(prompt) for prompt in prompts if isinstance(prompt, (Point, SlicePoint))],
         "boxes_voxel": [prompt_json(prompt) for prompt in prompts if not isinstance(prompt, (Point, SlicePoint))],
         "providers": {graph: list(names) for graph, names in session.providers.items()},
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **_versions(session)},
     }
 
 
@@ -56,9 +56,14 @@ def _weights(weights: Weights) -> dict[str, str | None]:
     return {"kind": weights.kind, "sha256": weights.sha256}
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
+def _versions(session: AnySession) -> dict[str, str]:
+    """Return versions of what took part here; a server tells of its samkit."""
+    found: dict[str, str] = {}
+    packages: tuple[str, ...] = _PACKAGES
+    if isinstance(session, RemoteSession):
+        found["server_samkit"] = session.manifest.samkit
+        packages = _CLIENT_PACKAGES
+    for name in packages:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -9,12 +9,15 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from samkit.errors import InputRefused
+from samkit.methods.method import SliceMethod
 from samkit.prompts import Prompt
 from samkit.runtime.inputs import Given
+from samkit.runtime.remote_session import RemoteSession
 from samkit.runtime.session import Session, as_point
 from samkit.runtime.slice_session import SliceSession
 from samkit.runtime.steps import SliceStep
 
+AnySession: TypeAlias = Session | SliceSession | RemoteSession
 Say: TypeAlias = Callable[[str], None]
 """Tells a person how far the work is."""
 
@@ -30,7 +33,14 @@ class Done:
     warnings: list[str] = field(default_factory=list)
 
 
-def segment_volume(session: Session, given: Given, prompts: Sequence[Prompt], say: Say) -> Done:
+def segment_given(session: AnySession, given: Given, prompts: Sequence[Prompt], propagate: bool, say: Say) -> Done:
+    """Segment what is given in the way of the session's method; raises PromptError and InputRefused."""
+    if isinstance(session, SliceSession) or (isinstance(session, RemoteSession) and session.is_sliced):
+        return segment_slices(session, given, prompts, propagate, say)
+    return segment_volume(session, given, prompts, say)
+
+
+def segment_volume(session: Session | RemoteSession, given: Given, prompts: Sequence[Prompt], say: Say) -> Done:
     """Click on a scan; raises PromptError and InputRefused for prompts that the method does not take, before any."""
     if len(given.scans) > 1:
         raise InputRefused(
@@ -55,7 +65,9 @@ def segment_volume(session: Session, given: Given, prompts: Sequence[Prompt], sa
     return Done(last.volume_ml, seconds, {"crops": last.crops}, warnings)
 
 
-def segment_slices(session: SliceSession, given: Given, prompts: Sequence[Prompt], propagate: bool, say: Say) -> Done:
+def segment_slices(
+    session: SliceSession | RemoteSession, given: Given, prompts: Sequence[Prompt], propagate: bool, say: Say
+) -> Done:
     """Prompt slices or a picture, let an automatic method decide on the others, then let masks lead on."""
     if given.picture is not None:
         session.set_picture(given.picture)
@@ -69,7 +81,7 @@ def segment_slices(session: SliceSession, given: Given, prompts: Sequence[Prompt
     if prompts:
         last = session.add(*prompts)
         say(f"{len(prompts)} prompt(s) on {len(session.prompted)} slice(s), {last.seconds['total']:.2f} s")
-    if session.method.is_automatic:
+    if session.is_automatic:
         last = session.segment_all(_tenths(say))
         say(f"{len(last.slices)} slice(s) segmented, {last.seconds['total']:.2f} s")
     if propagate:
@@ -85,7 +97,7 @@ def segment_slices(session: SliceSession, given: Given, prompts: Sequence[Prompt
         "slices_prompted": list(session.prompted),
         "slices_answered": len({number for step in session.steps for number in step.slices}),
     }
-    if session.method.propose is not None:
+    if isinstance(session.method, SliceMethod) and session.method.propose is not None:
         figures["boxes_found"] = sum(step.boxes for step in session.steps)
     if last is not None and last.iou and len(session.steps) == 1:
         figures["iou_predicted"] = [round(value, 4) for value in last.iou]

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from samkit.errors import InputRefused, PromptError, SamkitError, ServerTimeout, ServerUnreachable, ServingError
+from samkit.errors import InputRefused, PromptError, SamkitError, ServerTimeout, ServingError
 from samkit.runtime import tritonclient_library, wire
 
 GRPC, HTTP = "triton", "triton+http"
@@ -45,8 +45,11 @@ _CHANNEL = (
 )
 
 
-class ConnectionLost(ServerUnreachable):
-    """One attempt got no answer: nothing listens there, or the connection broke. Another attempt may get one."""
+class ConnectionLost(Exception):
+    """One attempt got no answer: nothing listens there, or the connection broke. Another attempt may get one.
+
+    A session makes it a ServerUnreachable when it gives up; no user sees this one.
+    """
 
 
 class Transport(Protocol):
@@ -219,7 +222,7 @@ _TOO_LATE = ("StatusCode.DEADLINE_EXCEEDED", "504")
 
 def _failure(
     address: Address, status: str, text: str, timeout: float, served_models: Callable[[], Sequence[str]]
-) -> SamkitError:
+) -> SamkitError | ConnectionLost:
     """Return what a failed call means: `status` is gRPC's or HTTP's, `text` the server's or the library's."""
     if (carried := wire.read_error(text)) is not None:
         return carried
@@ -255,7 +258,7 @@ def _too_late(address: Address, timeout: float) -> ServerTimeout:
 
 
 def _lost(address: Address, text: str) -> ConnectionLost:
-    return ConnectionLost(f"{address.server} can't be reached ({_one_line(text)}); try again")
+    return ConnectionLost(f"{address.server} can't be reached ({_one_line(text)})")
 
 
 def _one_line(text: str) -> str:

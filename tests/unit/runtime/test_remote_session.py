@@ -88,7 +88,7 @@ class Time:
         self.now += seconds
 
 
-LOST = ConnectionLost("localhost:8001 can't be reached (reset); try again")
+LOST = ConnectionLost("localhost:8001 can't be reached (reset)")
 LATE = ServerTimeout("localhost:8001 gave no answer within 7 s; give more time")
 
 
