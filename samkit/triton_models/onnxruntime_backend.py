@@ -1,8 +1,9 @@
 """ONNX graphs behind Triton, run exactly as samkit runs them in-process.
 
 It stands in for the C++ backend that the embedded server lacks: `backends/onnxruntime/model.py` is this class. Requests
-that arrive together are merged along the batch axis, run once and split; on the CPU the bits are those of each alone.
-On a GPU it was never run.
+of two rows and more that arrive together are merged along the batch axis, run once and split; on the CPU the bits are
+those of each alone. Requests of one row run alone: ONNX Runtime blocks the products of a single row otherwise, and the
+last bits of a lone slice would depend on who else asks. The C++ backend merges those, too. On a GPU it was never run.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class OnnxRuntimeModel:
                 outcomes[number] = error
                 continue
             # Without a batch axis there is nothing to merge along: every request is a group of its own
-            key = tuple(array.shape[1:] for array in feed.values()) if self._merges else number
+            can_merge = self._merges and len(feed[self._inputs[0]]) > 1
+            key = tuple(array.shape[1:] for array in feed.values()) if can_merge else number
             alike.setdefault(key, {})[number] = feed
         for group in alike.values():
             outcomes |= self._run_merged(group)

@@ -30,9 +30,9 @@ def bright_structures(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def export_of(tmp_path_factory):
-    """Return what `sam-export --method NAME --fp16` writes from the demonstration weights, made once for a file."""
+    """Return what `sam-export --method NAME --fp16` writes from the demonstration weights, made once for a worker."""
     from samkit.export.export import run_export
     from samkit.export.plan import plan_export
 

@@ -112,14 +112,14 @@ def crops(count, seed=0):
     return np.random.default_rng(seed).standard_normal((count, 1, 32, 32, 32)).astype(np.float32)
 
 
-def test_requests_of_equal_shape_run_once_and_get_their_own_rows(load, runs, expected):
+def test_requests_of_equal_shape_run_once_a_lone_row_alone_and_all_get_their_own_rows(load, runs, expected):
     model = load("image_encoder")
     batches = runs(model)
     images = [crops(1, 1), crops(3, 2), crops(2, 3)]
 
     answers = model.execute([FakeRequest({"image": image}, ["image_embeddings"]) for image in images])
 
-    assert batches == [6]
+    assert batches == [1, 5]
     for image, answer in zip(images, answers, strict=True):
         alone = expected("image_encoder", {"image": image})["image_embeddings"]
         assert np.array_equal(answer.tensors["image_embeddings"], alone)
@@ -128,11 +128,11 @@ def test_requests_of_equal_shape_run_once_and_get_their_own_rows(load, runs, exp
 def test_a_request_that_fails_takes_no_other_along(load, runs):
     model = load("image_encoder")
     batches = runs(model)
-    good, wrong_type = crops(1), crops(1).astype(np.float64)
+    good, wrong_type = crops(2), crops(2).astype(np.float64)
 
     answers = model.execute([FakeRequest({"image": image}, ["image_embeddings"]) for image in (good, wrong_type, good)])
 
-    assert batches == [3, 1, 1, 1]
+    assert batches == [6, 2, 2, 2]
     assert [answer.error is None for answer in answers] == [True, False, True]
     error = read_error(answers[1].error)
     assert isinstance(error, ServingError)
@@ -143,12 +143,12 @@ def test_other_shapes_run_on_their_own(load, runs):
     model = load("image_encoder")
     batches = runs(model)
     requests = [
-        FakeRequest({"image": image}, ["image_embeddings"]) for image in (crops(1), crops(1)[..., :16], crops(2))
+        FakeRequest({"image": image}, ["image_embeddings"]) for image in (crops(2), crops(2)[..., :16], crops(3))
     ]
 
     answers = model.execute(requests)
 
-    assert batches == [3, 1]
+    assert batches == [5, 2]
     assert [answer.error is None for answer in answers] == [True, False, True]
 
 
