@@ -355,9 +355,8 @@ def _in_folder(opened: ExitStack, export: Path, ran: dict[str, Any], seen: dict[
 
 def _on_server(opened: ExitStack, url: str, timeout: float, seen: dict[str, Any]) -> _Place:
     session = opened.enter_context(open_remote_session(url, timeout=timeout, **seen))
-    place = str(session.address)
-    figures = {"backend": "triton", "device": None, "server": place}
-    return _Place(session.method, session.config, lambda: session, figures, f"at {place}")
+    figures = {"backend": "triton", "device": None, "server": url}
+    return _Place(session.method, session.config, lambda: session, figures, f"at {url}")
 
 
 def _check_place(context: click.Context, export: Path | None, server: str | None) -> None:

@@ -52,7 +52,7 @@ AnyStep: TypeAlias = Any
 
 
 @dataclass(frozen=True)
-class ServedExport:
+class ExportDescription:
     """What a server says about the export that it serves under a name."""
 
     samkit: str
@@ -138,7 +138,7 @@ class RemoteSession(Interactive, Closing):
         self._set: _Set | None = None
         self._forget()
         answer, _ = self._call({"op": "describe"}, tries_for=min(timeout, FIRST_CONTACT))
-        self.manifest = ServedExport.from_answer(answer, address.server)
+        self.manifest = ExportDescription.from_answer(answer, address.server)
         """Plan and digest, as an export folder's manifest has them."""
 
     # --- The scan ---

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import samkit
 from samkit.errors import (
     AtCapacity,
     GeometryError,
@@ -23,56 +24,14 @@ from samkit.errors import (
     TensorMismatchError,
 )
 from samkit.geometry import Volume
-from samkit.manifest import Manifest
 from samkit.methods.method import SliceMethod, VolumeMethod
 from samkit.prompts import Box, Point, SliceBox, SlicePoint
-from samkit.runtime import wire
-from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
+from samkit.runtime import remote_session, wire
 from samkit.runtime.remote_session import RemoteSession
-from samkit.runtime.runner import add_substitutes
-from samkit.runtime.session import described, open_session
+from samkit.runtime.session import open_session
 from samkit.runtime.triton_transport import Address, ConnectionLost
-from samkit.triton_models.repository import Limits
-from samkit.triton_models.served import Served
-from samkit.triton_models.session_host import SessionHost
 
 ADDRESS = Address.parse("triton://localhost:8001/bright")
-
-
-class Wire:
-    """A transport to a host in this process. Each entry of `plan` spoils one call: what is raised instead of an answer,
-    before or after the host did the work.
-    """
-
-    def __init__(self, host):
-        self.host = host
-        self.plan = []
-        self.asked = []
-        self.timeouts = []
-        self.is_open = True
-
-    def call(self, inputs, timeout):
-        request = wire.decode(inputs[wire.REQUEST], wire.REQUEST)
-        self.asked.append(request["op"])
-        self.timeouts.append(timeout)
-        spoilt, when = self.plan.pop(0) if self.plan else (None, "")
-        if when == "before":
-            raise spoilt
-        token = inputs[wire.TOKEN][0].decode() if wire.TOKEN in inputs else None
-        tensors = {name: inputs.get(name) for name in (*wire.VOLUMES, wire.AFFINE)}
-        try:
-            answer, changed = self.host.answer(request, token, tensors)
-        except SamkitError as error:
-            raise wire.read_error(f"in model: {wire.error_text(error)}") from None
-        if spoilt is not None:
-            raise spoilt
-        return {wire.ANSWER: wire.encode(answer), wire.CHANGED: changed}
-
-    def close(self):
-        self.is_open = False
-
-    def spoil(self, error, when):
-        self.plan.append((error, when))
 
 
 class Time:
@@ -93,34 +52,12 @@ LATE = ServerTimeout("localhost:8001 gave no answer within 7 s; give more time")
 
 
 @pytest.fixture
-def serve():
-    """Return a function that serves an export folder in this process, and gives the host."""
-    opened = []
-
-    def start(folder, **limits):
-        manifest = Manifest.load(folder)
-        method, config = described(manifest, folder)
-        runners = {
-            graph.name: OnnxRuntimeRunner(manifest.path(folder, graph.name, "fp32"), graph, threads=1)
-            for graph in manifest.plan.specs
-        }
-        opened.extend(runners.values())
-        add_substitutes(runners, method.graphs(config))
-        served = Served("bright", "fp32", manifest.digest, manifest, method, config, Limits(**limits))
-        return SessionHost(served, runners)
-
-    yield start
-    for runner in opened:
-        runner.close()
-
-
-@pytest.fixture
-def connected(serve):
+def connected(serve, wired):
     """Return a function that gives transport and session of an export folder that is served here."""
     sessions = []
 
     def connect(folder, *, limits=None, **options):
-        transport, clock = Wire(serve(folder, **(limits or {}))), Time()
+        transport, clock = wired(serve(folder, **(limits or {}))), Time()
         sessions.append(RemoteSession(transport, ADDRESS, timeout=7.0, clock=clock, sleep=clock.sleep, **options))
         return transport, sessions[-1]
 
@@ -387,8 +324,8 @@ def test_a_connection_lost_for_good_ends_within_the_time(bright_export, connecte
     assert there.click((20, 22, 15)).mask.any()  # it came back
 
 
-def test_a_server_that_never_answered_is_given_up_soon(bright_export, serve):
-    transport, clock = Wire(serve(bright_export)), Time()
+def test_a_server_that_never_answered_is_given_up_soon(bright_export, serve, wired):
+    transport, clock = wired(serve(bright_export)), Time()
     for _ in range(100):
         transport.spoil(LOST, "before")
 
@@ -464,11 +401,11 @@ def test_late_undo_and_redo_happen_once(bright_export, connected):
 # --- Errors of the server ---
 
 
-def test_too_many_sessions_are_told_apart(bright_export, connected, serve):
+def test_too_many_sessions_are_told_apart(bright_export, connected, wired):
     transport, there = connected(bright_export, limits={"max_sessions": 1})
     there.set_image(scan())
     there.set_image(scan())  # the one before makes room
-    with RemoteSession(Wire(transport.host), ADDRESS) as other, pytest.raises(AtCapacity, match="close one"):
+    with RemoteSession(wired(transport.host), ADDRESS) as other, pytest.raises(AtCapacity, match="close one"):
         other.set_image(scan())
 
 
@@ -517,19 +454,50 @@ def test_closing_does_not_wait_for_a_server_that_is_gone(bright_export, connecte
     assert not transport.is_open
 
 
-def test_calls_before_a_scan_say_what_is_missing(bright_export, connected):
+def test_calls_before_a_scan_say_what_is_missing(bright_export, connected, wired):
     _, there = connected(bright_export)
 
     for call in (lambda: there.click((1, 2, 3)), there.undo, there.mask, there.last_update):
         with pytest.raises(PromptError, match="no volume is set"):
             call()
     with pytest.raises(PromptError, match="above 0"):
-        RemoteSession(Wire(None), ADDRESS, timeout=0)
+        RemoteSession(wired(None), ADDRESS, timeout=0)
 
 
-def test_a_description_of_another_kind_names_both_versions(bright_export, serve):
-    transport = Wire(serve(bright_export))
+def test_a_description_of_another_kind_names_both_versions(wired):
+    transport = wired(None)
     transport.call = lambda inputs, timeout: {wire.ANSWER: wire.encode({"samkit": "9"}), wire.CHANGED: np.zeros(0)}
 
     with pytest.raises(ServingError, match="install the same version"):
         RemoteSession(transport, ADDRESS)
+
+
+# --- Opening ---
+
+
+@pytest.mark.parametrize("option", [{"backend": "torch"}, {"device": "cpu"}, {"precision": "fp32"}, {"threads": 1}])
+def test_what_the_server_decides_is_refused_beside_an_address(option):
+    with pytest.raises(PromptError, match=f"{next(iter(option))} can't be chosen for .*, the server decides"):
+        samkit.runtime.open_session("triton://localhost:8001/m-sam", **option)
+
+
+def test_one_function_opens_folders_and_addresses(bright_export, serve, wired, monkeypatch):
+    transport = wired(serve(bright_export))
+    monkeypatch.setattr(remote_session, "connect", lambda address: transport)
+
+    with samkit.runtime.open_session(str(bright_export), threads=1) as here:
+        assert isinstance(here, samkit.runtime.Session)
+    with samkit.runtime.open_session("triton+http://localhost:8000/bright", timeout=7.0) as there:
+        assert isinstance(there, samkit.runtime.RemoteSession)
+        there.set_image(scan())
+    assert set(transport.timeouts) == {7.0, 5.0}  # closing waits less
+
+
+def test_a_connection_is_let_go_where_opening_fails(wired, monkeypatch):
+    transport = wired(None)
+    monkeypatch.setattr(remote_session, "connect", lambda address: transport)
+    transport.spoil(AtCapacity("no room; wait"), "before")
+
+    with pytest.raises(AtCapacity):
+        samkit.runtime.open_session("triton://localhost:8001/m-sam")
+    assert not transport.is_open
