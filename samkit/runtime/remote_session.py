@@ -149,6 +149,8 @@ class RemoteSession(Interactive, Closing):
         Raises what a session on an export folder raises, AtCapacity where the server holds as many as it may.
         """
         named = self._in_order({"": volumes} if isinstance(volumes, Volume) else volumes)
+        if not named:
+            raise PromptError("no volume is given; give one, or one for each of the method's sequences")
         check_co_registered(named)
         first = next(iter(named.values()))
         shape = first.array.shape
@@ -159,6 +161,8 @@ class RemoteSession(Interactive, Closing):
 
     def set_picture(self, picture: np.ndarray) -> None:
         """Send a picture (H, W) or (H, W, C) of intensities 0..255; what was before is forgotten, there too."""
+        if not self.is_sliced:
+            super().set_picture(picture)  # refuses it
         image = np.asarray(picture, np.float32)
         image = image[..., None] if image.ndim == 2 else image
         if image.ndim != 3 or min(image.shape) < 1:

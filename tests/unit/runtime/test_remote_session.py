@@ -224,13 +224,23 @@ def test_scans_that_do_not_lie_on_one_another_are_refused_before_they_travel(bri
     assert "open" not in transport.asked
 
 
-def test_a_scan_beyond_the_servers_limit_is_refused_before_it_travels(bright_export, connected):
-    transport, there = connected(bright_export, limits={"max_voxels": 1000})
+def test_a_scan_beyond_the_servers_limit_is_refused_before_it_travels(bright_slices, connected):
+    transport, there = connected(bright_slices, limits={"max_voxels": 1000})
 
     with pytest.raises(InputRefused, match="limit is 1000"):
         there.set_image(scan())
     with pytest.raises(InputRefused, match="limit is 1000"):
         there.set_picture(np.zeros((40, 40)))
+    assert "open" not in transport.asked
+
+
+def test_what_a_method_can_not_take_is_refused_before_it_travels(bright_export, connected):
+    transport, there = connected(bright_export)
+
+    with pytest.raises(PromptError, match="picture"):
+        there.set_picture(np.zeros((40, 40)))
+    with pytest.raises(PromptError, match="no volume is given"):
+        there.set_volume({})
     assert "open" not in transport.asked
 
 
