@@ -90,7 +90,7 @@ class Embeddings:
             with self._lock:
                 self.hits += 1
         if isinstance(entry.value, InputRefused):
-            raise entry.value
+            raise _again(entry.value)
         found: SizedT = entry.value
         return found
 
@@ -98,11 +98,12 @@ class Embeddings:
         try:
             entry.value = make()
         except InputRefused as refusal:
-            entry.value = refusal
+            entry.value = _again(refusal)
         finally:
             with self._lock:
-                if entry.value is None or self._holders.get(key[0], 0) == 0:  # closed meanwhile
-                    self._entries.pop(key, None)
+                is_ours = self._entries.get(key) is entry  # else the scan was closed, and opened again since
+                if is_ours and (entry.value is None or self._holders.get(key[0], 0) == 0):
+                    del self._entries[key]
                 self._drop_to_budget()
             entry.made.set()
 
@@ -154,6 +155,11 @@ class ScanEmbeddings:
         if self._is_open:
             self._is_open = False
             self._store.close(self._scan)
+
+
+def _again(refusal: InputRefused) -> InputRefused:
+    """Return the same refusal without its traceback, whose frames hold the scan of whoever met it first."""
+    return InputRefused(refusal.code, refusal.reason, refusal.remedy)
 
 
 def own_embeddings() -> ScanEmbeddings:

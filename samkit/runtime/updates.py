@@ -85,7 +85,7 @@ def changed_part(before: Sequence[Part], after: Sequence[Part], rank: int) -> Pa
         box = _bounds(paint(before, shape, origin) != now)
         if box is not None:
             region = tuple(slice(s.start + o, s.stop + o) for s, o in zip(box, origin, strict=True))
-            return region, now[box]
+            return region, now[box].copy()  # not a view, which would keep the box of all parts in memory
     return (slice(0, 0),) * rank, np.zeros((0,) * rank, np.uint8)
 
 

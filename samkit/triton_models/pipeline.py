@@ -15,6 +15,7 @@ A `task` is JSON: the scan's geometry, the options, and the prompts in the frame
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from samkit.errors import ExportError, PromptError
+from samkit.errors import ExportError, InputRefused, PromptError
 from samkit.geometry import Grid, Index, crop
 from samkit.methods.method import SliceMethod, VolumeMethod
 from samkit.models.sam3d_config import Sam3DConfig
@@ -35,7 +36,7 @@ from samkit.runtime.session import Session, as_point, count_voxels, mask_parts, 
 from samkit.runtime.slice_session import SliceSession
 from samkit.runtime.slices import Slices, SliceState
 from samkit.runtime.updates import paint
-from samkit.triton_models.requests import Options, read_prompts, read_scan, volumes_of
+from samkit.triton_models.requests import Options, read_prompts, read_scan, scan_of, volumes_of
 from samkit.triton_models.served import Served
 
 # --- Preprocess ---
@@ -59,14 +60,14 @@ def preprocess(
     volumes = volumes_of(array, affine, asked.sequences)
     session = served.session({}, asdict(asked))
     if isinstance(session, SliceSession):
-        session.set_volume(volumes.get("", volumes))
+        session.set_volume(scan_of(volumes))
         placed = [session.place(prompt) for prompt in given]
         if not placed and not session.is_automatic:
             raise PromptError(f"{served.method.name} segments nothing without a prompt; send a point or a box")
         prepared = session.channels()
         task: dict[str, Any] = {"prompts": [{"slice": n, **prompt_json(prompt)} for n, prompt in placed]}
     else:
-        prepared, points = _on_grid(session, volumes, given)
+        prepared, points = _on_grid(session, volumes, given, served.limits.max_voxels)
         task = {"prompts": [prompt_json(point) for point in points]}
     task |= {
         "shape": list(array.shape[1:]),
@@ -77,8 +78,13 @@ def preprocess(
     return prepared, task
 
 
-def _on_grid(session: Session, volumes: Mapping[str, Any], given: list[Any]) -> tuple[np.ndarray, list[Point]]:
-    """Return the whole scan on the network's grid (1, I, J, K), and clicks in its indices."""
+def _on_grid(
+    session: Session, volumes: Mapping[str, Any], given: list[Any], max_voxels: int
+) -> tuple[np.ndarray, list[Point]]:
+    """Return the whole scan on the network's grid (1, I, J, K), and clicks in its indices.
+
+    Raises InputRefused for a grid of more than `max_voxels`, which a session would never make as a whole.
+    """
     name = session.method.name
     if len(volumes) != 1:
         raise PromptError(f"{name} takes one scan, and {len(volumes)} are given; send one")
@@ -89,6 +95,13 @@ def _on_grid(session: Session, volumes: Mapping[str, Any], given: list[Any]) -> 
     grid = session.grid_over(volume)
     for point in points:
         check_inside("the click", point.index, volume.array.shape)
+    if math.prod(grid.shape) > max_voxels:
+        raise InputRefused(
+            "too-large",
+            f"at {' x '.join(f'{side:g}' for side in grid.spacing)} mm the scan has "
+            f"{' x '.join(str(side) for side in grid.shape)} voxels, this server's limit is {max_voxels}",
+            "ask for a larger spacing, or click in a session",
+        )
     return grid.from_file(volume.array)[None], [point_to_grid(point, grid) for point in points]
 
 
@@ -151,7 +164,8 @@ def _refine_slices(
         state, touched = slices.lead_on(state)
     last = state.answers.get(touched[-1]) if touched else None
     found = {"boxes": boxes, "slices": sorted(state.answers), "iou": [] if last is None else list(last.iou)}
-    return found, state.labels(slices.count, prepared.shape[2:])
+    _, _, height, width = prepared.shape
+    return found, state.labels(slices.count, (height, width))
 
 
 def _placed(entry: Mapping[str, Any]) -> tuple[int, SlicePoint | SliceBox]:

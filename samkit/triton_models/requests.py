@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from samkit.errors import GeometryError, PromptError, TensorMismatchError
+from samkit.errors import GeometryError, InputRefused, PromptError, TensorMismatchError
 from samkit.geometry import Triple, Volume, check_affine, world_to_voxel
 from samkit.prompts import Box, Point, Prompt, prompts_from_json
 from samkit.runtime import wire
@@ -51,25 +51,41 @@ class Options:
             )
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise PromptError(f"sequences are {names!r:.100}, needed is a list of names; e.g. ['t1c', 't2w', 't2f']")
+        if len(set(names)) < len(names):
+            raise PromptError(f"sequences are {names!r:.100}, where a name stands twice; name each volume differently")
         return cls(
             spacing=None if spacing is None else (spacing[0], spacing[1], spacing[2]),
             plane=plane,
             intensities=None if limits is None else (limits[0], limits[1]),
             sequences=tuple(names),
-            world=bool(data.get("world", False)),
-            propagate=bool(data.get("propagate", False)),
-            picture=bool(data.get("picture", False)),
+            world=read_flag(data, "world"),
+            propagate=read_flag(data, "propagate"),
+            picture=read_flag(data, "picture"),
         )
+
+
+def read_flag(data: Mapping[str, Any], name: str) -> bool:
+    """Return whether `name` is true, false where it is not there; raises PromptError for anything but a boolean."""
+    value = data.get(name, False)
+    if not isinstance(value, bool):
+        raise PromptError(f"{name} is {value!r:.100}, needed is true or false; send it as a JSON boolean")
+    return value
 
 
 def _numbers(data: Mapping[str, Any], name: str, count: int) -> tuple[float, ...] | None:
     values = data.get(name)
     if values is None:
         return None
-    is_number = isinstance(values, list) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
-    if not is_number or len(values) != count:
-        raise PromptError(f"{name} is {values!r:.100}, needed are {count} numbers; send them as a JSON list")
-    return tuple(float(value) for value in values)
+    wrong = PromptError(f"{name} is {values!r:.100}, needed are {count} numbers; send them as a JSON list")
+    if not isinstance(values, list) or len(values) != count or any(isinstance(value, bool) for value in values):
+        raise wrong
+    try:
+        numbers = tuple(float(value) for value in values if isinstance(value, (int, float)))
+    except OverflowError:  # a whole number of hundreds of digits
+        raise wrong from None
+    if len(numbers) != count or not all(math.isfinite(number) for number in numbers):
+        raise wrong
+    return numbers
 
 
 def read_prompts(entries: object, affine: np.ndarray | None, *, world: bool) -> list[Prompt]:
@@ -102,9 +118,9 @@ def read_scan(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return voxels (sequence, I, J, K) and affine (4, 4), which is the identity for a picture.
 
-    Raises TensorMismatchError unless exactly one volume input is given, InputRefused for one that is too large or
-    holds what is no number, GeometryError for an affine that can't be used, PromptError for sequences that are not
-    named one by one.
+    The voxels are the request's own memory, the affine is a copy. Raises TensorMismatchError unless exactly one volume
+    input is given, InputRefused for one that is too large, holds what is no number, or is said to be a picture and is
+    none, GeometryError for an affine that can't be used, PromptError for sequences that are not named one by one.
     """
     given = {name: tensor for name in wire.VOLUMES if (tensor := tensors.get(name)) is not None}
     if len(given) != 1:
@@ -116,6 +132,13 @@ def read_scan(
     wire.check_finite(array, name)
     affine = tensors.get(wire.AFFINE)
     if options.picture:
+        if array.shape[3] != 1:
+            raise InputRefused(
+                "channels",
+                f"the picture's tensor is {' x '.join(str(side) for side in array.shape)}, needed are channels, rows, "
+                "columns and 1",
+                "send a picture, or a scan without picture",
+            )
         affine = np.eye(4)
     if affine is None:
         raise GeometryError("no affine is given, and a scan needs one; send voxel index to world RAS+ [mm] as (4, 4)")
@@ -126,9 +149,14 @@ def read_scan(
         raise PromptError(
             f"{len(array)} volumes are sent and {len(options.sequences)} sequences named; name each of them, in order"
         )
-    return array, np.asarray(affine, np.float64)
+    return array, np.array(affine, np.float64)
 
 
 def volumes_of(array: np.ndarray, affine: np.ndarray, names: Sequence[str]) -> dict[str, Volume]:
     """Return voxels (sequence, I, J, K) as volumes by sequence; the name is empty where there is none."""
     return {name: Volume(voxels, affine) for name, voxels in zip(names or ("",), array, strict=True)}
+
+
+def scan_of(volumes: Mapping[str, Volume]) -> Volume | Mapping[str, Volume]:
+    """Return volumes by sequence as a session of slices takes them: one that has no name goes in by itself."""
+    return volumes[""] if list(volumes) == [""] else volumes

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 import threading
 import time
@@ -29,6 +30,7 @@ from samkit.errors import (
     AtCapacity,
     PromptError,
     ServerRestarted,
+    ServingError,
     SessionExpired,
     UnknownSession,
     WrongTurn,
@@ -40,7 +42,7 @@ from samkit.runtime.session import Session, as_point
 from samkit.runtime.slice_session import SliceSession
 from samkit.runtime.steps import SliceStep, Step
 from samkit.runtime.updates import MaskUpdate
-from samkit.triton_models.requests import Options, read_prompts, read_scan, volumes_of
+from samkit.triton_models.requests import Options, read_flag, read_prompts, read_scan, scan_of, volumes_of
 from samkit.triton_models.served import Served
 
 Tensors: TypeAlias = "Mapping[str, np.ndarray | None]"
@@ -49,6 +51,9 @@ Reply: TypeAlias = "tuple[dict[str, Any], np.ndarray]"
 """The answer's JSON, and the labels (I, J, K), uint8, of the box that it names."""
 
 _NOTHING = np.zeros((0, 0, 0), np.uint8)
+_START_BYTES, _SECRET_BYTES = 8, 24
+_TOKEN = re.compile(f"[0-9a-f]{{{2 * (_START_BYTES + _SECRET_BYTES)}}}")
+"""What a token looks like: which start of the server it belongs to, then what nobody can guess."""
 _REMEMBERED = 4096
 """Expired sessions whose users can still be told so."""
 _PROMPTING = frozenset({"click", "box", "prompts"})
@@ -105,7 +110,7 @@ class SessionHost:
         self._held: dict[str, _Held] = {}
         self._opening = 0
         self._expired: OrderedDict[str, None] = OrderedDict()
-        self._start = secrets.token_hex(8)
+        self._start = secrets.token_hex(_START_BYTES)
         self.embeddings = Embeddings(served.limits.cache_bytes, clock=clock)
         self.counters = Counters()
 
@@ -127,8 +132,8 @@ class SessionHost:
             raise PromptError(f"the request's op is '{op:.40}', known are {known}; send one of those")
         held = self._find(token)
         with held.lock:
-            if held.is_gone:
-                raise _unknown()
+            if held.is_gone:  # while this request waited
+                raise self._gone(token)
             held.used = self._clock()
             try:
                 return self._answer(held, op, request, str(token))
@@ -175,13 +180,15 @@ class SessionHost:
             except BaseException:
                 embeddings.close()
                 raise
-            token = self._start + secrets.token_hex(24)
-            with self._lock:
-                self._held[token] = _Held(session, embeddings, None if options.picture else affine, self._clock())
-                self.counters.opened += 1
-        finally:
+            token = self._start + secrets.token_hex(_SECRET_BYTES)
+        except BaseException:
             with self._lock:
                 self._opening -= 1
+            raise
+        with self._lock:  # at once, so that the session is never counted twice
+            self._opening -= 1
+            self._held[token] = _Held(session, embeddings, None if options.picture else affine, self._clock())
+            self.counters.opened += 1
         shape = " x ".join(str(side) for side in voxels.shape)
         self._log(f"{_hash(token)} open {self._served.method.name} {shape} {time.perf_counter() - started:.3f} s")
         return {
@@ -205,19 +212,29 @@ class SessionHost:
         with self._lock:
             if token in self._held:
                 return self._held[token]
+        raise self._gone(token)
+
+    def _gone(self, token: str | None) -> ServingError:
+        """Return the error that says why no session has this token."""
+        with self._lock:
             is_expired = token in self._expired
         if is_expired:
-            raise SessionExpired(
+            return SessionExpired(
                 f"nobody used this session for {self._served.limits.idle_seconds} s, so its scan was forgotten; open "
                 "the scan again"
             )
-        if token is not None and not token.startswith(self._start):
-            raise ServerRestarted("the server was started again since this session was opened; open the scan again")
-        raise _unknown()
+        if token is not None and _TOKEN.fullmatch(token) and not token.startswith(self._start):
+            return ServerRestarted("the server was started again since this session was opened; open the scan again")
+        return UnknownSession("no session has this token, it was closed or never opened; open the scan again")
 
-    def _close(self, token: str, held: _Held) -> None:
+    def _close(self, token: str, held: _Held, *, is_expired: bool = False) -> None:
         with self._lock:
             self._held.pop(token, None)
+            if is_expired:  # at once, so that no request finds neither the session nor why it is gone
+                self.counters.expired += 1
+                self._expired[token] = None
+                while len(self._expired) > _REMEMBERED:
+                    self._expired.popitem(last=False)
         held.is_gone = True
         held.embeddings.close()
         self._log(f"{_hash(token)} close")
@@ -234,12 +251,7 @@ class SessionHost:
                 continue
             try:
                 if held.used < oldest and not held.is_gone:
-                    self._close(token, held)
-                    with self._lock:
-                        self.counters.expired += 1
-                        self._expired[token] = None
-                        while len(self._expired) > _REMEMBERED:
-                            self._expired.popitem(last=False)
+                    self._close(token, held, is_expired=True)
             finally:
                 held.lock.release()
         self.embeddings.drop_unused(idle)
@@ -293,7 +305,8 @@ class SessionHost:
         with self._lock:
             self.counters.clicks += len(prompts)
             for stage, seconds in (step.seconds if step is not None else {}).items():
-                self.counters.seconds[stage] = self.counters.seconds.get(stage, 0.0) + seconds
+                if stage != "total":  # the sum of the others
+                    self.counters.seconds[stage] = self.counters.seconds.get(stage, 0.0) + seconds
         self._log(f"{_hash(token)} {op} turn {held.turn} {' x '.join(str(n) for n in reply[1].shape)} {spent:.3f} s")
         return reply
 
@@ -326,7 +339,7 @@ class SessionHost:
             entries: object = [{key: request[key] for key in kept if key in request}]
         else:
             entries = request.get("prompts")
-        return read_prompts(entries, held.affine, world=bool(request.get("world", False)))
+        return read_prompts(entries, held.affine, world=read_flag(request, "world"))
 
     def _check(self, held: _Held, prompts: list[Prompt]) -> None:
         """Raise what these prompts would."""
@@ -369,7 +382,7 @@ def _as_slices(session: Session | SliceSession, what: str) -> SliceSession:
 
 def _set_volumes(session: Session | SliceSession, volumes: dict[str, Any], embeddings: ScanEmbeddings) -> None:
     if isinstance(session, SliceSession):
-        session.set_volume(volumes.get("", volumes), embeddings=embeddings)
+        session.set_volume(scan_of(volumes), embeddings=embeddings)
     elif len(volumes) == 1:
         session.set_volume(next(iter(volumes.values())), embeddings=embeddings)
     else:
@@ -379,7 +392,3 @@ def _set_volumes(session: Session | SliceSession, volumes: dict[str, Any], embed
 def _hash(token: str) -> str:
     """Return what a log may call a session: nobody can use it."""
     return hashlib.sha256(token.encode()).hexdigest()[:8]
-
-
-def _unknown() -> UnknownSession:
-    return UnknownSession("no session has this token, it was closed or never opened; open the scan again")
