@@ -1,9 +1,10 @@
-"""The main job, done once on made-up data: export M-SAM, click on a lesion, look at the mask.
+"""The main job, done once on made-up data: export M-SAM, click on a lesion, look at the mask, serve the same.
 
     python -m samkit.benchmarks.demo --out demo
 
 Runs the same commands a user would, on a phantom (no patient, no download) with the demonstration weights, which
-are trained on phantoms and never for patients. Writes scan, label, clicks, mask and demo.png into the folder.
+are trained on phantoms and never for patients. Writes scan, label, clicks, masks, a Triton repository and demo.png into
+the folder. The server is a real one, on this machine's loopback, and stopped at the end.
 """
 
 from __future__ import annotations
@@ -22,13 +23,17 @@ from rich.table import Table
 
 from samkit.clicks import central_click
 from samkit.command import run_command
-from samkit.errors import ExportError
+from samkit.errors import ExportError, ParityError
 from samkit.geometry import Volume
 from samkit.manifest import Manifest
 from samkit.masks import dice
 from samkit.phantoms import make_phantom
-from samkit.prompts import Point, write_clicks
+from samkit.prompts import FOREGROUND, Point, write_clicks
 from samkit.runtime import open_session
+from samkit.runtime.interactive import Interactive
+from samkit.runtime.updates import MaskUpdate
+from samkit.triton_models.repository import write_repository
+from samkit.triton_models.server import EmbeddedServer
 
 METHOD = "m-sam"
 SEED = 7
@@ -38,7 +43,7 @@ CLICKS = 5
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
 def demo(out: Path) -> None:
-    """Export, segment, compare with the truth, draw."""
+    """Export, segment, compare with the truth, draw; then serve the export and compare both ways."""
     out.mkdir(parents=True, exist_ok=True)
     export = out / METHOD
     console = Console(width=110)
@@ -71,7 +76,46 @@ def demo(out: Path) -> None:
     console.print(f"mask file: Dice {dice(mask, lesion):.3f}, {report['volume_ml']:.2f} mL; export {exported:.0f} s;")
     console.print(f"segmentation, seconds by stage: {json.dumps(report['seconds'])}")
     _draw(out / "demo.png", scan, lesion, mask, clicks)
+    _serve(console, out, export, clicks)
     console.print(f"look at {out / 'demo.png'}. Demonstration weights: for phantoms, never for patients.")
+
+
+def _serve(console: Console, out: Path, export: Path, clicks: list[Point]) -> None:
+    """Click on the scan through a server and in-process, and raise ParityError where the masks differ."""
+    console.rule("4. sam-serve write; sam-serve start; the same clicks on the server")
+    started = time.perf_counter()
+    write_repository([export], out / "repository")
+    with EmbeddedServer(out / "repository") as server:
+        ready = time.perf_counter() - started
+        address = f"triton://{server.grpc}/{METHOD}"
+        table = Table("click", "changed box", "mL", "in-process [ms]", "server [ms]", "same mask")
+        with open_session(export) as local, open_session(address) as served:
+            for session in (local, served):
+                session.set_image(out / "scan.nii.gz")
+            for number, point in enumerate(clicks, start=1):
+                (here, here_ms), (there, there_ms) = (_timed_click(session, point) for session in (local, served))
+                box = " ".join(f"{side.start}:{side.stop}" for side in there.changed)
+                same = np.array_equal(here.mask, there.mask)
+                times = (f"{here_ms:.0f}", f"{there_ms:.0f}")
+                table.add_row(str(number), box, f"{there.volume_ml:.2f}", *times, "yes" if same else "NO")
+                if not same:
+                    raise ParityError(f"click {number} gave another mask on the server than in-process; report this")
+        console.print(table)
+        _run(
+            "sam-segment", "--server", address, "-i", str(out / "scan.nii.gz"), "-o", str(out / "mask-served.nii.gz"),
+            "--clicks", str(out / "clicks.json"), "--quiet",
+        )  # fmt: skip
+    if (out / "mask-served.nii.gz").read_bytes() != (out / "mask.nii.gz").read_bytes():
+        raise ParityError("sam-segment --server wrote another file than sam-segment --export; report this")
+    console.print(f"server ready after {ready:.0f} s; sam-segment --server and --export wrote the same bytes")
+
+
+def _timed_click(session: Interactive, point: Point) -> tuple[MaskUpdate, float]:
+    """Return what a click did, and how long it took until the whole mask was there [ms]."""
+    started = time.perf_counter()
+    update = session.click(point.index, positive=point.label == FOREGROUND)
+    _ = update.mask
+    return update, (time.perf_counter() - started) * 1000
 
 
 def _run(*command: str) -> dict[str, float]:

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from samkit.errors import GeometryError, InputRefused, PromptError
-from samkit.geometry import MAX_SHIFT, Triple, Volume, corner_shift
+from samkit.errors import InputRefused, PromptError
+from samkit.geometry import Triple, Volume
 from samkit.manifest import Manifest
 from samkit.methods.method import SliceMethod
 from samkit.planes import PLANES, PlaneView, scale_intensities
@@ -28,6 +28,7 @@ from samkit.prompts import Box, Point, Prompt, SliceBox, SlicePoint
 from samkit.runtime.base_session import BaseSession, check_inside
 from samkit.runtime.embeddings import ScanEmbeddings
 from samkit.runtime.refinement import NO_LOGIT
+from samkit.runtime.registration import check_co_registered
 from samkit.runtime.runner import Runner
 from samkit.runtime.slices import Slices, SliceState
 from samkit.runtime.steps import SliceStep
@@ -84,9 +85,8 @@ class SliceSession(BaseSession[SliceState, SliceStep]):
         GeometryError for a singular affine.
         """
         named = self._by_sequence(volume)
-        first_name, first = next(iter(named.items()))
-        for name, volume in named.items():
-            _check_co_registered(first_name, first, name, volume)
+        check_co_registered(named)
+        first = next(iter(named.values()))
         i, j, k = first.array.shape
         view = PlaneView.of((i, j, k), first.affine, self.plane)
         channels = [
@@ -333,7 +333,7 @@ class SliceSession(BaseSession[SliceState, SliceStep]):
         empty = None if opened.voxel_ml is None else 0.0
         return MaskUpdate(
             lambda: _labels(opened, now),
-            lambda: changed_part(_parts(opened, then, now), _parts(opened, now, then), len(opened.shape)),
+            lambda: _change(opened, then, now),
             volume_ml=empty if step is None else step.volume_ml,
             iou=() if step is None else step.iou,
         )
@@ -378,6 +378,14 @@ def _whole(opened: _Opened, parts: Mapping[int, np.ndarray], out: np.ndarray) ->
     return out
 
 
+def _change(opened: _Opened, before: SliceState, after: SliceState) -> Part:
+    """Return the box in which two states differ, and the labels of `after` there."""
+    region, _ = changed_part(_parts(opened, before, after), _parts(opened, after, before), len(opened.shape))
+    return region, _labels(opened, after)[
+        region
+    ]  # between two slices that changed lie others, with labels of their own
+
+
 def _parts(opened: _Opened, state: SliceState, other: SliceState) -> list[Part]:
     """Return the labels of those slices on which two states differ, as regions of the volume's own array."""
     parts: list[Part] = []
@@ -399,29 +407,6 @@ def _corners(prompt: SlicePoint | SliceBox) -> tuple[tuple[float, float], ...]:
     if isinstance(prompt, SlicePoint):
         return ((prompt.x, prompt.y),)
     return (prompt.x0, prompt.y0), (prompt.x1, prompt.y1)
-
-
-def _check_co_registered(first_name: str, first: Volume, name: str, volume: Volume) -> None:
-    shape = volume.array.shape
-    if volume.array.ndim != 3 or min(shape) < 1:
-        raise GeometryError(f"a volume has three axes (I, J, K), this one is {shape}; pass one scan")
-    if shape != first.array.shape:
-        raise InputRefused(
-            "not-co-registered",
-            f"{name} has {' x '.join(str(n) for n in shape)} voxels and {first_name} "
-            f"{' x '.join(str(n) for n in first.array.shape)}, so they are not co-registered",
-            f"resample {name} onto {first_name}",
-        )
-    if volume is first:
-        return
-    i, j, k = shape
-    shift = corner_shift((i, j, k), first.affine, volume.affine)
-    if not shift <= MAX_SHIFT:
-        raise InputRefused(
-            "not-co-registered",
-            f"{name} lies {shift:.3g} voxels off {first_name} by their affines, so they are not co-registered",
-            f"resample {name} onto {first_name}",
-        )
 
 
 def _and(names: Sequence[str]) -> str:
