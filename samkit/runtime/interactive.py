@@ -44,8 +44,8 @@ class Interactive:
         raise NotImplementedError
 
     def set_picture(self, picture: np.ndarray) -> None:
-        """Take a picture (H, W) or (H, W, C) of intensities 0..255."""
-        raise NotImplementedError
+        """Take a picture (H, W) or (H, W, C) of intensities 0..255; raises PromptError where the method takes none."""
+        raise PromptError("this method works on volumes, and a picture is given; give a scan such as scan.nii.gz")
 
     def segment_all(self) -> Any:
         """Let the method decide by itself wherever nobody prompted."""
@@ -67,13 +67,15 @@ class Interactive:
         A method that needs no prompt decides at once; for any other the mask is empty. Raises InputRefused.
         """
         named = dict(image) if isinstance(image, Mapping) else {"": image}
-        first = next(iter(named.values()), None)
+        if not named:
+            raise PromptError("no image is given; give a file, or one for each of the method's sequences")
+        first = next(iter(named.values()))
         if len(named) == 1 and isinstance(first, (str, Path)) and is_picture(Path(first)):
-            self._affine = None
             self.set_picture(read_picture(Path(first)))
+            self._affine = None
         else:
             volumes = {name: _read(one) for name, one in named.items()}
-            self.set_volume(volumes.get("", volumes))
+            self.set_volume(volumes[""] if list(volumes) == [""] else volumes)
             self._affine = next(iter(volumes.values())).affine
         if self.is_automatic:
             self.segment_all()
@@ -88,7 +90,7 @@ class Interactive:
         PromptError where the method takes no click.
         """
         label = FOREGROUND if positive else BACKGROUND
-        if len(index) == 2:
+        if len(index) == 2 and not world:
             self.add_prompt(SlicePoint(float(index[0]), float(index[1]), label, structure))
         else:
             self.add_prompt(Point(self._voxel(index, world), label, structure))
@@ -98,7 +100,7 @@ class Interactive:
         self, first: Sequence[float], last: Sequence[float], *, world: bool = False, structure: str = ""
     ) -> MaskUpdate:
         """Give two corners of a box, flat in a slice; raises as `click` does."""
-        if len(first) == 2 and len(last) == 2:
+        if len(first) == 2 and len(last) == 2 and not world:
             (x0, x1), (y0, y1) = (sorted((float(a), float(b))) for a, b in zip(first, last, strict=True))
             self.add_prompt(SliceBox(x0, y0, x1, y1, structure))
         else:

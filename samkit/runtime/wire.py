@@ -135,5 +135,5 @@ def read_error(text: str) -> SamkitError | None:
             return InputRefused(data["code"], data["reason"], data["remedy"])
         error: SamkitError = kind(data["message"])
         return error
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
