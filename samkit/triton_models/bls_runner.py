@@ -8,6 +8,7 @@ import numpy as np
 
 from samkit.methods.method import GraphSpec
 from samkit.runtime.runner import HostRunner, check_inputs
+from samkit.runtime.tensorrt_runner import fill_points
 from samkit.tensors import Tensor, on_host
 from samkit.triton_models.model_config import batch_size
 from samkit.triton_models.python_backend import call
@@ -16,8 +17,10 @@ from samkit.triton_models.python_backend import call
 class BlsRunner(HostRunner):
     """Asks the model `model` to run `graph`. Any thread may call it, and calls run side by side."""
 
-    def __init__(self, model: str, graph: GraphSpec) -> None:
+    def __init__(self, model: str, graph: GraphSpec, *, engine: bool = False) -> None:
+        """Ask `model` for `graph`; `engine` says that it is a TensorRT engine, which was never run: untested."""
         self.graph = graph
+        self._is_engine = engine
         self.providers = (f"triton model {model}",)
         self._model = model
         self._outputs = [spec.name for spec in graph.outputs]
@@ -29,6 +32,8 @@ class BlsRunner(HostRunner):
         Rows go in chunks that the model takes: Triton's batcher joins requests and never splits one.
         """
         check_inputs(self.graph, inputs)
+        if self._is_engine:
+            inputs = fill_points(self.graph, inputs)
         arrays = {name: on_host(tensor) for name, tensor in inputs.items()}
         rows = len(next(iter(arrays.values())))
         if not 0 < self._most < rows:

@@ -56,8 +56,9 @@ class Limits:
     """Embeddings kept in memory for all sessions of one name together [bytes]."""
     max_voxels: int = 2**28
     """Largest volume tensor taken, over all its sequences [voxels]."""
-    threads: int = 8
-    """Requests of sessions that are worked on at once; further ones wait."""
+    threads: int = 32
+    """Requests of sessions that are worked on at once; further ones wait. One that waits for an encoder counts, too, so
+    there should be as many as sessions."""
 
     def __post_init__(self) -> None:
         """Raise ServingError for a limit that lets nothing through."""
@@ -258,6 +259,7 @@ def _write_python(source: _Source, role: str, new: Path, limits: Limits) -> Iter
         "precision": source.precision,
         # The manifest beside the model does not have it: its weights have no path
         "manifest": source.manifest.digest,
+        "engines": " ".join(graph.name for graph in source.graphs if source.engine(graph) is not None),
     }
     if role == "preprocess":
         parameters["max_voxels"] = str(limits.max_voxels)

@@ -32,6 +32,8 @@ class Served:
     method: Method
     config: NetworkConfig
     limits: Limits
+    engines: frozenset[str] = frozenset()
+    """Graphs that run as TensorRT engines."""
 
     @classmethod
     def from_triton(cls, args: Mapping[str, str]) -> Self:
@@ -50,6 +52,7 @@ class Served:
             method=method,
             config=config,
             limits=Limits(**limits),
+            engines=frozenset(parameters["engines"].split()),
         )
 
     @property
@@ -64,7 +67,10 @@ class Served:
 
     def runners(self) -> dict[str, Runner]:
         """Return a runner for every graph, each of which asks the graph's own model."""
-        runners: dict[str, Runner] = {spec.name: BlsRunner(f"{self.name}_{spec.name}", spec) for spec in self.graphs}
+        runners: dict[str, Runner] = {
+            spec.name: BlsRunner(f"{self.name}_{spec.name}", spec, engine=spec.name in self.engines)
+            for spec in self.graphs
+        }
         add_substitutes(runners, self.method.graphs(self.config))
         return runners
 

@@ -30,7 +30,7 @@ from samkit.triton_models.server_files import SHARED_MEMORY, find_server
 pytestmark = pytest.mark.xdist_group("server")  # so that the one that answers is started once
 
 TOGETHER = 4
-"""Requests that the encoder waits for before it runs."""
+"""Requests, of two crops each, that the encoder waits for before it runs."""
 
 ECHO = """
 import triton_python_backend_utils as backend
@@ -86,7 +86,7 @@ def repository(bright_export, graphs, tmp_path_factory):
         models[f"bright_{name}"] = ONNXRUNTIME
     path = folder / "bright_image_encoder" / "config.pbtxt"
     config = parse_config(path.read_text(), "bright_image_encoder")
-    config.dynamic_batching.preferred_batch_size[:] = [TOGETHER]
+    config.dynamic_batching.preferred_batch_size[:] = [2 * TOGETHER]
     config.dynamic_batching.max_queue_delay_microseconds = 60_000_000
     del config.instance_group[:]
     config.instance_group.add(kind="KIND_CPU", count=1)
@@ -193,16 +193,16 @@ def test_a_decoder_takes_no_points(server, graphs):
 
 def test_merged_requests_get_the_answers_they_get_alone(server, repository, graphs):
     encoder = graphs["image_encoder"]
-    crops = np.random.default_rng(1).standard_normal((TOGETHER, 1, 32, 32, 32)).astype(np.float32)
+    crops = np.random.default_rng(1).standard_normal((TOGETHER, 2, 1, 32, 32, 32)).astype(np.float32)
     before = executions(server, "bright_image_encoder")
     with ThreadPoolExecutor(TOGETHER) as pool:
-        found = list(pool.map(lambda crop: infer(server, "bright_image_encoder", {"image": crop[None]},
+        found = list(pool.map(lambda crop: infer(server, "bright_image_encoder", {"image": crop},
                                                  "image_embeddings"), crops))  # fmt: skip
 
     assert executions(server, "bright_image_encoder") == before + 1
     with OnnxRuntimeRunner(repository / "bright_image_encoder" / "1" / "model.onnx", encoder) as runner:
         for crop, answer in zip(crops, found, strict=True):
-            assert np.array_equal(answer, runner.run({"image": crop[None]})["image_embeddings"])
+            assert np.array_equal(answer, runner.run({"image": crop})["image_embeddings"])
 
 
 def test_a_request_that_does_not_fit_gets_an_error_and_the_next_an_answer(server, graphs):
