@@ -1,0 +1,202 @@
+"""Between Triton and samkit: errors go out whole, bugs without what they may tell, counters only grow."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from samkit import errors
+from samkit.errors import InputRefused, PromptError, ServingError, TensorMismatchError
+from samkit.runtime import wire
+from samkit.triton_models import python_backend as backend
+
+the = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("stand_ins.py"))))
+
+
+@pytest.fixture
+def models():
+    return {}
+
+
+@pytest.fixture
+def utils(models, monkeypatch):
+    utils = the.fake_backend(models)
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
+    return utils
+
+
+def test_outside_of_a_server_there_is_no_backend(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", None)
+    with pytest.raises(ServingError, match="sam-serve start"):
+        backend.pb_utils()
+
+
+# --- Requests ---
+
+
+def test_inputs_are_read_by_name(utils):
+    request = the.Request(volume=np.ones(3), request=wire.encode({"op": "open"}))
+
+    assert backend.read_tensor(request, "volume").tolist() == [1, 1, 1]
+    assert backend.read_tensor(request, "affine") is None
+    assert backend.read_json(request, "request") == {"op": "open"}
+    assert backend.read_json(request, "prompts", default=[]) == []
+    with pytest.raises(TensorMismatchError, match="no tensor 'affine'"):
+        backend.need_tensor(request, "affine")
+    with pytest.raises(TensorMismatchError, match="not one text of JSON"):
+        backend.read_json(the.Request(request=np.array([b"{"], object)), "request")
+
+
+# --- Answers ---
+
+
+def test_outputs_go_out_in_one_piece_of_memory(utils):
+    array = np.arange(24).reshape(2, 3, 4)[:, ::-1].T
+    response = backend.answer(lambda request: {"mask": array}, None)
+
+    assert np.array_equal(response.array("mask"), array)
+    assert response.array("mask").flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    "error", [PromptError("say it again"), InputRefused("air", "nothing there", "click elsewhere")]
+)
+def test_error_of_ours_goes_out_whole_and_is_not_logged(error, utils):
+    def fail(request):
+        raise error
+
+    found = wire.read_error(backend.answer(fail, None).error().message())
+
+    assert type(found) is type(error)
+    assert vars(found) == vars(error)
+    assert str(found) == str(error)
+    assert utils.lines == []
+
+
+@pytest.mark.parametrize("bug", [KeyError("smith^john"), MemoryError("smith^john"), ValueError("smith^john.nii")])
+def test_bug_goes_out_and_into_the_log_without_its_message(bug, utils):
+    def fail(request):
+        raise bug
+
+    message = backend.answer(fail, None).error().message()
+    found = wire.read_error(message)
+
+    assert type(found) is ServingError
+    assert "a bug of samkit" in str(found)
+    assert f"{type(bug).__name__} in test_python_backend.py:" in str(found)
+    assert utils.lines == [str(found)]
+    assert "smith" not in message
+    assert str(Path(__file__).parent) not in message
+
+
+def test_output_that_is_no_tensor_is_a_bug_and_an_answer(utils, monkeypatch):
+    monkeypatch.setattr(utils, "Tensor", lambda name, array: 1 / 0)
+
+    assert "ZeroDivisionError" in backend.answer(lambda request: {"mask": np.ones(1)}, None).error().message()
+
+
+def test_requests_are_answered_from_threads_side_by_side(utils):
+    threads, both = backend.Threads(2), threading.Barrier(2, timeout=60)
+    requests = [the.Request(), the.Request()]
+
+    def run(request):
+        both.wait()  # neither ends before the other began
+        return {"mask": np.ones(1)}
+
+    for request in requests:
+        threads.answer(run, request)
+    threads.close()
+
+    assert all(request.sender.response.array("mask") == 1 for request in requests)
+    assert all(request.sender.flags == utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL for request in requests)
+
+
+def test_closing_waits_for_the_answers(utils):
+    threads, leave, request = backend.Threads(1), threading.Event(), the.Request()
+
+    def run(request):
+        assert leave.wait(60)
+        raise PromptError("late")
+
+    threads.answer(run, request)
+    closing = threading.Thread(target=threads.close)
+    closing.start()
+    assert not request.sender.sent.is_set()
+    leave.set()
+    closing.join(60)
+
+    assert str(wire.read_error(request.sender.response.error().message())) == "late"
+
+
+# --- Other models ---
+
+
+def test_call_returns_copies(utils, models):
+    memory = {"scores": np.ones(3), "rest": np.ones(1)}
+    models["decoder"] = lambda inputs: memory
+    found = backend.call("decoder", {"x": np.zeros((3, 3)).T}, ["scores"])
+    memory["scores"][:] = 7  # the server uses it again
+
+    assert list(found) == ["scores"]
+    assert found["scores"].tolist() == [1, 1, 1]
+    assert found["scores"].base is None
+    assert utils.calls == ["decoder"]
+
+
+def test_call_raises_what_the_model_says(utils, models):
+    def refuse(inputs):
+        raise ValueError(f"in model decoder: {wire.error_text(errors.WrongTurn('again'))}")
+
+    models["decoder"] = refuse
+    with pytest.raises(errors.WrongTurn, match="again"):
+        backend.call("decoder", {}, [])
+    with pytest.raises(ServingError, match="model encoder failed"):
+        backend.call("encoder", {}, [])
+
+
+# --- Log and metrics ---
+
+
+def test_log_goes_to_the_server(utils):
+    backend.log_info("one")
+    backend.log_error("two")
+
+    assert utils.lines == ["one", "two"]
+
+
+def test_counters_only_grow_and_gauges_go_anywhere(utils):
+    metrics = backend.Metrics("m_sam")
+    for clicks, open_now in ((2, 2), (5, 3), (4, 1), (5, 0), (6.5, 4)):  # figures of two threads may come out of order
+        metrics.show("clicks", "counter", "Clicks", clicks)
+        metrics.show("open", "gauge", "Sessions open", open_now)
+    clicks, open_now = utils.families
+
+    assert (clicks.name, clicks.kind, clicks.values) == ("clicks", "counter", {(("name", "m_sam"),): 6.5})
+    assert (open_now.name, open_now.kind, open_now.values) == ("open", "gauge", {(("name", "m_sam"),): 4})
+
+
+def test_stages_are_labels_of_one_family(utils):
+    metrics = backend.Metrics("m_sam")
+    for stage, seconds in (("encode", 1.0), ("decode", 2.0), ("encode", 1.5)):
+        metrics.show("stage_seconds", "counter", "Time", seconds, stage)
+    (family,) = utils.families
+
+    assert family.values == {
+        (("name", "m_sam"), ("stage", "encode")): 1.5,
+        (("name", "m_sam"), ("stage", "decode")): 2.0,
+    }
+
+
+def test_families_live_as_long_as_their_metrics(utils):
+    metrics = backend.Metrics("m_sam")
+    metrics.show("open", "gauge", "Sessions open", 1)
+    (family,) = utils.families
+    utils.families.clear()
+
+    assert metrics._families == {"open": family}
