@@ -14,6 +14,9 @@ from samkit.geometry import Triple, Volume, check_affine, world_to_voxel
 from samkit.prompts import Box, Point, Prompt, prompts_from_json
 from samkit.runtime import wire
 
+_FINEST, _COARSEST = 1e-6, 1e6
+"""Spacings that are taken [mm]: beyond them a grid's sides are no numbers to count with."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -38,9 +41,10 @@ class Options:
         """Return the options among `data`; raises PromptError for one of a wrong kind."""
         spacing = _numbers(data, "spacing", 3)
         limits = _numbers(data, "intensities", 2)
-        if spacing is not None and min(spacing) <= 0:
+        if spacing is not None and not (min(spacing) >= _FINEST and max(spacing) <= _COARSEST):
             raise PromptError(
-                f"spacing is {list(spacing)}, needed are three positive numbers [mm]; e.g. [1.5, 1.5, 1.5]"
+                f"spacing is {list(spacing)}, needed are three numbers from {_FINEST:g} to {_COARSEST:g} [mm]; e.g. "
+                "[1.5, 1.5, 1.5]"
             )
         if limits is not None and not limits[0] < limits[1]:
             raise PromptError(f"intensities are {list(limits)}, needed is the lower one first; e.g. [-160, 240]")

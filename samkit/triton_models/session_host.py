@@ -370,8 +370,11 @@ class SessionHost:
 
 
 def _as_volume(labels: np.ndarray) -> np.ndarray:
-    """Return labels of a region with three axes; a picture's have two."""
-    return np.asarray(labels if labels.ndim == 3 else labels[..., None], np.uint8)
+    """Return labels of a region with three axes; a picture's have two.
+
+    A copy: they may be a view of the whole mask, and stay in memory for a client that did not get its answer.
+    """
+    return np.array(labels if labels.ndim == 3 else labels[..., None], np.uint8, order="C")
 
 
 def _as_slices(session: Session | SliceSession, what: str) -> SliceSession:

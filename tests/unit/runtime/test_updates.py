@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from samkit.errors import PromptError
 from samkit.geometry import Volume
-from samkit.prompts import Box
+from samkit.prompts import BACKGROUND, Box, Point
 from samkit.runtime.updates import MaskUpdate, changed_part, paint
 
 the = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "triton_models" / "stand_ins.py")))
@@ -186,6 +186,20 @@ def test_pictures_change_in_two_axes():
     assert np.array_equal(update.mask, picture > 100)
     assert update.volume_ml is None
     assert len(update.iou) == 1
+
+
+def test_labels_between_two_slices_that_change_stay():
+    session = the.served("automatic").session(the.runners("automatic"), {})
+    array = np.full((40, 36, 44), 12, np.int16)
+    array[10:20, 10:20, 5:15] = 200
+    before = session.set_image(Volume(array, the.FLIPPED)).labels
+    session.add(Point((1, 1, 6), BACKGROUND), Point((15, 15, 8), BACKGROUND), Point((15, 15, 12), BACKGROUND))
+    update = session.last_update()
+    patched = before.copy()
+    patched[update.changed] = update.change[1]
+
+    assert np.array_equal(patched, session.labels())
+    assert update.mask[15, 15, [7, 8, 9, 12, 13]].tolist() == [True, False, True, False, True]
 
 
 def test_failed_call_leaves_the_last_update():
