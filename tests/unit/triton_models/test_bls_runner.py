@@ -13,6 +13,7 @@ import pytest
 from samkit.errors import InputRefused, ServingError, TensorMismatchError
 from samkit.methods import get_method
 from samkit.methods.method import GraphSpec
+from samkit.prompts import ABSENT
 from samkit.runtime.wire import error_text
 from samkit.tensors import Axis, TensorSpec
 from samkit.triton_models.bls_runner import BlsRunner
@@ -125,3 +126,19 @@ def test_error_of_the_model_comes_through_as_it_was(server):
 
 def test_runner_says_who_runs_the_graph(server):
     assert BlsRunner("m_image_encoder", GRAPH).providers == ("triton model m_image_encoder",)
+
+
+@pytest.mark.parametrize("engine", [False, True])
+def test_engine_is_never_sent_an_empty_row_of_points(engine, server):
+    graph = next(g for g in get_method("sam").graphs(get_method("sam").sizes["tiny"]) if g.name == "mask_decoder")
+    asked = []
+    server.models["m_mask_decoder"] = lambda inputs: (
+        asked.append(inputs) or {spec.name: np.zeros(1, np.float32) for spec in graph.outputs}
+    )
+    sizes = {"batch": 1, "images": 1, "points": 0}
+    feed = {spec.name: np.zeros([sizes.get(a.name, a.opt) for a in spec.axes], spec.dtype) for spec in graph.inputs}
+    BlsRunner("m_mask_decoder", graph, engine=engine).run(feed)
+    (sent,) = asked
+
+    assert sent["point_coords"].shape == (1, int(engine), 2)
+    assert sent["point_labels"].tolist() == [[ABSENT] if engine else []]
