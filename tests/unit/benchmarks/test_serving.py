@@ -31,6 +31,10 @@ class Step:
 class Update:
     mask: np.ndarray
 
+    @property
+    def change(self):
+        return (), self.mask[:1]
+
 
 @dataclass
 class FakeSession:
@@ -54,6 +58,9 @@ class FakeSession:
         self.calls.append(f"{self.way} {'+' if positive else '-'}")
         self._mask[... if self.wrong else tuple(int(v) for v in index)] = True
         self.steps.append(Step(SECONDS))
+        return self.last_update()
+
+    def last_update(self):
         return Update(self._mask.copy())
 
 
@@ -84,6 +91,7 @@ def test_sessions_take_turns_click_by_click_and_who_begins_changes():
         "in-process": 4, "gRPC": 4, "HTTP": 4, "product": 2,
     }  # fmt: skip
     assert record["crops"] == [1, 1, 1, 1]
+    assert record["changed"] == [4, 4, 4, 4]
 
 
 def test_another_mask_ends_the_comparison():
@@ -100,9 +108,25 @@ def test_figures_are_percentiles_and_what_lies_between_them():
     assert figures["in-process"] == {
         "p50": 10.0, "p95": 27.1, "stages": {**dict.fromkeys(serving.STAGES, 1.0), "total": 5.0},
     }  # fmt: skip
-    found = {way: [figures[way][key] for key in ("p50", "above_in_process", "is_goal_met", "around", "empty_call")]
+    found = {way: [figures[way][key] for key in ("p50", "above_in_process", "around", "empty_call")]
              for way in serving.SERVED}  # fmt: skip
-    assert found == {"gRPC": [20.0, 10.0, True, 15.0, 2.0], "HTTP": [21.0, 11.0, False, 16.0, 3.0]}
+    assert found == {"gRPC": [20.0, 10.0, 15.0, 2.0], "HTTP": [21.0, 11.0, 16.0, 3.0]}
+
+
+@pytest.mark.parametrize(
+    ("served", "verdict"),
+    [
+        (lambda base, noise: base + 0.008, "met"),
+        (lambda base, noise: base + 0.012, "missed"),
+        (lambda base, noise: base + 0.008 + 0.2 * noise, "not decided: run again on an idle machine"),
+        (lambda base, noise: base - 0.050 + 0.5 * noise, "not decided: run again on an idle machine"),
+    ],
+)
+def test_goal_is_judged_only_where_chance_does_not_decide(served, verdict):
+    rng = np.random.default_rng(5)
+    base = 0.3 + 0.001 * rng.random(40)
+
+    assert serving.judge(serving.difference_interval(served(base, rng.standard_normal(40)), base)) == verdict
 
 
 def readings(*megabytes):
@@ -113,9 +137,9 @@ def readings(*megabytes):
     ("megabytes", "slope"),
     [
         ((100, 300, 400, 400, 400, 400), 0.0),  # what is kept for later is filled in the first half
-        ((100, 110, 120, 130), 50.0),
-        ((400, 390, 380, 370), -50.0),
-        ((100,), None),
+        ((100, 110, 120, 130, 140, 150), 50.0),
+        ((400, 390, 380, 370, 360, 350), -50.0),
+        ((100, 200, 300, 400), None),
     ],
 )
 def test_slope_is_that_of_the_second_half(megabytes, slope):
