@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from samkit.errors import InputRefused, ManifestError, PromptError
@@ -63,6 +64,16 @@ class BaseSession(Interactive, Closing, Generic[StateT, StepT]):
         self._undone.clear()
         return self.last_update()
 
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Leave the history exactly as it was, undone steps included, if what is done inside fails."""
+        done, undone, before = list(self._done), list(self._undone), self._before
+        try:
+            yield
+        except BaseException:
+            self._done, self._undone, self._before = done, undone, before
+            raise
+
     @property
     def now(self) -> StateT | None:
         """Return the present state; None before the first step."""
@@ -119,7 +130,8 @@ class BaseSession(Interactive, Closing, Generic[StateT, StepT]):
         self._forget()
 
     def _forget(self) -> None:
-        """Drop all steps."""
+        """Drop all steps, and what is known of the image."""
+        self._affine = None
         self._done.clear()
         self._undone.clear()
         self._before = None

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,12 @@ from click.core import ParameterSource
 import samkit
 from samkit.command import run_command
 from samkit.errors import InputRefused, PromptError
-from samkit.geometry import Triple, world_to_voxel
+from samkit.geometry import Triple
 from samkit.manifest import Manifest
 from samkit.methods.method import Method, SliceMethod
 from samkit.planes import PLANES
 from samkit.prompts import (
     FOREGROUND,
-    Box,
     Point,
     Prompt,
     SlicePoint,
@@ -35,6 +34,7 @@ from samkit.prompts import (
 from samkit.runtime.answers import PICTURE_SUFFIX, check_name, table_path, write_picture, write_table
 from samkit.runtime.images import MASK_SUFFIXES, check_output, replacing, write_logits, write_mask
 from samkit.runtime.inputs import Given, find_inputs, read_inputs, source_files
+from samkit.runtime.interactive import to_voxel
 from samkit.runtime.remote_session import DEFAULT_TIMEOUT, RemoteSession, open_remote_session
 from samkit.runtime.report import provenance
 from samkit.runtime.segmenting import AnySession, Say, segment_given
@@ -278,7 +278,7 @@ def segment(
         begun = time.perf_counter()
         seconds = {"load": begun - found, "open": found - start}
         say(_described(given))
-        used = [_to_voxel(prompt, given) for prompt in asked] if world else asked
+        used = [to_voxel(prompt, given.scan.volume.affine) for prompt in asked] if world else asked
 
         session = place.start()
         seconds["open"] += time.perf_counter() - begun
@@ -413,20 +413,6 @@ def _check_picture(of_scans: dict[str, object]) -> None:
     for option, value in of_scans.items():
         if value:
             raise click.UsageError(f"{option} is for scans, and a picture is given; leave it out")
-
-
-def _to_voxel(prompt: Prompt, given: Given) -> Prompt:
-    """Return a prompt given in world millimetres as one in voxel indices."""
-
-    def moved(place: Triple) -> Triple:
-        i, j, k = world_to_voxel(given.scan.volume.affine, np.array([place]))[0]
-        return float(i), float(j), float(k)
-
-    if isinstance(prompt, Point):
-        return replace(prompt, index=moved(prompt.index))
-    if isinstance(prompt, Box):
-        return replace(prompt, first=moved(prompt.first), last=moved(prompt.last))
-    return prompt
 
 
 def _described(given: Given) -> str:

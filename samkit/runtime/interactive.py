@@ -11,6 +11,7 @@ Nothing here needs more than numpy and nibabel; a picture needs Pillow.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -75,7 +76,7 @@ class Interactive:
             self._affine = None
         else:
             volumes = {name: _read(one) for name, one in named.items()}
-            self.set_volume(volumes[""] if list(volumes) == [""] else volumes)
+            self.set_volume(volumes)
             self._affine = next(iter(volumes.values())).affine
         if self.is_automatic:
             self.segment_all()
@@ -93,7 +94,7 @@ class Interactive:
         if len(index) == 2 and not world:
             self.add_prompt(SlicePoint(float(index[0]), float(index[1]), label, structure))
         else:
-            self.add_prompt(Point(self._voxel(index, world), label, structure))
+            self.add_prompt(self._in_voxels(Point(_triple(index), label, structure), world))
         return self.last_update()
 
     def box(
@@ -104,21 +105,38 @@ class Interactive:
             (x0, x1), (y0, y1) = (sorted((float(a), float(b))) for a, b in zip(first, last, strict=True))
             self.add_prompt(SliceBox(x0, y0, x1, y1, structure))
         else:
-            self.add_prompt(Box(self._voxel(first, world), self._voxel(last, world), structure))
+            self.add_prompt(self._in_voxels(Box(_triple(first), _triple(last), structure), world))
         return self.last_update()
 
-    def _voxel(self, index: Sequence[float], world: bool) -> Triple:
-        if len(index) != 3:
-            raise PromptError(
-                f"a place in a volume has three numbers and this one has {len(index)}; give i, j, k, or x, y, z with "
-                "world=True"
-            )
+    def _in_voxels(self, prompt: Point | Box, world: bool) -> Prompt:
         if not world:
-            return float(index[0]), float(index[1]), float(index[2])
+            return prompt
         if self._affine is None:
             raise PromptError("millimetres need a scan, and none is set here; call set_image first")
-        x, y, z = world_to_voxel(self._affine, np.array([index], np.float64))[0]
-        return float(x), float(y), float(z)
+        return to_voxel(prompt, self._affine)
+
+
+def to_voxel(prompt: Prompt, affine: np.ndarray) -> Prompt:
+    """Return a prompt in RAS+ millimetres as one in voxel indices; one of a picture stays as it is."""
+    if isinstance(prompt, Point):
+        return replace(prompt, index=_moved(prompt.index, affine))
+    if isinstance(prompt, Box):
+        return replace(prompt, first=_moved(prompt.first, affine), last=_moved(prompt.last, affine))
+    return prompt
+
+
+def _moved(place: Triple, affine: np.ndarray) -> Triple:
+    i, j, k = world_to_voxel(affine, np.array([place], np.float64))[0]
+    return float(i), float(j), float(k)
+
+
+def _triple(place: Sequence[float]) -> Triple:
+    if len(place) != 3:
+        raise PromptError(
+            f"a place in a volume has three numbers and this one has {len(place)}; give i, j, k, or x, y, z with "
+            "world=True"
+        )
+    return float(place[0]), float(place[1]), float(place[2])
 
 
 def _read(image: Image) -> Volume:

@@ -209,6 +209,7 @@ class RemoteSession(Interactive, Closing):
                 self._attempt({"op": "close"}, {}, left.token, min(self.timeout, FAREWELL))
 
     def _forget(self) -> None:
+        self._affine = None
         self._done: list[AnyStep] = []
         self._undone: list[AnyStep] = []
         self._doubted: dict[str, Any] | None = None

@@ -73,7 +73,7 @@ def segment_slices(
         session.set_picture(given.picture)
     else:
         volumes = {name: scan.volume for name, scan in given.scans.items()}
-        session.set_volume(volumes.get("", volumes))
+        session.set_volume(volumes)
     for prompt in prompts:  # all of them before the first minute is spent
         session.check(prompt)
     seconds: dict[str, float] = {}

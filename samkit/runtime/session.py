@@ -83,12 +83,16 @@ class Session(BaseSession[_Clicked, Step]):
 
     # --- The volume ---
 
-    def set_volume(self, volume: Volume, *, embeddings: ScanEmbeddings | None = None) -> None:
+    def set_volume(self, volume: Volume | Mapping[str, Volume], *, embeddings: ScanEmbeddings | None = None) -> None:
         """Take a new volume; clicks and embeddings of the one before are forgotten.
 
         `embeddings` is the scan's place in a store that sessions share; by default the session has its own. Raises
-        GeometryError for a singular affine or spacing.
+        GeometryError for a singular affine or spacing, PromptError where more than one volume is given.
         """
+        if isinstance(volume, Mapping):
+            if len(volume) != 1:
+                raise PromptError(f"{self.method.name} takes one scan, and {len(volume)} are given; give one")
+            volume = next(iter(volume.values()))
         grid = self.grid_over(volume)
         patch = (self.config.patch,) * 3
 

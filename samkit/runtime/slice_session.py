@@ -134,7 +134,9 @@ class SliceSession(BaseSession[SliceState, SliceStep]):
     def _by_sequence(self, volumes: Volume | Mapping[str, Volume]) -> dict[str, Volume]:
         """Return the volumes in the method's order; the key is empty where the method takes one grey volume."""
         if isinstance(volumes, Volume):
-            volumes = {self.sequences[0] if len(self.sequences) == 1 else "": volumes}
+            volumes = {"": volumes}
+        if list(volumes) == [""] and len(self.sequences) == 1:
+            volumes = {self.sequences[0]: volumes[""]}
         if not self.sequences:
             if len(volumes) != 1:
                 raise InputRefused(

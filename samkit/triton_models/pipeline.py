@@ -29,6 +29,7 @@ from samkit.methods.method import SliceMethod, VolumeMethod
 from samkit.models.sam3d_config import Sam3DConfig
 from samkit.planes import PlaneView
 from samkit.prompts import FOREGROUND, Box, Point, SliceBox, SlicePoint, prompt_json, prompts_from_json
+from samkit.runtime import wire
 from samkit.runtime.base_session import check_inside
 from samkit.runtime.refinement import Piece, Refiner, State
 from samkit.runtime.runner import Runner
@@ -36,7 +37,7 @@ from samkit.runtime.session import Session, as_point, count_voxels, mask_parts, 
 from samkit.runtime.slice_session import SliceSession
 from samkit.runtime.slices import Slices, SliceState
 from samkit.runtime.updates import paint
-from samkit.triton_models.requests import Options, read_prompts, read_scan, scan_of, volumes_of
+from samkit.triton_models.requests import Options, read_prompts, read_scan, volumes_of
 from samkit.triton_models.served import Served
 
 # --- Preprocess ---
@@ -60,7 +61,7 @@ def preprocess(
     volumes = volumes_of(array, affine, asked.sequences)
     session = served.session({}, asdict(asked))
     if isinstance(session, SliceSession):
-        session.set_volume(scan_of(volumes))
+        session.set_volume(volumes)
         placed = [session.place(prompt) for prompt in given]
         if not placed and not session.is_automatic:
             raise PromptError(f"{served.method.name} segments nothing without a prompt; send a point or a box")
@@ -182,15 +183,19 @@ def postprocess(served: Served, found: Mapping[str, Any], result: np.ndarray) ->
     """Return the mask (I, J, K), uint8, on the scan's own array, and the report on it."""
     started = time.perf_counter()
     affine, (i, j, k) = np.array(found["affine"], np.float64), found["shape"]
+    wire.check_size((1, i, j, k), served.limits.max_voxels)
     session = served.session({}, found["options"])
+    slices: dict[str, Any] = {}
     if isinstance(session, SliceSession):
-        mask = np.ascontiguousarray(PlaneView.of((i, j, k), affine, session.plane).volume(result))
+        view = PlaneView.of((i, j, k), affine, session.plane)
+        mask = np.ascontiguousarray(view.volume(result))
         voxels = int(np.count_nonzero(mask))
+        slices = {"slices": sorted(view.file_index(number) for number in found["slices"])}
     else:
         grid = Grid.over((i, j, k), affine, session.spacing)
         parts = mask_parts(_pieces(found["pieces"], result), grid, session.method.mask_threshold)
         mask, voxels = paint(parts, (i, j, k)), count_voxels(parts, (i, j, k))
-    kept = {key: found[key] for key in ("crops", "limit_reached", "boxes", "slices", "iou") if key in found}
+    kept = {key: found[key] for key in ("crops", "limit_reached", "boxes", "iou") if key in found}
     voxel_ml = float(abs(np.linalg.det(affine[:3, :3]))) / 1000.0
     report = {
         "method": served.method.name,
@@ -199,6 +204,7 @@ def postprocess(served: Served, found: Mapping[str, Any], result: np.ndarray) ->
         "voxels": voxels,
         "volume_ml": voxels * voxel_ml,
         **kept,
+        **slices,
         "warnings": list(session.warnings),
         "seconds": {**found["seconds"], "postprocess": time.perf_counter() - started},
     }

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import samkit
@@ -66,6 +66,15 @@ class Limits:
             least = 0 if name == "cache_bytes" else 1  # no cache is a choice
             if value < least:
                 raise ServingError(f"the limit {name} is {value} and nothing could be served with it; raise it")
+
+
+LIMITS = {
+    "preprocess": ("max_voxels",),
+    "refine": ("threads",),
+    "postprocess": ("max_voxels",),
+    SESSION: tuple(field.name for field in fields(Limits)),
+}
+"""Which limits each Python model's config holds."""
 
 
 @dataclass(frozen=True)
@@ -261,10 +270,7 @@ def _write_python(source: _Source, role: str, new: Path, limits: Limits) -> Iter
         "manifest": source.manifest.digest,
         "engines": " ".join(graph.name for graph in source.graphs if source.engine(graph) is not None),
     }
-    if role == "preprocess":
-        parameters["max_voxels"] = str(limits.max_voxels)
-    if role == SESSION:
-        parameters |= {key: str(value) for key, value in limits.__dict__.items()}
+    parameters |= {key: str(getattr(limits, key)) for key in LIMITS[role]}
     model = source.model(role)
     version = _new_model(new, model, python_config(model, role, parameters, slices=source.slices))
     shutil.copyfile(MODELS / f"{role}.py", version / "model.py")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from samkit.errors import GeometryError, InputRefused, PromptError, TensorMismatchError
-from samkit.geometry import Triple, Volume, check_affine, world_to_voxel
-from samkit.prompts import Box, Point, Prompt, prompts_from_json
+from samkit.geometry import Triple, Volume, check_affine
+from samkit.prompts import Prompt, prompts_from_json
 from samkit.runtime import wire
+from samkit.runtime.interactive import to_voxel
 
 _FINEST, _COARSEST = 1e-6, 1e6
 """Spacings that are taken [mm]: beyond them a grid's sides are no numbers to count with."""
@@ -102,19 +103,7 @@ def read_prompts(entries: object, affine: np.ndarray | None, *, world: bool) -> 
         return prompts
     if affine is None:
         raise PromptError('millimetres need a scan, and a picture has none; send pixels without "world"')
-    return [_to_voxel(prompt, affine) for prompt in prompts]
-
-
-def _to_voxel(prompt: Prompt, affine: np.ndarray) -> Prompt:
-    def moved(place: Triple) -> Triple:
-        i, j, k = world_to_voxel(affine, np.array([place]))[0]
-        return float(i), float(j), float(k)
-
-    if isinstance(prompt, Point):
-        return replace(prompt, index=moved(prompt.index))
-    if isinstance(prompt, Box):
-        return replace(prompt, first=moved(prompt.first), last=moved(prompt.last))
-    return prompt
+    return [to_voxel(prompt, affine) for prompt in prompts]
 
 
 def read_scan(
@@ -159,8 +148,3 @@ def read_scan(
 def volumes_of(array: np.ndarray, affine: np.ndarray, names: Sequence[str]) -> dict[str, Volume]:
     """Return voxels (sequence, I, J, K) as volumes by sequence; the name is empty where there is none."""
     return {name: Volume(voxels, affine) for name, voxels in zip(names or ("",), array, strict=True)}
-
-
-def scan_of(volumes: Mapping[str, Volume]) -> Volume | Mapping[str, Volume]:
-    """Return volumes by sequence as a session of slices takes them: one that has no name goes in by itself."""
-    return volumes[""] if list(volumes) == [""] else volumes

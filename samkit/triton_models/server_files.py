@@ -120,7 +120,5 @@ def server_environment(files: ServerFiles, given: Mapping[str, str], device: str
         **{name: value for name, value in given.items() if name not in ("PYTHONHOME", "PYTHONPATH")},
         "PATH": before("PATH", files.python),
         "LD_LIBRARY_PATH": before("LD_LIBRARY_PATH", *files.libraries),
-        # A repository may lie where nothing can be written, and nobody should write beside its hashed files
-        "PYTHONDONTWRITEBYTECODE": "1",
         **({} if device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}),
     }

@@ -20,7 +20,8 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
@@ -42,7 +43,7 @@ from samkit.runtime.session import Session, as_point
 from samkit.runtime.slice_session import SliceSession
 from samkit.runtime.steps import SliceStep, Step
 from samkit.runtime.updates import MaskUpdate
-from samkit.triton_models.requests import Options, read_flag, read_prompts, read_scan, scan_of, volumes_of
+from samkit.triton_models.requests import Options, read_flag, read_prompts, read_scan, volumes_of
 from samkit.triton_models.served import Served
 
 Tensors: TypeAlias = "Mapping[str, np.ndarray | None]"
@@ -56,6 +57,8 @@ _TOKEN = re.compile(f"[0-9a-f]{{{2 * (_START_BYTES + _SECRET_BYTES)}}}")
 """What a token looks like: which start of the server it belongs to, then what nobody can guess."""
 _REMEMBERED = 4096
 """Expired sessions whose users can still be told so."""
+_MOST_REQUESTS = 4
+"""Of one session at a time: a call, and its repeats after a lost connection."""
 _PROMPTING = frozenset({"click", "box", "prompts"})
 _CHANGING = _PROMPTING | {"decide", "propagate", "undo", "redo", "reset"}
 _READING = frozenset({"check", "state", "close"})
@@ -86,6 +89,8 @@ class _Held:
     turn: int = 0
     last: tuple[str, Reply] | None = None
     """The request of that turn and its reply, for a client that did not get it."""
+    requests: int = 0
+    """At work or waiting."""
     is_gone: bool = False
     """Closed while a request waited for it."""
 
@@ -131,7 +136,7 @@ class SessionHost:
             known = ", ".join(sorted({"describe", "open"} | _CHANGING | _READING))
             raise PromptError(f"the request's op is '{op:.40}', known are {known}; send one of those")
         held = self._find(token)
-        with held.lock:
+        with self._waiting(held), held.lock:
             if held.is_gone:  # while this request waited
                 raise self._gone(token)
             held.used = self._clock()
@@ -140,13 +145,29 @@ class SessionHost:
             finally:
                 held.used = self._clock()
 
+    @contextmanager
+    def _waiting(self, held: _Held) -> Iterator[None]:
+        """Refuse more requests of one session than a careful client ever sends: each keeps a thread from others."""
+        with self._lock:
+            if held.requests >= _MOST_REQUESTS:
+                raise WrongTurn(
+                    f"{held.requests} requests of this session wait already, needed is one after the other; wait for "
+                    "the answer, or ask again later"
+                )
+            held.requests += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                held.requests -= 1
+
     def _answer(self, held: _Held, op: str, request: dict[str, Any], token: str) -> Reply:
         if op == "close":
             self._close(token, held)
             return {}, _NOTHING
         if op == "state":
             update = held.session.update_since(None)
-            return self._reply(held, update, None), _as_volume(update.change[1])
+            return self._reply(held, update, None, held.turn), _as_volume(update.change[1])
         if op == "check":
             self._check(held, self._prompts(held, op, request))
             return {}, _NOTHING
@@ -175,8 +196,8 @@ class SessionHost:
                     picture = np.moveaxis(voxels[..., 0], 0, -1)
                     _as_slices(session, "a picture").set_picture(picture, embeddings=embeddings)
                 else:
-                    volumes = volumes_of(voxels, affine, options.sequences)
-                    _set_volumes(session, volumes, embeddings)
+                    scan = volumes_of(voxels, affine, options.sequences)
+                    session.set_volume(scan, embeddings=embeddings)
             except BaseException:
                 embeddings.close()
                 raise
@@ -264,13 +285,7 @@ class SessionHost:
         return [
             ("samkit_sessions_open", "gauge", "Sessions that hold a scan", held, ""),
             ("samkit_sessions_total", "counter", "Sessions opened", counters.opened, ""),
-            (
-                "samkit_sessions_expired_total",
-                "counter",
-                "Sessions closed because nobody used them",
-                counters.expired,
-                "",
-            ),
+            ("samkit_sessions_expired_total", "counter", "Sessions that nobody used", counters.expired, ""),
             ("samkit_clicks_total", "counter", "Points and boxes applied", counters.clicks, ""),
             ("samkit_cache_hits_total", "counter", "Embeddings that were there already", store.hits, ""),
             ("samkit_cache_misses_total", "counter", "Embeddings that had to be encoded", store.misses, ""),
@@ -288,7 +303,7 @@ class SessionHost:
         turn, text = request.get("turn"), json.dumps(request, sort_keys=True)
         if held.last is not None and turn == held.turn and text == held.last[0]:
             return held.last[1]
-        if turn != held.turn + 1:
+        if not isinstance(turn, int) or isinstance(turn, bool) or turn != held.turn + 1:
             raise WrongTurn(
                 f'this call has turn {turn!r:.20} and the session\'s next one is {held.turn + 1}; ask its "state", '
                 "and let one program at a time use a session"
@@ -296,10 +311,11 @@ class SessionHost:
         started = time.perf_counter()
         before: Any = held.session.now  # each kind of session has states of its own
         prompts = self._prompts(held, op, request) if op in _PROMPTING else []
-        step = self._do(held.session, op, prompts)
-        held.turn += 1
-        update = held.session.update_since(before)
-        reply = self._reply(held, update, step), _as_volume(update.change[1])
+        with held.session.all_or_nothing():
+            step = self._do(held.session, op, prompts)
+            update = held.session.update_since(before)
+            reply = self._reply(held, update, step, turn), _as_volume(update.change[1])
+        held.turn = turn
         held.last = (text, reply)
         spent = time.perf_counter() - started
         with self._lock:
@@ -320,15 +336,9 @@ class SessionHost:
             return _as_slices(session, "leading on to other slices").propagate()
         if isinstance(session, SliceSession):
             return session.add(*prompts)
-        before = session.now
         step: Step | None = None
-        try:
-            for point in self._points(session, prompts):
-                step = session.add_point(point)
-        except BaseException:
-            while session.now is not before:
-                session.undo()
-            raise
+        for point in self._points(session, prompts):
+            step = session.add_point(point)
         if step is None:
             raise PromptError("no prompt was given; send a point")
         return step
@@ -356,10 +366,10 @@ class SessionHost:
             session.check_point(point)
         return points
 
-    def _reply(self, held: _Held, update: MaskUpdate, step: Step | SliceStep | None) -> dict[str, Any]:
+    def _reply(self, held: _Held, update: MaskUpdate, step: Step | SliceStep | None, turn: int) -> dict[str, Any]:
         session, region = held.session, [[side.start, side.stop] for side in update.changed]
         return {
-            "turn": held.turn,
+            "turn": turn,
             "step": None if step is None else asdict(step),
             "region": region if len(region) == 3 else [*region, [0, 1 if region[0][1] else 0]],
             "volume_ml": update.volume_ml,
@@ -381,15 +391,6 @@ def _as_slices(session: Session | SliceSession, what: str) -> SliceSession:
     if isinstance(session, SliceSession):
         return session
     raise PromptError(f"{what} is for methods of slices, and {session.method.name} works on clicks in a volume; click")
-
-
-def _set_volumes(session: Session | SliceSession, volumes: dict[str, Any], embeddings: ScanEmbeddings) -> None:
-    if isinstance(session, SliceSession):
-        session.set_volume(scan_of(volumes), embeddings=embeddings)
-    elif len(volumes) == 1:
-        session.set_volume(next(iter(volumes.values())), embeddings=embeddings)
-    else:
-        raise PromptError(f"{session.method.name} takes one scan, and {len(volumes)} are given; send one")
 
 
 def _hash(token: str) -> str:

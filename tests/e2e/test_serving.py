@@ -15,7 +15,9 @@ from contextlib import contextmanager
 
 import nibabel
 import numpy as np
+import onnx
 import pytest
+from nibabel.orientations import io_orientation
 
 import samkit
 from samkit.errors import (
@@ -34,6 +36,7 @@ from samkit.manifest import Manifest
 from samkit.methods import SliceMethod, get_method
 from samkit.runtime import open_session, wire
 from samkit.runtime.images import read_scan
+from samkit.triton_models.model_config import parse_config
 from samkit.triton_models.repository import Limits, write_repository
 from samkit.triton_models.server import EmbeddedServer
 from samkit.triton_models.server_files import find_server
@@ -124,7 +127,15 @@ def scans_of(name, shared):
     ]
 
 
-def prompts_of(method, label):
+def read_label(path):
+    """Return a label map and its affine."""
+    image = nibabel.load(path)
+    label = np.asarray(image.dataobj).squeeze()
+    # Of FreeSurfer's parcellation the two thalami
+    return (np.where(np.isin(label, (10, 49)), label, 0) if path.suffix == ".mgz" else label), image.affine
+
+
+def prompts_of(method, label, affine):
     """Return calls of a session that a reader might make, around the largest object of a label map."""
     values, counts = np.unique(label[label > 0], return_counts=True)
     voxels = np.argwhere(label == values[counts.argmax()])
@@ -136,17 +147,14 @@ def prompts_of(method, label):
             ("click", ([min(m + 9, n - 1) for m, n in zip(middle, label.shape, strict=True)], False)),
             ("click", ([0.25, 1.5, 2.0], False)),
         ]
-    axis = across(method)
+    across = {"axial": 2, "coronal": 1, "sagittal": 0}[method.plane]
+    axis = io_orientation(affine)[:, 0].tolist().index(across)
     inside = voxels[voxels[:, axis] == middle[axis]]
     low, high = inside.min(axis=0).tolist(), inside.max(axis=0).tolist()
     calls = [("box", (low, high)), ("click", (middle, True)), ("click", (low, False))]
     beside = [*middle]
     beside[axis] = min(middle[axis] + 1, label.shape[axis] - 1)
     return [*calls, ("click", (beside, True))]
-
-
-def across(method):
-    return {"axial": 2, "coronal": 1, "sagittal": 0}[method.plane]
 
 
 def as_json(call, given):
@@ -166,11 +174,8 @@ def test_mask_after_each_prompt_is_that_of_the_export(one, shared):
     name, export, server = one
     method = get_method(name)
     for files, label_file in scans_of(name, shared):
-        label = np.asarray(nibabel.load(label_file).dataobj).squeeze()
-        if label_file.suffix == ".mgz":
-            label = np.where(np.isin(label, (10, 49)), label, 0)  # a thalamus, not the whole cortex
         image = files.get("", files)
-        calls = [] if name in PROMPTLESS else prompts_of(method, label)
+        calls = [] if name in PROMPTLESS else prompts_of(method, *read_label(label_file))
         with open_session(export) as local, open_session(url(server, name)) as served:
             assert_same(served.set_image(image), local.set_image(image))
             for call, given in calls:
@@ -199,10 +204,9 @@ def test_sam_segment_writes_the_same_bytes(one, shared, tmp_path, in_process):
     name, export, server = one
     method = get_method(name)
     files, label_file = scans_of(name, shared)[0]
-    label = np.asarray(nibabel.load(label_file).dataobj).squeeze()
     options = [f"--input={n}={path}" if n else f"--input={path}" for n, path in files.items()]
     if name not in PROMPTLESS:
-        call, (first, *rest) = prompts_of(method, label)[0]
+        call, (first, *rest) = prompts_of(method, *read_label(label_file))[0]
         options.append(
             "--point=" + ",".join(map(str, first)) + ",+"
             if call == "click"
@@ -230,6 +234,26 @@ def test_picture_is_answered_as_in_process(one, shared):
         assert_same(served.box((200, 120), (600, 420)), local.box((200, 120), (600, 420)))
         assert_same(served.click((400, 260)), local.click((400, 260)))
         assert served.last_update().mask.ndim == 2
+
+
+def test_configs_are_what_the_files_take(one):
+    """Names, dtypes and dims of every config against the inputs and outputs of the ONNX file beside it."""
+    _, _, server = one
+    seen = 0
+    for path in server.repository.glob("*/1/model.onnx"):
+        config = parse_config((path.parents[1] / "config.pbtxt").read_text(), path.parents[1].name)
+        graph = onnx.load(path, load_external_data=False).graph
+        for listed, real in ((config.input, graph.input), (config.output, graph.output)):
+            assert [tensor.name for tensor in listed] == [tensor.name for tensor in real]
+            for tensor, value in zip(listed, real, strict=True):
+                shape = [
+                    axis.dim_value if axis.HasField("dim_value") else -1 for axis in value.type.tensor_type.shape.dim
+                ]
+                assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+                assert tensor.data_type == config.input[0].data_type  # all float32
+                assert list(tensor.dims) == shape[1 if config.max_batch_size else 0 :]
+        seen += 1
+    assert seen >= 2
 
 
 # --- Sessions of one method, M-SAM ---

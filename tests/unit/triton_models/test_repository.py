@@ -100,12 +100,14 @@ def test_limits_reach_the_models(paper_export, out):
     limits = Limits(max_sessions=3, idle_seconds=60, cache_bytes=0, max_voxels=1000, threads=2)
     export = paper_export("sam")
     write_repository([export], out, limits=limits)
-    common = {"samkit_name": "sam", "precision": "fp32", "manifest": Manifest.load(export).digest}
+    digest = Manifest.load(export).digest
+    common = {"samkit_name": "sam", "precision": "fp32", "manifest": digest, "engines": ""}
     assert parameters(out, "sam_session") == {
         **common, "max_sessions": "3", "idle_seconds": "60", "cache_bytes": "0", "max_voxels": "1000", "threads": "2",
     }  # fmt: skip
-    assert parameters(out, "sam_preprocess") == {**common, "max_voxels": "1000"}
-    assert parameters(out, "sam_refine") == parameters(out, "sam_postprocess") == common
+    for role in ("preprocess", "postprocess"):
+        assert parameters(out, f"sam_{role}") == {**common, "max_voxels": "1000"}
+    assert parameters(out, "sam_refine") == {**common, "threads": "2"}
 
 
 @pytest.mark.parametrize("name", ["max_sessions", "idle_seconds", "max_voxels", "threads"])

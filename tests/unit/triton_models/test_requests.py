@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samkit.errors import GeometryError, InputRefused, PromptError, SamkitError, TensorMismatchError
-from samkit.geometry import Volume
 from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, SlicePoint
-from samkit.triton_models.requests import Options, read_prompts, read_scan, scan_of, volumes_of
+from samkit.triton_models.requests import Options, read_prompts, read_scan, volumes_of
 
 AFFINE = np.array([[0, -1.2, 0, 20], [-0.9, 0, 0, 30], [0, 0, 1, -5], [0, 0, 0, 1.0]])
 BYTES = np.arange(24, dtype=np.uint8).reshape(1, 2, 3, 4)
@@ -189,11 +188,3 @@ def test_volumes_have_the_names_that_were_given_in_order():
     assert list(volumes) == ["t2w", "t1c"]
     assert np.array_equal(volumes["t1c"].array, BYTES[0] + 1)
     assert list(volumes_of(BYTES, AFFINE, ())) == [""]
-
-
-def test_only_a_volume_without_a_name_goes_in_by_itself():
-    one, other = Volume(BYTES[0], AFFINE), Volume(BYTES[0] + 1, AFFINE)
-
-    assert scan_of({"": one}) is one
-    assert scan_of({"t1c": one}) == {"t1c": one}
-    assert scan_of({"": one, "t1c": other}) == {"": one, "t1c": other}

@@ -125,7 +125,6 @@ def test_the_environment_puts_this_python_first_and_hides_gpus():
         "HOME": "/home/x",
         "PATH": "/venv/bin:/usr/bin",
         "LD_LIBRARY_PATH": "/wheel:/python",
-        "PYTHONDONTWRITEBYTECODE": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }
     assert "CUDA_VISIBLE_DEVICES" not in server_environment(parts, given, "cuda")

@@ -365,7 +365,6 @@ def test_of_several_prompts_all_happen_or_none(kind, make):
     assert np.array_equal(user.labels, session.labels())
 
 
-@pytest.mark.xfail(reason="a session of volumes can take a step back, but not without leaving it to be redone")
 def test_prompts_that_were_refused_together_leave_nothing_to_redo(make):
     array = the.scan(5, (40, 36, 120))
     array[:, :, 60:] = 0
