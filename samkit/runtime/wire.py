@@ -4,7 +4,10 @@ A session's `request` and `answer` are JSON objects, each the one element of a B
 
     {"op": "describe"}                                    -> what the server serves under this name
     {"op": "open", "sequences": [""], ...}  + volume      -> {"token": ..., ...}; options: plane, intensities, spacing,
-                                                             "picture": true for a volume tensor (channel, H, W, 1)
+                                                             "picture": true for a volume tensor (channel, H, W, 1),
+                                                             "nonce": a random text, by which the same request sent
+                                                             again opens no second session, "replaces": the token of a
+                                                             session that ends once this one is open
     {"op": "click", "turn": 1, "point": [i, j, k], "label": 1}      one point, as in a clicks file
     {"op": "box", "turn": 2, "box": [i0, j0, k0, i1, j1, k1]}       one box
     {"op": "prompts", "turn": 3, "prompts": [...]}        several at once
@@ -21,6 +24,7 @@ same turn, sent again after a lost connection, gets the same answer and happens 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -65,7 +69,7 @@ def check_size(shape: Sequence[int], max_voxels: int) -> None:
         raise InputRefused(
             "not-3d", f"the volume tensor is {text}, needed are sequence, I, J and K", "send one scan or its sequences"
         )
-    if int(np.prod(shape, dtype=np.int64)) > max_voxels:
+    if math.prod(shape) > max_voxels:
         raise InputRefused(
             "too-large", f"the volume tensor has {text} voxels, this server's limit is {max_voxels}",
             "crop or resample the scan first",

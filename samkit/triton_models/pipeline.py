@@ -37,7 +37,7 @@ from samkit.runtime.session import Session, as_point, count_voxels, mask_parts, 
 from samkit.runtime.slice_session import SliceSession
 from samkit.runtime.slices import Slices, SliceState
 from samkit.runtime.updates import paint
-from samkit.triton_models.requests import Options, read_prompts, read_scan, volumes_of
+from samkit.triton_models.requests import ONE_CALL, Options, check_keys, read_prompts, read_scan, volumes_of
 from samkit.triton_models.served import Served
 
 # --- Preprocess ---
@@ -53,9 +53,8 @@ def preprocess(
     started = time.perf_counter()
     if not isinstance(options, dict):
         raise PromptError(f"the options are {options!r:.100}, needed is a JSON object; e.g. {{}}")
+    check_keys(options, ONE_CALL, "the ensemble")
     asked = Options.from_json(options)
-    if asked.picture:
-        raise PromptError("a picture has no geometry to give back; open a session with it")
     array, affine = read_scan(tensors, asked, served.limits.max_voxels)
     given = read_prompts(prompts, affine, world=asked.world)
     volumes = volumes_of(array, affine, asked.sequences)
@@ -65,8 +64,14 @@ def preprocess(
         placed = [session.place(prompt) for prompt in given]
         if not placed and not session.is_automatic:
             raise PromptError(f"{served.method.name} segments nothing without a prompt; send a point or a box")
+        if asked.propagate and ("box" not in session.method.prompts or not placed):
+            raise PromptError(f"{served.method.name} was given no prompt that could lead on; leave propagate out")
         prepared = session.channels()
         task: dict[str, Any] = {"prompts": [{"slice": n, **prompt_json(prompt)} for n, prompt in placed]}
+    elif asked.propagate:
+        raise PromptError(
+            f"propagate is for methods of slices, and {served.method.name} works on volumes; leave it out"
+        )
     else:
         prepared, points = _on_grid(session, volumes, given, served.limits.max_voxels)
         task = {"prompts": [prompt_json(point) for point in points]}

@@ -19,6 +19,14 @@ _FINEST, _COARSEST = 1e-6, 1e6
 """Spacings that are taken [mm]: beyond them a grid's sides are no numbers to count with."""
 
 
+_LONGEST = 128
+"""Letters of a nonce or a token."""
+OPENING = ("sequences", "plane", "intensities", "spacing", "picture")
+"""Options of a session."""
+ONE_CALL = ("sequences", "plane", "intensities", "spacing", "world", "propagate")
+"""Options of the ensemble."""
+
+
 @dataclass(frozen=True)
 class Options:
     """How a scan is to be looked at; each is by default the method's own."""
@@ -67,6 +75,20 @@ class Options:
             propagate=read_flag(data, "propagate"),
             picture=read_flag(data, "picture"),
         )
+
+
+def check_keys(data: Mapping[str, Any], known: Sequence[str], what: str) -> None:
+    """Raise PromptError for a key that is none of `known`: a word that nobody reads may have said in which frame."""
+    if unknown := sorted(set(data) - set(known)):
+        raise PromptError(f"{what} does not know '{', '.join(unknown):.100}', it knows {', '.join(known)}; send those")
+
+
+def read_text(data: Mapping[str, Any], name: str) -> str | None:
+    """Return the text called `name`, None where it is not there; raises PromptError for anything but a short text."""
+    value = data.get(name)
+    if value is not None and not (isinstance(value, str) and len(value) <= _LONGEST):
+        raise PromptError(f"{name} is {value!r:.100}, needed is a text of at most {_LONGEST} letters; send one")
+    return value
 
 
 def read_flag(data: Mapping[str, Any], name: str) -> bool:

@@ -43,7 +43,16 @@ from samkit.runtime.session import Session, as_point
 from samkit.runtime.slice_session import SliceSession
 from samkit.runtime.steps import SliceStep, Step
 from samkit.runtime.updates import MaskUpdate
-from samkit.triton_models.requests import Options, read_flag, read_prompts, read_scan, volumes_of
+from samkit.triton_models.requests import (
+    OPENING,
+    Options,
+    check_keys,
+    read_flag,
+    read_prompts,
+    read_scan,
+    read_text,
+    volumes_of,
+)
 from samkit.triton_models.served import Served
 
 Tensors: TypeAlias = "Mapping[str, np.ndarray | None]"
@@ -62,6 +71,18 @@ _MOST_REQUESTS = 4
 _PROMPTING = frozenset({"click", "box", "prompts"})
 _CHANGING = _PROMPTING | {"decide", "propagate", "undo", "redo", "reset"}
 _READING = frozenset({"check", "state", "close"})
+_KEYS = {
+    "click": ("op", "turn", "point", "label", "structure", "world"),
+    "box": ("op", "turn", "box", "structure", "world"),
+    "prompts": ("op", "turn", "prompts", "world"),
+    "check": ("op", "prompts", "world"),
+    **dict.fromkeys(_CHANGING - _PROMPTING, ("op", "turn")),
+    "state": ("op",),
+    "close": ("op",),
+}
+"""What a request may say."""
+_MOST_STEPS = 512
+"""Of one session: each keeps a mask, and an embedding where refinement is recurrent."""
 
 
 @dataclass
@@ -84,6 +105,10 @@ class _Held:
     embeddings: ScanEmbeddings
     affine: np.ndarray | None
     """None for a picture."""
+    shape: tuple[int, ...]
+    """Of the scan, or height and width of the picture."""
+    nonce: str | None
+    """What the client called the request that opened it."""
     used: float
     lock: threading.Lock = field(default_factory=threading.Lock)
     turn: int = 0
@@ -93,6 +118,14 @@ class _Held:
     """At work or waiting."""
     is_gone: bool = False
     """Closed while a request waited for it."""
+
+
+@dataclass
+class _Opening:
+    """A request to open a session, at work or done."""
+
+    ended: threading.Event = field(default_factory=threading.Event)
+    answer: dict[str, Any] | None = None
 
 
 class SessionHost:
@@ -114,6 +147,7 @@ class SessionHost:
         self._lock = threading.Lock()
         self._held: dict[str, _Held] = {}
         self._opening = 0
+        self._openings: dict[str, _Opening] = {}
         self._expired: OrderedDict[str, None] = OrderedDict()
         self._start = secrets.token_hex(_START_BYTES)
         self.embeddings = Embeddings(served.limits.cache_bytes, clock=clock)
@@ -135,6 +169,7 @@ class SessionHost:
         if op not in _CHANGING | _READING:
             known = ", ".join(sorted({"describe", "open"} | _CHANGING | _READING))
             raise PromptError(f"the request's op is '{op:.40}', known are {known}; send one of those")
+        check_keys(request, _KEYS[op], op)
         held = self._find(token)
         with self._waiting(held), held.lock:
             if held.is_gone:  # while this request waited
@@ -176,49 +211,84 @@ class SessionHost:
     # --- Opening and closing ---
 
     def _open(self, request: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
-        limit = self._served.limits.max_sessions
-        options = Options.from_json(request)
-        array, affine = read_scan(tensors, options, self._served.limits.max_voxels)
+        """Return the new session's answer; the same for the same nonce, whose first answer may have been lost."""
+        check_keys(request, ("op", "nonce", "replaces", *OPENING), "open")
+        nonce = read_text(request, "nonce")
         with self._lock:
-            if len(self._held) + self._opening >= limit:
+            known = None if nonce is None else self._openings.get(nonce)
+            opening = _Opening() if known is None else known
+            if known is None and nonce is not None:
+                self._openings[nonce] = opening
+        if known is None:
+            try:
+                opening.answer = self._open_new(request, tensors, nonce)
+            finally:
+                if opening.answer is None and nonce is not None:  # the next try begins anew
+                    with self._lock:
+                        self._openings.pop(nonce, None)
+                opening.ended.set()
+        opening.ended.wait()
+        if opening.answer is None:
+            raise ServingError("this scan was sent twice, and the first try failed; open it again")
+        return opening.answer
+
+    def _open_new(self, request: dict[str, Any], tensors: Tensors, nonce: str | None) -> dict[str, Any]:
+        started, limit = time.perf_counter(), self._served.limits.max_sessions
+        options = Options.from_json(request)
+        replaced = read_text(request, "replaces")
+        with self._lock:  # before any work on megabytes
+            if len(self._held) + self._opening - (replaced in self._held) >= limit:
                 raise AtCapacity(
                     f"{limit} sessions of {self._served.method.name} are open, as many as this server holds; close "
                     "one, try again later, or have max_sessions raised"
                 )
             self._opening += 1
         try:
-            started = time.perf_counter()
-            voxels = np.array(array)  # the request's memory goes with the request
-            embeddings = self.embeddings.open(self._scan_key(voxels, affine, options))
-            try:
-                session = self._served.session(self._runners, asdict(options))
-                if options.picture:
-                    picture = np.moveaxis(voxels[..., 0], 0, -1)
-                    _as_slices(session, "a picture").set_picture(picture, embeddings=embeddings)
-                else:
-                    scan = volumes_of(voxels, affine, options.sequences)
-                    session.set_volume(scan, embeddings=embeddings)
-            except BaseException:
-                embeddings.close()
-                raise
-            token = self._start + secrets.token_hex(_SECRET_BYTES)
+            held = self._hold(options, tensors, nonce)
         except BaseException:
             with self._lock:
                 self._opening -= 1
             raise
+        token = self._start + secrets.token_hex(_SECRET_BYTES)
         with self._lock:  # at once, so that the session is never counted twice
             self._opening -= 1
-            self._held[token] = _Held(session, embeddings, None if options.picture else affine, self._clock())
+            self._held[token] = held
             self.counters.opened += 1
-        shape = " x ".join(str(side) for side in voxels.shape)
-        self._log(f"{_hash(token)} open {self._served.method.name} {shape} {time.perf_counter() - started:.3f} s")
+            old = None if replaced is None else self._held.get(replaced)
+        if old is not None and replaced is not None:
+            with old.lock:
+                if not old.is_gone:
+                    self._close(replaced, old)
+        session, shape = held.session, held.shape
+        self._log(
+            f"{_hash(token)} open {self._served.method.name} {' x '.join(str(side) for side in shape)} "
+            f"{time.perf_counter() - started:.3f} s"
+        )
         return {
             "token": token,
             "turn": 0,
-            "shape": list(voxels.shape[1:3] if options.picture else voxels.shape[1:]),
+            "shape": list(shape),
             "plane": session.plane if isinstance(session, SliceSession) else None,
             "spacing": list(session.spacing) if isinstance(session, Session) else None,
         }
+
+    def _hold(self, options: Options, tensors: Tensors, nonce: str | None) -> _Held:
+        """Return a session on a scan."""
+        array, affine = read_scan(tensors, options, self._served.limits.max_voxels)
+        voxels = np.array(array)  # the request's memory goes with the request
+        embeddings = self.embeddings.open(self._scan_key(voxels, affine, options))
+        try:
+            session = self._served.session(self._runners, asdict(options))
+            if options.picture:
+                picture = np.moveaxis(voxels[..., 0], 0, -1)
+                _as_slices(session, "a picture").set_picture(picture, embeddings=embeddings)
+            else:
+                session.set_volume(volumes_of(voxels, affine, options.sequences), embeddings=embeddings)
+        except BaseException:
+            embeddings.close()
+            raise
+        shape = voxels.shape[1:3] if options.picture else voxels.shape[1:]
+        return _Held(session, embeddings, None if options.picture else affine, shape, nonce, self._clock())
 
     def _scan_key(self, voxels: np.ndarray, affine: np.ndarray, options: Options) -> str:
         """Return the SHA-256 of all that an embedding depends on, but the place in the scan."""
@@ -256,6 +326,8 @@ class SessionHost:
                 self._expired[token] = None
                 while len(self._expired) > _REMEMBERED:
                     self._expired.popitem(last=False)
+            if held.nonce is not None:
+                self._openings.pop(held.nonce, None)
         held.is_gone = True
         held.embeddings.close()
         self._log(f"{_hash(token)} close")
@@ -308,6 +380,8 @@ class SessionHost:
                 f'this call has turn {turn!r:.20} and the session\'s next one is {held.turn + 1}; ask its "state", '
                 "and let one program at a time use a session"
             )
+        if op in _PROMPTING and len(held.session.steps) >= _MOST_STEPS:
+            raise PromptError(f"this session has {_MOST_STEPS} steps, as many as a server remembers; reset it")
         started = time.perf_counter()
         before: Any = held.session.now  # each kind of session has states of its own
         prompts = self._prompts(held, op, request) if op in _PROMPTING else []

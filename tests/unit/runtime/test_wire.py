@@ -194,3 +194,8 @@ def test_names_of_tensors_are_told_apart():
 
     assert len(names) == len(set(names)) == 14
     assert not set(names) & set(wire.VOLUMES)
+
+
+def test_size_that_overflows_64_bits_is_too_large():
+    with pytest.raises(InputRefused, match="limit"):
+        wire.check_size((1, 2**21, 2**21, 2**22), 2**28)

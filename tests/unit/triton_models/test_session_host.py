@@ -424,9 +424,9 @@ def test_unknown_op_is_refused(make):
 def test_closed_session_is_unknown(make):
     user = User(make(), the.scan())
     user.ask("close")
-    for op in ("state", "close", "undo"):
+    for op, words in (("state", {}), ("close", {}), ("undo", {"turn": 1})):
         with pytest.raises(UnknownSession, match="closed or never opened"):
-            user.ask(op, turn=1)
+            user.ask(op, **words)
 
 
 def test_token_of_another_start_says_that_the_server_was_restarted(make):
@@ -862,3 +862,104 @@ def test_figures_count_sessions_clicks_and_stages(kind, make, clock):
     clock.now += 61
     host.drop_idle()
     assert {name: value for name, _, _, value, _ in host.figures()}["samkit_sessions_expired_total"] == 1
+
+
+# --- Opening again ---
+
+
+def test_open_that_is_sent_again_opens_no_second_session(make):
+    host, array = make(max_sessions=1), the.scan()
+    first = User(host, array, nonce="a" * 32)
+    again = User(host, array, nonce="a" * 32)
+
+    assert again.opened == first.opened
+    assert host.counters.opened == 1
+
+
+def test_nonce_of_a_closed_session_opens_a_new_one(make):
+    host, array = make(), the.scan()
+    first = User(host, array, nonce="a" * 32)
+    first.ask("close")
+
+    assert User(host, array, nonce="a" * 32).token != first.token
+
+
+def test_open_that_failed_can_be_sent_again(make):
+    host, array = make(), the.scan()
+    with pytest.raises(GeometryError):
+        User(host, array, np.zeros((4, 4)), nonce="a" * 32)
+
+    assert User(host, array, nonce="a" * 32).token
+
+
+def test_repeat_that_comes_while_the_first_is_at_work_waits_for_it(make, monkeypatch):
+    host, array = make(), the.scan()
+    begun, may_end = threading.Event(), threading.Event()
+    hold = host._hold
+
+    def slowly(*given):
+        begun.set()
+        assert may_end.wait(60)
+        return hold(*given)
+
+    monkeypatch.setattr(host, "_hold", slowly)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(User(host, array, nonce="n").token)) for _ in range(2)]
+    threads[0].start()
+    assert begun.wait(60)
+    threads[1].start()
+    may_end.set()
+    for thread in threads:
+        thread.join(60)
+
+    assert len(found) == 2
+    assert len(set(found)) == host.counters.opened == 1
+
+
+def test_replaced_session_makes_room_and_ends_once_the_new_one_is_open(make):
+    host, array = make(max_sessions=1), the.scan()
+    old = User(host, array)
+    with pytest.raises(GeometryError):
+        User(host, array, np.zeros((4, 4)), replaces=old.token)
+    old.click(the.bright_voxel(array, 0))  # a scan that is refused takes nothing away
+    new = User(host, array, replaces=old.token)
+
+    new.click(the.bright_voxel(array, 0))
+    with pytest.raises(UnknownSession):
+        old.ask("state")
+
+
+@pytest.mark.parametrize(
+    ("op", "words"),
+    [("click", {"turn": 1, "point": [1, 2, 3], "label": 1, "World": True}), ("undo", {"turn": 1, "n": 2}),
+     ("state", {"turn": 1}), ("check", {"prompts": [], "turn": 1})],
+)  # fmt: skip
+def test_word_that_nobody_reads_is_refused(op, words, make):
+    user = User(make(), the.scan())
+    with pytest.raises(PromptError, match=f"{op} does not know '"):
+        user.ask(op, **words)
+    with pytest.raises(PromptError, match="open does not know 'propogate'"):
+        User(user.host, the.scan(), propogate=True)
+
+
+def test_history_has_an_end(make, monkeypatch):
+    monkeypatch.setattr("samkit.triton_models.session_host._MOST_STEPS", 2)
+    array = the.scan()
+    user = User(make(), array)
+    for number in range(2):
+        user.click(the.bright_voxel(array, number))
+    with pytest.raises(PromptError, match="2 steps, as many as a server remembers"):
+        user.click(the.bright_voxel(array, 0))
+    user.change("undo")
+    user.click(the.bright_voxel(array, 0))
+
+
+def test_impatient_client_keeps_only_a_few_threads(make, monkeypatch):
+    host, array = make(), the.scan()
+    user = User(host, array)
+    (held,) = host._held.values()
+    held.requests = 4
+    with pytest.raises(WrongTurn, match="4 requests of this session wait already"):
+        user.ask("state")
+    held.requests = 0
+    user.ask("state")
