@@ -33,7 +33,7 @@ from samkit.runtime.refinement import NO_LOGIT, Piece, Refiner, State
 from samkit.runtime.runner import Runner, add_substitutes
 from samkit.runtime.slice_session import SliceSession
 from samkit.runtime.steps import Step
-from samkit.runtime.updates import MaskUpdate, Part, changed_part, paint
+from samkit.runtime.updates import MaskUpdate, Part, changed_part, paint, tight
 
 ORT_TENSORRT = "onnxruntime-tensorrt"
 """ONNX Runtime with its own TensorRT provider."""
@@ -222,9 +222,9 @@ def point_to_grid(point: Point, grid: Grid) -> Point:
 
 
 def mask_parts(pieces: Sequence[Piece], grid: Grid, threshold: float) -> tuple[Part, ...]:
-    """Return the mask, bool, on the regions of the file's array that pieces of logits cover."""
+    """Return the mask, bool, on boxes of the file's array as small as the mask has them: every click keeps its own."""
     found = [grid.region_to_file(piece.logits, piece.origin) for piece in pieces]
-    return tuple((region, logits > threshold) for region, logits in found)
+    return tuple(part for region, logits in found if (part := tight((region, logits > threshold))) is not None)
 
 
 def count_voxels(parts: Sequence[Part], shape: Sequence[int]) -> int:

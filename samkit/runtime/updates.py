@@ -84,13 +84,24 @@ def changed_part(before: Sequence[Part], after: Sequence[Part], rank: int) -> Pa
         now = paint(after, shape, origin)
         box = _bounds(paint(before, shape, origin) != now)
         if box is not None:
-            region = tuple(slice(s.start + o, s.stop + o) for s, o in zip(box, origin, strict=True))
-            return region, now[box].copy()  # not a view, which would keep the box of all parts in memory
+            return _placed(box, origin), now[box].copy()  # not a view, which would keep the box of all parts in memory
     return (slice(0, 0),) * rank, np.zeros((0,) * rank, np.uint8)
 
 
+def tight(part: Part) -> Part | None:
+    """Return the smallest part that has the same labels, None where all of them are zero."""
+    region, labels = part
+    box = _bounds(labels)
+    return None if box is None else (_placed(box, [side.start for side in region]), labels[box].copy())
+
+
+def _placed(box: Region, origin: Sequence[int]) -> Region:
+    """Return a box of an array that begins at `origin` of a larger one, in the larger one."""
+    return tuple(slice(side.start + first, side.stop + first) for side, first in zip(box, origin, strict=True))
+
+
 def _bounds(mask: np.ndarray) -> Region | None:
-    """Return the smallest box around what is true, None where nothing is."""
+    """Return the smallest box around what is not zero, None where all is."""
     bounds: list[slice] = []
     rest = mask
     for axis in range(mask.ndim):  # each axis looks only at what the ones before left over
