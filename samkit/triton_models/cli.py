@@ -34,6 +34,8 @@ def serve() -> None:
 @click.option("--max-sessions", type=click.IntRange(min=1), help="Sessions open at once, of each name.")
 @click.option("--idle-seconds", type=click.IntRange(min=1), help="A session that rests so long is closed.")
 @click.option("--cache-mb", type=click.IntRange(min=0), help="Memory for embeddings, of each name [MiB].")
+@click.option("--max-voxels", type=click.IntRange(min=1), help="Of the largest scan taken, all sequences together.")
+@click.option("--threads", type=click.IntRange(min=1), help="Requests worked on at once, of each name.")
 def write(
     exports: tuple[Path, ...],
     out: Path,
@@ -43,6 +45,8 @@ def write(
     max_sessions: int | None,
     idle_seconds: int | None,
     cache_mb: int | None,
+    max_voxels: int | None,
+    threads: int | None,
 ) -> None:
     """Write exports as one model repository, in place of one that was there."""
     from samkit.triton_models.repository import Limits, write_repository
@@ -51,6 +55,8 @@ def write(
         "max_sessions": max_sessions,
         "idle_seconds": idle_seconds,
         "cache_bytes": None if cache_mb is None else cache_mb << 20,
+        "max_voxels": max_voxels,
+        "threads": threads,
     }
     record = write_repository(
         exports,
@@ -84,7 +90,7 @@ def check(repository: Path, container: bool) -> None:
 @click.option("--grpc-port", type=_PORT, default=8001, show_default=True, help="0 takes a free one; so do the others.")
 @click.option("--http-port", type=_PORT, default=8000, show_default=True)
 @click.option("--metrics-port", type=_PORT, default=8002, show_default=True, help="Always on loopback.")
-@click.option("--address", default="127.0.0.1", show_default=True, help="Where gRPC and HTTP listen.")
+@click.option("--address", default="127.0.0.1", show_default=True, help="Of IPv4; where gRPC and HTTP listen.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
               help="What ONNX Runtime runs the graphs on; cuda was never tried.")  # fmt: skip
 @click.option("--quiet", is_flag=True, help="The server's log does not go to stderr.")
@@ -98,9 +104,10 @@ def start(
     from samkit.triton_models.checks import find_problems
     from samkit.triton_models.server import EmbeddedServer, is_loopback
 
+    is_local = is_loopback(address)  # first: it may be none that can be listened on
     if problems := find_problems(repository):
         raise ServingError(f"{repository} can't be served here: {'; '.join(problems)}")
-    if not is_loopback(address):
+    if not is_local:
         click.echo(
             f"sam-serve: warning: whoever reaches {address} can send scans to this server and read its answers, "
             "unencrypted and without a password, and its Triton is older than security fixes; use it on loopback",

@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -55,6 +55,9 @@ CHECKED_GRAPH = "mask_decoder"
 
 _STOPPING_SECONDS = 10
 """How long requests that are being answered may take once the server was told to stop."""
+_RETRIES = 3
+"""How often a server is started again, on other ports, after somebody took one that was free when it was chosen."""
+_TAKEN = re.compile(r"Socket '[^']*:(\d+)' already in use")
 _RESTRICTED = "model-repository,shared-memory,trace,logging"
 """Endpoints that change what is served, or map memory. Statistics stay open: they count, and name no patient."""
 _NO_GPU = re.compile(
@@ -71,15 +74,18 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 def is_loopback(address: str) -> bool:
-    """Return whether nobody but this machine reaches `address`.
+    """Return whether nobody but this machine reaches `address`; raises ServingError for one that is not of IPv4.
 
-    >>> is_loopback("127.0.0.1"), is_loopback("0.0.0.0"), is_loopback("localhost")
-    (True, False, True)
+    >>> is_loopback("127.0.0.1"), is_loopback("0.0.0.0")
+    (True, False)
     """
     try:
-        return ipaddress.ip_address(address).is_loopback
+        return ipaddress.IPv4Address(address).is_loopback
     except ValueError:
-        return address == "localhost"
+        raise ServingError(
+            f"the address '{address}' is none of IPv4, such as 127.0.0.1, and the server's ports are kept free for it "
+            "and asked whether it is ready over IPv4 alone; pass one of those"
+        ) from None
 
 
 # --- The server ---
@@ -112,8 +118,10 @@ class EmbeddedServer:
         A port of 0 is one that is free. `address`, of IPv4, is where gRPC and HTTP listen; metrics stay on loopback.
         `device` `cpu` hides all GPUs from the server; `cuda`, which was never run, leaves them to ONNX Runtime.
         `timeout` [s] is how long loading may take, by default as long as the number of models makes likely. `say` gets
-        the server's log, line by line, from another thread.
+        the server's log, line by line, from another thread; what it raises is dropped. Raises ServingError for an
+        address that is not of IPv4.
         """
+        is_loopback(address)
         self.repository = repository
         self.address = address
         self.grpc_port, self.http_port, self.metrics_port = grpc_port, http_port, metrics_port
@@ -163,13 +171,32 @@ class EmbeddedServer:
         """Start, wait until every model is loaded, and compare what comes back for a known tensor.
 
         Raises ManifestError for what is no repository, MissingDependencyError, and ServingError with the last lines of
-        the log; nothing is left running then.
+        the log; nothing is left running then. A port of 0 is free when it is chosen and may be taken before Triton has
+        it, because models load first: then all is done again on other ports, a few times.
         """
         if self._process is not None:
             raise ServingError("this server was started before; stop it first")
         record = Repository.load(self.repository)
         files = find_server()
         check_numpy()
+        asked = self._ports
+        for last in (False,) * _RETRIES + (True,):
+            try:
+                self._start(files, record)
+                break
+            except ServingError:
+                chosen = {port for port, wanted in zip(self._ports, asked, strict=True) if not wanted}
+                self.grpc_port, self.http_port, self.metrics_port = asked
+                if last or not chosen & _taken_ports(self._log):
+                    raise
+
+    @property
+    def _ports(self) -> tuple[int, int, int]:
+        return self.grpc_port, self.http_port, self.metrics_port
+
+    def _start(self, files: ServerFiles, record: Repository) -> None:
+        """Start once; nothing is left running where it fails."""
+        self._log.clear()
         try:
             self._launch(files)
             self._wait_until_ready(60 + 60 * len(record.models) if self._timeout is None else self._timeout)
@@ -214,7 +241,6 @@ class EmbeddedServer:
             f"--metrics-port={self.metrics_port}",
             f"--allow-gpu-metrics={str(self._device == 'cuda').lower()}",
         ]
-        self._log.clear()
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
@@ -232,7 +258,8 @@ class EmbeddedServer:
         for line in process.stdout or ():
             if self._device == "cuda" or not _NO_GPU.search(line):
                 self._log.append(line.rstrip())
-                self._say(line.rstrip())
+                with suppress(Exception):  # nobody listens any more; a full pipe would stop the server
+                    self._say(line.rstrip())
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None:
@@ -360,6 +387,15 @@ def last_words(log: Sequence[str]) -> str:
     words = [line for line in log if line.strip() and not line.startswith(("+", "|"))]
     # Triton writes the lines of a Python traceback as one, with the line breaks spelt out
     return " | ".join(line.split("\\n")[0] for line in (errors or words)[-3:]) or "it said nothing"
+
+
+def _taken_ports(log: Iterable[str]) -> set[int]:
+    """Return the ports that a server could not have, because somebody else listens there.
+
+    >>> _taken_ports(["failed to start HTTP service: Unavailable - Socket '127.0.0.1:8000' already in use"])
+    {8000}
+    """
+    return {int(port) for line in log for port in _TAKEN.findall(line)}
 
 
 def _answers(host: str, port: int, path: str) -> bool:

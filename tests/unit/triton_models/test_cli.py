@@ -12,6 +12,7 @@ import pytest
 
 from samkit.errors import ServingError
 from samkit.triton_models import checks, cli, server
+from samkit.triton_models.model_config import parse_config
 from samkit.triton_models.repository import write_repository
 
 
@@ -81,11 +82,23 @@ def test_write_says_what_is_served(sam_serve, paper_export, tmp_path):
 
 def test_write_hands_limits_on(sam_serve, paper_export, tmp_path):
     out = tmp_path / "repository"
-    sam_serve("write", paper_export("sam"), "--out", out, "--max-sessions", 3, "--idle-seconds", 60, "--cache-mb", 7)
+    limits = {"max-sessions": 3, "idle-seconds": 61, "cache-mb": 7, "max-voxels": 12345, "threads": 5}
+    sam_serve("write", paper_export("sam"), "--out", out, *(f"--{name}={value}" for name, value in limits.items()))
 
-    config = (out / "sam_session" / "config.pbtxt").read_text()
-    for value in ("3", "60", str(7 << 20)):
-        assert f'string_value: "{value}"' in config
+    found = {}
+    for model in ("sam_session", "sam_preprocess", "sam_refine"):
+        config = parse_config((out / model / "config.pbtxt").read_text(), model)
+        found[model] = {name: entry.string_value for name, entry in config.parameters.items()}
+    wanted = {
+        "max_sessions": "3",
+        "idle_seconds": "61",
+        "cache_bytes": str(7 << 20),
+        "max_voxels": "12345",
+        "threads": "5",
+    }
+    assert wanted.items() <= found["sam_session"].items()
+    assert found["sam_preprocess"]["max_voxels"] == "12345"
+    assert found["sam_refine"]["threads"] == "5"
 
 
 def test_write_fails_in_one_line(sam_serve, paper_export, tmp_path):
@@ -156,6 +169,14 @@ def test_start_warns_of_an_address_that_others_reach(sam_serve, repository, fake
 
     assert "warning: whoever reaches 192.168.1.2" in err
     assert fake_server.asked["address"] == "192.168.1.2"
+
+
+def test_start_refuses_an_address_that_is_not_of_ipv4(sam_serve, repository, fake_server):
+    code, out, err = sam_serve("start", repository, "--address", "::1")
+
+    assert (code, out) == (1, "")
+    assert err.startswith("sam-serve: the address '::1' is none of IPv4")
+    assert not fake_server.asked
 
 
 def test_start_refuses_what_check_finds(sam_serve, repository, fake_server):

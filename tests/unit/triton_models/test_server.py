@@ -18,6 +18,7 @@ from samkit.errors import ManifestError, MissingDependencyError, ServingError
 from samkit.methods import get_method
 from samkit.runtime.runner import check_inputs
 from samkit.triton_models import server, server_files
+from samkit.triton_models.record import Repository
 from samkit.triton_models.server import CHECKED_GRAPH, EmbeddedServer, is_loopback, known_inputs, last_words
 from samkit.triton_models.server_files import (
     ServerFiles,
@@ -125,6 +126,7 @@ def test_the_environment_puts_this_python_first_and_hides_gpus():
         "HOME": "/home/x",
         "PATH": "/venv/bin:/usr/bin",
         "LD_LIBRARY_PATH": "/wheel:/python",
+        "MALLOC_MMAP_THRESHOLD_": "1048576",
         "CUDA_VISIBLE_DEVICES": "",
     }
     assert "CUDA_VISIBLE_DEVICES" not in server_environment(parts, given, "cuda")
@@ -173,14 +175,84 @@ def test_an_address_that_is_not_here_is_refused():
         server._free_port(held, "192.0.2.1", 0)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.9.9.9"])
 def test_loopback_is_known(address):
     assert is_loopback(address)
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0", "192.168.1.2", "::", "workstation"])  # noqa: S104  # none is bound
+@pytest.mark.parametrize("address", ["0.0.0.0", "192.168.1.2"])  # noqa: S104  # none is bound
 def test_addresses_that_others_reach_are_no_loopback(address):
     assert not is_loopback(address)
+
+
+@pytest.mark.parametrize("address", ["::1", "localhost", "127.0.0", ""])
+def test_address_that_is_not_of_ipv4_is_refused(address, tmp_path):
+    with pytest.raises(ServingError, match=f"'{address}' is none of IPv4"):
+        EmbeddedServer(tmp_path, address=address)
+
+
+def test_log_is_read_on_where_nobody_listens_to_it(tmp_path):
+    def fail(line):
+        raise BrokenPipeError(line)
+
+    server = EmbeddedServer(tmp_path, say=fail)
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", "print('one\\ntwo')"], stdout=subprocess.PIPE, text=True
+    ) as said:
+        server._read_log(said)
+
+    assert list(server._log) == ["one", "two"]
+
+
+# --- Ports that somebody took ---
+
+
+@pytest.fixture
+def unlucky(tmp_path, monkeypatch):
+    """A server that chooses ports 1001, 1002, ... where it is asked to, and whose HTTP port is taken `tries` times."""
+    monkeypatch.setattr(server, "find_server", lambda: None)
+    monkeypatch.setattr(server, "check_numpy", lambda: None)
+    Repository("0", {}).save(tmp_path)
+
+    def make(tries, **asked):
+        found = EmbeddedServer(tmp_path, **asked)
+        found.starts = 0
+
+        def start(files, record):
+            found.starts += 1
+            found._log.clear()
+            for number, name in enumerate(("grpc_port", "http_port", "metrics_port"), 1):
+                setattr(found, name, getattr(found, name) or 1000 * found.starts + number)
+            if found.starts <= tries:
+                socket = f"Socket '127.0.0.1:{found.http_port}' already in use"
+                found._log.append(f"failed to start HTTP service: Unavailable - {socket}")
+                raise ServingError(f"the server ended ({socket})")
+
+        monkeypatch.setattr(found, "_start", start)
+        return found
+
+    return make
+
+
+def test_port_that_was_chosen_and_then_taken_is_chosen_again(unlucky):
+    found = unlucky(2)
+    found.start()
+    assert (found.grpc_port, found.http_port, found.metrics_port) == (3001, 3002, 3003)
+
+
+def test_ports_are_chosen_again_a_few_times_alone(unlucky):
+    found = unlucky(99)
+    with pytest.raises(ServingError, match="already in use"):
+        found.start()
+    assert found.starts == 4
+    assert found.http_port == 0
+
+
+def test_port_that_was_asked_for_and_is_taken_ends_it(unlucky):
+    found = unlucky(1, http_port=8123)
+    with pytest.raises(ServingError, match=r"127\.0\.0\.1:8123"):
+        found.start()
+    assert found.starts == 1
 
 
 def test_last_words_leave_tables_and_tracebacks_out():
