@@ -32,7 +32,7 @@ from samkit.runtime.registration import check_co_registered
 from samkit.runtime.runner import Runner
 from samkit.runtime.slices import Slices, SliceState
 from samkit.runtime.steps import SliceStep
-from samkit.runtime.updates import MaskUpdate, Part, changed_part
+from samkit.runtime.updates import MaskUpdate, Part, changed_part, paint
 
 
 @dataclass(frozen=True)
@@ -383,9 +383,9 @@ def _whole(opened: _Opened, parts: Mapping[int, np.ndarray], out: np.ndarray) ->
 def _change(opened: _Opened, before: SliceState, after: SliceState) -> Part:
     """Return the box in which two states differ, and the labels of `after` there."""
     region, _ = changed_part(_parts(opened, before, after), _parts(opened, after, before), len(opened.shape))
-    return region, _labels(opened, after)[
-        region
-    ]  # between two slices that changed lie others, with labels of their own
+    # Between two slices that changed lie others, with labels of their own
+    everything = _parts(opened, after, SliceState())
+    return region, paint(everything, [side.stop - side.start for side in region], [side.start for side in region])
 
 
 def _parts(opened: _Opened, state: SliceState, other: SliceState) -> list[Part]:

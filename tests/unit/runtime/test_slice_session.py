@@ -15,7 +15,7 @@ from samkit.errors import GeometryError, InputRefused, ManifestError, PromptErro
 from samkit.geometry import Volume, voxel_to_world, world_to_voxel
 from samkit.methods import sam
 from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, SliceBox, SlicePoint, SlicePrompts
-from samkit.runtime import SliceSession, open_session
+from samkit.runtime import SliceSession, open_session, slice_session
 from samkit.runtime.images import read_scan
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.runtime.runner import add_substitutes
@@ -62,6 +62,20 @@ def test_box_segments_its_slice_alone(session):
     assert step.volume_ml == pytest.approx(0.28)
     assert step.iou == pytest.approx((0.6,))
     assert set(step.seconds) == {"prepare", "propose", "encode", "decode", "total"}
+
+
+def test_change_holds_the_slices_in_between_and_is_made_without_the_whole_mask(session, monkeypatch):
+    session.add_box(BOX)
+    before = session.now
+    session.add(*(replace(BOX, first=(*BOX.first[:2], k), last=(*BOX.last[:2], k)) for k in (6.0, 10.0)))
+    labels = session.labels()
+    monkeypatch.setattr(slice_session, "_whole", None)
+
+    region, change = session.update_since(before).change
+
+    assert region[2] == slice(6, 11)
+    assert np.array_equal(change, labels[region])
+    assert change[:, :, 2].any()
 
 
 def test_logits_are_above_zero_where_the_mask_is(session):
