@@ -34,6 +34,7 @@ from samkit.runtime.interactive import Interactive
 from samkit.runtime.updates import MaskUpdate
 from samkit.triton_models.repository import write_repository
 from samkit.triton_models.server import EmbeddedServer
+from samkit.triton_models.server_files import check_numpy, find_server
 
 METHOD = "m-sam"
 SEED = 7
@@ -44,6 +45,8 @@ CLICKS = 5
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
 def demo(out: Path) -> None:
     """Export, segment, compare with the truth, draw; then serve the export and compare both ways."""
+    find_server()  # what the last part needs, said before minutes of work
+    check_numpy()
     out.mkdir(parents=True, exist_ok=True)
     export = out / METHOD
     console = Console(width=110)
