@@ -295,7 +295,7 @@ def test_air_is_refused_in_the_sessions_words(kind):
         ("volume", {}, {}, PromptError, "the request holds a dict"),
         ("volume", [], [], PromptError, "needed is a JSON object"),
         ("volume", [], {"plane": "axial"}, PromptError, "--plane is for methods of slices"),
-        ("volume", [{"point": [2, 2, 2], "label": 1}], {"propagate": True}, PromptError, "propagate is for methods of s"),
+        ("volume", [{"point": [2, 2, 2], "label": 1}], {"propagate": True}, PromptError, "propagate is for methods"),
         ("volume", [], {"World": True}, PromptError, "does not know 'World'"),
         ("volume", [], {"picture": True}, PromptError, "does not know 'picture'"),
         ("volume", [], {"sequences": ["a", "b"]}, PromptError, "1 volumes are sent and 2 sequences"),
