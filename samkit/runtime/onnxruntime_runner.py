@@ -153,12 +153,15 @@ def open_inference_session(
     device: str = "cpu",
     threads: int | None = None,
     optimise: bool = True,
+    shares_cores: bool = False,
     tensorrt_options: Mapping[str, str] | None = None,
 ) -> Any:
     """Return ONNX Runtime's session of a file, as every runner and our server's backend have it.
 
-    With `tensorrt_options` its TensorRT provider runs the graph; the rest is as OnnxRuntimeRunner has it. Raises
-    MissingDependencyError and ManifestError.
+    With `shares_cores` threads sleep as soon as a run is done. They spin on for a while otherwise, ready for the next
+    one, which takes the processor from whoever works on the answer in another process. With `tensorrt_options` its
+    TensorRT provider runs the graph; the rest is as OnnxRuntimeRunner has it. Raises MissingDependencyError and
+    ManifestError.
     """
     ort = _import_onnxruntime(device)
     options = ort.SessionOptions()
@@ -166,6 +169,8 @@ def open_inference_session(
     options.inter_op_num_threads = 1
     if threads is not None:
         options.intra_op_num_threads = threads
+    if shares_cores:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         # In the file's order. ONNX Runtime's own one would leave a probe behind each tensor until the very end, and

@@ -39,6 +39,7 @@ class OnnxRuntimeModel:
         self._session: Any = open_inference_session(
             Path(args["model_repository"]) / args["model_version"] / file,
             device="cuda" if args["model_instance_kind"] == "GPU" else "cpu",
+            shares_cores=True,
         )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

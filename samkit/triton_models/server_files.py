@@ -120,5 +120,8 @@ def server_environment(files: ServerFiles, given: Mapping[str, str], device: str
         **{name: value for name, value in given.items() if name not in ("PYTHONHOME", "PYTHONPATH")},
         "PATH": before("PATH", files.python),
         "LD_LIBRARY_PATH": before("LD_LIBRARY_PATH", *files.libraries),
+        # Scans come and go in messages of tens of megabytes: mapped, they are given back; on the heap of one of many
+        # threads they leave gaps, and the server grows with every session
+        "MALLOC_MMAP_THRESHOLD_": "1048576",
         **({} if device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}),
     }

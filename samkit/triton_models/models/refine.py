@@ -16,6 +16,7 @@ class TritonPythonModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Read what is served here."""
+        backend.keep_heap()
         self.served = Served.from_triton(args)
         self.runners = self.served.runners()
         self.result = wire.LABELS if self.served.is_slices else wire.LOGITS

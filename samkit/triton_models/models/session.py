@@ -20,6 +20,7 @@ class TritonPythonModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Read what is served here, and begin to look for sessions that nobody uses."""
+        backend.keep_heap()
         served = Served.from_triton(args)
         self.host = SessionHost(served, served.runners(), log=backend.log_info)
         self.metrics = backend.Metrics(served.name)

@@ -97,6 +97,8 @@ class Server:
 @pytest.fixture
 def server(exports, repository, monkeypatch):
     running = Server(exports, repository)
+    # This process is no server's: its heap stays as it is
+    monkeypatch.setattr("samkit.triton_models.python_backend.keep_heap", lambda: None)
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", running.utils)
     try:
         yield running

@@ -178,6 +178,12 @@ def test_a_missing_input_is_an_error_of_its_request(load, graphs):
     assert answers[1].error is None
 
 
+def test_threads_of_a_served_graph_sleep_between_runs(load):
+    options = load("mask_decoder")._session.get_session_options()
+
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
 def test_a_file_that_is_no_graph_does_not_load(load, tmp_path):
     model = load("mask_decoder")
     model.finalize()

@@ -160,6 +160,19 @@ def test_call_raises_what_the_model_says(utils, models):
         backend.call("encoder", {}, [])
 
 
+# --- This process ---
+
+
+def test_heap_keeps_what_it_frees_where_the_c_library_can(monkeypatch):
+    asked = []
+    monkeypatch.setattr(backend.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *pair: asked.append(pair)))
+    backend.keep_heap()
+    monkeypatch.setattr(backend.ctypes, "CDLL", lambda name: SimpleNamespace())
+    backend.keep_heap()
+
+    assert dict(asked) == {-1: 512 << 20, -2: 64 << 20, -3: 32 << 20}
+
+
 # --- Log and metrics ---
 
 
