@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
-from types import ModuleType
 from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
 
@@ -32,7 +31,6 @@ _ENVELOPE = 2**16
 """Bytes of a message besides its tensors; far more than there are."""
 _LISTING_SECONDS = 5.0
 """Time to find out which models there are, for a message."""
-_DTYPES = {"uint8": "UINT8", "int16": "INT16", "float32": "FP32", "float64": "FP64", "object": "BYTES"}
 _OUTPUTS = (wire.ANSWER, wire.CHANGED)
 _CHANNEL = (
     ("grpc.max_send_message_length", MAX_MESSAGE),
@@ -147,7 +145,9 @@ class GrpcTransport:
                 f"crop or resample the scan first, or use {HTTP}://",
             )
         try:
-            result = self._client.infer(self._address.model, _as_inputs(self._library, inputs), client_timeout=timeout)
+            result = self._client.infer(
+                self._address.model, tritonclient_library.as_inputs(self._library, inputs), client_timeout=timeout
+            )
         except self._library.InferenceServerException as error:
             status, text = str(error.status()), str(error.message())
             raise _failure(self._address, status, text, timeout, self._served_models) from error
@@ -174,7 +174,7 @@ class HttpTransport:
         """Return the model's outputs by name; `timeout` [s] is the longest silence."""
         client = self._client(timeout)
         try:
-            return _outputs(client.infer(self._address.model, _as_inputs(self._library, inputs)))
+            return _outputs(client.infer(self._address.model, tritonclient_library.as_inputs(self._library, inputs)))
         except self._library.InferenceServerException as error:
             status, text = str(error.status()), str(error.message())
             raise _failure(self._address, status, text, timeout, self._served_models) from error
@@ -199,14 +199,6 @@ class HttpTransport:
 
     def close(self) -> None:
         """Do nothing: every call closed its own connection."""
-
-
-def _as_inputs(library: ModuleType, inputs: Mapping[str, np.ndarray]) -> list[Any]:
-    made = []
-    for name, array in inputs.items():
-        made.append(library.InferInput(name, list(array.shape), _DTYPES[array.dtype.name]))
-        made[-1].set_data_from_numpy(array)
-    return made
 
 
 def _outputs(result: Any) -> dict[str, np.ndarray]:

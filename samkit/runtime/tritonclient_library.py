@@ -6,8 +6,12 @@ does not pay for the other's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
+from typing import Any
+
+import numpy as np
 
 from samkit.errors import MissingDependencyError
 
@@ -28,6 +32,19 @@ def model_config() -> ModuleType:
     Raises MissingDependencyError where it is missing or does not load.
     """
     return _load("tritonclient.grpc.model_config_pb2")
+
+
+def as_inputs(library: ModuleType, arrays: Mapping[str, np.ndarray]) -> list[Any]:
+    """Return arrays as the InferInputs of `library`, which is what `grpc` or `http` returned; objects travel as BYTES.
+
+    >>> [(tensor.name(), tensor.datatype()) for tensor in as_inputs(grpc(), {"affine": np.eye(4)})]
+    [('affine', 'FP64')]
+    """
+    inputs = []
+    for name, array in arrays.items():
+        inputs.append(library.InferInput(name, list(array.shape), library.np_to_triton_dtype(array.dtype)))
+        inputs[-1].set_data_from_numpy(array)
+    return inputs
 
 
 def _load(name: str) -> ModuleType:
