@@ -49,7 +49,8 @@ def write(
     threads: int | None,
 ) -> None:
     """Write exports as one model repository, in place of one that was there."""
-    from samkit.triton_models.repository import Limits, write_repository
+    from samkit.triton_models.limits import Limits
+    from samkit.triton_models.repository import write_repository
 
     limits = {
         "max_sessions": max_sessions,

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import samkit
@@ -25,6 +25,7 @@ from samkit.manifest import FILE_NAME as MANIFEST_FILE
 from samkit.manifest import Manifest, engine_file, file_sha256
 from samkit.methods import GraphSpec, SliceMethod, get_method
 from samkit.runtime.tritonclient_library import model_config
+from samkit.triton_models.limits import DEFAULTS, LIMITS, Limits
 from samkit.triton_models.model_config import (
     ENGINE_FILE,
     ONNX_FILE,
@@ -42,39 +43,6 @@ MODELS = Path(__file__).parent / "models"
 """The model.py of each role."""
 VERSION = "1"
 """Triton's name for the one version of every model."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a server lets its sessions take. It stands in the configs of the Python models, where it may be changed."""
-
-    max_sessions: int = 16
-    """Sessions open at once; one more is refused with "at capacity"."""
-    idle_seconds: int = 900
-    """A session that nobody asked anything for so long is closed."""
-    cache_bytes: int = 2**30
-    """Embeddings kept in memory for all sessions of one name together [bytes]."""
-    max_voxels: int = 2**28
-    """Largest volume tensor taken, over all its sequences [voxels]."""
-    threads: int = 32
-    """Requests of sessions that are worked on at once; further ones wait. One that waits for an encoder counts, too, so
-    there should be as many as sessions."""
-
-    def __post_init__(self) -> None:
-        """Raise ServingError for a limit that lets nothing through."""
-        for name, value in self.__dict__.items():
-            least = 0 if name == "cache_bytes" else 1  # no cache is a choice
-            if value < least:
-                raise ServingError(f"the limit {name} is {value} and nothing could be served with it; raise it")
-
-
-LIMITS = {
-    "preprocess": ("max_voxels",),
-    "refine": ("threads",),
-    "postprocess": ("max_voxels",),
-    SESSION: tuple(field.name for field in fields(Limits)),
-}
-"""Which limits each Python model's config holds."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +85,7 @@ def write_repository(
     precision: str | None = None,
     name: str | None = None,
     engines: bool = True,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULTS,
 ) -> Repository:
     """Write `exports` into the model repository `out` and return its record.
 
@@ -287,13 +255,17 @@ def without_origin(manifest: Manifest) -> Manifest:
 
 
 def _move(new: Path, out: Path, old: Path) -> None:
-    """Put the finished repository in place of what is in `out`, which is taken out of the way at once and whole."""
+    """Put the finished repository in place of what is in `out`, by two renames: between them there is no `out`.
+
+    Whatever keeps the second from being done, Ctrl-C included, puts the old one back.
+    """
     if not out.exists():
         new.rename(out)
         return
-    out.rename(old)
     try:
+        out.rename(old)
         new.rename(out)
-    except OSError:
-        old.rename(out)
+    except BaseException:
+        if old.exists() and not out.exists():
+            old.rename(out)
         raise

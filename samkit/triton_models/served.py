@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ from samkit.runtime.runner import Runner, add_substitutes
 from samkit.runtime.session import Session, described, make_session
 from samkit.runtime.slice_session import SliceSession
 from samkit.triton_models.bls_runner import BlsRunner
-from samkit.triton_models.repository import Limits
+from samkit.triton_models.limits import Limits
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,15 @@ class Served:
 
     @classmethod
     def from_triton(cls, args: Mapping[str, str]) -> Self:
-        """Return what the model is that Triton gives `args` of; raises ManifestError for a broken manifest."""
+        """Return what the model is that Triton gives `args` of.
+
+        Raises ManifestError for a broken manifest, ServingError for a limit that can't be read.
+        """
         folder = Path(args["model_repository"]) / args["model_version"]
         entries = json.loads(args["model_config"])["parameters"]
         parameters = {key: entry["string_value"] for key, entry in entries.items()}
         manifest = Manifest.load(folder)
         method, config = described(manifest, folder)
-        limits = {f.name: int(parameters[f.name]) for f in fields(Limits) if f.name in parameters}
         return cls(
             name=parameters["samkit_name"],
             precision=parameters["precision"],
@@ -51,7 +53,7 @@ class Served:
             manifest=manifest,
             method=method,
             config=config,
-            limits=Limits(**limits),
+            limits=Limits.from_parameters(parameters),
             engines=frozenset(parameters["engines"].split()),
         )
 
@@ -82,11 +84,10 @@ class Served:
         )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
-        """Return what a client has to know, as JSON."""
+        """Return what a client has to know, as JSON; it knows the name that it asked."""
         method, session = self.method, self.session({}, {})
         return {
             "samkit": samkit.__version__,
-            "name": self.name,
             "method": method.name,
             "kind": "slices" if self.is_slices else "volume",
             "precision": self.precision,
@@ -94,10 +95,9 @@ class Served:
             "plan": self.manifest.plan.to_dict(),
             "structures": list(session.structures) if isinstance(session, SliceSession) else [],
             "sequences": list(session.sequences) if isinstance(session, SliceSession) else [],
-            "prompts": sorted(method.prompts) if isinstance(method, SliceMethod) else ["point"],
             "is_automatic": session.is_automatic,
             "plane": session.plane if isinstance(session, SliceSession) else None,
             "warnings": list(session.warnings),
-            "providers": {spec.name: ["triton"] for spec in self.graphs},
-            "limits": {key: getattr(self.limits, key) for key in ("max_voxels", "max_sessions", "idle_seconds")},
+            "providers": {name: list(runner.providers) for name, runner in self.runners().items()},
+            "limits": {"max_voxels": self.limits.max_voxels},
         }

@@ -36,8 +36,9 @@ from samkit.manifest import Manifest
 from samkit.methods import SliceMethod, get_method
 from samkit.runtime import open_session, wire
 from samkit.runtime.images import read_scan
+from samkit.triton_models.limits import Limits
 from samkit.triton_models.model_config import parse_config
-from samkit.triton_models.repository import Limits, write_repository
+from samkit.triton_models.repository import write_repository
 from samkit.triton_models.server import EmbeddedServer
 from samkit.triton_models.server_files import find_server
 

@@ -16,8 +16,8 @@ import pytest
 from samkit import errors
 from samkit.errors import MissingDependencyError, PromptError, SamkitError
 from samkit.runtime import wire
+from samkit.triton_models.limits import Limits
 from samkit.triton_models.model_config import ROLES, SESSION, role_ports
-from samkit.triton_models.repository import Limits
 from samkit.triton_models.server_files import find_server
 from samkit.triton_models.session_host import SessionHost
 

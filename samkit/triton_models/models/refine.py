@@ -30,6 +30,7 @@ class TritonPythonModel:
     def run(self, request: Any) -> dict[str, np.ndarray]:
         """Return the output tensors of one request."""
         prepared = backend.need_tensor(request, wire.PREPARED)
+        wire.check_size(prepared.shape, self.served.limits.max_voxels)  # it need not come from preprocess
         found, result = refine(self.served, self.runners, prepared, backend.read_json(request, wire.TASK))
         return {wire.FOUND: wire.encode(found), self.result: result}
 

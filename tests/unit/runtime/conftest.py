@@ -13,7 +13,7 @@ from samkit.runtime import wire
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.runtime.runner import add_substitutes
 from samkit.runtime.session import described
-from samkit.triton_models.repository import Limits
+from samkit.triton_models.limits import Limits
 from samkit.triton_models.served import Served
 from samkit.triton_models.session_host import SessionHost
 

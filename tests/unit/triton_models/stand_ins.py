@@ -22,7 +22,7 @@ from samkit.models.sam3d_config import Sam3DConfig
 from samkit.prompts import FOREGROUND
 from samkit.runtime.runner import HostRunner, check_inputs
 from samkit.tensors import Axis, TensorSpec
-from samkit.triton_models.repository import Limits
+from samkit.triton_models.limits import Limits
 from samkit.triton_models.served import Served
 
 PATCH = 32

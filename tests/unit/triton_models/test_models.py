@@ -19,8 +19,9 @@ from samkit.geometry import Volume
 from samkit.manifest import Manifest
 from samkit.runtime import open_session, wire
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
+from samkit.triton_models.limits import Limits
 from samkit.triton_models.model_config import parse_config
-from samkit.triton_models.repository import MODELS, Limits, write_repository
+from samkit.triton_models.repository import MODELS, write_repository
 
 the = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("stand_ins.py"))))
 ROLES = ("preprocess", "refine", "postprocess", "session")
@@ -202,6 +203,7 @@ def test_limits_are_those_of_the_config(server):
     for response in (
         server.ask(session, request=wire.encode({"op": "open"}), **large),
         server.ask(preprocess, **large),
+        server.ask(server.load("sam_refine"), prepared=np.ones((1, 50, 50, 50), np.float32), task=wire.encode({})),
     ):
         assert "this server's limit is 100000" in str(error_of(response))
 
@@ -210,7 +212,8 @@ def test_description_is_the_exports(server, exports):
     for name, kind in (("sam_med3d", "volume"), ("sam", "slices")):
         response = server.ask(server.load(f"{name}_session"), request=wire.encode({"op": "describe"}))
         described = wire.decode(response.array("answer"), "answer")
-        assert (described["name"], described["kind"]) == (name, kind)
+        assert described["kind"] == kind
+        assert described["providers"]["image_encoder"] == [f"triton model {name}_image_encoder"]
         assert described["digest"] == Manifest.load(exports[name]).digest
         assert response.array("changed").shape == (0, 0, 0)
 
