@@ -313,11 +313,7 @@ class EmbeddedServer:
 
     def _infer(self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         library = tritonclient_library.grpc()
-        tensors = []
-        for name, array in inputs.items():
-            tensor = library.InferInput(name, list(array.shape), library.np_to_triton_dtype(array.dtype))
-            tensor.set_data_from_numpy(array)
-            tensors.append(tensor)
+        tensors = tritonclient_library.as_inputs(library, inputs)
         try:
             with library.InferenceServerClient(self.grpc) as client:
                 result = client.infer(model, tensors, client_timeout=300)
