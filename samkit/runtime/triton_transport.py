@@ -11,7 +11,7 @@ that (docs/serving.md).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any, Protocol, Self
@@ -26,18 +26,18 @@ GRPC, HTTP = "triton", "triton+http"
 """Schemes of an address."""
 MAX_MESSAGE = 2**31 - 1
 """Bytes of the largest gRPC message, which a scan has to fit into."""
+CONNECTING = 5.0
+"""How long a server that never answered may say nothing [s]: a firewall drops packets, and no error comes back."""
 
 _ENVELOPE = 2**16
 """Bytes of a message besides its tensors; far more than there are."""
-_LISTING_SECONDS = 5.0
-"""Time to find out which models there are, for a message."""
 _OUTPUTS = (wire.ANSWER, wire.CHANGED)
 _CHANNEL = (
     ("grpc.max_send_message_length", MAX_MESSAGE),
     ("grpc.max_receive_message_length", MAX_MESSAGE),
-    # gRPC waits up to two minutes before it tries a lost connection again; a person clicks sooner
+    # gRPC waits up to two minutes before it tries a lost connection again; a person clicks sooner. Its shortest wait
+    # (grpc.min_reconnect_backoff_ms) stays: it is how long a connection may take to come about, too
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.enable_http_proxy", 0),  # a scan goes to the server that was named, whatever the environment says
 )
@@ -135,6 +135,7 @@ class GrpcTransport:
         self._address = address
         self._library = tritonclient_library.grpc()
         self._client = self._library.InferenceServerClient(address.server, channel_args=list(_CHANNEL))
+        self._is_met = False
 
     def call(self, inputs: Mapping[str, np.ndarray], timeout: float) -> dict[str, np.ndarray]:
         """Return the model's outputs by name, within `timeout` [s]."""
@@ -144,18 +145,27 @@ class GrpcTransport:
                 f"the scan has {size} bytes, and a gRPC message takes {MAX_MESSAGE}",
                 f"crop or resample the scan first, or use {HTTP}://",
             )
+        self._meet(min(timeout, CONNECTING))
         try:
             result = self._client.infer(
                 self._address.model, tritonclient_library.as_inputs(self._library, inputs), client_timeout=timeout
             )
         except self._library.InferenceServerException as error:
             status, text = str(error.status()), str(error.message())
-            raise _failure(self._address, status, text, timeout, self._served_models) from error
+            raise _failure(self._address, status, text, timeout) from error
         return _outputs(result)
 
-    def _served_models(self) -> list[str]:
-        index = self._client.get_model_repository_index(client_timeout=_LISTING_SECONDS)
-        return [model.name for model in index.models]
+    def _meet(self, timeout: float) -> None:
+        """Raise ConnectionLost where nobody says a word, before a request gets all the time that its work may take."""
+        if self._is_met:
+            return
+        try:
+            self._client.is_server_live(client_timeout=timeout)
+        except self._library.InferenceServerException as error:
+            if str(error.status()) in _TOO_LATE:
+                raise _silent(self._address, timeout) from error
+            # Any other error is an answer, or the request hears it, too
+        self._is_met = True
 
     def close(self) -> None:
         """Close the channel."""
@@ -169,15 +179,17 @@ class HttpTransport:
         """Load the library; a call connects."""
         self._address = address
         self._library = tritonclient_library.http()
+        self._is_met = False
 
     def call(self, inputs: Mapping[str, np.ndarray], timeout: float) -> dict[str, np.ndarray]:
         """Return the model's outputs by name; `timeout` [s] is the longest silence."""
+        self._meet(min(timeout, CONNECTING))
         client = self._client(timeout)
         try:
             return _outputs(client.infer(self._address.model, tritonclient_library.as_inputs(self._library, inputs)))
         except self._library.InferenceServerException as error:
             status, text = str(error.status()), str(error.message())
-            raise _failure(self._address, status, text, timeout, self._served_models) from error
+            raise _failure(self._address, status, text, timeout) from error
         except TimeoutError as error:
             raise _too_late(self._address, timeout) from error
         except (OSError, HTTPException) as error:
@@ -185,16 +197,24 @@ class HttpTransport:
         finally:
             client.close()
 
-    def _served_models(self) -> list[str]:
-        client = self._client(_LISTING_SECONDS)
+    def _meet(self, timeout: float) -> None:
+        """Raise ConnectionLost where nobody says a word, before a request gets all the time that its work may take."""
+        if self._is_met:
+            return
+        client = self._client(timeout)
         try:
-            return [model["name"] for model in client.get_model_repository_index()]
+            client.is_server_live()
+        except TimeoutError as error:
+            raise _silent(self._address, timeout) from error
+        except (OSError, HTTPException, self._library.InferenceServerException):
+            pass  # an answer, or the request hears it, too
         finally:
             client.close()
+        self._is_met = True
 
     def _client(self, timeout: float) -> Any:
         return self._library.InferenceServerClient(
-            self._address.server, connection_timeout=timeout, network_timeout=timeout
+            self._address.server, connection_timeout=min(timeout, CONNECTING), network_timeout=timeout
         )
 
     def close(self) -> None:
@@ -212,9 +232,7 @@ _LOST = ("StatusCode.UNAVAILABLE", "502", "503")
 _TOO_LATE = ("StatusCode.DEADLINE_EXCEEDED", "504")
 
 
-def _failure(
-    address: Address, status: str, text: str, timeout: float, served_models: Callable[[], Sequence[str]]
-) -> SamkitError | ConnectionLost:
+def _failure(address: Address, status: str, text: str, timeout: float) -> SamkitError | ConnectionLost:
     """Return what a failed call means: `status` is gRPC's or HTTP's, `text` the server's or the library's."""
     if (carried := wire.read_error(text)) is not None:
         return carried
@@ -222,24 +240,12 @@ def _failure(
         return _too_late(address, timeout)
     if "unknown model" in text.lower():
         return ServingError(
-            f"{address.server} has no model {address.model}{_listing(address, served_models)}; check the name after "
-            "the last slash, or add the export there with sam-serve write"
+            f"{address.server} has no model {address.model}; check the name after the last slash, of which sam-serve "
+            "start prints all, or add the export there with sam-serve write"
         )
     if status in _LOST:
         return _lost(address, text)
     return ServingError(f"{address.server} did not answer the request ({_one_line(text)}); see the server's log")
-
-
-def _listing(address: Address, served_models: Callable[[], Sequence[str]]) -> str:
-    """Return which names there are instead; nothing where the server does not tell, as one in production does not."""
-    try:
-        models = served_models()
-    except Exception:  # the call that failed is what has to be told, not that the list is closed to us
-        return ""
-    related = sorted(model for model in models if model.startswith(address.name))
-    names = sorted(model.removesuffix("_session") for model in models if model.endswith("_session"))
-    there = f"of that name it has {', '.join(related)}" if related else "it has nothing of that name"
-    return f" ({there}, and sessions for {', '.join(names) or 'nothing'})"
 
 
 def _too_late(address: Address, timeout: float) -> ServerTimeout:
@@ -251,6 +257,10 @@ def _too_late(address: Address, timeout: float) -> ServerTimeout:
 
 def _lost(address: Address, text: str) -> ConnectionLost:
     return ConnectionLost(f"{address.server} can't be reached ({_one_line(text)})")
+
+
+def _silent(address: Address, timeout: float) -> ConnectionLost:
+    return _lost(address, f"nothing came back within {timeout:.3g} s")
 
 
 def _one_line(text: str) -> str:

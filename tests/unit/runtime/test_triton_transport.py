@@ -6,6 +6,7 @@ The servers here are stand-ins that speak Triton's protocols and answer as they 
 from __future__ import annotations
 
 import json
+import socket
 import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,6 @@ from samkit.runtime import triton_transport, wire
 from samkit.runtime.triton_transport import Address, ConnectionLost, connect, is_url
 
 DTYPES = {"UINT8": np.uint8, "INT16": np.int16, "FP32": np.float32, "FP64": np.float64}
-MODELS = ["m_sam", "m_sam_session", "sam_image_encoder", "sam_session"]
 
 
 class Fake:
@@ -33,7 +33,6 @@ class Fake:
         self.changed = np.zeros((0, 0, 0), np.uint8)
         self.error = None
         self.drops = False
-        self.tells_models = True
         self.silence = threading.Event()
         self.silence.set()
 
@@ -77,14 +76,6 @@ class Service(service_pb2_grpc.GRPCInferenceServiceServicer):
             response.raw_output_contents.append(raw)
         return response
 
-    def RepositoryIndex(self, request, context):  # noqa: N802
-        if not self.fake.tells_models:
-            context.abort(grpc.StatusCode.UNAVAILABLE, "This protocol is restricted")
-        response = service_pb2.RepositoryIndexResponse()
-        for name in MODELS:
-            response.models.add(name=name)
-        return response
-
 
 class Handler(BaseHTTPRequestHandler):
     fake: Fake
@@ -92,10 +83,6 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         fake = self.fake
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        if "index" in self.path:
-            if not fake.tells_models:
-                return self.give(403, b"")
-            return self.give(200, json.dumps([{"name": name} for name in MODELS]).encode())
         if fake.drops:
             return self.connection.close()
         if fake.error is not None:
@@ -210,21 +197,12 @@ def test_another_error_carries_the_servers_words_in_one_line(transport, fake):
         transport.call(REQUEST, 60.0)
 
 
-def test_an_unknown_model_names_those_there_are(transport, fake):
+def test_an_unknown_model_says_where_the_names_are(transport, fake):
     fake.error = "Request for unknown model: 'm_sam_session' is not found"
 
     with pytest.raises(
-        ServingError,
-        match=r"of that name it has m_sam, m_sam_session, and sessions for m_sam, sam\); .* sam-serve write",
+        ServingError, match=r"has no model m_sam_session; .* sam-serve start prints all, .* sam-serve write"
     ):
-        transport.call(REQUEST, 60.0)
-
-
-def test_an_unknown_model_is_told_where_the_list_is_closed(transport, fake):
-    fake.error = "Request for unknown model: 'm_sam_session' is not found"
-    fake.tells_models = False
-
-    with pytest.raises(ServingError, match=r"has no model m_sam_session; check the name"):
         transport.call(REQUEST, 60.0)
 
 
@@ -254,6 +232,19 @@ def test_a_closed_port_is_a_lost_connection(scheme, host):
             transport.call(REQUEST, 60.0)
     finally:
         transport.close()
+
+
+@pytest.mark.parametrize("scheme", ["triton", "triton+http"])
+def test_a_server_that_never_said_a_word_gets_little_of_the_time(monkeypatch, scheme):
+    monkeypatch.setattr(triton_transport, "CONNECTING", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        port = mute.getsockname()[1]
+        transport = connect(Address.parse(f"{scheme}://127.0.0.1:{port}/m-sam"))
+        try:
+            with pytest.raises(ConnectionLost, match=r"nothing came back within 0\.2 s"):
+                transport.call(REQUEST, 3600.0)
+        finally:
+            transport.close()
 
 
 def test_a_scan_beyond_a_grpc_message_is_refused_before_it_travels(monkeypatch):
