@@ -15,9 +15,13 @@ import pytest
 
 from samkit import errors
 from samkit.errors import MissingDependencyError, PromptError, SamkitError
+from samkit.manifest import Manifest
 from samkit.runtime import wire
-from samkit.triton_models.limits import Limits
+from samkit.runtime.session import described
+from samkit.triton_models.limits import LIMITS, Limits
 from samkit.triton_models.model_config import ROLES, SESSION, role_ports
+from samkit.triton_models.requests import OPENING
+from samkit.triton_models.served import Served
 from samkit.triton_models.server_files import find_server
 from samkit.triton_models.session_host import SessionHost
 
@@ -169,6 +173,35 @@ def test_ops_are_those_of_the_host():
         host.answer({"op": "none of them"}, None, {})
     known = re.search(r"known are (.*);", str(refused.value))[1].split(", ")
     assert {op for row in rows("What is served") if len(row) == 3 for op in named(row[0])} == set(known)
+
+
+def test_what_describe_says_is_what_the_page_lists(bright_slices):
+    manifest = Manifest.load(bright_slices)
+    served = Served("sam", "fp32", manifest.digest, manifest, *described(manifest, bright_slices), Limits())
+    (says,) = (row[2] for row in rows("What is served") if row[0] == "`describe`")
+    answer = served.describe()
+    assert set(named(says)) == {*answer, *answer["limits"], "volume", "slices"}  # the last two are what `kind` may be
+
+
+def test_open_takes_what_the_page_lists_besides_options():
+    host = SessionHost(SimpleNamespace(limits=Limits()), {})
+    with pytest.raises(PromptError) as refused:
+        host.answer({"op": "open", "none of them": 1}, None, {})
+    known = re.search(r"it knows (.*);", str(refused.value))[1].split(", ")
+    (asked,) = (row[1] for row in rows("What is served") if row[0] == "`open`")
+    assert set(named(asked)) == {*known} - {"op", *OPENING}
+
+
+def test_limits_stand_where_the_page_says():
+    says = re.search(r"They stand as `parameters`.*?\. Edit", section("Sessions"), re.S)[0]
+    everywhere, of_voxels, of_threads = re.search(
+        r"(all of them.*?), (`max_voxels`.*?), and (`threads`.*)", says, re.S
+    ).groups()
+    assert set(LIMITS["session"]) == set(vars(Limits()))
+    assert named(everywhere) == ["NAME_session"]
+    for text, limit in ((of_voxels, "max_voxels"), (of_threads, "threads")):
+        roles = {role for role in LIMITS if limit in LIMITS[role] and role != "session"}
+        assert set(named(text)) == {limit, *(f"NAME_{role}" for role in roles)}
 
 
 def test_limits_are_those_of_the_code():
