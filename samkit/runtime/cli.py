@@ -35,10 +35,11 @@ from samkit.runtime.answers import PICTURE_SUFFIX, check_name, table_path, write
 from samkit.runtime.images import MASK_SUFFIXES, check_output, replacing, write_logits, write_mask
 from samkit.runtime.inputs import Given, find_inputs, read_inputs, source_files
 from samkit.runtime.interactive import to_voxel
-from samkit.runtime.remote_session import DEFAULT_TIMEOUT, RemoteSession, open_remote_session
+from samkit.runtime.opening import open_session
+from samkit.runtime.remote_session import DECIDE_TIMEOUT, DEFAULT_TIMEOUT, RemoteSession, open_remote_session
 from samkit.runtime.report import provenance
 from samkit.runtime.segmenting import AnySession, Say, segment_given
-from samkit.runtime.session import BACKENDS, DEVICES, default_device, described, open_session
+from samkit.runtime.session import BACKENDS, DEVICES, default_device, described
 from samkit.sequences import parse_pattern
 
 NOTICE = "not a medical device"
@@ -96,9 +97,8 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
-    default=DEFAULT_TIMEOUT,
-    show_default=True,
-    help="Of --server: how long one answer may take [s]. An automatic method's pass over a volume is one answer.",
+    help=f"Of --server: how long one answer may take [s]. Default: {DEFAULT_TIMEOUT:g}, and {DECIDE_TIMEOUT:g} for an "
+    "automatic method's pass over a volume and for --propagate, each of which is one answer.",
 )
 @click.option(
     "-i",
@@ -207,7 +207,7 @@ def segment(
     context: click.Context,
     export: Path | None,
     server: str | None,
-    timeout: float,
+    timeout: float | None,
     inputs: tuple[str, ...],
     sequences: tuple[str, ...],
     mask_path: Path,
@@ -353,8 +353,8 @@ def _in_folder(opened: ExitStack, export: Path, ran: dict[str, Any], seen: dict[
     )
 
 
-def _on_server(opened: ExitStack, url: str, timeout: float, seen: dict[str, Any]) -> _Place:
-    session = opened.enter_context(open_remote_session(url, timeout=timeout, **seen))
+def _on_server(opened: ExitStack, url: str, timeout: float | None, seen: dict[str, Any]) -> _Place:
+    session = opened.enter_context(open_remote_session(url, timeout=timeout, **seen))  # a folder is refused
     figures = {"backend": "triton", "device": None, "server": url}
     return _Place(session.method, session.config, lambda: session, figures, f"at {url}")
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from samkit.errors import PromptError
 from samkit.geometry import Triple
-from samkit.runtime.remote_session import DEFAULT_TIMEOUT, RemoteSession, open_remote_session
-from samkit.runtime.triton_transport import is_url
+from samkit.runtime.remote_session import RemoteSession, open_remote_session
+from samkit.runtime.triton_transport import Address, is_url
 
 if TYPE_CHECKING:
     from samkit.runtime.session import Session
@@ -28,25 +28,27 @@ def open_session(
     spacing: Triple | None = None,
     plane: str | None = None,
     intensities: tuple[float, float] | None = None,
-    timeout: float = DEFAULT_TIMEOUT,
+    timeout: float | None = None,
 ) -> Session | SliceSession | RemoteSession:
     """Return a session on an export folder, or on what a server serves: `triton://HOST:PORT/NAME`, `triton+http://...`.
 
     With a folder, a method of volumes gives a Session and a method of slices a SliceSession; their files are checked
     against the manifest first, and `backend`, `device`, `precision` and `threads` are those of
-    `samkit.runtime.session.open_session`. With an address it is a RemoteSession, the server decides those four, and
-    `timeout` [s] is how long one call may take. `spacing` [mm] is for methods of volumes, `plane` and `intensities`
-    (what becomes black and white) for those of slices; each is by default the method's own.
+    `samkit.runtime.session.open_export`. With an address it is a RemoteSession, the server decides those four, and
+    `timeout` [s] is how long one call may take, by default DEFAULT_TIMEOUT, and DECIDE_TIMEOUT for one that decides on
+    many slices. `spacing` [mm] is for methods of volumes, `plane` and `intensities` (what becomes black and white) for
+    those of slices; each is by default the method's own.
     """
     if is_url(target):
+        address = Address.parse(str(target))  # first: what is none may hold a password, and is not repeated
         given = {"backend": backend, "device": device, "precision": precision, "threads": threads}
         if decided := [name for name, value in given.items() if value is not None]:
             raise PromptError(
-                f"{', '.join(decided)} can't be chosen for {target}, the server decides how it runs its exports; leave "
-                f"{'it' if len(decided) == 1 else 'them'} out"
+                f"{', '.join(decided)} can't be chosen for {address}, the server decides how it runs its exports; "
+                f"leave {'it' if len(decided) == 1 else 'them'} out"
             )
         return open_remote_session(str(target), spacing=spacing, plane=plane, intensities=intensities, timeout=timeout)
-    from samkit.runtime.session import open_session as open_export
+    from samkit.runtime.session import open_export
 
     return open_export(
         target,

@@ -6,23 +6,32 @@
         session.undo()
 
 The scan travels once. Every call that changes the session has a turn, so one that was sent again because the connection
-broke happens once. Where a call got no answer at all, nobody knows whether it happened; the next call asks, and takes
-over what did. Needs numpy, nibabel and tritonclient.
+broke happens once. Where a call got no answer at all, nobody knows whether it happened, or will; the next call asks,
+and takes over what did. Needs numpy, nibabel and tritonclient.
 """
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 
 import samkit
-from samkit.errors import InputRefused, PromptError, SamkitError, ServerUnreachable, ServingError, TensorMismatchError
+from samkit.errors import (
+    InputRefused,
+    PromptError,
+    SamkitError,
+    ServerUnreachable,
+    ServingError,
+    TensorMismatchError,
+    WrongTurn,
+)
 from samkit.geometry import Index, Triple, Volume
 from samkit.prompts import Box, Point, Prompt, SliceBox, SlicePoint, prompt_json
 from samkit.runtime import wire
@@ -31,20 +40,24 @@ from samkit.runtime.registration import check_co_registered
 from samkit.runtime.runner import Closing
 from samkit.runtime.steps import SliceStep, Step
 from samkit.runtime.triton_transport import Address, ConnectionLost, Transport, connect
-from samkit.runtime.updates import MaskUpdate, Part, Region
+from samkit.runtime.updates import MaskUpdate, Part, Region, changed_part
 
 if TYPE_CHECKING:
     from samkit.manifest import ExportPlan
     from samkit.methods.method import Method
 
 DEFAULT_TIMEOUT = 120.0
-"""How long one call may take [s]."""
+"""How long one call may take [s], unless the user says."""
+DECIDE_TIMEOUT = 3600.0
+"""How long deciding on, or leading on through, all slices of a scan may take [s], unless the user says."""
 FIRST_CONTACT = 5.0
 """How long a server that never answered is tried [s]: then the address is wrong, or nobody started it."""
 FAREWELL = 5.0
 """How long closing may take [s]; a session that nobody closed ends by itself."""
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Waits before a lost connection is tried again [s]; the last one repeats."""
+_LONG = frozenset({"decide", "propagate"})
+"""What works on all slices of a scan, in one call."""
 _SAME = "install the same version of samkit on both sides"
 
 AnyStep: TypeAlias = Any
@@ -117,19 +130,22 @@ class RemoteSession(Interactive, Closing):
         plane: str | None = None,
         intensities: tuple[float, float] | None = None,
         spacing: Triple | None = None,
-        timeout: float = DEFAULT_TIMEOUT,
+        timeout: float | None = None,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take over `transport` and ask what is served; `timeout` [s] is for one call, with all its attempts.
+        """Take over `transport` and ask what is served.
 
-        `plane`, `intensities` and `spacing` go to the server with every scan, which refuses those that its method does
-        not have. `sleep` and `clock` are for tests.
+        `timeout` [s] is for one call, with all its attempts: by default DEFAULT_TIMEOUT, and DECIDE_TIMEOUT for
+        `segment_all` and `propagate`. `plane`, `intensities` and `spacing` go to the server with every scan, which
+        refuses those that its method does not have. `sleep` and `clock` are for tests.
         """
-        if not timeout > 0:
+        if timeout is not None and not timeout > 0:
             raise PromptError(f"the time for one call is {timeout} s, it must be above 0; e.g. timeout=120")
         self.address = address
-        self.timeout = timeout
+        self.timeout = DEFAULT_TIMEOUT if timeout is None else timeout
+        """For one call [s]."""
+        self._decide_timeout = DECIDE_TIMEOUT if timeout is None else timeout
         self._transport = transport
         self._sleep, self._clock = sleep, clock
         self._plane = plane
@@ -137,16 +153,17 @@ class RemoteSession(Interactive, Closing):
         self._is_closed = False
         self._set: _Set | None = None
         self._forget()
-        answer, _ = self._call({"op": "describe"}, tries_for=min(timeout, FIRST_CONTACT))
+        answer, _ = self._call({"op": "describe"}, tries_for=min(self.timeout, FIRST_CONTACT))
         self.manifest = ExportDescription.from_answer(answer, address.server)
-        """Plan and digest, as an export folder's manifest has them."""
+        """Plan and digest, as an export folder's manifest has them; no files, so nothing to verify or to find."""
 
     # --- The scan ---
 
     def set_volume(self, volumes: Volume | Mapping[str, Volume]) -> None:
         """Send a new scan, one volume for each of the method's sequences; what was before is forgotten, there too.
 
-        Raises what a session on an export folder raises, AtCapacity where the server holds as many as it may.
+        Raises what a session on an export folder raises, AtCapacity where the server holds as many as it may; the scan
+        before is still there then. After a ServerTimeout nobody knows which of the two is: set one again.
         """
         named = self._in_order({"": volumes} if isinstance(volumes, Volume) else volumes)
         if not named:
@@ -160,7 +177,7 @@ class RemoteSession(Interactive, Closing):
         self._open({"sequences": list(named)}, tensors, shape, 0.0)
 
     def set_picture(self, picture: np.ndarray) -> None:
-        """Send a picture (H, W) or (H, W, C) of intensities 0..255; what was before is forgotten, there too."""
+        """Send a picture (H, W) or (H, W, C) of intensities 0..255; raises, and forgets, as `set_volume` does."""
         if not self.is_sliced:
             super().set_picture(picture)  # refuses it
         image = np.asarray(picture, np.float32)
@@ -184,35 +201,36 @@ class RemoteSession(Interactive, Closing):
     def _open(
         self, request: dict[str, Any], tensors: Mapping[str, np.ndarray], shape: tuple[int, ...], empty: float | None
     ) -> None:
-        """Open a session on what `tensors` hold; `empty` is the volume of an empty mask [mL]."""
-        self._leave()
+        """Open a session on what `tensors` hold; `empty` is the volume of an empty mask [mL].
+
+        The server ends the session before when it accepted this one, and answers a nonce that it knows with the same
+        session, so that one that was sent again because the connection broke leaves none behind.
+        """
         asked = {name: value for name, value in self._asked.items() if value is not None}
-        answer, _ = self._call({"op": "open", **request, **asked}, tensors)
+        request = {"op": "open", "nonce": secrets.token_hex(16), **request, **asked}
+        if self._set is not None:
+            request["replaces"] = self._set.token
+        answer, _ = self._call(request, tensors)
         spacing = answer["spacing"]
         nothing: Part = ((slice(0, 0),) * len(shape), np.zeros((0,) * len(shape), np.uint8))
         labels = _Labels(np.zeros(shape, np.uint8))
+        self._forget()
         self._set = _Set(
             token=answer["token"],
             turn=int(answer["turn"]),
             labels=labels,
-            update=_update(labels, nothing, empty, ()),
+            update=MaskUpdate(labels.array, lambda: nothing, volume_ml=empty),
             plane=answer["plane"],
             spacing=None if spacing is None else (float(spacing[0]), float(spacing[1]), float(spacing[2])),
         )
 
-    def _leave(self) -> None:
-        """End the session on the server, if there is one, and forget all about it."""
-        left, self._set = self._set, None
-        self._forget()
-        if left is not None:
-            with suppress(ServingError, ConnectionLost):  # gone already, or it ends by itself: nobody will use it
-                self._attempt({"op": "close"}, {}, left.token, min(self.timeout, FAREWELL))
-
     def _forget(self) -> None:
         self._affine = None
-        self._done: list[AnyStep] = []
-        self._undone: list[AnyStep] = []
-        self._doubted: dict[str, Any] | None = None
+        self._done: list[AnyStep | None] = []
+        """Steps; None for one that no answer told of."""
+        self._undone: list[AnyStep | None] = []
+        self._doubted: list[dict[str, Any]] = []
+        """Requests without an answer. All have the turn after the last one that is known: at most one can happen."""
 
     # --- Prompts ---
 
@@ -225,23 +243,29 @@ class RemoteSession(Interactive, Closing):
         """Raise InputRefused unless `point` lies in the volume."""
         self.check(point)
 
-    def add(self, *prompts: Prompt) -> AnyStep:
-        """Apply prompts and return what they did: those of slices at once, as one step, clicks in a volume in order."""
+    def add(self, *prompts: Prompt, refine: bool = False) -> AnyStep:
+        """Apply prompts and return what they did: those of slices as one step, clicks in a volume in order.
+
+        Nothing changes where any of them is refused. Of several clicks it is the last one's step that comes back.
+        Raises PromptError for `refine`, which a session on an export folder of a method of slices has.
+        """
+        if refine:
+            raise PromptError(
+                "refine is asked for, and a server does not do it; leave it out, or open the export folder instead"
+            )
         if not prompts:
             raise PromptError("no prompt was given; give a point or a box")
-        if len(prompts) > 1 and self.is_sliced:
+        if len(prompts) > 1:
             return self._change("prompts", prompts=[_as_json(prompt) for prompt in prompts])
-        for prompt in prompts:
-            step = self._change("box" if isinstance(prompt, (Box, SliceBox)) else "click", **_as_json(prompt))
-        return step
+        return self._change("box" if isinstance(prompts[0], (Box, SliceBox)) else "click", **_as_json(prompts[0]))
 
-    def add_point(self, point: Point | SlicePoint) -> AnyStep:
+    def add_point(self, point: Point | SlicePoint, *, refine: bool = False) -> AnyStep:
         """Apply one point; `add` says how."""
-        return self.add(point)
+        return self.add(point, refine=refine)
 
-    def add_box(self, box: Box | SliceBox) -> AnyStep:
+    def add_box(self, box: Box | SliceBox, *, refine: bool = False) -> AnyStep:
         """Apply one box, flat in a slice; `add` says how."""
-        return self.add(box)
+        return self.add(box, refine=refine)
 
     def add_prompt(self, prompt: Prompt) -> None:
         """Apply one point or box; `add` says how."""
@@ -250,7 +274,8 @@ class RemoteSession(Interactive, Closing):
     def segment_all(self, report: Callable[[int, int], object] | None = None) -> AnyStep:
         """Let the method decide by itself on every slice that has no prompt, and return what came out.
 
-        It is one call to the server, so `report` is called once, with all slices done.
+        It is one call to the server, which may take DECIDE_TIMEOUT unless the session was opened with a timeout, and
+        `report` is called once, with all slices done.
         """
         step = self._change("decide")
         if report is not None and step.slices:
@@ -258,7 +283,10 @@ class RemoteSession(Interactive, Closing):
         return step
 
     def propagate(self) -> AnyStep:
-        """Let the mask of every prompted slice lead on to its neighbours, and return what that did."""
+        """Let the mask of every prompted slice lead on to its neighbours, and return what that did.
+
+        One call, too, with the time of `segment_all`.
+        """
         return self._change("propagate")
 
     def undo(self) -> MaskUpdate:
@@ -287,15 +315,22 @@ class RemoteSession(Interactive, Closing):
         return self.last_update().labels.copy()
 
     def last_update(self) -> MaskUpdate:
-        """Return the present mask and what the last call changed; its labels can't be written to."""
+        """Return the present mask and what the last call changed; its labels can't be written to.
+
+        After a call that got no answer it asks the server.
+        """
         self._opened()
         self._settle()
         return self._opened().update
 
     @property
     def steps(self) -> tuple[AnyStep, ...]:
-        """Return what the steps did, in order."""
-        return tuple(self._done)
+        """Return what the steps did, in order, as far as answers told.
+
+        Missing are steps of other programs that use this session, and of clicks added at once all but the last. The
+        `number` of a step counts them, too.
+        """
+        return tuple(step for step in self._done if step is not None)
 
     @property
     def prompted(self) -> tuple[int, ...]:
@@ -373,76 +408,120 @@ class RemoteSession(Interactive, Closing):
 
     def close(self) -> None:
         """End the session on the server and let go of the connection; does nothing the second time."""
-        if not self._is_closed:
-            self._leave()
+        if self._is_closed:
+            return
+        left, self._set = self._set, None
+        self._forget()
+        try:
+            if left is not None:
+                with suppress(SamkitError, ConnectionLost):  # gone already, or it ends by itself: nobody will use it
+                    self._attempt({"op": "close"}, {}, left.token, min(self.timeout, FAREWELL))
+        finally:
             self._is_closed = True
             self._transport.close()
 
     # --- Requests ---
 
     def _change(self, op: str, **what: Any) -> AnyStep:
-        """Do what changes the session; a call that got no answer is looked into first.
+        """Do what changes the session; calls that got no answer are looked into first.
 
-        Had that one happened and is this the same again, it is taken for another try, and happens no second time.
+        Had one of them happened and is this the same again, it is taken for another try, and happens no second time.
         """
         self._opened()
-        doubted = self._doubted
-        was_done = self._settle()
-        request = {"op": op, "turn": self._opened().turn + 1, **what}
-        if doubted is not None and was_done and {**request, "turn": doubted["turn"]} == doubted:
-            return self._done[-1] if self._done else None
-        return self._send(request)
+        asked = {"op": op, **what}
+        try:
+            return self._once(asked, self._settle())
+        except WrongTurn:  # refused, so this one did not happen
+            happened = self._settle(is_behind=True)
+            if happened is None:  # whatever has the turn is no call from here, and a user should know
+                raise
+            return self._once(asked, happened)
 
-    def _settle(self) -> bool:
-        """Find out about a call that got no answer, and return whether it happened; its answer is taken over then."""
-        doubted = self._doubted
-        if doubted is None:
-            return False
-        state, _ = self._call({"op": "state"})
-        if int(state["turn"]) < doubted["turn"]:
-            self._doubted = None
-            return False
-        self._send(doubted)  # the server knows this turn: it answers once more, and does nothing
-        return True
+    def _once(self, asked: dict[str, Any], happened: dict[str, Any] | None) -> AnyStep:
+        """Do what is asked, unless it is the request that turned out to have happened."""
+        if happened is not None and {**asked, "turn": happened["turn"]} == happened:
+            return self._done[-1] if self._done else None
+        return self._send({**asked, "turn": self._opened().turn + 1})
+
+    def _settle(self, *, is_behind: bool = False) -> dict[str, Any] | None:
+        """Find out about calls that got no answer, and return the request of the one that happened.
+
+        While none did, each may wait on the server still, and all stay in doubt. Where something else happened, or
+        `is_behind` and nothing is in doubt, the session's state is taken over from the server and None returned.
+        """
+        if not self._doubted and not is_behind:
+            return None
+        state, changed = self._call({"op": "state"})
+        turn = self._opened().turn
+        if int(state["turn"]) <= turn:
+            return None
+        for request in tuple(self._doubted) if int(state["turn"]) == turn + 1 else ():
+            with suppress(WrongTurn):
+                self._send(request)  # the server answers the one that has the turn once more, and does nothing
+                return request
+        self._take_state(state, changed)
+        return None
 
     def _send(self, request: dict[str, Any]) -> AnyStep:
-        self._doubted = request
+        """Send what changes the session; it is in doubt until its answer is here."""
+        if request not in self._doubted:
+            self._doubted.append(request)
         try:
-            answer, changed = self._call(request)
-        except ServingError:
-            raise  # whether it happened is not known, or the next call will hear the same
-        except SamkitError:
-            self._doubted = None  # refused: nothing changed
+            answer, changed = self._call(request, timeout=self._decide_timeout if request["op"] in _LONG else None)
+        except SamkitError as error:
+            # Of what is neither, nobody knows whether it happened, or the next call will hear the same
+            if isinstance(error, WrongTurn) or not isinstance(error, (ServingError, TensorMismatchError)):
+                self._doubted.remove(request)
             raise
         step = self._take_over(request["op"], answer, changed)
-        self._doubted = None
+        self._doubted.clear()  # their turn is taken
         return step
 
     def _take_over(self, op: str, answer: dict[str, Any], changed: np.ndarray) -> AnyStep:
         """Make what an answer tells the present state, and return its step."""
-        before = self._opened()
-        part = _as_part(answer["region"], changed, before.labels.shape)
-        labels = _Labels(before.labels, part)
-        self._set = replace(
-            before,
-            turn=int(answer["turn"]),
-            labels=labels,
-            update=_update(labels, part, answer["volume_ml"], tuple(answer["iou"])),
-            prompted=tuple(int(index) for index in answer["prompted"]),
-            origins=tuple((int(i), int(j), int(k)) for i, j, k in answer["origins"]),
-        )
-        step = None if answer["step"] is None else self._as_step(answer["step"])
+        before = self._opened().labels
+        part = _as_part(answer["region"], changed, before.shape)
+        labels = _Labels(before, part)
+        self._show(answer, labels, lambda: part)
+        step: AnyStep = None if answer["step"] is None else self._as_step(answer["step"])
         if op == "undo":
-            self._undone.append(self._done.pop())
+            self._undone.append(self._done.pop() if self._done else None)
         elif op == "redo":
-            self._done.append(self._undone.pop())
+            self._done.append(self._undone.pop() if self._undone else None)
         else:
             self._undone.clear()
             if op == "reset":
                 self._done.clear()
             else:
+                self._done += [None] * (step.number - 1 - len(self._done))
                 self._done.append(step)
         return step
+
+    def _take_state(self, state: dict[str, Any], changed: np.ndarray) -> None:
+        """Make the server's state the present one: its history is not the one that is known here."""
+        before = self._opened().labels
+        part = _as_part(state["region"], changed, before.shape)
+        labels = _Labels(np.zeros(before.shape, np.uint8), part)
+        whole: Region = tuple(slice(0, side) for side in before.shape)
+        self._show(
+            state,
+            labels,
+            lambda: changed_part([(whole, before.array())], [(whole, labels.array())], len(whole)),
+        )
+        self._done.clear()
+        self._undone.clear()
+        self._doubted.clear()
+
+    def _show(self, answer: dict[str, Any], labels: _Labels, change: Callable[[], Part]) -> None:
+        """Make `labels`, and all else that any answer tells, the present state."""
+        self._set = replace(
+            self._opened(),
+            turn=int(answer["turn"]),
+            labels=labels,
+            update=MaskUpdate(labels.array, change, volume_ml=answer["volume_ml"], iou=tuple(answer["iou"])),
+            prompted=tuple(int(index) for index in answer["prompted"]),
+            origins=tuple((int(i), int(j), int(k)) for i, j, k in answer["origins"]),
+        )
 
     def _as_step(self, data: dict[str, Any]) -> AnyStep:
         if self.is_sliced:
@@ -454,21 +533,30 @@ class RemoteSession(Interactive, Closing):
         request: dict[str, Any],
         tensors: Mapping[str, np.ndarray] | None = None,
         *,
+        timeout: float | None = None,
         tries_for: float | None = None,
     ) -> tuple[dict[str, Any], np.ndarray]:
-        """Return JSON and labels of an answer. A lost connection is tried again, at most `tries_for` [s] in all."""
-        token = None if self._set is None else self._set.token
-        left = self.timeout if tries_for is None else tries_for
+        """Return JSON and labels of an answer, within `timeout` [s], by default that of the session.
+
+        A lost connection is tried again until `tries_for` [s] from now, by default for the session's time after the
+        first loss.
+        """
+        token = None if self._set is None or request["op"] == "open" else self._set.token
+        left = self.timeout if timeout is None else timeout
         ends = self._clock() + left
+        tries_until = None if tries_for is None else self._clock() + tries_for
         tries = 0
         while True:
             try:
-                return self._attempt(request, tensors or {}, token, left if tries_for is None else self.timeout)
+                return self._attempt(request, tensors or {}, token, left)
             except ConnectionLost as lost:
+                now = self._clock()
+                if tries_until is None:
+                    tries_until = min(ends, now + self.timeout)
                 pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
                 tries += 1
-                left = ends - self._clock() - pause
-                if left <= 0:
+                left = ends - now - pause
+                if now + pause >= tries_until:
                     raise ServerUnreachable(
                         f"{lost}, tried {tries} times; check the address, and that sam-serve start runs there"
                     ) from lost
@@ -500,7 +588,8 @@ class RemoteSession(Interactive, Closing):
 class _Set:
     """A session on the server, as its last answer told."""
 
-    token: str
+    token: str = field(repr=False)
+    """Whoever has it has the session."""
     turn: int
     labels: _Labels
     update: MaskUpdate
@@ -537,10 +626,6 @@ class _Labels:
         return labels
 
 
-def _update(labels: _Labels, part: Part, volume_ml: float | None, iou: tuple[float, ...]) -> MaskUpdate:
-    return MaskUpdate(labels.array, lambda: part, volume_ml=volume_ml, iou=iou)
-
-
 def _as_part(bounds: list[list[int]], values: np.ndarray, shape: tuple[int, ...]) -> Part:
     """Return the labels of a box; raises TensorMismatchError unless they fit it, and it the mask.
 
@@ -572,7 +657,7 @@ def open_remote_session(
     spacing: Triple | None = None,
     plane: str | None = None,
     intensities: tuple[float, float] | None = None,
-    timeout: float = DEFAULT_TIMEOUT,
+    timeout: float | None = None,
 ) -> RemoteSession:
     """Return a session on what is served at `url`.
 

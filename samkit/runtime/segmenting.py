@@ -48,8 +48,7 @@ def segment_volume(session: Session | RemoteSession, given: Given, prompts: Sequ
         )
     points = [as_point(prompt, session.method.name) for prompt in prompts]
     session.set_volume(given.scan.volume)
-    for point in points:  # all of them before the first minute is spent
-        session.check_point(point)
+    _check(session, points)
     seconds: dict[str, float] = {}
     for number, point in enumerate(points, 1):
         step = session.add_point(point)
@@ -74,8 +73,7 @@ def segment_slices(
     else:
         volumes = {name: scan.volume for name, scan in given.scans.items()}
         session.set_volume(volumes)
-    for prompt in prompts:  # all of them before the first minute is spent
-        session.check(prompt)
+    _check(session, prompts)
     seconds: dict[str, float] = {}
     last: SliceStep | None = None
     if prompts:
@@ -105,6 +103,19 @@ def segment_slices(
         counts = np.bincount(session.labels().ravel(), minlength=len(session.structures) + 1)
         figures["structures"] = {name: int(counts[index]) for index, name in enumerate(session.structures, 1)}
     return Done(volume, seconds, figures, _empty_warning(last is not None and last.voxels > 0))
+
+
+def _check(session: AnySession, prompts: Sequence[Prompt]) -> None:
+    """Raise PromptError and InputRefused for any of the prompts, before the first minute is spent."""
+    if isinstance(session, RemoteSession):
+        if prompts:
+            session.check(*prompts)  # one question for all
+        return
+    for prompt in prompts:
+        if isinstance(session, Session):
+            session.check_point(as_point(prompt, session.method.name))
+        else:
+            session.check(prompt)
 
 
 def _tenths(say: Say) -> Callable[[int, int], None]:

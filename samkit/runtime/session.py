@@ -1,6 +1,6 @@
-"""Session: one exported method of volumes, one volume set once, clicked many times; `open_session` opens any method.
+"""Session: one exported method of volumes, one volume set once, clicked many times; `open_export` opens any method.
 
-    with open_session("exports/m-sam") as session:
+    with open_export("exports/m-sam") as session:
         session.set_volume(volume)
         step = session.add_point(Point((60, 70, 30), FOREGROUND))
         mask = session.mask()
@@ -238,7 +238,7 @@ def _parts(state: _Clicked | None) -> tuple[Part, ...]:
     return () if state is None else state.parts
 
 
-def open_session(
+def open_export(
     folder: str | Path,
     *,
     backend: str = "onnxruntime",

@@ -35,8 +35,13 @@ class MaskUpdate:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """Return structure numbers, uint8, on the volume's own array; 1 where nothing is told apart."""
-        return self._labels()
+        """Return structure numbers, uint8, on the volume's own array; 1 where nothing is told apart.
+
+        The array can't be written to: `change` and later looks at this update tell of the same mask.
+        """
+        labels = self._labels()
+        labels.setflags(write=False)
+        return labels
 
     @property
     def mask(self) -> np.ndarray:

@@ -13,8 +13,8 @@ from nibabel.freesurfer.mghformat import MGHImage
 from PIL import Image
 
 from samkit.prompts import Box
+from samkit.runtime import open_session
 from samkit.runtime.images import read_scan
-from samkit.runtime.session import open_session
 
 OBLIQUE = np.array([[0.9, -0.2, 0.1, -30.0], [0.25, 1.1, -0.1, 12.0], [-0.1, 0.2, 1.9, 5.0], [0, 0, 0, 1]])
 BOX = "18,18,8,32,36,8"

@@ -91,6 +91,14 @@ def test_clicks_give_the_same_bytes(bright_export, served, both, scan):
     assert here_report["crop_origins"]
     assert not transports[0].is_open
     assert not transports[0].host._held
+    assert transports[0].asked == ["describe", "open", "check", "click", "click", "close"]
+
+
+def test_help_says_how_long_a_pass_over_a_scan_may_take(sam_segment):
+    code, out, _ = sam_segment("--help")
+
+    assert code == 0
+    assert "Default: 120, and 3600 for" in " ".join(out.split())
 
 
 def test_world_clicks_give_the_same_bytes(bright_export, served, both, scan):
@@ -147,6 +155,7 @@ def test_a_label_map_and_its_table_give_the_same_bytes(bright_structures, served
         (("--server", URL, "--threads", "2"), "--threads is the server's to decide"),
         (("--server", URL, "--save-logits", "logits.nii"), "a server sends masks and no logits"),
         (("--server", "http://localhost/x"), "needed is triton://HOST:PORT/NAME"),
+        (("--server", "exports/m-sam"), "needed is triton://HOST:PORT/NAME"),
         (("--server", URL, "--timeout", "0"), "'--timeout'"),
         (("--export", ".", "--timeout", "5"), "--timeout is for a server's answers"),
     ],

@@ -31,8 +31,8 @@ class Fake:
 
     def do_describe(self, request):
         return {
-            "samkit": "0", "name": "m_sam", "method": "m-sam", "kind": "volume", "precision": "fp32", "digest": "d",
-            "plan": {}, "structures": [], "sequences": [], "prompts": ["point"], "is_automatic": False, "plane": None,
+            "samkit": "0", "method": "m-sam", "kind": "volume", "precision": "fp32", "digest": "d",
+            "plan": {}, "structures": [], "sequences": [], "is_automatic": False, "plane": None,
             "warnings": [], "providers": {"mask_decoder": ["triton"]}, "limits": {"max_voxels": 1000},
         }
 

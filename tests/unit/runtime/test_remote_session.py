@@ -22,13 +22,14 @@ from samkit.errors import (
     ServingError,
     SessionExpired,
     TensorMismatchError,
+    WrongTurn,
 )
 from samkit.geometry import Volume
 from samkit.methods.method import SliceMethod, VolumeMethod
 from samkit.prompts import Box, Point, SliceBox, SlicePoint
 from samkit.runtime import remote_session, wire
 from samkit.runtime.remote_session import RemoteSession
-from samkit.runtime.session import open_session
+from samkit.runtime.session import open_export
 from samkit.runtime.triton_transport import Address, ConnectionLost
 
 ADDRESS = Address.parse("triton://localhost:8001/bright")
@@ -58,7 +59,8 @@ def connected(serve, wired):
 
     def connect(folder, *, limits=None, **options):
         transport, clock = wired(serve(folder, **(limits or {}))), Time()
-        sessions.append(RemoteSession(transport, ADDRESS, timeout=7.0, clock=clock, sleep=clock.sleep, **options))
+        options = {"timeout": 7.0, **options}
+        sessions.append(RemoteSession(transport, ADDRESS, clock=clock, sleep=clock.sleep, **options))
         return transport, sessions[-1]
 
     yield connect
@@ -95,7 +97,7 @@ def untimed(steps):
 def test_clicks_in_a_volume_are_those_of_the_folder(bright_export, connected):
     transport, there = connected(bright_export, spacing=(1.5, 1.0, 1.0))
 
-    with open_session(bright_export, threads=1, spacing=(1.5, 1.0, 1.0)) as here:
+    with open_export(bright_export, threads=1, spacing=(1.5, 1.0, 1.0)) as here:
         check_same(here.set_image(scan()), there.set_image(scan()))
         calls = [("click", (20, 22, 15)), ("click", (3, 3, 3), False), ("undo",), ("redo",), ("undo",)]
         calls += [("click", (20, 20, 15)), ("reset",), ("click", (21, 22, 16))]
@@ -114,7 +116,7 @@ def test_clicks_in_a_volume_are_those_of_the_folder(bright_export, connected):
 def test_prompts_on_slices_are_those_of_the_folder(bright_slices, connected):
     _, there = connected(bright_slices, plane="coronal", intensities=(0.0, 255.0))
 
-    with open_session(bright_slices, threads=1, plane="coronal", intensities=(0.0, 255.0)) as here:
+    with open_export(bright_slices, threads=1, plane="coronal", intensities=(0.0, 255.0)) as here:
         check_same(here.set_image(scan()), there.set_image(scan()))
         check_same(here.box((10, 22, 5), (30, 22, 25)), there.box((10, 22, 5), (30, 22, 25)))
         check_same(here.click((20, 22, 15), False), there.click((20, 22, 15), False))
@@ -129,7 +131,7 @@ def test_prompts_on_slices_are_those_of_the_folder(bright_slices, connected):
 def test_a_change_of_two_slices_leaves_those_between_as_they_are(bright_slices, connected):
     _, there = connected(bright_slices, plane="coronal")
 
-    with open_session(bright_slices, threads=1, plane="coronal") as here:
+    with open_export(bright_slices, threads=1, plane="coronal") as here:
         for session in (here, there):
             session.set_image(scan())
             session.box((10, 22, 5), (30, 22, 25))
@@ -142,7 +144,7 @@ def test_a_picture_is_that_of_the_folder(bright_slices, connected):
     _, there = connected(bright_slices)
     picture = scan().array[:, :, 15].astype(np.float32)
 
-    with open_session(bright_slices, threads=1) as here:
+    with open_export(bright_slices, threads=1) as here:
         for shown in (picture, np.stack([picture, picture + 1, picture * 0.5], axis=-1)):
             here.set_picture(shown)
             there.set_picture(shown)
@@ -158,7 +160,7 @@ def test_a_picture_is_that_of_the_folder(bright_slices, connected):
 def test_every_dtype_gives_the_same_mask(bright_export, connected, dtype):
     _, there = connected(bright_export)
 
-    with open_session(bright_export, threads=1) as here:
+    with open_export(bright_export, threads=1) as here:
         here.set_image(scan(dtype=dtype))
         there.set_image(scan(dtype=dtype))
         check_same(here.click((20, 22, 15)), there.click((20, 22, 15)))
@@ -167,7 +169,7 @@ def test_every_dtype_gives_the_same_mask(bright_export, connected, dtype):
 def test_it_knows_the_export_as_the_folder_does(bright_export, bright_slices, connected):
     for folder, kind in ((bright_export, VolumeMethod), (bright_slices, SliceMethod)):
         _, there = connected(folder)
-        with open_session(folder, threads=1) as here:
+        with open_export(folder, threads=1) as here:
             assert isinstance(there.method, kind)
             assert there.method is here.method
             assert there.config == here.config
@@ -198,7 +200,7 @@ def test_refused_prompts_raise_what_the_folder_raises_and_change_nothing(bright_
     there.click((20, 22, 15))
     before = there.labels()
 
-    with open_session(bright_export, threads=1) as here:
+    with open_export(bright_export, threads=1) as here:
         here.set_image(scan())
         with pytest.raises(SamkitError) as expected:
             here.add_prompt(prompt)
@@ -244,6 +246,67 @@ def test_what_a_method_can_not_take_is_refused_before_it_travels(bright_export, 
     assert "open" not in transport.asked
 
 
+def test_a_scan_that_the_server_refuses_leaves_the_one_before(bright_export, connected):
+    transport, there = connected(bright_export)
+    there.set_image(scan())
+    there.click((20, 22, 15))
+    before = there.labels()
+
+    with pytest.raises(GeometryError):
+        there.set_image(Volume(scan().array, np.zeros((4, 4))))
+    assert np.array_equal(there.labels(), before)
+    there.click((1.0, 50.0, 30.0), world=True)
+    assert [step.number for step in there.steps] == [1, 2]
+
+    there.set_image(scan())
+    assert not there.mask().any()
+    assert there.steps == ()
+    assert len(transport.host._held) == 1
+
+
+def test_a_picture_that_the_server_refuses_leaves_the_scan_before(bright_slices, connected):
+    _, there = connected(bright_slices)
+    there.set_image(scan())
+    there.box((10, 8, 15), (30, 33, 15))
+    before = there.labels()
+
+    with pytest.raises(InputRefused):
+        there.set_picture(np.zeros((40, 40, 2)))
+    assert np.array_equal(there.labels(), before)
+    assert there.prompted == (15,)
+
+
+def test_clicks_at_once_happen_all_or_not_at_all(bright_export, connected):
+    _, there = connected(bright_export)
+    there.set_image(scan())
+    with pytest.raises(InputRefused, match="outside"):
+        there.add(Point((20, 22, 15), 1), Point((99, 2, 2), 1))
+    assert not there.mask().any()
+    assert there.steps == ()
+
+    with open_export(bright_export, threads=1) as here:
+        here.set_image(scan())
+        here.click((20, 22, 15))
+        here.click((3, 3, 3), positive=False)
+        step = there.add(Point((20, 22, 15), 1), Point((3, 3, 3), 0))
+        assert np.array_equal(here.labels(), there.labels())
+        assert untimed([step]) == untimed(there.steps) == untimed(here.steps[1:])  # of the first one nobody told
+        check_same(here.undo(), there.undo())
+        check_same(here.redo(), there.redo())
+        check_same(here.undo(), there.undo())
+        check_same(here.undo(), there.undo())
+        check_same(here.redo(), there.redo())
+
+
+@pytest.mark.parametrize("call", ["add", "add_point"])
+def test_what_only_a_folders_session_does_is_refused(bright_slices, connected, call):
+    _, there = connected(bright_slices)
+    there.set_image(scan())
+
+    with pytest.raises(PromptError, match="a server does not do it"):
+        getattr(there, call)(Point((20, 22, 15), 1), refine=True)
+
+
 # --- Updates ---
 
 
@@ -259,7 +322,7 @@ def test_earlier_updates_stay_what_they_were(bright_export, connected):
     assert np.array_equal(first.labels, seen)
     assert not emptied.mask.any()
     assert np.array_equal(again.labels, seen)
-    with open_session(bright_export, threads=1) as here:
+    with open_export(bright_export, threads=1) as here:
         here.set_image(scan())
         here.click((20, 22, 15))
         assert np.array_equal(here.click((3, 3, 3)).labels, unseen.labels)  # looked at after all that followed
@@ -286,6 +349,22 @@ def test_labels_that_do_not_fit_their_box_are_refused(bright_export, connected):
 
     with pytest.raises(TensorMismatchError, match="same version"):
         there.click((20, 22, 15))
+    transport.call = right
+    assert there.mask().any()  # it happened, whatever the answer was
+
+
+@pytest.mark.parametrize("folder", ["bright_export", "bright_slices"])
+def test_labels_of_an_update_can_not_be_written_to_here_or_there(request, connected, folder):
+    export = request.getfixturevalue(folder)
+    _, there = connected(export)
+
+    with open_export(export, threads=1) as here:
+        for session in (here, there):
+            session.set_image(scan())
+            for update in (session.last_update(), session.click((20, 22, 15))):
+                with pytest.raises(ValueError, match="read-only"):
+                    update.labels[:] = 7
+            session.labels()[:] = 7  # is the caller's own
 
 
 # --- Lost and late answers ---
@@ -306,12 +385,17 @@ def test_a_lost_connection_clicks_once(bright_export, connected, when):
     assert there.mask().any()
 
 
-def test_a_lost_connection_opens_again(bright_export, connected):
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_lost_connection_opens_once(bright_export, connected, when):
     transport, there = connected(bright_export)
-    transport.spoil(LOST, "before")
-    there.set_image(scan())
+    for _ in range(2):
+        transport.spoil(LOST, when)
+        there.set_image(scan())
 
     assert there.click((20, 22, 15)).mask.any()
+    assert transport.asked.count("open") == 4
+    assert transport.host.counters.opened == 2
+    assert len(transport.host._held) == 1
 
 
 def test_a_connection_lost_for_good_ends_within_the_time(bright_export, connected):
@@ -359,7 +443,7 @@ def test_after_a_late_answer_the_next_call_asks_what_happened(bright_export, con
     assert transport.asked[3:] == ["click", "state", *(["click"] if happened else []), "click"]
     assert transport.host.counters.clicks == (3 if happened else 2)
     assert [step.number for step in there.steps] == ([1, 2, 3] if happened else [1, 2])
-    with open_session(bright_export, threads=1) as here:
+    with open_export(bright_export, threads=1) as here:
         here.set_image(scan())
         here.click((20, 22, 15))
         if happened:
@@ -406,6 +490,130 @@ def test_late_undo_and_redo_happen_once(bright_export, connected):
             getattr(there, call)()
         there.last_update()
         assert len(there.steps) == left
+
+
+@pytest.fixture
+def hold_back():
+    """Return a function that has the next request wait on the server, its sender without an answer, until the server
+    answered a request of the kind `until`.
+    """
+
+    def start(transport, until):
+        right, waiting = transport.call, []
+
+        def call(inputs, timeout):
+            if not waiting:
+                waiting.append(inputs)
+                raise LATE
+            answer = right(inputs, timeout)
+            if transport.asked[-1] == until:
+                transport.call = right
+                right(waiting[0], timeout)
+            return answer
+
+        transport.call = call
+
+    return start
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_click_that_waits_on_the_server_when_the_next_one_asks_happens_once(
+    bright_export, connected, hold_back, again
+):
+    transport, there = connected(bright_export)
+    there.set_image(scan())
+    hold_back(transport, until="state")
+    with pytest.raises(ServerTimeout):
+        there.click((20, 22, 15))
+    there.click((20, 22, 15) if again else (3, 3, 3), positive=again)
+
+    with open_export(bright_export, threads=1) as here:
+        here.set_image(scan())
+        here.click((20, 22, 15))
+        if not again:
+            here.click((3, 3, 3), positive=False)
+        check_same(here.last_update(), there.last_update())
+        assert untimed(here.steps) == untimed(there.steps)
+        check_same(here.undo(), there.undo())
+    assert transport.host.counters.clicks == (1 if again else 2)
+
+
+def test_a_mask_shows_a_click_as_soon_as_it_happened(bright_export, connected, hold_back):
+    transport, there = connected(bright_export)
+    there.set_image(scan())
+    hold_back(transport, until="state")
+    with pytest.raises(ServerTimeout):
+        there.click((20, 22, 15))
+
+    assert not there.mask().any()
+    assert there.mask().any()
+    assert len(there.steps) == 1
+    asked = len(transport.asked)
+    there.mask()
+    assert len(transport.asked) == asked
+
+
+def test_several_clicks_without_an_answer_leave_the_one_that_happened(bright_export, connected, hold_back):
+    transport, there = connected(bright_export)
+    there.set_image(scan())
+    hold_back(transport, until="state")
+    with pytest.raises(ServerTimeout):
+        there.click((20, 22, 15))
+    transport.spoil(None, "")  # of its state
+    transport.spoil(None, "")  # the click that waited
+    transport.spoil(LATE, "before")
+    with pytest.raises(ServerTimeout):
+        there.click((3, 3, 3), positive=False)
+
+    assert there.mask().any()
+    assert [step.number for step in there.steps] == [1]
+    there.click((20, 20, 15))
+    assert transport.host.counters.clicks == 2
+
+
+def test_another_program_is_told_of_once_and_what_it_did_is_taken_over(bright_export, connected):
+    transport, there = connected(bright_export)
+    there.set_image(scan())
+    there.click((20, 22, 15))
+    (token,) = transport.host._held
+    click = {"op": "click", "turn": 2, "point": [3, 3, 3], "label": 0}
+    transport.host.answer(click, token, {})
+
+    with open_export(bright_export, threads=1) as here:
+        here.set_image(scan())
+        here.click((20, 22, 15))
+        here.click((3, 3, 3), positive=False)
+        with pytest.raises(WrongTurn, match="one program at a time"):
+            there.click((20, 20, 15))
+        check_same(here.last_update(), there.last_update())
+        assert there.origins == here.origins
+        assert there.steps == ()
+        check_same(here.undo(), there.undo())
+        check_same(here.redo(), there.redo())
+        check_same(here.click((20, 20, 15)), there.click((20, 20, 15)))
+        assert untimed(there.steps) == untimed(here.steps[2:])
+        check_same(here.undo(), there.undo())
+        check_same(here.undo(), there.undo())
+        check_same(here.redo(), there.redo())
+        assert there.steps == ()
+        check_same(here.redo(), there.redo())
+        assert untimed(there.steps) == untimed(here.steps[2:])
+
+
+def test_deciding_on_a_scan_has_more_time_unless_the_user_says(bright_structures, connected):
+    for timeout, of_a_call, of_deciding in ((None, 120.0, 3600.0), (7.0, 7.0, 7.0)):
+        transport, there = connected(bright_structures, timeout=timeout)
+        there.set_image(scan())
+        times = dict(zip(transport.asked, transport.timeouts, strict=True))
+        assert times == {"describe": of_a_call, "open": of_a_call, "decide": of_deciding}
+
+        for _ in range(1000):
+            transport.spoil(LOST, "before")
+        begun = there._clock()
+        with pytest.raises(ServerUnreachable):
+            there.segment_all()
+        assert there._clock() - begun <= of_a_call
+        transport.plan.clear()
 
 
 # --- Errors of the server ---
@@ -464,6 +672,44 @@ def test_closing_does_not_wait_for_a_server_that_is_gone(bright_export, connecte
     assert not transport.is_open
 
 
+@pytest.mark.parametrize("has_scan", [False, True])
+def test_closing_after_a_late_opening_lets_go(bright_export, connected, has_scan):
+    transport, there = connected(bright_export)
+    if has_scan:
+        there.set_image(scan())
+    transport.spoil(LATE, "after")
+    with pytest.raises(ServerTimeout):
+        there.set_image(scan())
+    there.close()
+
+    assert transport.asked[-1] == ("close" if has_scan else "open")
+    assert max(transport.timeouts[3 if has_scan else 2 :], default=0) <= 5.0
+    assert not transport.is_open
+
+
+def test_closing_lets_go_whatever_comes_back(bright_export, connected):
+    transport, there = connected(bright_export)
+    there.set_image(scan())
+    transport.call = lambda inputs, timeout: {}
+    there.close()
+    assert not transport.is_open
+
+    transport, there = connected(bright_export)
+    there.set_image(scan())
+    transport.spoil(KeyboardInterrupt(), "before")
+    with pytest.raises(KeyboardInterrupt):
+        there.close()
+    assert not transport.is_open
+
+
+def test_a_token_is_not_shown(bright_export, connected):
+    transport, there = connected(bright_export)
+    there.set_image(scan())
+    (token,) = transport.host._held
+
+    assert token not in repr(vars(there))
+
+
 def test_calls_before_a_scan_say_what_is_missing(bright_export, connected, wired):
     _, there = connected(bright_export)
 
@@ -489,6 +735,12 @@ def test_a_description_of_another_kind_names_both_versions(wired):
 def test_what_the_server_decides_is_refused_beside_an_address(option):
     with pytest.raises(PromptError, match=f"{next(iter(option))} can't be chosen for .*, the server decides"):
         samkit.runtime.open_session("triton://localhost:8001/m-sam", **option)
+
+
+def test_a_password_in_an_address_is_not_repeated():
+    with pytest.raises(PromptError) as raised:
+        samkit.runtime.open_session("triton://me:secret@localhost:8001/m-sam", device="cpu")
+    assert "secret" not in str(raised.value)
 
 
 def test_one_function_opens_folders_and_addresses(bright_export, serve, wired, monkeypatch):
