@@ -10,7 +10,7 @@ from samkit.methods.method import GraphSpec
 from samkit.runtime.runner import HostRunner, check_inputs
 from samkit.runtime.tensorrt_runner import fill_points
 from samkit.tensors import Tensor, on_host
-from samkit.triton_models.model_config import batch_size
+from samkit.triton_models.model_config import request_rows
 from samkit.triton_models.python_backend import call
 
 
@@ -24,12 +24,13 @@ class BlsRunner(HostRunner):
         self.providers = (f"triton model {model}",)
         self._model = model
         self._outputs = [spec.name for spec in graph.outputs]
-        self._most = batch_size(graph)
+        self._most = request_rows(graph)
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Return the outputs by name; raises TensorMismatchError, and whatever the model answers with.
 
-        Rows go in chunks that the model takes: Triton's batcher joins requests and never splits one.
+        Rows go in chunks that the model takes, and of which two fit into a batch: Triton's batcher joins requests and
+        never splits one.
         """
         check_inputs(self.graph, inputs)
         if self._is_engine:

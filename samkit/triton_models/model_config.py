@@ -6,18 +6,20 @@ TensorRT engine have a config, too; none of those was ever loaded: untested.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from samkit.errors import ManifestError
+from samkit.errors import ManifestError, ServingError
 from samkit.methods import GraphSpec
 from samkit.runtime import wire
 from samkit.runtime.slices import encoder_batch
 from samkit.runtime.tensorrt_runner import POINTS
 from samkit.runtime.tritonclient_library import model_config
 from samkit.tensors import TensorSpec
+from samkit.triton_models.limits import LIMITS, Limits
 
 ROLES = ("preprocess", "refine", "postprocess")
 """Python models that the ensemble runs, in this order; the first word of each one's file, too."""
@@ -43,22 +45,37 @@ DTYPES = {
 """numpy's name of a dtype to Triton's."""
 TEXT = "TYPE_STRING"
 
+_ENGINE = "tensorrt_plan"
+"""Triton's platform of a TensorRT engine."""
+_FACTS = ("samkit_name", "precision", "manifest", "engines")
+"""Parameters that every Python model reads, besides its limits."""
+
 MASKS = "low_res_masks"
 """What decoders return, and no other graph."""
 _BATCH = "batch"
-_HEADER = """\
-# Written by sam-serve write. Batching, instances and warm-up may be changed here; sam-serve check holds names, dtypes
-# and dims to the graph, and the next sam-serve write replaces this file.
+LARGEST = "largest"
+"""Parameter of a graph's model: JSON of each input's largest shape, batch axis first. Our stand-in refuses what is
+larger before it runs; the C++ backend ignores the parameter. Engines have none: their profile says it."""
+
+_HEADER = "# Written by sam-serve write, which replaces this file when it writes again.\n"
+_GRAPH_EDITS = """\
+# Batching, instances and warm-up may be changed here; sam-serve check holds names, dtypes and dims to the graph.
 """
+_PYTHON_EDITS = "# Limits among the parameters may be changed here, and how many instances there are.\n"
+_SESSION_EDITS = """\
+# Limits among the parameters may be changed here. There must be one instance, on the CPU and without batching: all that
+# sessions remember is in one process.
+"""
+_ENSEMBLE_EDITS = "# Nothing here is to be changed: it names the steps and hands their tensors on.\n"
 
 
 # --- What graphs are ---
 
 
-def batch_size(graph: GraphSpec) -> int:
-    """Return the model's max_batch_size: the largest request that a session may send; 0 where Triton must not batch.
+def request_rows(graph: GraphSpec) -> int:
+    """Return how many rows the largest request of a session has; 0 where Triton must not batch.
 
-    The batcher merges requests and never splits one, so whoever sends more than this gets an error.
+    The batcher merges requests and never splits one, so whoever sends more than a model takes gets an error.
     """
     # Sessions send a decoder one picture's prompts at a time. Their number differs, so there is little to merge, and
     # every click would wait for it. And a click must get the bits that it gets alone: in a batch, ONNX Runtime on the
@@ -66,10 +83,33 @@ def batch_size(graph: GraphSpec) -> int:
     tensors = (*graph.inputs, *graph.outputs)
     if any(spec.name == MASKS or spec.axes[0].name != _BATCH for spec in tensors):
         return 0
-    picture = graph.inputs[0].axes
-    if graph.name == "image_encoder" and len(picture) == len(("batch", "channel", "row", "column")):
-        return encoder_batch(graph)
-    return picture[0].max
+    return encoder_batch(graph) if _is_encoder_of_slices(graph) else graph.inputs[0].axes[0].max
+
+
+def batch_size(graph: GraphSpec, *, engine: bool = False) -> int:
+    """Return the model's max_batch_size; 0 where Triton must not batch.
+
+    An encoder of slices takes twice what one session sends: were it the same, a session's full request would be a batch
+    by itself, and no two of them ever share one. An engine takes no more than its profile, which ends with the axis.
+    """
+    rows = request_rows(graph)
+    if not rows or not _is_encoder_of_slices(graph):
+        return rows
+    return min(2 * rows, _most_rows(graph, engine=engine))
+
+
+def _is_encoder_of_slices(graph: GraphSpec) -> bool:
+    return graph.name == "image_encoder" and len(graph.inputs[0].axes) == len(("batch", "channel", "row", "column"))
+
+
+def _most_rows(graph: GraphSpec, *, engine: bool) -> int:
+    """Return the largest batch that a model of `graph` may be set to: where its first axis ends.
+
+    That is what sessions and profiles keep to; an ONNX file with a dynamic axis runs any batch of two sessions as well.
+    """
+    axis = graph.inputs[0].axes[0]
+    is_shared = axis.is_dynamic and not engine and _is_encoder_of_slices(graph)
+    return max(axis.max, 2 * request_rows(graph)) if is_shared else axis.max
 
 
 def graph_config(model: str, graph: GraphSpec, *, engine: bool = False) -> str:
@@ -77,7 +117,7 @@ def graph_config(model: str, graph: GraphSpec, *, engine: bool = False) -> str:
 
     Thread counts are the backend's defaults. Raises MissingDependencyError without tritonclient.
     """
-    messages, batch = model_config(), batch_size(graph)
+    messages, batch = model_config(), batch_size(graph, engine=engine)
     config = messages.ModelConfig(
         name=model,
         max_batch_size=batch,
@@ -85,16 +125,26 @@ def graph_config(model: str, graph: GraphSpec, *, engine: bool = False) -> str:
         output=[_graph_tensor(messages.ModelOutput, spec, batch) for spec in graph.outputs],
         default_model_filename=ENGINE_FILE if engine else ONNX_FILE,
         model_warmup=[_warmup(messages, graph, *bucket) for bucket in _buckets(graph, batch)],
+        parameters={} if engine else {LARGEST: messages.ModelParameter(string_value=_largest(graph))},
     )
     # Triton would make two on a CPU: twice the memory, and batches cut in half. On a GPU it is one by default
     config.instance_group.add(count=1, kind="KIND_AUTO")
     if engine:
-        config.platform = "tensorrt_plan"
+        config.platform = _ENGINE
     else:
         config.backend = "onnxruntime"
     if batch > 1:
         config.dynamic_batching.max_queue_delay_microseconds = QUEUE_DELAY
-    return _to_text(config)
+    return _to_text(config, _GRAPH_EDITS)
+
+
+def _largest(graph: GraphSpec) -> str:
+    """Return LARGEST's value. Where Triton batches, the batch axis goes as far as max_batch_size may."""
+    shapes = {spec.name: [axis.max for axis in spec.axes] for spec in graph.inputs}
+    if request_rows(graph):
+        for shape in shapes.values():
+            shape[0] = _most_rows(graph, engine=False)
+    return json.dumps(shapes)
 
 
 def _graph_tensor(kind: Any, spec: TensorSpec, batch: int) -> Any:
@@ -131,7 +181,7 @@ def _buckets(graph: GraphSpec, batch: int) -> list[tuple[str, int, int | None]]:
 
 def _warmup(messages: ModuleType, graph: GraphSpec, name: str, size: int, points: int | None) -> Any:
     """Return one sample. Zeros everywhere: a black picture, background points; random bits are no labels."""
-    batched = batch_size(graph) > 0
+    batched = request_rows(graph) > 0
     inputs = {}
     for spec in graph.inputs:
         axes = spec.axes[1:] if batched else spec.axes
@@ -190,8 +240,8 @@ def role_ports(role: str, *, slices: bool) -> tuple[tuple[Port, ...], tuple[Port
 def python_config(model: str, role: str, parameters: Mapping[str, str], *, slices: bool) -> str:
     """Return config.pbtxt of a Python model.
 
-    One instance, on the CPU: its threads answer many requests at once, and what it remembers is in one process. It has
-    no batching, and no sequence batching either: a session is found by its token, not by where it was sent.
+    One instance, on the CPU: its threads answer many requests at once, and what a session remembers is in one process.
+    It has no batching, and no sequence batching either: a session is found by its token, not by where it was sent.
     """
     messages = model_config()
     inputs, outputs = role_ports(role, slices=slices)
@@ -204,7 +254,7 @@ def python_config(model: str, role: str, parameters: Mapping[str, str], *, slice
         instance_group=[messages.ModelInstanceGroup(kind=messages.ModelInstanceGroup.KIND_CPU, count=1)],
         parameters={key: messages.ModelParameter(string_value=value) for key, value in parameters.items()},
     )
-    return _to_text(config)
+    return _to_text(config, _SESSION_EDITS if role == SESSION else _PYTHON_EDITS)
 
 
 def ensemble_config(name: str, *, slices: bool) -> str:
@@ -229,7 +279,7 @@ def ensemble_config(name: str, *, slices: bool) -> str:
         output=_port_outputs(messages, _ANSWERED),
         ensemble_scheduling=messages.ModelEnsembling(step=steps),
     )
-    return _to_text(config)
+    return _to_text(config, _ENSEMBLE_EDITS)
 
 
 def _port_inputs(messages: ModuleType, ports: Sequence[Port]) -> list[Any]:
@@ -261,30 +311,76 @@ def parse_config(text: str, model: str) -> Any:
 def check_config(text: str, graph: GraphSpec) -> None:
     """Raise ManifestError unless a config.pbtxt, which someone may have edited, still describes `graph`."""
     config = parse_config(text, graph.name)
-    needed, most = batch_size(graph), config.max_batch_size
-    if most and not 0 < needed <= most <= graph.inputs[0].axes[0].max:
-        allowed = f"0 or {needed} to {graph.inputs[0].axes[0].max}" if needed else "0"
+    engine = config.platform == _ENGINE
+    needed, most, highest = request_rows(graph), config.max_batch_size, _most_rows(graph, engine=engine)
+    if most and not 0 < needed <= most <= highest:
+        allowed = f"0 or {needed} to {highest}" if needed else "0"
         raise ManifestError(
             f"config.pbtxt of {graph.name} has max_batch_size {most} and it must be {allowed}, because the graph takes "
-            f"no other batches and Triton splits no request; set it to {needed}"
+            f"no other batches and Triton splits no request; set it to {batch_size(graph, engine=engine)}"
         )
-    dtype_name = model_config().DataType.Name
     for kind, found, specs in (("inputs", config.input, graph.inputs), ("outputs", config.output, graph.outputs)):
-        there = [(tensor.name, dtype_name(tensor.data_type), list(tensor.dims)) for tensor in found]
-        wanted = [(spec.name, _dtype(spec), _dims(spec, most)) for spec in specs]
-        if sorted(there) != sorted(wanted):
-            raise ManifestError(
-                f"config.pbtxt of {graph.name} has the {kind} {_shown(there)}, its graph has {_shown(wanted)}; restore "
-                "it, or write the repository again"
-            )
+        _check_tensors(graph.name, kind, found, [(spec.name, _dtype(spec), _dims(spec, most)) for spec in specs])
+    if not engine and (largest := config.parameters[LARGEST].string_value) != _largest(graph):
+        raise ManifestError(
+            f"config.pbtxt of {graph.name} has the parameter {LARGEST} '{largest:.200}', needed is "
+            f"'{_largest(graph)}'; restore it, or write the repository again"
+        )
+
+
+def check_python_config(text: str, model: str, role: str, *, slices: bool) -> None:
+    """Raise ManifestError or ServingError unless the config.pbtxt of a Python model can still be served."""
+    config = parse_config(text, model)
+    inputs, outputs = role_ports(role, slices=slices)
+    _check_tensors(model, "inputs", config.input, [(port.name, port.dtype, list(port.dims)) for port in inputs])
+    _check_tensors(model, "outputs", config.output, [(port.name, port.dtype, list(port.dims)) for port in outputs])
+    needed = {port.name for port in inputs if not port.optional}
+    if (found := {tensor.name for tensor in config.input if not tensor.optional}) != needed:
+        raise ManifestError(
+            f"config.pbtxt of {model} makes {', '.join(sorted(found)) or 'no input'} necessary, and its clients send "
+            f"{', '.join(sorted(needed))} always; restore `optional`"
+        )
+    if config.max_batch_size or config.HasField("dynamic_batching") or config.HasField("sequence_batching"):
+        raise ManifestError(
+            f"config.pbtxt of {model} has batching, and its tensors have no batch axis; set max_batch_size to 0 and "
+            "take the batcher out"
+        )
+    groups = [(group.kind, group.count) for group in config.instance_group]
+    if role == SESSION and groups != [(model_config().ModelInstanceGroup.KIND_CPU, 1)]:
+        raise ManifestError(
+            f"config.pbtxt of {model} has {sum(count for _, count in groups)} instance(s) in {len(groups)} group(s), "
+            "needed is one on the CPU, because all that sessions remember is in one process; set count to 1 and kind "
+            "to KIND_CPU"
+        )
+    parameters = {key: entry.string_value for key, entry in config.parameters.items()}
+    if missing := [name for name in (*_FACTS, *LIMITS[role]) if name not in parameters]:
+        raise ManifestError(
+            f"config.pbtxt of {model} lacks the parameter {', '.join(missing)}; restore it, or write the repository "
+            "again"
+        )
+    try:
+        Limits.from_parameters(parameters)
+    except ServingError as error:
+        raise ServingError(f"config.pbtxt of {model}: {error}") from error
+
+
+def _check_tensors(model: str, kind: str, found: Sequence[Any], wanted: list[tuple[str, str, list[int]]]) -> None:
+    dtype_name = model_config().DataType.Name
+    there = [(tensor.name, dtype_name(tensor.data_type), list(tensor.dims)) for tensor in found]
+    if sorted(there) != sorted(wanted):
+        raise ManifestError(
+            f"config.pbtxt of {model} has the {kind} {_shown(there)}, needed are {_shown(wanted)}; restore it, or "
+            "write the repository again"
+        )
 
 
 def _shown(tensors: Sequence[tuple[str, str, list[int]]]) -> str:
     return ", ".join(f"{name} {dtype} {dims}" for name, dtype, dims in tensors) or "none"
 
 
-def _to_text(config: Any) -> str:
+def _to_text(config: Any, edits: str) -> str:
+    """Return the file: who wrote it, what may be changed in it, the config."""
     from google.protobuf import text_format
 
     text: str = text_format.MessageToString(config)
-    return _HEADER + text
+    return _HEADER + edits + text

@@ -58,7 +58,7 @@ def test_rows_go_in_chunks_that_the_model_takes(count, chunks, server, monkeypat
     runner = BlsRunner("m_image_encoder", GRAPH)
     found = runner.run({"image": images(count)})
 
-    assert batch_size(GRAPH) == 4
+    assert batch_size(GRAPH) == 8  # two requests share a batch
     assert server.rows == chunks
     assert np.array_equal(found["image_embeddings"], images(count) * 2)
     assert np.array_equal(found["sum"], images(count).sum(axis=(1, 2, 3)))
@@ -117,7 +117,7 @@ def test_error_of_the_model_comes_through_as_it_was(server):
     with pytest.raises(InputRefused, match="nothing is there; click elsewhere"):
         runner.run({"image": images(1)})
     server.models["m_image_encoder"] = fail
-    with pytest.raises(ServingError, match=r"model m_image_encoder failed \(out of memory\)"):
+    with pytest.raises(ServingError, match="model m_image_encoder failed; see"):
         runner.run({"image": images(1)})
     del server.models["m_image_encoder"]
     with pytest.raises(ServingError, match="model m_image_encoder failed"):

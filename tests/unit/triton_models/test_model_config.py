@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import numpy as np
@@ -9,23 +10,26 @@ import pytest
 from google.protobuf import text_format
 
 import samkit
-from samkit.errors import ManifestError, MissingDependencyError
+from samkit.errors import ManifestError, MissingDependencyError, ServingError
 from samkit.manifest import Manifest
 from samkit.methods import GraphSpec
 from samkit.runtime import wire
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.runtime.tritonclient_library import model_config
 from samkit.tensors import Axis, TensorSpec
+from samkit.triton_models.limits import LIMITS, Limits
 from samkit.triton_models.model_config import (
     DTYPES,
     ROLES,
     SESSION,
     batch_size,
     check_config,
+    check_python_config,
     ensemble_config,
     graph_config,
     parse_config,
     python_config,
+    request_rows,
     role_ports,
 )
 
@@ -77,7 +81,7 @@ def test_config_of_every_graph_parses_and_is_its_spec(case, engine):
         }
     assert (config.platform, config.backend) == (("tensorrt_plan", "") if engine else ("", "onnxruntime"))
     assert config.default_model_filename == ("model.plan" if engine else "model.onnx")
-    assert not config.parameters  # thread counts are the backend's
+    assert set(config.parameters) == (set() if engine else {"largest"})  # thread counts are the backend's
 
 
 @pytest.mark.parametrize("case", GRAPHS)
@@ -92,7 +96,7 @@ def test_every_warm_up_sample_fits_its_graph(case):
         for spec in graph.inputs:
             given = sample.inputs[spec.name]
             assert given.zero_data  # random bits are no labels
-            spec.check(np.zeros([*batch, *given.dims], spec.dtype))
+            spec.check(np.zeros([*np.minimum(batch, spec.axes[0].max), *given.dims], spec.dtype))
 
 
 @pytest.mark.parametrize("case", [case for case in GRAPHS if case.endswith(("image_encoder", "detector", "stem"))])
@@ -103,12 +107,37 @@ def test_graphs_of_pictures_are_batched_and_warmed_at_both_ends(case):
     assert {sample.batch_size for sample in config.model_warmup} == {1, config.max_batch_size}
 
 
-@pytest.mark.parametrize(("side", "batch"), [(128, 8), (512, 4), (1024, 1)])
-def test_slices_are_batched_as_sessions_send_them(side, batch):
-    (image,) = ENCODER.inputs
-    axes = (image.axes[0], *(Axis.fixed(axis.name, side) for axis in image.axes[1:]))
-    graph = GraphSpec("image_encoder", (TensorSpec("image", "float32", axes),), ENCODER.outputs, {})
-    assert batch_size(graph) == batch
+@pytest.mark.parametrize(
+    ("case", "sent", "batch", "engine"),
+    [
+        ("sam-full-image_encoder", 1, 2, 2),  # 1024 pixels
+        ("lora-sam-full-image_encoder", 4, 8, 8),  # 512
+        ("sam-med2d-full-image_encoder", 8, 16, 8),  # 256; a profile ends with the axis
+        ("m-sam-full-image_encoder", 8, 8, 8),  # a session sends one crop
+        ("medsam-yolo-full-detector", 8, 8, 8),
+    ],
+)
+def test_two_sessions_share_a_batch(case, sent, batch, engine):
+    graph = GRAPHS[case]
+    assert request_rows(graph) == sent
+    assert (batch_size(graph), batch_size(graph, engine=True)) == (batch, engine)
+
+
+def test_encoder_of_a_fixed_batch_is_not_served_with_another():
+    one = Axis.fixed("batch", 1)
+    tensors = [TensorSpec(s.name, s.dtype, (one, *s.axes[1:])) for s in (*ENCODER.inputs, *ENCODER.outputs)]
+    assert batch_size(GraphSpec("image_encoder", (tensors[0],), (tensors[1],), {})) == 1
+
+
+@pytest.mark.parametrize("case", GRAPHS)
+def test_largest_shapes_let_through_what_the_graph_takes(case):
+    graph = GRAPHS[case]
+    config = parse_config(graph_config("model", graph), "model")
+    largest = json.loads(config.parameters["largest"].string_value)
+    assert set(largest) == {spec.name for spec in graph.inputs}
+    for spec in graph.inputs:
+        assert largest[spec.name][1:] == [axis.max for axis in spec.axes[1:]]
+        assert largest[spec.name][0] == max(spec.axes[0].max, config.max_batch_size)
 
 
 @pytest.mark.parametrize("name", samkit.list_methods())
@@ -169,7 +198,7 @@ def test_config_fits_the_files_of_a_real_export(tiny_export, precision):
 
 def test_tuning_is_allowed():
     def tune(config):
-        config.max_batch_size = 8
+        config.max_batch_size = 4
         config.dynamic_batching.max_queue_delay_microseconds = 20_000
         config.instance_group.add(count=2)
         del config.model_warmup[:]
@@ -184,6 +213,12 @@ def test_batching_can_be_switched_off_with_the_batch_axis_written_out():
             tensor.dims.insert(0, -1)
 
     check_config(edited(graph_config("model", ENCODER), switch_off), ENCODER)
+
+
+def test_largest_shapes_are_not_for_change():
+    text = graph_config("model", DECODER).replace("64", "6400")
+    with pytest.raises(ManifestError, match=r"has the parameter largest '.*6400.*', needed is .*; restore"):
+        check_config(text, DECODER)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +243,7 @@ def test_batch_that_requests_do_not_fit_is_refused(graph, size, allowed):
     ],
 )
 def test_config_that_left_its_graph_is_refused(change):
-    with pytest.raises(ManifestError, match=r"of image_encoder has the (inputs|outputs) .*, its graph has .*; restore"):
+    with pytest.raises(ManifestError, match=r"of image_encoder has the (inputs|outputs) .*, needed are .*; restore"):
         check_config(edited(graph_config("model", ENCODER), change), ENCODER)
 
 
@@ -264,6 +299,65 @@ def test_python_model_is_one_instance_without_batching(role):
         "samkit_name": "sam",
         "precision": "fp16",
     }
+
+
+PARAMETERS = {"samkit_name": "sam", "precision": "fp32", "manifest": "12ab", "engines": "", **{
+    name: str(value) for name, value in vars(Limits()).items()
+}}  # fmt: skip
+
+
+def python_text(role):
+    kept = {key: value for key, value in PARAMETERS.items() if key not in vars(Limits()) or key in LIMITS[role]}
+    return python_config(f"sam_{role}", role, kept, slices=True)
+
+
+@pytest.mark.parametrize("role", [*ROLES, SESSION])
+def test_limits_of_a_python_model_may_be_changed(role):
+    def tune(config):
+        for name in LIMITS[role]:
+            config.parameters[name].string_value = "3"
+
+    check_python_config(edited(python_text(role), tune), f"sam_{role}", role, slices=True)
+
+
+def test_instances_may_be_more_wherever_nothing_is_remembered():
+    def double(config):
+        config.instance_group[0].count = 2
+
+    check_python_config(edited(python_text("preprocess"), double), "sam_preprocess", "preprocess", slices=True)
+    with pytest.raises(ManifestError, match=r"of sam_session has 2 instance\(s\) in 1 group.*needed is one on the CPU"):
+        check_python_config(edited(python_text(SESSION), double), "sam_session", SESSION, slices=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda config: config.instance_group.add(count=1, kind="KIND_CPU"), "2 instance"),
+        (lambda config: config.instance_group.pop(), "0 instance"),
+        (lambda config: setattr(config.instance_group[0], "kind", 1), "needed is one on the CPU"),
+        (lambda config: setattr(config, "max_batch_size", 4), "has batching"),
+        (lambda config: config.dynamic_batching.SetInParent(), "has batching"),
+        (lambda config: config.sequence_batching.SetInParent(), "has batching"),
+        (lambda config: setattr(config.parameters["threads"], "string_value", "many"), "the limit threads is 'many'"),
+        (lambda config: setattr(config.parameters["max_voxels"], "string_value", "0"), "the limit max_voxels is 0"),
+        (lambda config: config.parameters.pop("max_sessions"), "lacks the parameter max_sessions"),
+        (lambda config: config.parameters.pop("samkit_name"), "lacks the parameter samkit_name"),
+        (lambda config: config.input.pop(), "has the inputs"),
+        (lambda config: setattr(config.output[0], "name", "reply"), "has the outputs"),
+        (lambda config: setattr(config.input[1], "optional", False), "makes request, token necessary"),
+    ],
+)
+def test_session_that_can_not_be_served_so_is_refused(change, words):
+    with pytest.raises((ManifestError, ServingError), match=f"of sam_session.*{words}"):
+        check_python_config(edited(python_text(SESSION), change), "sam_session", SESSION, slices=True)
+
+
+def test_every_config_says_what_may_be_changed_in_it():
+    graph, ensemble = graph_config("sam_image_encoder", ENCODER), ensemble_config("sam", slices=True)
+    assert "# Batching, instances and warm-up may be changed" in graph
+    assert "# Nothing here is to be changed" in ensemble
+    assert "how many instances" in python_text("refine")
+    assert "There must be one instance" in python_text(SESSION)
 
 
 # --- The library ---
