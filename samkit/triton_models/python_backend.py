@@ -9,6 +9,8 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -81,6 +83,22 @@ def answer(run: Run, request: Any) -> Any:
         return utils.InferenceResponse(error=utils.TritonError(error_text(ServingError(text))))
 
 
+def reply(run: Run, request: Any, sender: Any) -> None:
+    """Send the response to a request, which `answer` makes. A failure of that is sent bare, once, and never raised."""
+    try:
+        _send(sender, answer(run, request))
+    except Exception as error:
+        text = f"{type(error).__name__} while a request was answered; ask again, and see the server's log"
+        with suppress(Exception):
+            log_error(text)
+        with suppress(Exception):  # then nobody listens
+            _send(sender, pb_utils().InferenceResponse(error=pb_utils().TritonError(error_text(ServingError(text)))))
+
+
+def _send(sender: Any, response: Any) -> None:
+    sender.send(response, flags=pb_utils().TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
 class Threads:
     """Answers requests from threads, which Triton allows a model that returns nothing from `execute`."""
 
@@ -88,20 +106,27 @@ class Threads:
         self._pool = ThreadPoolExecutor(count)
 
     def answer(self, run: Run, request: Any) -> None:
-        """Have `run` work on `request`, and answer it when that is done."""
-        self._pool.submit(self._answer, run, request, request.get_response_sender())
-
-    @staticmethod
-    def _answer(run: Run, request: Any, sender: Any) -> None:
-        sender.send(answer(run, request), flags=pb_utils().TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        """Have `run` work on `request`, and answer it when that is done; with an error where nobody waits by then."""
+        self._pool.submit(reply, partial(_unless_cancelled, run), request, request.get_response_sender())
 
     def close(self) -> None:
         """Wait until all requests are answered."""
         self._pool.shutdown()
 
 
+def _unless_cancelled(run: Run, request: Any) -> Mapping[str, np.ndarray]:
+    """Return what `run` does; raises ServingError where the client gave up while the request waited for a thread."""
+    if request.is_cancelled():
+        raise ServingError("the request was cancelled before work on it began, so nothing changed; ask again")
+    return run(request)
+
+
 def call(model: str, inputs: Mapping[str, np.ndarray], outputs: list[str]) -> dict[str, np.ndarray]:
-    """Run another model of this server (BLS) and return its outputs, copied; raises what that model says."""
+    """Run another model of this server (BLS) and return its outputs, copied; raises what that model says.
+
+    Of an error that is not ours the client hears the model's name alone: a server's own text may name its shared memory
+    (CVE-2025-23319).
+    """
     utils = pb_utils()
     request = utils.InferenceRequest(
         model_name=model,
@@ -112,7 +137,10 @@ def call(model: str, inputs: Mapping[str, np.ndarray], outputs: list[str]) -> di
     answer = request.exec()
     if answer.has_error():
         text = answer.error().message()
-        raise read_error(text) or ServingError(f"model {model} failed ({text}); see the server's log")
+        if (ours := read_error(text)) is not None:
+            raise ours
+        log_error(f"model {model} failed: {text}")
+        raise ServingError(f"model {model} failed; see the server's log")
     found = {name: utils.get_output_tensor_by_name(answer, name).as_numpy() for name in outputs}
     # Those arrays lie in memory that the server shares and counts: what is kept for a session must not
     return {name: np.array(array) for name, array in found.items()}

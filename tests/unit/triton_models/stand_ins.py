@@ -213,6 +213,10 @@ class Request:
     def __init__(self, **tensors):
         self.tensors = {name: Tensor(name, array) for name, array in tensors.items()}
         self.sender = Sender()
+        self.gave_up = False
+
+    def is_cancelled(self):
+        return self.gave_up
 
     def get_response_sender(self):
         return self.sender

@@ -1,4 +1,4 @@
-"""Guards our stand-in for Triton's ONNX Runtime backend: the answers of a runner, whoever else asks."""
+"""Guards our stand-in for Triton's ONNX Runtime backend: the answers of a runner, at once, whoever else asks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,29 @@ from samkit.manifest import Manifest
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.runtime.wire import read_error
 from samkit.triton_models.backends.onnxruntime.model import TritonPythonModel
-from samkit.triton_models.model_config import batch_size
+from samkit.triton_models.model_config import batch_size, graph_config, parse_config
 from samkit.triton_models.server import known_inputs
+
+FINAL = 1
 
 
 class FakeRequest:
     def __init__(self, inputs, outputs):
         self.inputs = inputs
         self.outputs = outputs
+        self.answers = []
+
+    def get_response_sender(self):
+        return self
+
+    def send(self, response, flags):
+        assert flags == FINAL
+        self.answers.append(response)
+
+    @property
+    def answer(self):
+        (answer,) = self.answers
+        return answer
 
     def requested_output_names(self):
         return self.outputs
@@ -41,6 +56,7 @@ def _backend(monkeypatch):
         TritonError=str,
         InferenceResponse=lambda tensors=(), error=None: SimpleNamespace(tensors=dict(tensors), error=error),
         Logger=SimpleNamespace(log_error=lambda text: None),
+        TRITONSERVER_RESPONSE_COMPLETE_FINAL=FINAL,
     )
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
 
@@ -56,6 +72,7 @@ def load(bright_export, graphs, tmp_path):
 
     def load(name, kind="CPU"):
         graph = graphs[name]
+        parameters = parse_config(graph_config(name, graph), name).parameters
         version = tmp_path / name / "1"
         version.mkdir(parents=True)
         (version / "model.onnx").write_bytes((bright_export / f"{name}.onnx").read_bytes())
@@ -65,6 +82,7 @@ def load(bright_export, graphs, tmp_path):
             "default_model_filename": "model.onnx",
             "input": [{"name": spec.name} for spec in graph.inputs],
             "output": [{"name": spec.name} for spec in graph.outputs],
+            "parameters": {"largest": {"string_value": parameters["largest"].string_value}},
         }
         model = TritonPythonModel()
         model.initialize(
@@ -108,6 +126,12 @@ def runs(monkeypatch):
     return count
 
 
+def ask(model, *requests):
+    """The answers of the model to requests that come together, each of which gets one."""
+    assert model.execute(requests) is None
+    return [request.answer for request in requests]
+
+
 def crops(count, seed=0):
     return np.random.default_rng(seed).standard_normal((count, 1, 32, 32, 32)).astype(np.float32)
 
@@ -117,7 +141,7 @@ def test_requests_of_equal_shape_run_once_a_lone_row_alone_and_all_get_their_own
     batches = runs(model)
     images = [crops(1, 1), crops(3, 2), crops(2, 3)]
 
-    answers = model.execute([FakeRequest({"image": image}, ["image_embeddings"]) for image in images])
+    answers = ask(model, *(FakeRequest({"image": image}, ["image_embeddings"]) for image in images))
 
     assert batches == [1, 5]
     for image, answer in zip(images, answers, strict=True):
@@ -130,7 +154,7 @@ def test_a_request_that_fails_takes_no_other_along(load, runs):
     batches = runs(model)
     good, wrong_type = crops(2), crops(2).astype(np.float64)
 
-    answers = model.execute([FakeRequest({"image": image}, ["image_embeddings"]) for image in (good, wrong_type, good)])
+    answers = ask(model, *(FakeRequest({"image": i}, ["image_embeddings"]) for i in (good, wrong_type, good)))
 
     assert batches == [6, 2, 2, 2]
     assert [answer.error is None for answer in answers] == [True, False, True]
@@ -146,7 +170,7 @@ def test_other_shapes_run_on_their_own(load, runs):
         FakeRequest({"image": image}, ["image_embeddings"]) for image in (crops(2), crops(2)[..., :16], crops(3))
     ]
 
-    answers = model.execute(requests)
+    answers = ask(model, *requests)
 
     assert batches == [5, 2]
     assert [answer.error is None for answer in answers] == [True, False, True]
@@ -154,7 +178,8 @@ def test_other_shapes_run_on_their_own(load, runs):
 
 def test_without_a_batch_axis_every_request_runs_alone(load, graphs, expected):
     inputs = known_inputs(graphs["mask_decoder"])
-    answers = load("mask_decoder").execute([FakeRequest(inputs, ["low_res_masks", "iou_predictions"])] * 2)
+    requests = [FakeRequest(inputs, ["low_res_masks", "iou_predictions"]) for _ in range(2)]
+    answers = ask(load("mask_decoder"), *requests)
 
     for answer in answers:
         for name, array in expected("mask_decoder", inputs).items():
@@ -162,7 +187,8 @@ def test_without_a_batch_axis_every_request_runs_alone(load, graphs, expected):
 
 
 def test_only_outputs_that_were_asked_for_are_sent(load, graphs):
-    (answer,) = load("mask_decoder").execute([FakeRequest(known_inputs(graphs["mask_decoder"]), ["iou_predictions"])])
+    request = FakeRequest(known_inputs(graphs["mask_decoder"]), ["iou_predictions"])
+    (answer,) = ask(load("mask_decoder"), request)
 
     assert list(answer.tensors) == ["iou_predictions"]
 
@@ -172,10 +198,47 @@ def test_a_missing_input_is_an_error_of_its_request(load, graphs):
     whole = FakeRequest(inputs, ["iou_predictions"])
     part = FakeRequest({name: inputs[name] for name in ("image_embeddings", "mask_input")}, ["iou_predictions"])
 
-    answers = load("mask_decoder").execute([part, whole])
+    answers = ask(load("mask_decoder"), part, whole)
 
     assert isinstance(read_error(answers[0].error), TensorMismatchError)
     assert answers[1].error is None
+
+
+def test_lone_rows_are_answered_each_when_it_is_done(load, monkeypatch):
+    model = load("image_encoder")
+    requests = [FakeRequest({"image": crops(1, seed)}, ["image_embeddings"]) for seed in range(3)]
+    session, answered = model._session, []
+
+    def run(names, feed):
+        answered.append([len(request.answers) for request in requests])
+        return session.run(names, feed)
+
+    monkeypatch.setattr(model, "_session", SimpleNamespace(run=run))
+    ask(model, *requests)
+
+    assert answered == [[0, 0, 0], [1, 0, 0], [1, 1, 0]]
+
+
+def test_bug_is_the_answer_to_its_request_alone(load, graphs, monkeypatch):
+    model, inputs = load("mask_decoder"), known_inputs(graphs["mask_decoder"])
+    monkeypatch.setattr(model, "_run", lambda feed: {} if feed["point_labels"].any() else 1 / 0)
+    answers = ask(model, *(FakeRequest({**inputs, "point_labels": label * np.ones((1, 1))}, []) for label in (0, 1)))
+
+    assert "ZeroDivisionError in test_onnxruntime_backend.py" in str(read_error(answers[0].error))
+    assert answers[1].error is None
+
+
+@pytest.mark.parametrize("shape", [(17, 1, 32, 32, 32), (1, 1, 33, 32, 32), (1, 32, 32, 32)])
+def test_input_larger_than_the_config_says_is_never_run(load, runs, shape):
+    model = load("image_encoder")
+    batches = runs(model)
+    request = FakeRequest({"image": np.zeros(shape, np.float32)}, ["image_embeddings"])
+    (answer,) = ask(model, request)
+
+    assert batches == []
+    error = read_error(answer.error)
+    assert isinstance(error, TensorMismatchError)
+    assert f"tensor 'image' is {list(shape)}, bright_image_encoder takes at most [8, 1, 32, 32, 32]" in str(error)
 
 
 def test_threads_of_a_served_graph_sleep_between_runs(load):

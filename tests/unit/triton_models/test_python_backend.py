@@ -134,6 +134,52 @@ def test_closing_waits_for_the_answers(utils):
     assert str(wire.read_error(request.sender.response.error().message())) == "late"
 
 
+def test_request_that_was_given_up_is_not_worked_on(utils):
+    threads, request, worked = backend.Threads(1), the.Request(), []
+    request.gave_up = True
+    threads.answer(worked.append, request)
+    threads.close()
+
+    assert worked == []
+    assert "cancelled" in str(wire.read_error(request.sender.response.error().message()))
+
+
+class BrokenSender(the.Sender):
+    """Fails to send the first so many responses."""
+
+    def __init__(self, failures):
+        super().__init__()
+        self.failures = failures
+
+    def send(self, response, flags):
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("smith^john")
+        super().send(response, flags)
+
+
+def test_answer_that_can_not_be_sent_is_an_error_instead(utils):
+    sender = BrokenSender(1)
+    backend.reply(lambda request: {"mask": np.ones(1)}, None, sender)
+    message = sender.response.error().message()
+
+    assert type(wire.read_error(message)) is ServingError
+    assert "RuntimeError while a request was answered" in message
+    assert "smith" not in message + "".join(utils.lines)
+    assert len(utils.lines) == 1
+
+
+def test_nothing_that_fails_while_answering_ends_a_thread(utils, monkeypatch):
+    silent = BrokenSender(2)
+    backend.reply(lambda request: {"mask": np.ones(1)}, None, silent)  # raises nothing
+    monkeypatch.setattr(utils.Logger, "log_error", lambda text: 1 / 0)
+    sender = BrokenSender(0)
+    backend.reply(lambda request: 1 / 0, None, sender)
+
+    assert not silent.sent.is_set()
+    assert "ZeroDivisionError while a request was answered" in sender.response.error().message()
+
+
 # --- Other models ---
 
 
@@ -158,6 +204,20 @@ def test_call_raises_what_the_model_says(utils, models):
         backend.call("decoder", {}, [])
     with pytest.raises(ServingError, match="model encoder failed"):
         backend.call("encoder", {}, [])
+
+
+def test_what_the_server_says_of_a_model_that_failed_stays_in_its_log(utils, models):
+    def fail(inputs):
+        raise ValueError("unable to find shared memory region: 'triton_python_backend_shm_region_7'")
+
+    models["decoder"] = fail
+    with pytest.raises(ServingError) as raised:
+        backend.call("decoder", {}, [])
+
+    assert str(raised.value) == "model decoder failed; see the server's log"
+    assert utils.lines == [
+        "model decoder failed: unable to find shared memory region: 'triton_python_backend_shm_region_7'"
+    ]
 
 
 # --- This process ---
