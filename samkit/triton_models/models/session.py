@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from samkit.triton_models.served import Served
 from samkit.triton_models.session_host import SessionHost
 
 LOOK_SECONDS = 5.0
-"""How often sessions that nobody uses are looked for, and figures are shown."""
+"""How often sessions that nobody uses are looked for and figures are shown, where nothing is asked."""
 
 
 class TritonPythonModel:
@@ -25,7 +26,7 @@ class TritonPythonModel:
         self.host = SessionHost(served, served.runners(), log=backend.log_info)
         self.metrics = backend.Metrics(served.name)
         self.threads = backend.Threads(served.limits.threads)
-        self.ends = threading.Event()
+        self.ends, self.news = False, threading.Event()
         self.looker = threading.Thread(target=self.look, daemon=True)
         self.looker.start()
 
@@ -41,14 +42,20 @@ class TritonPythonModel:
         answer, changed = self.host.answer(
             backend.read_json(request, wire.REQUEST), None if token is None else wire.text(token), tensors
         )
-        self.show()
+        self.news.set()
         return {wire.ANSWER: wire.encode(answer), wire.CHANGED: changed}
 
     def look(self) -> None:
-        """Close what nobody uses."""
-        while not self.ends.wait(LOOK_SECONDS):
-            self.host.drop_idle()
-            self.show()
+        """Close what nobody uses and show figures, after answers and every few seconds; no failure ends that."""
+        while not self.ends:
+            self.news.wait(LOOK_SECONDS)
+            self.news.clear()  # before the figures are read: an answer that comes while they are is shown next
+            try:
+                self.host.drop_idle()
+                self.show()
+            except Exception as error:  # its message may hold anything
+                with suppress(Exception):
+                    backend.log_error(f"{type(error).__name__} while sessions were looked after; they go on")
 
     def show(self) -> None:
         """Put the figures on the server's metrics page."""
@@ -57,6 +64,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Let the requests at work end."""
-        self.ends.set()
-        self.looker.join()
         self.threads.close()
+        self.ends = True
+        self.news.set()
+        self.looker.join()

@@ -221,10 +221,14 @@ def test_description_is_the_exports(server, exports):
 def test_metrics_follow_the_sessions(server):
     array = the.scan(1)
     model = server.load("sam_med3d_session")
+    model.ends = True  # figures are shown below alone
+    model.news.set()
+    model.looker.join(60)
     response = server.ask(model, request=wire.encode({"op": "open"}), volume_int16=array[None], affine=np.eye(4))
     token = np.array([wire.decode(response.array("answer"), "answer")["token"].encode()], object)
     click = {"op": "click", "turn": 1, "point": the.bright_voxel(array), "label": 1}
     server.ask(model, request=wire.encode(click), token=token)
+    model.show()
     label = (("name", "sam_med3d"),)
     values = {family.name: family.values for family in server.utils.families}
 
@@ -233,23 +237,52 @@ def test_metrics_follow_the_sessions(server):
     assert values["samkit_cache_misses_total"] == {label: 1}
     assert (*label, ("stage", "decode")) in values["samkit_stage_seconds_total"]
     server.ask(model, request=wire.encode({"op": "close"}), token=token)
+    model.show()
     assert values["samkit_sessions_open"] == {label: 0}
 
 
-def test_sessions_that_nobody_uses_are_looked_for(server, monkeypatch):
+def test_figures_are_shown_after_an_answer_and_never_before_it(server, monkeypatch):
+    model = server.load("sam_session")
+    shows, leave, shown = threading.Event(), threading.Event(), threading.Event()
+
+    def show():
+        shows.set()
+        assert leave.wait(60)
+        shown.set()
+
+    monkeypatch.setattr(model, "show", show)
+    monkeypatch.setitem(type(model).look.__globals__, "LOOK_SECONDS", 600)
+    describe = {"request": wire.encode({"op": "describe"})}
+    server.ask(model, **describe)
+    assert shows.wait(60)
+    server.ask(model, **describe)  # is answered while figures are being shown
+    assert not shown.is_set()
+    leave.set()
+
+    assert shown.wait(60)
+
+
+def test_sessions_that_nobody_uses_are_looked_for_whatever_fails(server, monkeypatch):
     model = server.load("sam_session")
     model.finalize()
-    looked = threading.Event()
-    monkeypatch.setattr(model.host, "drop_idle", looked.set)
-    monkeypatch.setitem(type(model).look.__globals__, "LOOK_SECONDS", 0.001)
-    model.ends = threading.Event()
-    looker = threading.Thread(target=model.look)
-    looker.start()
-    assert looked.wait(60)
-    model.ends.set()
-    looker.join(60)
+    looked, times = threading.Event(), []
 
-    assert not looker.is_alive()
+    def look():
+        times.append(1)
+        if len(times) == 1:
+            raise RuntimeError("smith^john")
+        looked.set()
+
+    monkeypatch.setattr(model.host, "drop_idle", look)
+    monkeypatch.setitem(type(model).look.__globals__, "LOOK_SECONDS", 0.001)
+    model.ends = False
+    model.looker = threading.Thread(target=model.look)
+    model.looker.start()
+    assert looked.wait(60)
+    model.finalize()
+
+    assert not model.looker.is_alive()
+    assert server.utils.lines == ["RuntimeError while sessions were looked after; they go on"]
 
 
 def test_ending_answers_what_was_asked(server):
