@@ -6,7 +6,8 @@ asked for on the host is copied. The same code runs on the CPU with `binds=True`
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,15 @@ from samkit.methods.method import GraphSpec
 from samkit.runtime.runner import Closing, check_inputs, kept_names, still_open
 from samkit.tensors import Tensor, TensorSpec, on_host
 
+_DTYPES = {
+    f"tensor({name})": dtype
+    for name, dtype in {
+        **{name: name for name in ("float16", "int64", "int32", "int16", "uint8", "bool")},
+        "float": "float32",
+        "double": "float64",
+    }.items()
+}
+"""ONNX Runtime's name of a type to numpy's."""
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 
 
@@ -145,6 +155,30 @@ class OnnxRuntimeRunner(Closing):
         for tensor in list(self._kept):
             tensor.free()
         self._session = None
+
+
+@dataclass(frozen=True)
+class FileTensors:
+    """Inputs and outputs of an ONNX file: name to numpy's name of the dtype, and sizes with -1 for what may differ."""
+
+    inputs: Mapping[str, tuple[str, list[int]]]
+    outputs: Mapping[str, tuple[str, list[int]]]
+
+
+def read_file_tensors(path: Path) -> FileTensors:
+    """Return what an ONNX file takes and gives; raises MissingDependencyError and ManifestError."""
+    session = open_inference_session(path, optimise=False)
+
+    def named(nodes: Sequence[Any]) -> dict[str, tuple[str, list[int]]]:
+        return {
+            node.name: (
+                _DTYPES.get(node.type, node.type),
+                [size if isinstance(size, int) else -1 for size in node.shape],
+            )
+            for node in nodes
+        }
+
+    return FileTensors(named(session.get_inputs()), named(session.get_outputs()))
 
 
 def open_inference_session(

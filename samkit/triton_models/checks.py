@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import samkit
 from samkit.errors import ManifestError, SamkitError
 from samkit.manifest import Manifest, file_sha256
-from samkit.methods import GraphSpec
+from samkit.methods import GraphSpec, SliceMethod, get_method
 from samkit.runtime import tritonclient_library
 from samkit.runtime.pycuda_device import describe_device
 from samkit.runtime.tensorrt_library import tensorrt_version
-from samkit.triton_models.model_config import check_config, parse_config
-from samkit.triton_models.record import ENSEMBLE, ONNXRUNTIME, TENSORRT, Repository, ServedExport
+from samkit.triton_models.model_config import DTYPES, ONNX_FILE, check_config, check_python_config, parse_config
+from samkit.triton_models.record import ENSEMBLE, ONNXRUNTIME, PYTHON, TENSORRT, Repository, ServedExport
 from samkit.triton_models.server_files import SHARED_BYTES, SHARED_MEMORY, check_numpy, find_server
 
 _BOUND_TO = {"tensorrt": "TensorRT", "gpu": "GPU", "compute_capability": "compute capability"}
@@ -31,13 +32,28 @@ def find_problems(folder: Path, *, embedded: bool = True) -> list[str]:
         record = Repository.load(folder)
     except ManifestError as error:
         return [str(error)]
-    problems = [*_in_record(record, folder)]
+    except OSError as error:
+        return [_unreadable(folder, error)]
+    problems = [*_readable(_in_record(record, folder))]
     for name, export in record.exports.items():
-        problems += [*_in_files(export, folder), *_in_models(name, export, folder)]
+        problems += [*_in_files(export, folder), *_readable(_in_models(name, export, folder))]
+        problems += _readable(_in_graph_files(export, folder))
     problems += _in_engines(record)
     if embedded:
         problems += _in_environment(record)
     return list(dict.fromkeys(problems))
+
+
+def _readable(problems: Iterator[str]) -> Iterator[str]:
+    """Yield `problems`; what can't be read ends them, and is the last."""
+    try:
+        yield from problems
+    except OSError as error:
+        yield _unreadable(error.filename, error)
+
+
+def _unreadable(path: object, error: OSError) -> str:
+    return f"{path} can't be read ({error.strerror}), and the server has to; give its user the right to"
 
 
 # --- The repository ---
@@ -58,10 +74,13 @@ def _in_record(record: Repository, folder: Path) -> Iterator[str]:
 
 def _in_files(export: ServedExport, folder: Path) -> Iterator[str]:
     for file, sha256 in export.files.items():
-        if not (folder / file).is_file():
-            yield f"{folder / file} is missing though the record lists it; write the repository again"
-        elif file_sha256(folder / file) != sha256:
-            yield f"{folder / file} changed since it was written; restore it, or write the repository again"
+        try:
+            if not (folder / file).is_file():
+                yield f"{folder / file} is missing though the record lists it; write the repository again"
+            elif file_sha256(folder / file) != sha256:
+                yield f"{folder / file} changed since it was written; restore it, or write the repository again"
+        except OSError as error:
+            yield _unreadable(folder / file, error)
 
 
 def _in_models(name: str, export: ServedExport, folder: Path) -> Iterator[str]:
@@ -78,6 +97,9 @@ def _in_models(name: str, export: ServedExport, folder: Path) -> Iterator[str]:
             config = parse_config(text, model)
             if model in graphs:
                 check_config(text, graphs[model])
+            elif kind == PYTHON:
+                slices = isinstance(get_method(export.method), SliceMethod)
+                check_python_config(text, model, model.removeprefix(f"{name}_"), slices=slices)
         except (OSError, UnicodeDecodeError):
             yield f"{path} is missing or can't be read; restore it, or write the repository again"
         except SamkitError as error:
@@ -85,6 +107,52 @@ def _in_models(name: str, export: ServedExport, folder: Path) -> Iterator[str]:
         else:
             if config.name != model:
                 yield f"{path} is of a model '{config.name}', and the folder's is {model}; restore it"
+
+
+def _in_graph_files(export: ServedExport, folder: Path) -> Iterator[str]:
+    """Say where a config is not that of the ONNX file beside it, which the container's backend would not load then."""
+    if find_spec("onnxruntime") is None:
+        return  # a machine that only writes or checks
+    from samkit.runtime.onnxruntime_runner import read_file_tensors  # loads ONNX Runtime; --help does without
+
+    for model in (model for model, kind in export.models.items() if kind == ONNXRUNTIME):
+        text, file = folder / model / "config.pbtxt", folder / model / "1" / ONNX_FILE
+        if not (text.is_file() and file.is_file()):
+            continue  # said already
+        try:
+            config = parse_config(text.read_text(), model)
+        except (SamkitError, UnicodeDecodeError):
+            continue  # said already
+        try:
+            tensors = read_file_tensors(file)
+        except SamkitError as error:
+            yield f"{file} can't be run: {error}"
+            continue
+        batch = [-1] if config.max_batch_size else []
+        yield from _differences(file, "inputs", config.input, tensors.inputs, batch)
+        yield from _differences(file, "outputs", config.output, tensors.outputs, batch)
+
+
+def _differences(
+    file: Path, kind: str, configured: Sequence[Any], there: Mapping[str, tuple[str, list[int]]], batch: list[int]
+) -> Iterator[str]:
+    """Say where configured tensors are none of the file's: a size that the file fixes must be in the config."""
+    dtype_name = tritonclient_library.model_config().DataType.Name
+    wanted = {tensor.name: (dtype_name(tensor.data_type), batch + list(tensor.dims)) for tensor in configured}
+    if set(wanted) != set(there):
+        yield (
+            f"{file} has the {kind} {', '.join(sorted(there))}, and its config {', '.join(sorted(wanted))}; write the "
+            "repository again"
+        )
+        return
+    for name, (dtype, dims) in wanted.items():
+        found, sizes = there[name]
+        alike = len(sizes) == len(dims) and all(size in (-1, dim) for size, dim in zip(sizes, dims, strict=True))
+        if DTYPES.get(found) != dtype or not alike:
+            yield (
+                f"{file} has '{name}' as {found} {sizes}, and its config says {dtype} {dims}; write the repository "
+                "again"
+            )
 
 
 def _graphs(name: str, export: ServedExport, folder: Path) -> dict[str, GraphSpec]:

@@ -11,8 +11,10 @@ from samkit.methods import get_method
 
 
 @pytest.fixture
-def paper_export(tmp_path):
+def paper_export(tmp_path, monkeypatch):
     """Return a function that makes an export of a method's tiny network on paper, and gives its folder."""
+    # ONNX Runtime can't open a text
+    monkeypatch.setattr("samkit.triton_models.checks._in_graph_files", lambda export, folder: iter(()))
 
     def make(name, folder=None, *, precision="fp32", engines=(), beside=(), **changes):
         folder = tmp_path / (folder or f"export-{name}")

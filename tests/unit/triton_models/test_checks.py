@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from samkit.errors import MissingDependencyError
+from samkit.runtime import onnxruntime_runner
 from samkit.triton_models import checks
 from samkit.triton_models.checks import find_problems
 from samkit.triton_models.repository import write_repository
@@ -45,6 +48,13 @@ def with_engine(repository):
         return repository
 
     return change
+
+
+@pytest.fixture
+def real_repository(bright_export, tmp_path):
+    """A repository whose ONNX files can be run."""
+    write_repository([bright_export], tmp_path / "real")
+    return tmp_path / "real"
 
 
 def only(problems):
@@ -135,6 +145,111 @@ def test_a_config_of_another_model_is_said(repository):
     path.write_text(path.read_text().replace("m_sam_session", "session"))
 
     assert "is of a model 'session'" in only(find_problems(repository))
+
+
+@pytest.mark.parametrize(
+    ("found", "there", "words"),
+    [
+        ("count: 1", "count: 2", "needed is one on the CPU"),
+        ('string_value: "16"', 'string_value: "many"', "the limit max_sessions is 'many'"),
+        ('name: "token"', 'name: "tok"', "has the inputs"),
+    ],
+)
+def test_a_session_that_can_not_be_served_so_is_said(repository, found, there, words):
+    path = repository / "m_sam_session" / "config.pbtxt"
+    assert found in path.read_text()
+    path.write_text(path.read_text().replace(found, there))
+
+    assert words in only(find_problems(repository))
+
+
+def test_graphs_that_are_what_their_configs_say_have_no_problem(real_repository):
+    assert find_problems(real_repository) == []
+
+
+def test_another_graph_in_a_model_s_file_is_said(real_repository):
+    encoder, decoder = (real_repository / f"sam_med3d_{name}" / "1" for name in ("image_encoder", "mask_decoder"))
+    shutil.copy(encoder / "model.onnx", decoder / "model.onnx")
+    problems = find_problems(real_repository)
+
+    assert f"{decoder / 'model.onnx'} has the inputs image, and its config image_embeddings, " in "\n".join(problems)
+    assert "has the outputs image_embeddings, and its config" in "\n".join(problems)
+
+
+def test_a_file_that_no_longer_is_a_graph_is_said(real_repository):
+    (real_repository / "sam_med3d_mask_decoder" / "1" / "model.onnx").write_text("text")
+
+    assert "can't be run: ONNX Runtime can't load model.onnx" in find_problems(real_repository)[1]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sizes"),
+    [("float16", [-1, 1, 32, 32, 32]), ("float32", [-1, 1, 32, 32, 64]), ("float32", [1, 1, 32, 32, 32])],
+)
+def test_a_graph_of_other_sizes_or_types_is_said(real_repository, monkeypatch, dtype, sizes):
+    real = onnxruntime_runner.read_file_tensors
+
+    def other(path):
+        tensors = real(path)
+        return tensors if "image" not in tensors.inputs else replace(tensors, inputs={"image": (dtype, sizes)})
+
+    monkeypatch.setattr(onnxruntime_runner, "read_file_tensors", other)
+    problem = only(find_problems(real_repository))
+
+    assert f"has 'image' as {dtype} {sizes}, and its config says TYPE_FP32 [-1, 1, 32, 32, 32]" in problem
+
+
+def test_sizes_that_a_file_leaves_open_are_no_problem(real_repository, monkeypatch):
+    real = onnxruntime_runner.read_file_tensors
+
+    def vague(path):
+        found = real(path)
+        return replace(
+            found, outputs={name: (dtype, [-1] * len(dims)) for name, (dtype, dims) in found.outputs.items()}
+        )
+
+    monkeypatch.setattr(onnxruntime_runner, "read_file_tensors", vague)
+
+    assert find_problems(real_repository) == []
+
+
+def test_what_may_not_be_read_is_said(repository, monkeypatch):
+    read_text, digest = Path.read_text, checks.file_sha256
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(checks, "file_sha256", lambda path: refuse(path) if path.name == "model.py" else digest(path))
+    monkeypatch.setattr(
+        Path, "read_text", lambda self: refuse(self) if self.parent.name == "m_sam_refine" else read_text(self)
+    )
+    problems = find_problems(repository)
+
+    assert len(problems) == 5
+    assert f"{repository / 'm_sam_session' / '1' / 'model.py'} can't be read (Permission denied), " in "\n".join(
+        problems
+    )
+    assert f"{repository / 'm_sam_refine' / 'config.pbtxt'} is missing or can't be read" in problems[-1]
+
+
+def test_a_folder_that_may_not_be_listed_is_said(repository, monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+
+    assert only(find_problems(repository)) == (
+        f"{repository} can't be read (Permission denied), and the server has to; give its user the right to"
+    )
+
+
+def test_a_folder_that_may_not_be_entered_is_said(repository, monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+
+    assert only(find_problems(repository)).startswith(f"{repository} can't be read (Permission denied)")
 
 
 def test_all_problems_are_said_at_once(repository):
