@@ -121,7 +121,7 @@ class EmbeddedServer:
         the server's log, line by line, from another thread; what it raises is dropped. Raises ServingError for an
         address that is not of IPv4.
         """
-        is_loopback(address)
+        is_loopback(address)  # or raises
         self.repository = repository
         self.address = address
         self.grpc_port, self.http_port, self.metrics_port = grpc_port, http_port, metrics_port
@@ -133,6 +133,7 @@ class EmbeddedServer:
         self._reader: threading.Thread | None = None
         self._folder: Path | None = None
         self._memory = f"samkit_{os.getpid()}_{secrets.token_hex(8)}_"
+        self._name = secrets.token_hex(8)  # not that of its memory, since this one is told to whoever asks
 
     @property
     def grpc(self) -> str:
@@ -222,6 +223,7 @@ class EmbeddedServer:
                   f"shm-growth-byte-size={SHARED_BYTES}", "stub-timeout-seconds=300")  # fmt: skip
         command = [
             str(files.program),
+            f"--id={self._name}",
             f"--model-repository={self.repository.resolve()}",
             f"--backend-directory={self._folder}",
             # A Python-based backend has settings of its own name
@@ -287,9 +289,14 @@ class EmbeddedServer:
         )
 
     def _is_ready(self) -> bool:
-        """Return whether all models are loaded and the last of the three services, which is metrics, listens."""
-        return _answers(self._host, self.http_port, "/v2/health/ready") and _answers(
-            LOOPBACK, self.metrics_port, "/metrics"
+        """Return whether all models are loaded and the last of the three services, which is metrics, listens.
+
+        What answers on a port that was free may be another server: ours says the name that it was given.
+        """
+        return (
+            self._name in (_get(self._host, self.http_port, "/v2") or "")
+            and _get(self._host, self.http_port, "/v2/health/ready") is not None
+            and _get(LOOPBACK, self.metrics_port, "/metrics") is not None
         )
 
     def _compare(self, name: str, export: ServedExport) -> None:
@@ -394,14 +401,16 @@ def _taken_ports(log: Iterable[str]) -> set[int]:
     return {int(port) for line in log for port in _TAKEN.findall(line)}
 
 
-def _answers(host: str, port: int, path: str) -> bool:
-    """Return whether a GET over HTTP is answered with 200."""
+def _get(host: str, port: int, path: str) -> str | None:
+    """Return what a GET over HTTP is answered with; None unless it is with 200."""
     connection = http.client.HTTPConnection(host, port, timeout=5)
     try:
         connection.request("GET", path)
-        return connection.getresponse().status == http.client.OK
+        answer = connection.getresponse()
+        text = answer.read().decode(errors="replace")
+        return text if answer.status == http.client.OK else None
     except (OSError, http.client.HTTPException):
-        return False
+        return None
     finally:
         connection.close()
 

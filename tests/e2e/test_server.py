@@ -18,12 +18,16 @@ import pytest
 
 import samkit
 from samkit.errors import MissingDependencyError, ServingError
+from samkit.geometry import Volume
 from samkit.manifest import Manifest
-from samkit.runtime import tritonclient_library
+from samkit.runtime import open_session, tritonclient_library
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
+from samkit.runtime.slices import encoder_batch
 from samkit.runtime.wire import read_error
-from samkit.triton_models.model_config import graph_config, parse_config
+from samkit.triton_models import server as server_module
+from samkit.triton_models.model_config import graph_config, parse_config, python_config
 from samkit.triton_models.record import ONNXRUNTIME, PYTHON, Repository, ServedExport
+from samkit.triton_models.repository import write_repository
 from samkit.triton_models.server import EmbeddedServer, known_inputs
 from samkit.triton_models.server_files import SHARED_MEMORY, find_server
 
@@ -32,18 +36,10 @@ pytestmark = pytest.mark.xdist_group("server")  # so that the one that answers i
 TOGETHER = 4
 """Requests, of two crops each, that the encoder waits for before it runs."""
 
-ECHO = """
-import triton_python_backend_utils as backend
-
+IDLE = """
 class TritonPythonModel:
     def execute(self, requests):
-        arrays = [backend.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
-        return [backend.InferenceResponse([backend.Tensor("y", array)]) for array in arrays]
-"""
-ECHO_CONFIG = """
-backend: "python" max_batch_size: 0
-input [{ name: "x" data_type: TYPE_FP32 dims: [-1] }]
-output [{ name: "y" data_type: TYPE_FP32 dims: [-1] }]
+        raise ValueError("nobody asks this model")
 """
 FAILING = """
 class TritonPythonModel:
@@ -91,11 +87,14 @@ def repository(bright_export, graphs, tmp_path_factory):
     del config.instance_group[:]
     config.instance_group.add(kind="KIND_CPU", count=1)
     path.write_text(str(config))
-    version = new_model(folder, "bright_preprocess", f'name: "bright_preprocess" {ECHO_CONFIG}')
-    (version / "model.py").write_text(ECHO)
+    digest = Manifest.load(bright_export).digest
+    facts = {"samkit_name": "bright", "precision": "fp32", "manifest": digest, "engines": "", "max_voxels": "1000"}
+    config = python_config("bright_preprocess", "preprocess", facts, slices=False)
+    version = new_model(folder, "bright_preprocess", config)
+    (version / "model.py").write_text(IDLE)
     Manifest.load(bright_export).save(version)
     models["bright_preprocess"] = PYTHON
-    export = ServedExport("sam-med3d", "fp32", Manifest.load(bright_export).digest, models, {})
+    export = ServedExport("sam-med3d", "fp32", digest, models, {})
     Repository(samkit.__version__, {"bright": export}).save(folder)
     return folder
 
@@ -121,10 +120,7 @@ def other_repository(repository, tmp_path):
 
 def infer(server, model, inputs, output):
     library = tritonclient_library.grpc()
-    tensors = []
-    for name, array in inputs.items():
-        tensors.append(library.InferInput(name, list(array.shape), library.np_to_triton_dtype(array.dtype)))
-        tensors[-1].set_data_from_numpy(array)
+    tensors = tritonclient_library.as_inputs(library, inputs)
     with library.InferenceServerClient(server.grpc) as client:
         return client.infer(model, tensors).as_numpy(output)
 
@@ -139,10 +135,18 @@ def ask(address, verb, path):
         connection.close()
 
 
-def executions(server, model):
+def counts(server, model):
+    """How often a model ran, and on how many rows altogether."""
     status, text = ask(server.http, "GET", f"/v2/models/{model}/stats")
     assert status == 200
-    return json.loads(text)["model_stats"][0]["execution_count"]
+    found = json.loads(text)["model_stats"][0]
+    return found["execution_count"], found["inference_count"]
+
+
+def counts_since(before, server, model, rows):
+    """How often a model ran, and on how many rows, since `before`: once it counted `rows`, soon after it answered."""
+    wait_until(lambda: counts(server, model)[1] >= before[1] + rows)
+    return tuple(now - then for now, then in zip(counts(server, model), before, strict=True))
 
 
 def is_there(pid):
@@ -194,12 +198,12 @@ def test_a_decoder_takes_no_points(server, graphs):
 def test_merged_requests_get_the_answers_they_get_alone(server, repository, graphs):
     encoder = graphs["image_encoder"]
     crops = np.random.default_rng(1).standard_normal((TOGETHER, 2, 1, 32, 32, 32)).astype(np.float32)
-    before = executions(server, "bright_image_encoder")
+    before = counts(server, "bright_image_encoder")
     with ThreadPoolExecutor(TOGETHER) as pool:
         found = list(pool.map(lambda crop: infer(server, "bright_image_encoder", {"image": crop},
                                                  "image_embeddings"), crops))  # fmt: skip
 
-    assert executions(server, "bright_image_encoder") == before + 1
+    assert counts_since(before, server, "bright_image_encoder", rows=2 * TOGETHER) == (1, 2 * TOGETHER)
     with OnnxRuntimeRunner(repository / "bright_image_encoder" / "1" / "model.onnx", encoder) as runner:
         for crop, answer in zip(crops, found, strict=True):
             assert np.array_equal(answer, runner.run({"image": crop})["image_embeddings"])
@@ -218,6 +222,52 @@ def test_a_request_that_does_not_fit_gets_an_error_and_the_next_an_answer(server
     assert isinstance(read_error(raised.value.message()), ServingError)
     assert "could not run bright_mask_decoder" in raised.value.message()
     assert infer(server, "bright_mask_decoder", inputs, "low_res_masks").shape == (1, 1, 8, 8, 8)
+
+
+# --- Slices of several sessions ---
+
+
+@pytest.fixture(scope="module")
+def chunk(bright_structures):
+    """How many slices a session sends its encoder at once."""
+    (encoder,) = (graph for graph in Manifest.load(bright_structures).plan.specs if graph.name == "image_encoder")
+    return encoder_batch(encoder)
+
+
+@pytest.fixture(scope="module")
+def slice_server(bright_structures, chunk, tmp_path_factory):
+    """A server of an automatic method of slices, whose encoder waits for the chunks of two sessions."""
+    folder = tmp_path_factory.mktemp("slices") / "repository"
+    write_repository([bright_structures], folder)
+    path = folder / "lora_sam_image_encoder" / "config.pbtxt"
+    config = parse_config(path.read_text(), "lora_sam_image_encoder")
+    config.dynamic_batching.preferred_batch_size[:] = [2 * chunk]
+    config.dynamic_batching.max_queue_delay_microseconds = 60_000_000
+    path.write_text(str(config))
+    with EmbeddedServer(folder) as server:
+        yield server
+
+
+def test_chunks_of_two_sessions_share_a_batch_and_give_the_masks_of_each_alone(slice_server, bright_structures, chunk):
+    def scan(number):
+        array = np.full((40, chunk, 44), 20, np.int16)
+        array[10:30, :, 12 + number : 30] = 200  # coronal slices, none of them empty
+        return Volume(array, np.eye(4))
+
+    def segment(url, number):
+        with open_session(url) as session:
+            session.set_volume(scan(number))
+            session.segment_all()
+            return session.mask()
+
+    before = counts(slice_server, "lora_sam_image_encoder")
+    with ThreadPoolExecutor(2) as pool:
+        masks = list(pool.map(lambda n: segment(f"triton://{slice_server.grpc}/lora-sam", n), range(2)))
+
+    assert counts_since(before, slice_server, "lora_sam_image_encoder", rows=2 * chunk) == (1, 2 * chunk)
+    for number, mask in enumerate(masks):
+        assert mask.any()
+        assert np.array_equal(mask, segment(bright_structures, number))
 
 
 # --- Who may ask what ---
@@ -322,6 +372,28 @@ def test_wrong_numbers_keep_a_server_from_starting(other_repository):
 def test_a_taken_port_is_refused_before_anything_starts(server, repository):
     with pytest.raises(ServingError, match=f"port {server.http_port} of 127.0.0.1 can't be had"):
         EmbeddedServer(repository, http_port=server.http_port).start()
+
+
+def test_port_that_somebody_takes_while_models_load_is_chosen_again(server, repository, monkeypatch):
+    free_port, handed_out = server_module._free_port, []
+
+    def choose(held, host, port):
+        handed_out.append(port)
+        # The second one of the first start is HTTP's, where the other server listens
+        return server.http_port if len(handed_out) == 2 else free_port(held, host, port)
+
+    monkeypatch.setattr(server_module, "_free_port", choose)
+    with EmbeddedServer(repository) as second:
+        assert handed_out == [0] * 6
+        assert second.http_port != server.http_port
+        assert ask(second.http, "GET", "/v2/health/ready")[0] == 200
+
+
+def test_another_server_on_the_port_is_not_taken_for_the_own_one(server, repository):
+    other = EmbeddedServer(repository, http_port=server.http_port, metrics_port=server.metrics_port)
+
+    assert server._is_ready()
+    assert not other._is_ready()
 
 
 # --- The command ---
