@@ -298,6 +298,24 @@ def test_clicks_at_once_happen_all_or_not_at_all(bright_export, connected):
         check_same(here.redo(), there.redo())
 
 
+def test_steps_are_taken_back_one_by_one_where_several_came_at_once(bright_export, connected):
+    _, there = connected(bright_export)
+    there.set_image(scan())
+    first = there.add(Point((20, 22, 15), 1))
+    last = there.add(Point((3, 3, 3), 0), Point((20, 20, 15), 1))
+
+    assert there.steps == (first, last)
+    there.undo()
+    assert there.steps == (first,)
+    there.undo()
+    assert there.steps == (first,)
+    there.undo()
+    assert there.steps == ()
+    for _ in range(3):
+        there.redo()
+    assert there.steps == (first, last)
+
+
 @pytest.mark.parametrize("call", ["add", "add_point"])
 def test_what_only_a_folders_session_does_is_refused(bright_slices, connected, call):
     _, there = connected(bright_slices)
@@ -351,6 +369,19 @@ def test_labels_that_do_not_fit_their_box_are_refused(bright_export, connected):
         there.click((20, 22, 15))
     transport.call = right
     assert there.mask().any()  # it happened, whatever the answer was
+
+
+def test_a_click_whose_answer_lacks_a_tensor_happens_once(bright_export, connected):
+    transport, there = connected(bright_export)
+    there.set_image(scan())
+    right = transport.call
+    transport.call = lambda inputs, timeout: {wire.ANSWER: right(inputs, timeout)[wire.ANSWER]}
+    with pytest.raises(TensorMismatchError, match="no tensor 'changed'"):
+        there.click((20, 22, 15))
+    transport.call = right
+
+    there.click((20, 22, 15))
+    assert transport.host.counters.clicks == 1
 
 
 @pytest.mark.parametrize("folder", ["bright_export", "bright_slices"])
