@@ -85,16 +85,25 @@ def ensemble(server, name, volumes, prompts, **options):
 
 
 def executions(server, model):
-    """Return how often a model ran."""
+    """Return how often a model ran. Triton counts a run a little after its answer, so this waits for a second's rest."""
+    seen, rest = -1, 0
+    while rest < 10:
+        now = read_executions(server, model)
+        seen, rest = now, rest + 1 if now == seen else 0
+        time.sleep(0.1)
+    return seen
+
+
+def read_executions(server, model):
     with urllib.request.urlopen(f"http://{server.http}/v2/models/{model}/stats") as page:
         return json.load(page)["model_stats"][0]["execution_count"]
 
 
 def figure(server, name):
-    """Return one of our own figures from the metrics page; None before it is shown."""
+    """Return one of our own figures from the metrics page, where they stand within seconds."""
     with urllib.request.urlopen(server.metrics) as page:  # noqa: S310
         lines = [line.split() for line in page.read().decode().splitlines() if line.startswith(name + "{")]
-    return float(lines[0][-1]) if lines else None
+    return float(lines[0][-1]) if lines else 0.0
 
 
 # --- Every method, on real scans ---
