@@ -85,7 +85,7 @@ def ensemble(server, name, volumes, prompts, **options):
 
 
 def executions(server, model):
-    """Return how often a model ran. Triton counts a run a little after its answer, so this waits for a second's rest."""
+    """Return how often a model ran. Triton counts a run a little after its answer: this waits for a second of rest."""
     seen, rest = -1, 0
     while rest < 10:
         now = read_executions(server, model)
