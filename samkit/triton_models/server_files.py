@@ -93,7 +93,7 @@ def _library_folder() -> Path:
     if not sysconfig.get_config_var("Py_ENABLE_SHARED") or not (Path(folder) / name).is_file():
         raise MissingDependencyError(
             f"the Python that runs this, {sys.executable}, has no shared libpython, and the server's stub links one; "
-            "use one built with --enable-shared, such as the system's or Conda's"
+            "use one built with --enable-shared"
         )
     return Path(folder)
 
