@@ -81,6 +81,7 @@ _KEYS = {
     "close": ("op",),
 }
 """What a request may say."""
+_SHORTEST_NONCE = 16
 _MOST_STEPS = 512
 """Of one session: each keeps a mask, and an embedding where refinement is recurrent."""
 
@@ -126,6 +127,8 @@ class _Opening:
 
     ended: threading.Event = field(default_factory=threading.Event)
     answer: dict[str, Any] | None = None
+    scan: str = ""
+    """The key of what was opened."""
 
 
 class SessionHost:
@@ -214,6 +217,11 @@ class SessionHost:
         """Return the new session's answer; the same for the same nonce, whose first answer may have been lost."""
         check_keys(request, ("op", "nonce", "replaces", *OPENING), "open")
         nonce = read_text(request, "nonce")
+        if nonce is not None and len(nonce) < _SHORTEST_NONCE:
+            raise PromptError(
+                f"the nonce has {len(nonce)} letters, needed are {_SHORTEST_NONCE} and more, drawn at random for each "
+                "scan; leave it out if you never send a request twice"
+            )
         with self._lock:
             known = None if nonce is None else self._openings.get(nonce)
             opening = _Opening() if known is None else known
@@ -221,18 +229,23 @@ class SessionHost:
                 self._openings[nonce] = opening
         if known is None:
             try:
-                opening.answer = self._open_new(request, tensors, nonce)
+                opening.answer, opening.scan = self._open_new(request, tensors, nonce)
             finally:
                 if opening.answer is None and nonce is not None:  # the next try begins anew
                     with self._lock:
                         self._openings.pop(nonce, None)
                 opening.ended.set()
+            return opening.answer
         opening.ended.wait()
         if opening.answer is None:
             raise ServingError("this scan was sent twice, and the first try failed; open it again")
+        # Two readers whose program draws no random nonce must not meet in one session
+        if self._read(Options.from_json(request), tensors)[2] != opening.scan:
+            raise WrongTurn("this nonce opened another scan; draw a new one at random for each")
         return opening.answer
 
-    def _open_new(self, request: dict[str, Any], tensors: Tensors, nonce: str | None) -> dict[str, Any]:
+    def _open_new(self, request: dict[str, Any], tensors: Tensors, nonce: str | None) -> tuple[dict[str, Any], str]:
+        """Return the answer, and the key of the scan."""
         started, limit = time.perf_counter(), self._served.limits.max_sessions
         options = Options.from_json(request)
         replaced = read_text(request, "replaces")
@@ -244,7 +257,7 @@ class SessionHost:
                 )
             self._opening += 1
         try:
-            held = self._hold(options, tensors, nonce)
+            held, scan = self._hold(options, tensors, nonce)
         except BaseException:
             with self._lock:
                 self._opening -= 1
@@ -270,13 +283,13 @@ class SessionHost:
             "shape": list(shape),
             "plane": session.plane if isinstance(session, SliceSession) else None,
             "spacing": list(session.spacing) if isinstance(session, Session) else None,
-        }
+        }, scan
 
-    def _hold(self, options: Options, tensors: Tensors, nonce: str | None) -> _Held:
-        """Return a session on a scan."""
-        array, affine = read_scan(tensors, options, self._served.limits.max_voxels)
+    def _hold(self, options: Options, tensors: Tensors, nonce: str | None) -> tuple[_Held, str]:
+        """Return a session on a scan, and the scan's key."""
+        array, affine, scan = self._read(options, tensors)
         voxels = np.array(array)  # the request's memory goes with the request
-        embeddings = self.embeddings.open(self._scan_key(voxels, affine, options))
+        embeddings = self.embeddings.open(scan)
         try:
             session = self._served.session(self._runners, asdict(options))
             if options.picture:
@@ -288,15 +301,16 @@ class SessionHost:
             embeddings.close()
             raise
         shape = voxels.shape[1:3] if options.picture else voxels.shape[1:]
-        return _Held(session, embeddings, None if options.picture else affine, shape, nonce, self._clock())
+        return _Held(session, embeddings, None if options.picture else affine, shape, nonce, self._clock()), scan
 
-    def _scan_key(self, voxels: np.ndarray, affine: np.ndarray, options: Options) -> str:
-        """Return the SHA-256 of all that an embedding depends on, but the place in the scan."""
+    def _read(self, options: Options, tensors: Tensors) -> tuple[np.ndarray, np.ndarray, str]:
+        """Return voxels, affine, and the SHA-256 of all that an embedding depends on, but the place in the scan."""
+        voxels, affine = read_scan(tensors, options, self._served.limits.max_voxels)
         how = json.dumps([self._served.digest, voxels.shape, voxels.dtype.name, asdict(options)])
         key = hashlib.sha256(how.encode())
         key.update(np.ascontiguousarray(affine, np.float64).tobytes())
         key.update(np.ascontiguousarray(voxels).data)
-        return key.hexdigest()
+        return voxels, affine, key.hexdigest()
 
     def _find(self, token: str | None) -> _Held:
         """Return the session of a token; raises the error that says why there is none."""

@@ -884,6 +884,15 @@ def test_nonce_of_a_closed_session_opens_a_new_one(make):
     assert User(host, array, nonce="a" * 32).token != first.token
 
 
+def test_nonce_that_is_used_twice_never_leads_to_another_scan(make):
+    host = make()
+    User(host, the.scan(0), nonce="a" * 32)
+    with pytest.raises(WrongTurn, match="opened another scan"):
+        User(host, the.scan(1), nonce="a" * 32)
+    with pytest.raises(PromptError, match="the nonce has 1 letters"):
+        User(host, the.scan(1), nonce="1")
+
+
 def test_open_that_failed_can_be_sent_again(make):
     host, array = make(), the.scan()
     with pytest.raises(GeometryError):
@@ -904,7 +913,7 @@ def test_repeat_that_comes_while_the_first_is_at_work_waits_for_it(make, monkeyp
 
     monkeypatch.setattr(host, "_hold", slowly)
     found = []
-    threads = [threading.Thread(target=lambda: found.append(User(host, array, nonce="n").token)) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: found.append(User(host, array, nonce="n" * 16).token)) for _ in range(2)]
     threads[0].start()
     assert begun.wait(60)
     threads[1].start()
