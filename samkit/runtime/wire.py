@@ -5,7 +5,7 @@ A session's `request` and `answer` are JSON objects, each the one element of a B
     {"op": "describe"}                                    -> what the server serves under this name
     {"op": "open", "sequences": [""], ...}  + volume      -> {"token": ..., ...}; options: plane, intensities, spacing,
                                                              "picture": true for a volume tensor (channel, H, W, 1),
-                                                             "nonce": a random text, by which the same request sent
+                                                             "nonce": 16 to 128 random letters, by which the same sent
                                                              again opens no second session, "replaces": the token of a
                                                              session that ends once this one is open
     {"op": "click", "turn": 1, "point": [i, j, k], "label": 1}      one point, as in a clicks file
