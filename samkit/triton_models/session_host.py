@@ -459,7 +459,7 @@ class SessionHost:
         return {
             "turn": turn,
             "step": None if step is None else asdict(step),
-            "region": region if len(region) == 3 else [*region, [0, 1 if region[0][1] else 0]],
+            "region": region if len(region) == 3 else [*region, [0, 1]],
             "volume_ml": update.volume_ml,
             "iou": list(update.iou),
             "prompted": list(session.prompted) if isinstance(session, SliceSession) else [],

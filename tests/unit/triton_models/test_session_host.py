@@ -255,8 +255,11 @@ def test_pictures_have_two_axes_and_a_third_of_one(make):
     assert answer["region"] == [*([side.start, side.stop] for side in expected.changed), [0, 1]]
     assert np.array_equal(changed[..., 0], expected.change[1])
     assert answer["volume_ml"] is None
+    host.answer({"op": "undo", "turn": 2}, opened["token"], {})
+    nothing, labels = host.answer({"op": "state"}, opened["token"], {})
+    assert [last - first for first, last in nothing["region"]] == list(labels.shape) == [0, 0, 1]
     with pytest.raises(PromptError, match="a picture has none"):
-        host.answer({**request, "turn": 2, "world": True}, opened["token"], {})
+        host.answer({**request, "turn": 3, "world": True}, opened["token"], {})
 
 
 def test_slab_is_no_picture(make):
