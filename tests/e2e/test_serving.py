@@ -235,27 +235,30 @@ def test_sam_segment_writes_the_same_bytes(one, shared, tmp_path, in_process):
     assert {key: written["local"][1][key] for key in same} == {key: written["served"][1][key] for key in same}
 
 
-def outcome(session, picture):
-    """Return what a picture leads to: an update, or the kind of refusal."""
+def outcome(call, *given):
+    """Return what a call of a session leads to: an update, or the kind of refusal and its code."""
     try:
-        return session.set_image(picture)
+        return call(*given)
     except (InputRefused, PromptError) as refusal:
-        return type(refusal)
+        return type(refusal), getattr(refusal, "code", "")
 
 
 def test_picture_is_answered_or_refused_as_in_process(one, shared):
     name, export, server = one
     picture = shared / "data" / "fetal-head" / "images" / "001_HC.png"
+    answered = []
     with open_session(export) as local, open_session(url(server, name)) as served:
-        here, there = outcome(local, picture), outcome(served, picture)
-        if isinstance(here, type):
-            assert name in ("m-sam", "sam-med3d", "brainseg-dmif")  # volumes; four sequences
-            assert there is here
-            return
-        assert_same(there, here)
-        assert there.mask.ndim == 2
-        assert_same(served.box((200, 120), (600, 420)), local.box((200, 120), (600, 420)))
-        assert_same(served.click((400, 260)), local.click((400, 260)))
+        for call, *given in (("set_image", picture), ("box", (200, 120), (600, 420)), ("click", (400, 260))):
+            here, there = outcome(getattr(local, call), *given), outcome(getattr(served, call), *given)
+            if isinstance(here, tuple):
+                assert there == here
+            else:
+                assert_same(there, here)
+                assert there.mask.ndim == 2
+                answered.append(call)
+    # Volumes and four sequences are no picture's; lora-sam looks at a part of it, where this box is not
+    expected = {"m-sam": 0, "sam-med3d": 0, "brainseg-dmif": 0, "lora-sam": 2}
+    assert len(answered) == expected.get(name, 3)
 
 
 def test_configs_are_what_the_files_take(one):
