@@ -47,13 +47,18 @@ class Volume:
     @property
     def voxel_ml(self) -> float:
         """Return the volume of one voxel [mL]."""
-        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000.0
+        return voxel_ml_of(self.affine)
 
 
 def spacing_of(affine: np.ndarray) -> Triple:
     """Return the voxel size [mm] along the three array axes of `affine` (4, 4)."""
     a, b, c = np.sqrt((np.asarray(affine, np.float64)[:3, :3] ** 2).sum(axis=0))
     return float(a), float(b), float(c)
+
+
+def voxel_ml_of(affine: np.ndarray) -> float:
+    """Return the volume of one voxel [mL] of an array with `affine` (4, 4)."""
+    return float(abs(np.linalg.det(affine[:3, :3]))) / 1000.0
 
 
 def check_affine(affine: np.ndarray) -> None:

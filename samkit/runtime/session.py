@@ -134,7 +134,7 @@ class Session(BaseSession[_Clicked, Step]):
         seconds = {stage: spent - before[stage] for stage, spent in refiner.seconds.items()}
         step = Step(
             number=len(self._done) + 1,
-            volume_ml=count_voxels(parts, volume.array.shape) * volume.voxel_ml,
+            volume_ml=_count_voxels(parts, volume.array.shape) * volume.voxel_ml,
             crops=len(state.crops),
             followed=state.followed,
             limit_reached=state.limit_reached,
@@ -227,7 +227,7 @@ def mask_parts(pieces: Sequence[Piece], grid: Grid, threshold: float) -> tuple[P
     return tuple(part for region, logits in found if (part := tight((region, logits > threshold))) is not None)
 
 
-def count_voxels(parts: Sequence[Part], shape: Sequence[int]) -> int:
+def _count_voxels(parts: Sequence[Part], shape: Sequence[int]) -> int:
     """Return how many voxels a mask has; regions of far crops may still overlap."""
     if len(parts) < 2:
         return sum(int(part.sum()) for _, part in parts)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from samkit.errors import ExportError, InputRefused, PromptError
-from samkit.geometry import Grid, Index, crop
+from samkit.geometry import Grid, Index, crop, voxel_ml_of
 from samkit.methods.method import SliceMethod, VolumeMethod
 from samkit.models.sam3d_config import Sam3DConfig
 from samkit.planes import PlaneView
@@ -33,7 +33,7 @@ from samkit.runtime import wire
 from samkit.runtime.base_session import check_inside
 from samkit.runtime.refinement import Piece, Refiner, State
 from samkit.runtime.runner import Runner
-from samkit.runtime.session import Session, as_point, count_voxels, mask_parts, point_to_grid
+from samkit.runtime.session import Session, as_point, mask_parts, point_to_grid
 from samkit.runtime.slice_session import SliceSession
 from samkit.runtime.slices import Slices, SliceState
 from samkit.runtime.updates import paint
@@ -194,20 +194,19 @@ def postprocess(served: Served, found: Mapping[str, Any], result: np.ndarray) ->
     if isinstance(session, SliceSession):
         view = PlaneView.of((i, j, k), affine, session.plane)
         mask = np.ascontiguousarray(view.volume(result))
-        voxels = int(np.count_nonzero(mask))
         slices = {"slices": sorted(view.file_index(number) for number in found["slices"])}
     else:
         grid = Grid.over((i, j, k), affine, session.spacing)
         parts = mask_parts(_pieces(found["pieces"], result), grid, session.method.mask_threshold)
-        mask, voxels = paint(parts, (i, j, k)), count_voxels(parts, (i, j, k))
+        mask = paint(parts, (i, j, k))
+    voxels = int(np.count_nonzero(mask))
     kept = {key: found[key] for key in ("crops", "limit_reached", "boxes", "iou") if key in found}
-    voxel_ml = float(abs(np.linalg.det(affine[:3, :3]))) / 1000.0
     report = {
         "method": served.method.name,
         "precision": served.precision,
         "manifest_sha256": served.digest,
         "voxels": voxels,
-        "volume_ml": voxels * voxel_ml,
+        "volume_ml": voxels * voxel_ml_of(affine),
         **kept,
         **slices,
         "warnings": list(session.warnings),

@@ -70,7 +70,6 @@ _MOST_REQUESTS = 4
 """Of one session at a time: a call, and its repeats after a lost connection."""
 _PROMPTING = frozenset({"click", "box", "prompts"})
 _CHANGING = _PROMPTING | {"decide", "propagate", "undo", "redo", "reset"}
-_READING = frozenset({"check", "state", "close"})
 _KEYS = {
     "click": ("op", "turn", "point", "label", "structure", "world"),
     "box": ("op", "turn", "box", "structure", "world"),
@@ -169,8 +168,8 @@ class SessionHost:
         self.drop_idle()
         if op == "open":
             return self._open(request, tensors), _NOTHING
-        if op not in _CHANGING | _READING:
-            known = ", ".join(sorted({"describe", "open"} | _CHANGING | _READING))
+        if op not in _KEYS:
+            known = ", ".join(sorted({"describe", "open", *_KEYS}))
             raise PromptError(f"the request's op is '{op:.40}', known are {known}; send one of those")
         check_keys(request, _KEYS[op], op)
         held = self._find(token)
