@@ -58,7 +58,17 @@ class TorchRunner(HostRunner):
 def open_torch_runners(plan: ExportPlan, *, device: str = "cpu", threads: int | None = None) -> dict[str, TorchRunner]:
     """Return the runners of the plan's graphs, on one network with exactly the weights that were exported.
 
-    Raises ManifestError where those weights are not to be had any more, or changed.
+    Raises as `exported_network` does.
+    """
+    network = exported_network(plan, device=device, threads=threads)
+    return {graph.name: TorchRunner(network, graph, device) for graph in plan.specs}
+
+
+def exported_network(plan: ExportPlan, *, device: str = "cpu", threads: int | None = None) -> Network:
+    """Return the network that was exported, with its weights as loaded, in evaluation mode on `device`.
+
+    Raises ManifestError where those weights are not to be had any more, or changed, and MissingDependencyError without
+    PyTorch or the device.
     """
     try:
         import torch
@@ -78,8 +88,7 @@ def open_torch_runners(plan: ExportPlan, *, device: str = "cpu", threads: int | 
     loaded = load_network(path, method, files)
     if loaded.info.config != plan.config:
         raise ManifestError("checkpoint and manifest describe different networks; export again")
-    network = loaded.network.to(device).eval()
-    return {graph.name: TorchRunner(network, graph, device) for graph in plan.specs}
+    return loaded.network.to(device).eval()
 
 
 def _weights_file(method: Method, weights: Weights) -> Path:

@@ -1,0 +1,54 @@
+"""The command `sam-bench`: five commands, each in a module of its own that is imported when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+
+import click
+
+from samkit import __version__
+from samkit.command import run_command
+
+COMMANDS: Mapping[str, str] = {
+    "accuracy": "How far exports are from PyTorch and from the truth, per case and click; a gate.",
+    "latency": "Cold start, encode, clicks, end to end: percentiles beside PyTorch's; shares of the machine's limit.",
+    "load": "Readers on a Triton server: sessions, clicks per second, percentiles, memory, how cost grows.",
+    "compare": "What got better or worse between two runs, beyond the noise.",
+    "report": "One HTML file of any runs, with tables and pictures.",
+}
+"""What stands in the help, so that it needs none of their libraries; `samkit.benchmarks.NAME` has `command`."""
+
+
+class _Commands(click.Group):
+    """Imports a command's module when the command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        found: click.Command = import_module(f"samkit.benchmarks.{cmd_name}").command
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=_Commands, epilog="Exit codes: 0 done, 1 a gate failed or a figure got worse, 2 usage, 3 input refused."
+)
+@click.version_option(__version__, prog_name="sam-bench")
+def bench() -> None:
+    """Measure exports: accuracy against the PyTorch originals, latency, load. Each run is one JSON file."""
+
+
+def main() -> None:
+    """Run `sam-bench`."""
+    run_command(bench, "sam-bench")
+
+
+if __name__ == "__main__":
+    main()
