@@ -1,0 +1,175 @@
+"""`make bench`: everything that can be measured without data, as the commands that anyone would type.
+
+    python -m samkit.benchmarks.suite [--out bench] [--data FOLDER] [--method NAME ...] [--keep-exports] [--dry-run]
+
+Every method's demonstration weights are exported in float32 and float16 below OUT/exports, and measured by `sam-bench
+accuracy`, `latency` and `load`; M-SAM and SAM-Med3D also at full size, with random weights, encoder and click. OUT
+gets one JSON per command and report.html. With `--data` it is accuracy on real scans instead, each method on the folders
+that REAL names, and OUT/real.html. A command that fails does not keep the others from running; the exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+
+from samkit.command import run_command
+from samkit.errors import SamkitError
+from samkit.methods import VolumeMethod, get_method, list_methods
+
+AT_ONCE = 2
+"""Exports at once, with one thread each."""
+FULL_SIZE = ("m-sam", "sam-med3d")
+"""What is timed at full size, too."""
+LOADED = "m-sam"
+"""What readers work with on a server."""
+BACKENDS = "torch,onnxruntime,onnxruntime-fp16,triton"
+REAL: Mapping[str, tuple[str, ...]] = {
+    "m-sam": ("hippocampus",),
+    "sam-med3d": ("hippocampus",),
+    "sam": ("breast-ultrasound",),
+    "medsam": ("breast-ultrasound",),
+    "sam-med2d": ("breast-ultrasound",),
+    "lmsfe-sam": ("breast-ultrasound", "fetal-head"),
+    "lora-sam": ("subcortical",),
+    "brainseg-dmif": ("ms-lesions",),
+    "medsam-yolo": ("ms-lesions", "brain-tumour-boxes"),
+}
+"""The folders of real images that each method's kind of data is in."""
+
+Command = list[str]
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("bench"), show_default=True)
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of REAL's folders.")
+@click.option("--method", "names", multiple=True, type=click.Choice(list_methods()), help="One method; else all.")
+@click.option("--keep-exports", is_flag=True, help="Measure those that are there; else they are made again.")
+@click.option("--dry-run", is_flag=True, help="Print the commands and stop.")
+def suite(out: Path, data: Path | None, names: tuple[str, ...], keep_exports: bool, dry_run: bool) -> None:
+    """Export, measure, report."""
+    methods = names or tuple(list_methods())
+    exports = [] if keep_exports else export_commands(out, methods, full_size=data is None)
+    measures = bench_commands(out, methods) if data is None else real_commands(out, methods, data)
+    report = report_command(out, list(measures), real=data is not None)
+    if dry_run:
+        for command in (*exports, *measures.values(), report):
+            click.echo(shlex.join(command))
+        return
+    if failed := run_together(exports):
+        raise SamkitError(f"{len(failed)} exports failed, their messages stand above: {_named(failed)}; run one alone")
+    for path in measures:
+        path.unlink(missing_ok=True)  # what an earlier run left is not reported as this one's
+    failed = [command for command in measures.values() if _run(command)]
+    if written := [path for path in measures if path.exists()]:
+        _run(report_command(out, written, real=data is not None))
+    if failed:
+        raise SamkitError(
+            f"{len(failed)} of {len(measures)} commands failed, their messages stand above: {_named(failed)}; the "
+            "report has what the others measured"
+        )
+
+
+def export_commands(out: Path, methods: Sequence[str], *, full_size: bool) -> list[Command]:
+    """Return what makes the exports."""
+    base = ["sam-export", "--no-engines", "--quiet", "--force"]
+    full = [name for name in FULL_SIZE if name in methods and full_size]
+    # The long ones first, so that the last ones to finish are short
+    return [
+        *([*base, "--method", name, "--size", "full", "--out", str(_folder(out, name, full=True))] for name in full),
+        *([*base, "--method", name, "--fp16", "--out", str(_folder(out, name))] for name in methods),
+    ]
+
+
+def bench_commands(out: Path, methods: Sequence[str]) -> dict[Path, Command]:
+    """Return what measures the exports on phantoms, by the file that it writes."""
+    full = [name for name in FULL_SIZE if name in methods]
+    loaded = LOADED if LOADED in methods else methods[0]
+    small = _exports(out, methods)
+    found = {"accuracy": ["accuracy", *small, "--backends", BACKENDS, "--cases", "2", "--clicks", "5"]}
+    found["latency"] = ["latency", *small, "--rounds", "3"]
+    if full:
+        found["full-size"] = ["latency", *_exports(out, full, full=True), "--rounds", "3", "--part", "graphs"]
+    found["load"] = ["load", *_exports(out, [loaded]), "--sessions", "1,2,4", "--seconds", "15"]
+    return _writing(out, found)
+
+
+def real_commands(out: Path, methods: Sequence[str], data: Path) -> dict[Path, Command]:
+    """Return what measures the exports on real images, by the file that it writes."""
+    found: dict[str, Command] = {}
+    for name in methods:
+        clicks = "5" if isinstance(get_method(name), VolumeMethod) else "3"
+        words = ["accuracy", *_exports(out, [name]), "--backends", BACKENDS, "--cases", "4", "--clicks", clicks]
+        found |= {f"real-{name}-{folder}": [*words, "--data", str(data / folder)] for folder in REAL[name]}
+    return _writing(out, found)
+
+
+def report_command(out: Path, files: Sequence[Path], *, real: bool) -> Command:
+    """Return what makes one page and one file of tables of `files`."""
+    page, tables = ("real.html", "real.md") if real else ("report.html", "tables.md")
+    written = [str(path) for path in files]
+    return ["sam-bench", "report", *written, "--out", str(out / page), "--tables", str(out / tables)]
+
+
+def _writing(out: Path, found: Mapping[str, Command]) -> dict[Path, Command]:
+    paths = {name: out / f"{name}.json" for name in found}
+    return {paths[name]: ["sam-bench", *words, "--json", str(paths[name])] for name, words in found.items()}
+
+
+def _exports(out: Path, methods: Sequence[str], *, full: bool = False) -> Command:
+    return [word for name in methods for word in ("--export", str(_folder(out, name, full=full)))]
+
+
+def _folder(out: Path, method: str, *, full: bool = False) -> Path:
+    return out / "exports" / (f"{method}-full" if full else method)
+
+
+# --- Running ---
+
+
+def run_together(commands: Sequence[Command]) -> list[Command]:
+    """Run commands, AT_ONCE at once with one thread each, and return those that failed."""
+    waiting = list(commands)
+    running: list[tuple[Command, subprocess.Popen[bytes]]] = []
+    failed = []
+    while waiting or running:
+        while waiting and len(running) < AT_ONCE:
+            command = waiting.pop(0)
+            click.echo(shlex.join(command), err=True)
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            running.append((command, subprocess.Popen(_program(command), stdout=subprocess.DEVNULL, env=environment)))
+        time.sleep(0.1)
+        failed += [command for command, process in running if process.poll()]
+        running = [(command, process) for command, process in running if process.returncode is None]
+    return failed
+
+
+def _run(command: Command) -> int:
+    """Run one command alone and return its exit code."""
+    click.echo(shlex.join(command), err=True)
+    return subprocess.run(_program(command)).returncode
+
+
+def _program(command: Command) -> Command:
+    """Return a command of this installation's, whatever PATH has."""
+    return [str(Path(sys.executable).with_name(command[0])), *command[1:]]
+
+
+def _named(commands: Sequence[Command]) -> str:
+    return "; ".join(shlex.join(command[:4]) for command in commands)
+
+
+def main() -> None:
+    """Run the command."""
+    run_command(suite, "bench")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Guards `make bench`: its commands are ones that samkit takes, and one that fails neither hides nor stops the others."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from samkit.benchmarks import suite
+from samkit.benchmarks.cli import bench
+from samkit.export.cli import export
+from samkit.methods import list_methods
+
+OUT = Path("bench")
+
+
+def _commands(data):
+    if data is None:
+        return suite.bench_commands(OUT, list_methods())
+    return suite.real_commands(OUT, list_methods(), data)
+
+
+def test_every_export_command_is_one_that_sam_export_takes():
+    for command in suite.export_commands(OUT, list_methods(), full_size=True):
+        export.make_context(command[0], command[1:])
+
+
+@pytest.mark.parametrize("data", [None, Path("data")])
+def test_every_measure_is_a_command_that_sam_bench_takes(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    commands = _commands(data)
+    for command in commands.values():
+        for word in command:
+            if word.startswith(("bench/exports/", "data/")):
+                Path(word).mkdir(parents=True, exist_ok=True)
+    for path in commands:
+        path.touch()
+
+    for command in (*commands.values(), suite.report_command(OUT, list(commands), real=data is not None)):
+        context = bench.make_context("sam-bench", command[1:])
+        found = bench.get_command(context, command[1])
+        found.make_context(command[1], command[2:])
+
+
+def test_every_method_is_measured_and_has_real_images():
+    words = [word for command in _commands(None).values() for word in command]
+
+    assert set(suite.REAL) == set(list_methods())
+    assert {f"bench/exports/{name}" for name in list_methods()} <= set(words)
+
+
+def test_commands_that_fail_together_are_named_and_the_others_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "_program", lambda command: [sys.executable, "-c", command[-1]])
+    touch = f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).touch()"
+
+    failed = suite.run_together([["a", "raise SystemExit(1)"], ["b", "raise SystemExit(3)"], ["c", touch]])
+
+    assert sorted(command[0] for command in failed) == ["a", "b"]
+    assert (tmp_path / "ran").exists()
