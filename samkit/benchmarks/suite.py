@@ -4,8 +4,9 @@
 
 Every method's demonstration weights are exported in float32 and float16 below OUT/exports, and measured by `sam-bench
 accuracy`, `latency` and `load`; M-SAM and SAM-Med3D also at full size, with random weights, encoder and click. OUT
-gets one JSON per command and report.html. With `--data` it is accuracy on real scans instead, each method on the folders
-that REAL names, and OUT/real.html. A command that fails does not keep the others from running; the exit code is then 1.
+gets one JSON per command and report.html. With `--data` it is accuracy on real scans instead, each method on the
+folders that REAL names, and OUT/real.html. A command that fails does not keep the others from running; the exit code
+is then 1.
 """
 
 from __future__ import annotations

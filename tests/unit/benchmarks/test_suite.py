@@ -1,4 +1,4 @@
-"""Guards `make bench`: its commands are ones that samkit takes, and one that fails neither hides nor stops the others."""
+"""Guards `make bench`: its commands are ones that samkit takes; one that fails neither hides nor stops the others."""
 
 from __future__ import annotations
 
