@@ -78,15 +78,22 @@ def compare_masks(
         differing, overlap = int(np.count_nonzero(mine != wanted)), dice(mine, wanted)
         distance = hausdorff95(mine, wanted)
         figures["dice"], figures["hd95"] = min(figures["dice"], overlap), max(figures["hd95"], distance)
-        small = np.count_nonzero(wanted) < SMALL_MASK
-        agrees = differing <= tolerance.max_voxels if small else overlap >= tolerance.min_dice
-        if not (agrees and distance <= tolerance.max_hd95 and mine.any() == wanted.any()):
+        # One of them alone being empty makes the distance infinite
+        if not masks_agree(differing, overlap, distance, int(np.count_nonzero(wanted)), tolerance):
             raise ParityError(
                 f"{where}: the mask has Dice {overlap:.5f}, {differing} other voxels and an HD95 of {distance:.3g} "
                 f"voxels against PyTorch float32, needed is Dice {tolerance.min_dice} (masks under {SMALL_MASK} "
                 f"voxels: at most {tolerance.max_voxels} other voxels) and an HD95 of {tolerance.max_hd95:g}; "
                 "export in fp32, or report this checkpoint"
             )
+
+
+def masks_agree(differing: int, overlap: float, distance: float, size: int, tolerance: Tolerance) -> bool:
+    """Return whether a mask is near enough to PyTorch's of `size` voxels: Dice `overlap`, or of a small one `differing`
+    voxels, and HD95 `distance`, in the unit of `tolerance.max_hd95`.
+    """
+    agrees = differing <= tolerance.max_voxels if size < SMALL_MASK else overlap >= tolerance.min_dice
+    return agrees and distance <= tolerance.max_hd95
 
 
 def check_absent_points(

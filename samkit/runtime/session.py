@@ -270,9 +270,28 @@ def open_export(
     if backend != TENSORRT:  # its runners check the very bytes that they load, and need nothing else of the export
         manifest.verify(folder, engines=False)
     method, config = described(manifest, folder)
-    plan = manifest.plan
     if precision is None:
         precision = default_precision(manifest, backend, device)
+    with ExitStack() as opened:
+        runners, warnings = open_runners(folder, manifest, backend, device, precision, threads)
+        for runner in runners.values():
+            opened.callback(runner.close)
+        add_substitutes(runners, method.graphs(config))
+        session = make_session(method, config, runners, precision, manifest, spacing, plane, intensities)
+        session.warn(*warnings)
+        opened.pop_all()  # the session closes them from here on
+    return session
+
+
+def open_runners(
+    folder: Path, manifest: Manifest, backend: str, device: str, precision: str, threads: int | None
+) -> tuple[dict[str, Runner], list[str]]:
+    """Return a runner of each graph of an export, by name, and what users must be told of the backend.
+
+    The files are not hashed here, save those of TensorRT engines. Raises as `open_export` does, and then leaves
+    nothing open.
+    """
+    plan = manifest.plan
     runners: dict[str, Runner] = {}
     warnings: list[str] = []
     with ExitStack() as opened:
@@ -300,11 +319,8 @@ def open_export(
                 tensorrt = backend == ORT_TENSORRT
                 runner = OnnxRuntimeRunner(path, graph, device=device, threads=threads, tensorrt=tensorrt)
                 runners[graph.name] = opened.enter_context(runner)
-        add_substitutes(runners, method.graphs(config))
-        session = make_session(method, config, runners, precision, manifest, spacing, plane, intensities)
-        session.warn(*warnings)
-        opened.pop_all()  # the session closes them from here on
-    return session
+        opened.pop_all()
+    return runners, warnings
 
 
 def described(manifest: Manifest, folder: Path) -> tuple[Method, NetworkConfig]:
