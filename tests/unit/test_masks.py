@@ -7,7 +7,7 @@ import pytest
 import torch
 from monai.metrics import compute_hausdorff_distance
 
-from samkit.masks import dice, hausdorff95
+from samkit.masks import dice, hausdorff95, nearest_distances, surface_voxels
 
 
 def blob(seed, shape=(20, 18, 22)):
@@ -25,6 +25,28 @@ def test_agrees_with_monai(seed):
     expected = compute_hausdorff_distance(*tensors, include_background=True, percentile=95).item()
     assert hausdorff95(one, other) == pytest.approx(expected, abs=1e-6)
     assert hausdorff95(other, one) == pytest.approx(expected, abs=1e-6)
+
+
+def test_distances_are_in_the_unit_of_the_spacing():
+    one, other = np.zeros((2, 6, 6), bool)
+    one[1, 1], other[4, 1] = True, True
+    assert hausdorff95(one, other) == 3.0
+    assert hausdorff95(one, other, (2.5, 1.0)) == 7.5
+
+
+def test_a_surface_faces_what_is_outside_and_the_border():
+    mask = np.ones((4, 5), bool)
+    mask[0, 0] = False
+    inner = {(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)}
+    surface = {tuple(index) for index in surface_voxels(mask)}
+    assert surface == {tuple(index) for index in np.argwhere(mask)} - inner
+    assert len(surface_voxels(mask & ~mask)) == 0
+
+
+def test_every_voxel_is_nearest_to_something():
+    voxels, others = np.array([[0, 0], [3, 1]]), np.array([[0, 2], [3, 0]])
+    assert nearest_distances(voxels, others).tolist() == [2.0, 1.0]
+    assert nearest_distances(voxels, others, (1.0, 4.0)).tolist() == [3.0, 4.0]
 
 
 def test_equal_masks_are_nowhere_apart():

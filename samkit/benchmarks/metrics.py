@@ -1,0 +1,228 @@
+"""Clinical measures of a mask against the truth, and of a mask against the one that PyTorch makes.
+
+Masks are boolean, 2D (H, W) or 3D (I, J, K), with the voxel's edge along each axis in mm. For a picture whose pixels
+have no known size the edge is 1, and what is called mm is pixels. METRICS says what each figure is.
+
+Empty masks are defined: two empty ones agree in full (overlaps, precision, sensitivity and NSD 1, distances 0); where
+one of the two is empty, overlaps, precision, sensitivity and NSD are 0 and distances infinite. Specificity is 1 where
+the truth fills the array, since then there is nothing to be wrong about.
+
+Distances run between the centres of surface voxels, those with a face neighbour outside the mask; beyond the array is
+outside. MONAI has the same definition, and the tests hold the two together; it is not called for them, because it
+finds the surfaces anew for each measure and rounds to float32, warns on empty masks and makes nan of two of them. Its
+surface Dice is used as it is, with sub-voxel areas: without them every surface voxel counts alike, however long it is.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from samkit.errors import MissingDependencyError, SamkitError
+from samkit.masks import dice, hausdorff95, nearest_distances, surface_voxels
+
+TOLERANCE_MM = 2.0
+"""How far apart two surfaces may lie and still be one to NSD, where nobody says otherwise [mm]. It depends on the task:
+experts differ by about as much."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What readers of a table must know of one figure."""
+
+    label: str
+    """As in a table's head."""
+    unit: str
+    """Empty for shares, 0 to 1."""
+    better: str
+    """higher, lower, or `zero` for a signed error; empty for a size, which is neither good nor bad."""
+    definition: str
+    source: str
+
+
+_COUNTS = "Taha and Hanbury 2015 (doi:10.1186/s12880-015-0068-x)"
+_SURFACES = "Maier-Hein et al. 2024, Metrics reloaded (doi:10.1038/s41592-023-02151-z)"
+
+METRICS: Mapping[str, Metric] = {
+    "dice": Metric("Dice", "", "higher", "2 |A and B| / (|A| + |B|).", _COUNTS),
+    "iou": Metric("IoU", "", "higher", "|A and B| / |A or B|.", _COUNTS),
+    "precision": Metric("precision", "", "higher", "The share of the mask that is in the truth.", _COUNTS),
+    "sensitivity": Metric("sensitivity", "", "higher", "The share of the truth that is in the mask.", _COUNTS),
+    "specificity": Metric(
+        "specificity", "", "higher",
+        "The share of what is outside the truth that is outside the mask, over the whole array: it grows with the "
+        "background.", _COUNTS,
+    ),
+    "accuracy": Metric(
+        "accuracy", "", "higher", "The share of the array where both agree: it grows with the background.", _COUNTS
+    ),
+    "hd_mm": Metric(
+        "HD", "mm", "lower",
+        "Hausdorff distance, the full maximum: the largest distance from a surface voxel of either mask to the other's "
+        "surface.",
+        "LMSFE-SAM, equation 16",
+    ),
+    "hd95_mm": Metric(
+        "HD95", "mm", "lower",
+        "The 95th percentile of the distances from surface voxels of one to the other's surface, of both ways the "
+        "larger; not of both ways' distances in one heap.", _SURFACES,
+    ),
+    "assd_mm": Metric(
+        "ASSD", "mm", "lower",
+        "Average symmetric surface distance: the mean over the surface voxels of both, in one heap.", _SURFACES,
+    ),
+    "mean_distance_mm": Metric(
+        "mean distance", "mm", "lower",
+        "The mean distance of all voxels of one mask, not of its surface alone, to the other mask, 0 for those inside "
+        "it, of both ways the larger. LoRA-SAM prints this as HD; it is no Hausdorff distance, and far smaller.",
+        "LoRA-SAM, equations 13 to 15, as its words describe them: the equations are pictures that were lost",
+    ),
+    "nsd": Metric(
+        "NSD", "", "higher",
+        "Normalised surface Dice: the share of both surfaces, by area (2D: by length), that lies within the tolerance "
+        "of the other.",
+        "Nikolov et al. 2021 (doi:10.2196/26151)",
+    ),
+    "volume_ml": Metric("volume", "mL", "", "Voxels of the mask times a voxel's volume; 3D alone.", _COUNTS),
+    "volume_error_ml": Metric(
+        "volume error", "mL", "zero", "Volume of the mask less that of the truth; 3D alone.", _COUNTS
+    ),
+    "area_mm2": Metric("area", "mm²", "", "Pixels of the mask times a pixel's area; 2D alone.", _COUNTS),
+    "area_error_mm2": Metric(
+        "area error", "mm²", "zero", "Area of the mask less that of the truth; 2D alone.", _COUNTS
+    ),
+}  # fmt: skip
+"""What `measure_mask` gives. A is the mask, B the truth. Of a picture no volume can be told, so it gets an area."""
+
+DETECTOR_METRICS: Mapping[str, Metric] = {
+    "map50": Metric(
+        "mAP50", "", "higher", "Area under the precision over recall curve, a box found where its IoU is 0.50 or more.",
+        "Lin et al. 2014, COCO (doi:10.1007/978-3-319-10602-1_48)",
+    ),
+    "map50_95": Metric(
+        "mAP50-95", "", "higher", "The mean of that area at IoU 0.50, 0.55, ... 0.95.",
+        "Lin et al. 2014, COCO (doi:10.1007/978-3-319-10602-1_48)",
+    ),
+}  # fmt: skip
+"""What boxes are judged by."""
+
+PARITY_METRICS: Mapping[str, Metric] = {
+    "dice": METRICS["dice"],
+    "flipped_voxels": Metric("flipped voxels", "", "lower", "Voxels where the two differ.", "counted"),
+    "hd95_mm": METRICS["hd95_mm"],
+}
+"""What `compare_masks` gives."""
+
+
+def measure_mask(
+    prediction: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float], *, tolerance_mm: float = TOLERANCE_MM
+) -> dict[str, float]:
+    """Return the METRICS of a mask (H, W) or (I, J, K) against the truth; 2D has an area where 3D has a volume.
+
+    `spacing_mm` is the edge of a voxel along each of the array's axes, `tolerance_mm` that of NSD. Raises SamkitError
+    for arrays that are not two boolean ones of one shape, and for other spacings than one positive number per axis;
+    MissingDependencyError without MONAI.
+    """
+    _check(prediction, target, spacing_mm)
+    both, found, true = (int(np.count_nonzero(mask)) for mask in (prediction & target, prediction, target))
+    false_positive, missed, everywhere = found - both, true - both, target.size
+    agree = everywhere - false_positive - missed
+    negative = everywhere - true
+    size, unit = _size(spacing_mm)
+    figures = {
+        "dice": dice(prediction, target),
+        "iou": _share(both, found + missed),
+        "precision": _share(both, found) if found else float(not true),
+        "sensitivity": _share(both, true) if true else float(not found),
+        "specificity": _share(negative - false_positive, negative),
+        "accuracy": agree / everywhere,
+    }
+    # What lies outside the box of both has no part in any distance
+    near = _near(prediction | target)
+    figures |= _distances(prediction[near], target[near], spacing_mm)
+    figures["nsd"] = surface_dice(prediction[near], target[near], spacing_mm, tolerance_mm)
+    kind = "volume" if prediction.ndim == 3 else "area"
+    return figures | {f"{kind}_{unit}": found * size, f"{kind}_error_{unit}": (found - true) * size}
+
+
+def compare_masks(found: np.ndarray, reference: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, float]:
+    """Return the PARITY_METRICS of a mask against PyTorch's, both as `measure_mask` takes them; raises as it does."""
+    _check(found, reference, spacing_mm)
+    return {
+        "dice": dice(found, reference),
+        "flipped_voxels": int(np.count_nonzero(found != reference)),
+        "hd95_mm": hausdorff95(found, reference, spacing_mm),
+    }
+
+
+def surface_dice(one: np.ndarray, other: np.ndarray, spacing_mm: Sequence[float], tolerance_mm: float) -> float:
+    """Return NSD: the share of both surfaces within `tolerance_mm` of the other; two empty masks have 1.
+
+    Raises MissingDependencyError without MONAI.
+    """
+    if not one.any() or not other.any():
+        return float(one.any() == other.any())
+    try:
+        import torch
+        from monai.metrics import compute_surface_dice
+    except ImportError as error:
+        raise MissingDependencyError("the surface Dice needs MONAI; pip install 'samkit[bench]'") from error
+    tensors = [torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (one, other)]
+    with warnings.catch_warnings():
+        # MONAI 1.6 warns of an argument that it passes to itself
+        warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
+        return float(
+            compute_surface_dice(
+                *tensors, [tolerance_mm], include_background=True, spacing=tuple(spacing_mm), use_subvoxels=True
+            ).item()
+        )
+
+
+def _distances(one: np.ndarray, other: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, float]:
+    names = ("hd_mm", "hd95_mm", "assd_mm", "mean_distance_mm")
+    if not one.any() or not other.any():
+        return dict.fromkeys(names, 0.0 if one.any() == other.any() else math.inf)
+    surfaces = [surface_voxels(mask) for mask in (one, other)]
+    ways = [nearest_distances(surfaces[side], surfaces[1 - side], spacing_mm) for side in (0, 1)]
+    # Seen from outside, the nearest voxel of a mask is on its surface
+    means = [
+        float(nearest_distances(np.argwhere(mask & ~to), surface, spacing_mm).sum() / np.count_nonzero(mask))
+        for mask, to, surface in ((one, other, surfaces[1]), (other, one, surfaces[0]))
+    ]
+    heap = np.concatenate(ways)
+    largest = (float(heap.max()), float(max(np.percentile(way, 95) for way in ways)))
+    return dict(zip(names, (*largest, float(heap.mean()), max(means)), strict=True))
+
+
+def _near(mask: np.ndarray) -> tuple[slice, ...]:
+    """Return the box around what is set; all of the array where nothing is."""
+    found = ndimage.find_objects(mask.astype(np.uint8))
+    return found[0] if found else (slice(None),) * mask.ndim
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 1.0
+
+
+def _size(spacing_mm: Sequence[float]) -> tuple[float, str]:
+    """Return volume [mL] or area [mm2] of one voxel, and its unit in the names of figures."""
+    size = math.prod(spacing_mm)
+    return (size / 1000, "ml") if len(spacing_mm) == 3 else (size, "mm2")
+
+
+def _check(one: np.ndarray, other: np.ndarray, spacing_mm: Sequence[float]) -> None:
+    if one.dtype != bool or other.dtype != bool or one.shape != other.shape or one.ndim not in (2, 3) or not one.size:
+        raise SamkitError(
+            f"masks of shapes {one.shape} and {other.shape} and types {one.dtype} and {other.dtype} were to be "
+            "compared, needed are two boolean ones of one shape, (H, W) or (I, J, K); threshold or resample them"
+        )
+    if len(spacing_mm) != one.ndim or not all(math.isfinite(edge) and edge > 0 for edge in spacing_mm):
+        raise SamkitError(
+            f"the spacing {tuple(spacing_mm)} does not fit masks of shape {one.shape}, needed is one positive number "
+            "[mm] for each axis; take it from the affine"
+        )
