@@ -22,7 +22,6 @@ import gc
 import http.client
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -30,7 +29,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -41,8 +39,10 @@ from rich.console import Console
 from rich.table import Table
 
 from samkit.benchmarks.fp16 import read_recipe, write_weights
-from samkit.benchmarks.machine import MatrixProduct, load, processor
-from samkit.clicks import central_click
+from samkit.benchmarks.machine import MatrixProduct, load, processor, versions
+from samkit.benchmarks.processes import memory_of
+from samkit.benchmarks.statistics import late_slope, median_difference
+from samkit.benchmarks.studies import SHAPES, click_on, make_study, numbered, with_clicks
 from samkit.command import run_command
 from samkit.errors import PromptError, SamkitError, ServingError
 from samkit.export.export import run_export
@@ -50,8 +50,7 @@ from samkit.export.plan import plan_export
 from samkit.geometry import Volume
 from samkit.manifest import Manifest
 from samkit.methods import VolumeMethod, get_method, list_methods
-from samkit.phantoms import make_phantom
-from samkit.prompts import FOREGROUND, Point, parse_point
+from samkit.prompts import Point, parse_point
 from samkit.runtime import open_session
 from samkit.runtime.images import read_scan
 from samkit.triton_models.repository import write_repository
@@ -64,15 +63,9 @@ if TYPE_CHECKING:
 
 GOAL_MS = 10.0
 """How much longer the median click through the server may take than the median click in-process."""
-SEED = 7
-SHAPES = {"full": (96, 96, 96), "small": (176, 208, 176), "tiny": (48, 48, 48)}
-"""Voxels of the phantom, of 1 mm. That of `small` is as large as a clinical head scan. That of `full` fits into half a
-patch: masks of random weights reach everywhere, and on a larger scan would lead every click to many crops."""
 REST_SECONDS = 0.05
 """Pause before each sample. A person pauses, too; without one, threads of the run before would still be spinning, which
 ONNX Runtime's do for a while, and take the processor from the next competitor."""
-RESAMPLES = 2000
-"""How often the samples are drawn anew to see how far chance moves a difference of medians."""
 EVERY = 20
 """Sessions between two readings of memory."""
 IN_PROCESS, GRPC, HTTP = "in-process", "gRPC", "HTTP"
@@ -80,9 +73,6 @@ SERVED = (GRPC, HTTP)
 STAGES = ("crop", "encode", "decode", "merge", "restore")
 """Stages of a click, as every session tells them."""
 PACKAGES = ("samkit", "numpy", "onnxruntime", "tritonclient", "grpcio", "nvidia-pytriton")
-
-_MODEL = "1"
-"""Folder of a model's version."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +96,7 @@ class Subject:
     "--size",
     default="full",
     show_default=True,
-    type=click.Choice(list(SHAPES)),
+    type=click.Choice([size for size in SHAPES if size]),
     help="small has the demonstration weights, the others random ones; tiny shows that it works.",
 )
 @click.option("--clicks", default=10, show_default=True, type=click.IntRange(min=1), help="Clicks on the phantom.")
@@ -189,7 +179,7 @@ def measure(
     record: dict[str, Any] = {
         "method": plan.method, "size": plan.size, "weights": plan.weights.kind, "refinement": plan.refinement,
         "machine": {"processor": processor(), "cores": os.cpu_count(), "load_before": load()},
-        "versions": {"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
+        "versions": versions(PACKAGES),
     }  # fmt: skip
     with ExitStack() as stack:
         product = stack.enter_context(MatrixProduct(os.cpu_count() or 1))
@@ -197,7 +187,8 @@ def measure(
         stack.enter_context(inside)
         if subject is None:
             click.echo("clicks on the phantom ...", err=True)
-            subject = phantom_subject(inside, shape, clicks)
+            study = with_clicks(make_study(plan, shape), inside, plan, clicks)
+            subject = Subject(study.name, study.volumes[""], study.points)
         record |= {"scan": subject.name, "shape": list(subject.volume.array.shape),
                    "dtype": subject.volume.array.dtype.name, "clicks": len(subject.points)}  # fmt: skip
         click.echo("server ...", err=True)
@@ -231,28 +222,6 @@ def _open(target: str | Path) -> AnySession:
     return session
 
 
-# --- What is clicked ---
-
-
-def phantom_subject(session: AnySession, shape: tuple[int, int, int], clicks: int) -> Subject:
-    """Return a phantom and a careful reader's clicks on its largest lesion, each in the worst error of `session`."""
-    phantom = make_phantom(SEED, shape, sequences=("flair",))
-    volume = phantom.sequences["flair"]
-    lesion = phantom.lesion(1 + int(np.bincount(phantom.lesions.ravel())[1:].argmax()))
-    points: list[Point] = []
-    session.set_volume(volume)
-    while len(points) < clicks and (point := central_click(session.mask(), lesion)) is not None:
-        session.add_point(point)
-        points.append(point)
-    return Subject(f"phantom {SEED}", volume, tuple(points))
-
-
-def numbered(volume: Volume, number: int) -> Volume:
-    """Return a scan that no cache has seen: every voxel of the object is brighter by `number`, in the same dtype."""
-    array = volume.array
-    return Volume(np.where(array > 0, array + number, array).astype(array.dtype), volume.affine)
-
-
 # --- 1. Clicks ---
 
 
@@ -273,7 +242,7 @@ def measure_clicks(
     for session in sessions.values():
         session.set_image(subject.volume)
         for point in subject.points:  # nothing is encoded later, and memory is there
-            _click(session, point)
+            click_on(session, point)
         session.reset()
     busy = load()
     for turn in range(rounds):
@@ -282,7 +251,7 @@ def measure_clicks(
             masks: dict[str, np.ndarray] = {}
             for way in in_turn(list(sessions), turn + number):
                 session = sessions[way]
-                seconds, masks[way] = _after_rest(partial(_click, session, point))
+                seconds, masks[way] = _after_rest(partial(click_on, session, point))
                 samples[way].append(seconds)
                 stages[way].append(dict(session.steps[-1].seconds))
             crops.append(sessions[IN_PROCESS].steps[-1].crops)
@@ -307,11 +276,6 @@ def measure_clicks(
         "crops": crops,  # in use after every click: each that holds the click was decoded once, and each that followed
         "changed": changed,  # voxels of the box that changed, which travel as bytes
     }
-
-
-def _click(session: AnySession, point: Point) -> np.ndarray:
-    """Return the whole mask after a click."""
-    return session.click(point.index, point.label == FOREGROUND).mask
 
 
 def _after_rest(run: Callable[[], Any]) -> tuple[float, Any]:
@@ -344,23 +308,14 @@ def click_figures(
         figures["stages"] = {stage: milliseconds([s[stage] for s in stages[way]], 50) for stage in (*STAGES, "total")}
         if way in empty:
             figures["above_in_process"] = round(figures["p50"] - milliseconds(samples[IN_PROCESS], 50), 2)
-            figures["interval"] = difference_interval(seconds, samples[IN_PROCESS])
+            difference = median_difference(seconds, samples[IN_PROCESS])
+            figures["interval"] = (round(1e3 * difference.low, 2), round(1e3 * difference.high, 2))
             figures["goal"] = judge(figures["interval"])
             # Of one click each: what the client waited beyond the time that the session itself took
             figures["around"] = milliseconds([t - s["total"] for t, s in zip(seconds, stages[way], strict=True)], 50)
             figures["empty_call"] = milliseconds(empty[way], 50)
         found[way] = figures
     return found
-
-
-def difference_interval(seconds: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
-    """Return where the difference of the medians of two ways lies in 95 of 100 cases [ms], by resampling the clicks.
-
-    Both sequences are of the same clicks, in the same order, and are drawn together.
-    """
-    drawn = np.random.default_rng(0).integers(len(seconds), size=(RESAMPLES, len(seconds)))
-    differences = np.median(np.asarray(seconds)[drawn], axis=1) - np.median(np.asarray(base)[drawn], axis=1)
-    return milliseconds(differences, 2.5), milliseconds(differences, 97.5)
 
 
 def judge(interval: tuple[float, float]) -> str:
@@ -446,7 +401,7 @@ def _first_mask(target: str | Path, volume: Volume, point: Point) -> tuple[AnySe
     times.append(time.perf_counter())
     session.set_image(volume)
     times.append(time.perf_counter())
-    _click(session, point)
+    click_on(session, point)
     times.append(time.perf_counter())
     parts = dict(zip(("open", "scan", "click"), np.diff(times).tolist(), strict=True))
     return session, {**parts, "total": times[-1] - times[0]}
@@ -457,91 +412,26 @@ def _first_mask(target: str | Path, volume: Volume, point: Point) -> tuple[AnySe
 
 def measure_memory(pid: int, target: str, subject: Subject, sessions: int, numbers: count[int]) -> dict[str, Any]:
     """Return the memory [MB, 10^6 bytes] of a server after every EVERY sessions, and its slope."""
-    readings = [_reading(pid, 0)]
+    readings = [{"sessions": 0, **memory_of(pid)}]
     start = time.perf_counter()
     for number in range(1, sessions + 1):
         with _open(target) as session:
             session.set_image(numbered(subject.volume, next(numbers)))
-            _click(session, subject.points[0])
+            click_on(session, subject.points[0])
         if number % EVERY == 0:
-            readings.append(_reading(pid, number))
+            readings.append({"sessions": number, **memory_of(pid)})
     return {
         "sessions": sessions,
         "seconds": round(time.perf_counter() - start, 1),
         "readings": readings,
-        **{f"{kind}_slope": late_slope(readings, kind) for kind in ("rss", "pss")},
+        **{f"{kind}_slope": growth(readings, kind) for kind in ("rss", "pss")},
     }
 
 
-def _reading(pid: int, sessions: int) -> dict[str, Any]:
-    """Return what the processes of a server hold now [MB]: together, and each."""
-    processes = {}
-    for process in descendants(pid, _parents()):
-        try:
-            text = Path(f"/proc/{process}/smaps_rollup").read_text()
-            words = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
-        except OSError:  # it ended meanwhile
-            continue
-        processes[f"{process_name(words)} {process}"] = parse_rollup(text)
-    totals = {kind: round(sum(held[kind] for held in processes.values()), 1) for kind in ("rss", "pss")}
-    return {"sessions": sessions, **totals, "processes": processes}
-
-
-def _parents() -> dict[int, int]:
-    """Return the parent of every process."""
-    found = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                # After the program's name, which may hold anything: state, parent
-                found[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:  # it ended meanwhile
-                continue
-    return found
-
-
-def descendants(pid: int, parents: Mapping[int, int]) -> list[int]:
-    """Return a process and all that it started, and those did; `parents` has the parent of every process.
-
-    >>> descendants(5, {1: 0, 5: 1, 6: 5, 7: 6, 8: 1})
-    [5, 6, 7]
-    """
-    found = [pid]
-    for process in found:  # grows as it goes
-        found += sorted(child for child, parent in parents.items() if parent == process)
-    return found
-
-
-def process_name(words: Sequence[str]) -> str:
-    """Return the model that a stub runs, from its command line, or the program's name.
-
-    >>> process_name(["/b/triton_python_backend_stub", "/repository/m_sam_session/1/model.py"])
-    'm_sam_session'
-    """
-    if len(words) > 1 and Path(words[1]).parent.name == _MODEL:
-        return Path(words[1]).parents[1].name
-    return Path(words[0]).name
-
-
-def parse_rollup(text: str) -> dict[str, float]:
-    """Return resident memory and the proportional share of it [MB] from /proc/PID/smaps_rollup.
-
-    What several processes share counts in each one's `rss`, and as a part in each one's `pss`.
-    """
-    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line and line[0].isupper())
-    return {kind: round(int(fields[kind.capitalize()].split()[0]) * 1024 / 1e6, 1) for kind in ("rss", "pss")}
-
-
-def late_slope(readings: Sequence[Mapping[str, Any]], kind: str) -> float | None:
-    """Return by how much `kind` grows [MB per 100 sessions], by least squares over the second half of `readings`.
-
-    The first half fills what is kept for later. None where fewer than three readings are left.
-    """
-    late = readings[len(readings) // 2 :]
-    if len(late) < 3:
-        return None
-    sessions, megabytes = ([float(reading[key]) for reading in late] for key in ("sessions", kind))
-    return round(100 * float(np.polyfit(sessions, megabytes, 1)[0]), 2)
+def growth(readings: Sequence[Mapping[str, Any]], kind: str) -> float | None:
+    """Return by how much `kind` grows [MB per 100 sessions], over the second half of `readings`."""
+    slope = late_slope(readings, "sessions", kind)
+    return None if slope is None else round(100 * slope, 2)
 
 
 # --- Tables ---

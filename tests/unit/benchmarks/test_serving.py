@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from itertools import count
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from samkit.benchmarks import serving
+from samkit.benchmarks.statistics import median_difference
 from samkit.errors import PromptError, SamkitError, ServingError
 from samkit.geometry import Volume
 from samkit.prompts import Point
@@ -54,7 +54,7 @@ class FakeSession:
     def check_point(self, point):
         self.calls.append(f"{self.way} checks")
 
-    def click(self, index, positive):
+    def click(self, index, positive, structure=""):
         self.calls.append(f"{self.way} {'+' if positive else '-'}")
         self._mask[... if self.wrong else tuple(int(v) for v in index)] = True
         self.steps.append(Step(SECONDS))
@@ -126,7 +126,8 @@ def test_goal_is_judged_only_where_chance_does_not_decide(served, verdict):
     rng = np.random.default_rng(5)
     base = 0.3 + 0.001 * rng.random(40)
 
-    assert serving.judge(serving.difference_interval(served(base, rng.standard_normal(40)), base)) == verdict
+    found = median_difference(1e3 * served(base, rng.standard_normal(40)), 1e3 * base)
+    assert serving.judge((found.low, found.high)) == verdict
 
 
 def readings(*megabytes):
@@ -143,34 +144,7 @@ def readings(*megabytes):
     ],
 )
 def test_slope_is_that_of_the_second_half(megabytes, slope):
-    assert serving.late_slope(readings(*megabytes), "rss") == (
-        None if slope is None else pytest.approx(slope, abs=0.01)
-    )
-
-
-def test_memory_is_read_as_the_kernel_writes_it():
-    text = (
-        "557d84025000-7ffcaae66000 ---p 00000000 00:00 0                          [rollup]\n"
-        "Rss:               75632 kB\nPss:               48047 kB\nPss_Dirty:         46608 kB\nLocked:     0 kB\n"
-    )
-
-    assert serving.parse_rollup(text) == {"rss": 77.4, "pss": 49.2}
-
-
-def test_every_process_of_the_tree_counts_and_no_other():
-    assert serving.descendants(10, {1: 0, 10: 1, 12: 10, 11: 10, 20: 12, 30: 1, 31: 30}) == [10, 11, 12, 20]
-
-
-@pytest.mark.parametrize(
-    ("words", "name"),
-    [
-        (["/b/triton_python_backend_stub", "/repository/m_sam_session/1/model.py", "x"], "m_sam_session"),
-        (["/usr/bin/tritonserver", "--model-repository=/repository"], "tritonserver"),
-        ([""], ""),
-    ],
-)
-def test_processes_are_called_by_their_model(words, name):
-    assert serving.process_name(words) == name
+    assert serving.growth(readings(*megabytes), "rss") == (None if slope is None else pytest.approx(slope, abs=0.01))
 
 
 def test_encoder_runs_are_those_of_all_versions():
@@ -183,17 +157,6 @@ def test_encoder_runs_are_those_of_all_versions():
 def test_statistics_of_another_form_are_refused(answer):
     with pytest.raises(ServingError, match="statistics of m_sam_image_encoder are not in the form of Triton's"):
         serving.count_runs(answer, "m_sam_image_encoder")
-
-
-@pytest.mark.parametrize("dtype", ["float32", "int16", "uint8"])
-def test_numbered_scans_differ_and_their_air_stays(dtype):
-    volume = Volume(np.array([[[0, 1, 200]]], dtype), np.eye(4))
-    numbers = count(1)
-
-    scans = [serving.numbered(volume, next(numbers)).array for _ in range(3)]
-
-    assert len({scan.tobytes() for scan in (volume.array, *scans)}) == 4
-    assert all(scan.dtype == dtype and scan[0, 0, 0] == 0 for scan in scans)
 
 
 @pytest.mark.parametrize("texts", [("1,2,3,+", "4,5,+"), ("1,2,3", "1,2,3,+")])

@@ -1,0 +1,146 @@
+"""What is clicked on when a session's cost is measured: a phantom, and a careful reader's clicks on it.
+
+Clicks are simulated once, on a session, and given again to every session that is measured: then no time of a simulation
+lies between them, and every run has the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from samkit.clicks import central_click
+from samkit.errors import SamkitError
+from samkit.geometry import Index, Volume
+from samkit.manifest import ExportPlan
+from samkit.methods import SliceMethod, get_method
+from samkit.phantoms import SEQUENCES, make_phantom, make_structures
+from samkit.planes import PlaneView
+from samkit.prompts import FOREGROUND, Point
+from samkit.runtime.updates import MaskUpdate
+from samkit.sequences import sequence_of
+
+if TYPE_CHECKING:
+    from samkit.runtime import RemoteSession, Session, SliceSession
+
+    AnySession: TypeAlias = Session | SliceSession | RemoteSession
+
+SEED = 7
+SHAPES: Mapping[str | None, Index] = {
+    None: (176, 208, 176),
+    "full": (96, 96, 96),
+    "small": (176, 208, 176),
+    "tiny": (48, 48, 48),
+}
+"""Voxels of the phantom, of 1 mm, by the size of the network, None for a checkpoint's. That of `small` is as large as a
+clinical head scan. That of `full` fits into half a patch: masks of random weights reach everywhere, and on a larger
+scan would lead every click to many crops."""
+_GREY = "flair"
+"""What a method of one grey volume gets."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Scans of one patient and what is clicked on them."""
+
+    name: str
+    volumes: Mapping[str, Volume]
+    """By the method's sequences; the name is empty where it takes one grey volume."""
+    target: np.ndarray
+    """(I, J, K) bool: what the reader wants; of methods of slices, in one slice."""
+    points: tuple[Point, ...] = ()
+    """None where the method takes no prompt."""
+    across: int | None = None
+    """The array axis along which slices are counted; None for methods of volumes."""
+
+    @property
+    def shape(self) -> Index:
+        """Return the voxels of each volume along its axes."""
+        i, j, k = self.target.shape
+        return i, j, k
+
+
+def make_study(plan: ExportPlan, shape: Index) -> Study:
+    """Return a phantom as the method of an export takes it, with its largest object; no clicks yet."""
+    method = get_method(plan.method)
+    sequences = method.sequences(plan.config) if isinstance(method, SliceMethod) else ()
+    structures = method.structures(plan.config) if isinstance(method, SliceMethod) else ()
+    if structures:
+        volume, objects = make_structures(SEED, shape)
+        volumes = {"": volume}
+    else:
+        shown = {name: name for name in (_GREY,)} | {str(sequence_of(name)): name for name in SEQUENCES}
+        needed = {name: shown[name] for name in sequences} or {"": _GREY}
+        phantom = make_phantom(SEED, shape, sequences=tuple(needed.values()))
+        volumes = {name: phantom.sequences[own] for name, own in needed.items()}
+        objects = phantom.lesions
+    target = objects == 1 + int(np.bincount(objects.ravel())[1:].argmax())
+    study = Study(f"phantom {SEED}", volumes, target)
+    if not isinstance(method, SliceMethod):
+        return study
+    across = PlaneView.of(shape, next(iter(volumes.values())).affine, method.plane).axes[0]
+    fullest = int(np.moveaxis(target, across, 0).sum(axis=(1, 2)).argmax())
+    return replace(study, target=target & _only(fullest, across, shape), across=across)
+
+
+def with_clicks(study: Study, session: AnySession, plan: ExportPlan, clicks: int) -> Study:
+    """Return the study with at most so many clicks, each in the middle of the worst error that `session` has left.
+
+    They are all in the target's slice where the method is one of slices, and none where it takes no points. The session
+    holds the study afterwards.
+    """
+    method = get_method(plan.method)
+    open_study(session, study)
+    if isinstance(method, SliceMethod) and "point" not in method.prompts:
+        return study
+    structure = next(iter(method.structures(plan.config)), "") if isinstance(method, SliceMethod) else ""
+    seen = np.ones(study.shape, bool)
+    if study.across is not None:
+        seen = _only(int(np.argwhere(study.target)[0][study.across]), study.across, study.shape)
+    points: list[Point] = []
+    mask = session.mask()
+    while len(points) < clicks and (point := central_click(mask & seen, study.target)) is not None:
+        points.append(replace(point, structure=structure))
+        mask = click_on(session, points[-1])
+    if not points:
+        raise SamkitError(f"{plan.method} has no error on the {study.name} to click on; use another phantom")
+    return replace(study, points=tuple(points))
+
+
+def _only(number: int, across: int, shape: Index) -> np.ndarray:
+    """Return the mask of one slice."""
+    found = np.zeros(shape, bool)
+    np.moveaxis(found, across, 0)[number] = True
+    return found
+
+
+# --- What a reader does ---
+
+
+def open_study(session: AnySession, study: Study, number: int = 0) -> None:
+    """Set the study's scans, brighter by `number`; a method that needs no prompt decides at once."""
+    session.set_image({name: numbered(volume, number) for name, volume in study.volumes.items()})
+
+
+def click_on(session: AnySession, point: Point) -> np.ndarray:
+    """Return the whole mask after a click."""
+    update: MaskUpdate = session.click(point.index, point.label == FOREGROUND, structure=point.structure)
+    return update.mask
+
+
+def numbered(volume: Volume, number: int) -> Volume:
+    """Return a scan that no cache has seen: every voxel of the object is brighter by `number`, in the same dtype."""
+    if not number:
+        return volume
+    array = volume.array
+    return Volume(np.where(array > 0, array + number, array).astype(array.dtype), volume.affine)
+
+
+def describe(study: Study) -> dict[str, Any]:
+    """Return what a row says of a study."""
+    volume = next(iter(study.volumes.values()))
+    return {"scan": study.name, "shape": list(study.shape), "dtype": volume.array.dtype.name,
+            "sequences": len(study.volumes), "points": len(study.points)}  # fmt: skip
