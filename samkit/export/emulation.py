@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from samkit.errors import ExportError
-from samkit.export.typed_graph import MOVERS, TypedGraph, copy_node, rebuilt, save_beside
+from samkit.export.typed_graph import MOVERS, TypedGraph, copy_node, name_nodes, rebuilt, save_beside
 from samkit.methods import GraphSpec
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.tensors import Axis, Tensor, TensorSpec
@@ -117,11 +117,7 @@ def first_offender(
     model, names = _side_by_side(onnx.load(single), onnx.load(half))
     if not names:
         return None
-    path = folder / f"{single.stem}.compared.onnx"
-    save_beside(model, path)
-    vector = TensorSpec(_ERRORS, "float32", (Axis.fixed("node", len(names)),))
-    with OnnxRuntimeRunner(path, replace(graph, outputs=(vector,)), optimise=False) as compared:
-        errors = compared.run(inputs)[_ERRORS].astype(np.float64)
+    errors = _run_probes(model, len(names), graph, inputs, folder / f"{single.stem}.compared.onnx")
     beyond = errors > graph.tolerance["fp16"].relative
     for suspicious in (~np.isfinite(errors), beyond):
         if suspicious.any():
@@ -129,6 +125,62 @@ def first_offender(
             error = errors[number] if np.isfinite(errors[number]) else math.inf
             return Offender(graph.name, names[number], float(error), True)
     return Offender(graph.name, names[int(errors.argmax())], float(errors.max()), False)
+
+
+def first_non_finite(path: Path, graph: GraphSpec, inputs: Mapping[str, Tensor], folder: Path) -> str | None:
+    """Return the first node of an ONNX file whose result holds nan or an infinity on `inputs`; None where none does.
+
+    A float16 file is rounded as a GPU would. What is made for that is written to `folder`.
+    """
+    model = onnx.load(path)
+    name_nodes(model)
+    graph_of = TypedGraph(model)
+    if TensorProto.FLOAT16 in graph_of.dtypes.values():
+        model = emulate(model)
+    makers = {name: node.name for node in graph_of.nodes for name in graph_of.activations(node.output)}
+    nodes: list[onnx.NodeProto] = []
+    probes: list[str] = []
+    offered: list[str] = []
+    for node in model.graph.node:
+        nodes.append(node)
+        for name in (name for name in node.output if name in makers):
+            difference, probe = f"error/{name}", f"error/{name}/finite"
+            nodes += [
+                helper.make_node("Sub", [name, name], [difference]),  # zeros, and nan where it is not finite
+                helper.make_node("ReduceSum", [difference], [f"{difference}/sum"], keepdims=0),
+                helper.make_node("Reshape", [f"{difference}/sum", "samkit_one"], [probe]),
+            ]
+            probes.append(probe)
+            offered.append(makers[name])
+    model = _with_probes(model, nodes, list(model.graph.initializer), probes)
+    found = ~np.isfinite(_run_probes(model, len(probes), graph, inputs, folder / f"{path.stem}.probed.onnx"))
+    return offered[int(found.argmax())] if found.any() else None
+
+
+def _run_probes(
+    model: onnx.ModelProto, count: int, graph: GraphSpec, inputs: Mapping[str, Tensor], path: Path
+) -> np.ndarray:
+    """Return the vector (count,) that a model `_with_probes` gives, float64; it is written to `path`."""
+    save_beside(model, path)
+    vector = TensorSpec(_ERRORS, "float32", (Axis.fixed("node", count),))
+    with OnnxRuntimeRunner(path, replace(graph, outputs=(vector,)), optimise=False) as probed:
+        return probed.run(inputs)[_ERRORS].astype(np.float64)
+
+
+def _with_probes(
+    model: onnx.ModelProto, nodes: list[onnx.NodeProto], weights: list[TensorProto], probes: list[str]
+) -> onnx.ModelProto:
+    """Return `nodes` as a model with the inputs of `model`, whose one output are the `probes`, each of one number."""
+    if probes:
+        nodes = [*nodes, helper.make_node("Concat", probes, [_ERRORS], axis=0)]
+    constants = [
+        numpy_helper.from_array(np.ones(1, np.int64), "samkit_one"),
+        numpy_helper.from_array(np.array(1e-30, np.float32), "samkit_tiny"),
+    ]
+    out = rebuilt(model, nodes, [*weights, *constants])
+    del out.graph.output[:]
+    out.graph.output.append(helper.make_tensor_value_info(_ERRORS, TensorProto.FLOAT, [len(probes)]))
+    return out
 
 
 def _side_by_side(single: onnx.ModelProto, half: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
@@ -167,19 +219,10 @@ def _side_by_side(single: onnx.ModelProto, half: onnx.ModelProto) -> tuple[onnx.
             ]
             probes.append(probe)
             offered.append(original.name)
-    if probes:
-        nodes.append(helper.make_node("Concat", probes, [_ERRORS], axis=0))
     halves = []
     for tensor in emulated.graph.initializer:
         renamed = TensorProto()
         renamed.CopyFrom(tensor)
         renamed.name = f"half/{tensor.name}"
         halves.append(renamed)
-    constants = [
-        numpy_helper.from_array(np.ones(1, np.int64), "samkit_one"),
-        numpy_helper.from_array(np.array(1e-30, np.float32), "samkit_tiny"),
-    ]
-    model = rebuilt(single, nodes, [*single.graph.initializer, *halves, *constants])
-    del model.graph.output[:]
-    model.graph.output.append(helper.make_tensor_value_info(_ERRORS, TensorProto.FLOAT, [len(probes)]))
-    return model, offered
+    return _with_probes(single, nodes, [*single.graph.initializer, *halves], probes), offered

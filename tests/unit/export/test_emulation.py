@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from samkit.export.emulation import EmulatedRunner, emulate, first_offender
+from samkit.export.emulation import EmulatedRunner, emulate, first_non_finite, first_offender
 from samkit.export.precision import convert_to_fp16
 
 RNG = np.random.default_rng(5)
@@ -127,3 +127,22 @@ def test_worst_node_is_named_where_none_is_beyond(small, emulated, tmp_path):
     offender = blame(small, runner, tmp_path)
     assert (offender.node, offender.is_beyond) == ("MatMul_y", False)
     assert 0 < offender.error < 1e-3
+
+
+def test_first_node_that_is_not_finite_is_named_in_either_precision(small, tmp_path):
+    nodes = [
+        small.node("MatMul", ["x", "w"], ["a"]),
+        small.node("Sqrt", ["a"], ["b"]),
+        small.node("Reshape", ["b", "axes"], ["c"]),
+        small.node("MatMul", ["c", "v"], ["y"]),
+    ]
+    weights = {"w": 1000 * np.eye(4), "axes": [-1, 4], "v": 1000 * np.eye(4)}
+    graph = small.typed(nodes, weights)
+    onnx.save(graph.model, tmp_path / "g.onnx")
+    onnx.save(convert_to_fp16(graph, []), tmp_path / "g.fp16.onnx")
+
+    def first(name, value):
+        return first_non_finite(tmp_path / name, small.spec(), {"x": np.full((1, 4), value, np.float32)}, tmp_path)
+
+    assert [first("g.onnx", value) for value in (1, -1, np.inf)] == [None, "Sqrt_b", "MatMul_a"]
+    assert [first("g.fp16.onnx", value) for value in (1, -1, 100, 1e-3)] == [None, "Sqrt_b", "MatMul_a", None]
