@@ -39,16 +39,29 @@ def central_click(prediction: np.ndarray, target: np.ndarray) -> Point | None:
     Missed and surplus voxels are never one component. Depth is the Euclidean distance to the nearest voxel outside
     the component, the array's edge included; the first in array order wins a tie.
     """
-    largest, size = None, 0
+    place = deepest_error(prediction, target)
+    return None if place is None else _click_at(int(np.ravel_multi_index(place, target.shape)), target)
+
+
+def deepest_error(prediction: np.ndarray, target: np.ndarray) -> tuple[int, ...] | None:
+    """Return where `central_click` clicks, the index of a voxel or, on slices (H, W), of a pixel."""
+    largest, size, origin = None, 0, np.zeros(target.ndim, int)
     for error in (target & ~prediction, prediction & ~target):
-        components, count = ndimage.label(error)
+        boxes = ndimage.find_objects(error.astype(np.uint8))
+        if not boxes:
+            continue
+        components, count = ndimage.label(error[boxes[0]])
         sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
-        if count and int(sizes.max()) > size:
+        if int(sizes.max()) > size:
             largest, size = components == int(sizes.argmax()) + 1, int(sizes.max())
+            origin = np.array([side.start for side in boxes[0]])
     if largest is None:
         return None
-    depth = ndimage.distance_transform_edt(np.pad(largest, 1))[1:-1, 1:-1, 1:-1]
-    return _click_at(int(depth.argmax()), target)
+    # What lies outside the component's box is outside the component
+    around = ndimage.find_objects(largest.astype(np.uint8))[0]
+    depth = ndimage.distance_transform_edt(np.pad(largest[around], 1))[(slice(1, -1),) * target.ndim]
+    inside = np.unravel_index(int(depth.argmax()), depth.shape)
+    return tuple(int(at + side.start + first) for at, side, first in zip(inside, around, origin, strict=True))
 
 
 def _click_at(flat: int, target: np.ndarray) -> Point:

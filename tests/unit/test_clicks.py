@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from samkit.clicks import central_click, first_click, next_click
+from samkit.clicks import central_click, deepest_error, first_click, next_click
 from samkit.prompts import BACKGROUND, FOREGROUND, Point
 
 
@@ -50,6 +50,13 @@ def test_central_click_is_the_middle_of_the_largest_error():
     target[10, 10, 10] = True
 
     assert central_click(np.zeros_like(target), target) == Point((4.0, 4.0, 4.0), FOREGROUND)
+
+
+def test_slice_has_a_deepest_error_of_its_own():
+    target = _cube(2, 7)[4]
+
+    assert deepest_error(np.zeros_like(target), target) == (4, 4)
+    assert deepest_error(target, target) is None
 
 
 def test_central_click_marks_surplus_as_background():

@@ -1,0 +1,236 @@
+"""What broke: every call of every graph beside PyTorch's at the same place, and every mask; one sentence for the first.
+
+Masks alone would not do. A decoder whose last layer is 1.01 times what it should be draws the same contour at a
+threshold of 0, and the next threshold, or the next click, finds it out. So each output of each graph is held to its
+GraphSpec's tolerance, on the inputs that a session really gave it, errors built up as they would be in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from samkit.errors import SamkitError
+from samkit.export.parity import SMALL_MASK, masks_agree, output_error
+from samkit.methods import GraphSpec, Tolerance
+from samkit.methods._slices import NO_MASK
+from samkit.runtime.refinement import ANCHORED_DECODER
+from samkit.runtime.runner import Closing, Runner
+from samkit.tensors import Tensor, on_host
+
+MIN_DICE: Mapping[str, float] = {"fp32": 0.9999, "fp16": 0.995}
+"""Least Dice against PyTorch float32 where nobody says otherwise: what imaging products promise of a conversion."""
+_DECODER = "mask_decoder"
+_REWRITTEN = {NO_MASK: _DECODER, ANCHORED_DECODER: _DECODER}
+"""The fast forms, and the graph of upstream's formulation that does their work."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far masks may be from those of PyTorch float32."""
+
+    min_dice: Mapping[str, float] = field(default_factory=lambda: dict(MIN_DICE))
+    """Per precision; a mask under SMALL_MASK voxels is judged by the voxels that differ, as every export's parity."""
+    max_hd95_mm: float | None = None
+    """Largest HD95 [mm]; by default one voxel along its longest edge."""
+
+    def tolerance(self, spec: GraphSpec, precision: str, spacing_mm: Sequence[float]) -> Tolerance:
+        """Return what a mask of voxels of that size is held to, distances in mm."""
+        farthest = max(spacing_mm) if self.max_hd95_mm is None else self.max_hd95_mm
+        return replace(spec.tolerance[precision], min_dice=self.min_dice[precision], max_hd95=farthest)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of one graph."""
+
+    graph: str
+    inputs: Mapping[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Break:
+    """The first thing that was not as it should be."""
+
+    where: str
+    """Case and click."""
+    graph: str
+    measure: str
+    """What was measured, found and needed."""
+    call: Call | None = None
+    """What the graph was given, where its output is to blame."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Return whether the call that is to blame gave numbers."""
+        return self.call is None or all(np.isfinite(value).all() for value in self.call.outputs.values())
+
+
+class RecordedRunner(Closing):
+    """A runner that shows every run to somebody: inputs and outputs, on the host."""
+
+    def __init__(self, runner: Runner, judge: CallJudge | CallTape) -> None:
+        """Run `runner`, which closes with this one; `judge.take` sees each call."""
+        self.graph = runner.graph
+        self.providers = runner.providers
+        self.runner = runner
+        self._judge = judge
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """Return what the runner does."""
+        outputs = self.runner.run(inputs)
+        self._show(inputs, outputs)
+        return outputs
+
+    def run_keeping(self, inputs: Mapping[str, Tensor], kept: Collection[str]) -> dict[str, Tensor]:
+        """Return what the runner does."""
+        outputs = self.runner.run_keeping(inputs, kept)
+        self._show(inputs, outputs)
+        return outputs
+
+    def _show(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+        given, found = ({name: on_host(tensor) for name, tensor in side.items()} for side in (inputs, outputs))
+        self._judge.take(Call(self.graph.name, given, found))
+
+    def close(self) -> None:
+        """Close the runner."""
+        self.runner.close()
+
+
+class CallTape:
+    """The calls of the PyTorch originals since the last step began."""
+
+    def __init__(self, stem: Runner | None = None) -> None:
+        """`stem` is PyTorch's `adapter_stem` where the export has one: upstream does its work inside the decoder."""
+        self.calls: list[Call] = []
+        self._stem = stem
+
+    def start(self) -> None:
+        """Forget the step before."""
+        self.calls = []
+
+    def take(self, call: Call) -> None:
+        """Add a call, and after an image's encoding that of the stem."""
+        self.calls.append(call)
+        if self._stem is not None and call.graph == "image_encoder":
+            given = {"image_embeddings": call.outputs["image_embeddings"]}
+            self.calls.append(Call(self._stem.graph.name, given, self._stem.run(given)))
+
+    def first_of(self, graph: str) -> Call | None:
+        """Return the first call of a graph, or of the one whose work it does."""
+        return next((call for call in self.calls if call.graph == _REWRITTEN.get(graph, graph)), None)
+
+
+class CallJudge:
+    """Compares the calls of a backend, as they come, with those of the originals at the same places."""
+
+    def __init__(self, tape: CallTape, specs: Mapping[str, GraphSpec], precision: str) -> None:
+        """Compare with `tape`, which always is one step ahead."""
+        self._tape, self._specs, self._precision = tape, specs, precision
+        self.errors: dict[str, float] = {}
+        """Largest relative error of each graph's outputs so far."""
+        self.seen: set[str] = set()
+        """Graphs that ran at all."""
+        self.broken: Break | None = None
+        """The first call beyond its tolerance."""
+        self.parted: str | None = None
+        """Where this backend began to run other graphs than the originals, after which nothing can be compared."""
+        self._where, self._place, self._is_on = "", 0, False
+
+    def begin(self) -> None:
+        """Start on a new scan: what parted comes together."""
+        self.parted = None
+
+    def start(self, where: str) -> None:
+        """Expect the calls that the tape holds now."""
+        self._where, self._place, self._is_on = where, 0, True
+
+    def stop(self) -> None:
+        """End the step; what runs from here on is not compared. Fewer calls than expected are a parting, too."""
+        if self._is_on and self.parted is None and self._place < len(self._tape.calls):
+            self.parted = self._where
+        self._is_on = False
+
+    def take(self, call: Call) -> None:
+        """Compare one call."""
+        if not self._is_on or self.parted is not None:
+            return
+        expected = self._tape.calls[self._place] if self._place < len(self._tape.calls) else None
+        self._place += 1
+        if expected is None or not _is_same(call, expected):
+            self.parted = self._where
+            return
+        self.compare(call, expected, self._where)
+
+    def compare(self, call: Call, expected: Call, where: str) -> None:
+        """Add a call's errors; keep the first one that is beyond its graph's tolerance."""
+        self.seen.add(call.graph)
+        limit = self._specs[call.graph].tolerance[self._precision].relative
+        for name, value in call.outputs.items():
+            with np.errstate(invalid="ignore", over="ignore"):
+                error = output_error(name, value, expected.outputs[name])
+            worst = self.errors.get(call.graph, 0.0)
+            self.errors[call.graph] = float(np.maximum(worst, error))  # nan stays
+            # `not <=`, because nan must fail
+            if self.broken is None and not error <= limit:
+                found = f"{name} has a relative error of {error:.1e} against PyTorch's, needed is at most {limit:.0e}"
+                self.broken = Break(where, call.graph, found, call)
+
+    def nearest_to_blame(self) -> str:
+        """Return the graph whose error is the largest share of its tolerance: where a mask moved and no call broke."""
+        if not self.errors:
+            return "the session"
+        limits = {name: self._specs[name].tolerance[self._precision].relative for name in self.errors}
+        return max(self.errors, key=lambda name: self.errors[name] / limits[name])
+
+
+def compare_idle(
+    judge: CallJudge, tape: CallTape, runners: Mapping[str, Runner], specs: Mapping[str, GraphSpec], where: str
+) -> None:
+    """Run the graphs that no session asked for on what the originals were given, and compare: clients may use them."""
+    for name in sorted(specs.keys() - judge.seen):
+        runner, expected = runners[name], tape.first_of(name)
+        needed = {spec.name for spec in specs[name].inputs}
+        if expected is not None and needed <= expected.inputs.keys():
+            given = {key: expected.inputs[key] for key in needed}
+            real = runner.runner if isinstance(runner, RecordedRunner) else runner
+            judge.compare(Call(name, given, real.run(given)), expected, where)
+
+
+def judge_mask(
+    parity: Mapping[str, float], size: int, tolerance: Tolerance, graph: str, where: str, what: str
+) -> Break | None:
+    """Return what is wrong with a mask, None where nothing is.
+
+    `parity` as `metrics.compare_masks` gives it, `size` is PyTorch's mask [voxels], `what` calls it.
+    """
+    overlap, differing, distance = parity["dice"], int(parity["flipped_voxels"]), parity["hd95_mm"]
+    if masks_agree(differing, overlap, distance, size, tolerance):
+        return None
+    if size < SMALL_MASK and differing > tolerance.max_voxels:
+        found = f"{differing} voxels other than PyTorch's {size}, needed are at most {tolerance.max_voxels}"
+    elif size >= SMALL_MASK and not overlap >= tolerance.min_dice:
+        found = f"Dice {overlap:.5f} against PyTorch's, needed is at least {tolerance.min_dice:g}"
+    else:
+        found = f"HD95 {distance:.3g} mm against PyTorch's, needed is at most {tolerance.max_hd95:g} mm"
+    return Break(where, graph, f"{what} has {found}")
+
+
+def refused(error: SamkitError, judge: CallJudge | None, where: str) -> Break:
+    """Return the break that an exception is; a call that broke before it is the reason for it."""
+    if judge is not None and judge.broken is not None:
+        return judge.broken
+    graph = "the session" if judge is None else judge.nearest_to_blame()
+    return Break(where, graph, f"the click failed where PyTorch's did not: {error}")
+
+
+def _is_same(call: Call, expected: Call) -> bool:
+    """Return whether two calls are of the same place: one graph, or two that do one work, and outputs of one shape."""
+    if _REWRITTEN.get(call.graph, call.graph) != expected.graph:
+        return False
+    return all(
+        name in expected.outputs and value.shape == expected.outputs[name].shape for name, value in call.outputs.items()
+    )
