@@ -78,9 +78,21 @@ def median_ratio(values: Sequence[float], base: Sequence[float]) -> Estimate:
     >>> median_ratio([2.0, 2.0], [1.0, 1.0, 1.0]).value
     2.0
     """
-    ours = np.median(np.asarray(values, np.float64)[_draws(len(values))], axis=1)
-    theirs = np.median(np.asarray(base, np.float64)[_draws(len(base), seed=1)], axis=1)
-    return Estimate(float(np.median(values) / np.median(base)), *_ends(ours / theirs))
+    return percentile_ratio(values, base, 50)
+
+
+def percentile_ratio(values: Sequence[float], base: Sequence[float], percent: float) -> Estimate:
+    """Return a percentile of `values` over that of `base`, which were measured apart and are drawn apart.
+
+    >>> percentile_ratio([1.0, 4.0], [2.0, 2.0], 100).value
+    2.0
+    """
+    ours, theirs = (np.asarray(samples, np.float64) for samples in (values, base))
+    drawn = [
+        np.percentile(samples[_draws(len(samples), seed)], percent, axis=1)
+        for seed, samples in enumerate((ours, theirs))
+    ]
+    return Estimate(float(np.percentile(ours, percent) / np.percentile(theirs, percent)), *_ends(drawn[0] / drawn[1]))
 
 
 def fit_exponent(sizes: Sequence[float], costs: Sequence[float]) -> Estimate:
