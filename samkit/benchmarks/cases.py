@@ -10,13 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from samkit.benchmarks.feeds import seeded_inputs
 from samkit.errors import SamkitError
 from samkit.methods import GraphSpec, get_method
-from samkit.methods.method import IMAGES
 from samkit.models.config import NetworkConfig
 from samkit.models.sam2d_config import Sam2DConfig
-from samkit.prompts import FOREGROUND
-from samkit.tensors import TensorSpec
 
 FORMULATIONS = ("folded", "official")
 SIZES = ("full", "tiny")
@@ -91,18 +89,7 @@ class Case:
 
     def inputs(self) -> dict[str, np.ndarray]:
         """Return one image or one row of prompts with one point, for the official graph; seeded."""
-        rng = np.random.default_rng(0)
-        return {tensor.name: self._input(tensor, rng) for tensor in self.graph("official").inputs}
-
-    def _input(self, tensor: TensorSpec, rng: np.random.Generator) -> np.ndarray:
-        shape = [1 if axis.name in ("batch", IMAGES, "points") else axis.opt for axis in tensor.axes]
-        if tensor.name == "point_coords":
-            return (rng.random(shape) * getattr(self.config, "image", getattr(self.config, "patch", 0))).astype("f4")
-        if tensor.name == "point_labels":
-            return np.full(shape, FOREGROUND, np.float32)
-        if tensor.name == "has_mask_input":
-            return np.full(shape, float(self.has_mask), np.float32)
-        return rng.standard_normal(shape).astype(np.float32)
+        return seeded_inputs(self.graph("official"), self.config, has_mask=self.has_mask)
 
     def at(self, size: str) -> Case:
         """Return this case with a network of another of SIZES; only the full one has goals."""

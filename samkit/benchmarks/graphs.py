@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import gc
 import json
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import numpy as np
@@ -29,22 +26,17 @@ from rich.table import Table
 from samkit.benchmarks.cases import CASES, FORMULATIONS, SIZES, Case
 from samkit.benchmarks.flops import count_flops
 from samkit.benchmarks.machine import MatrixProduct, load, processor
+from samkit.benchmarks.memory import measure_memory
+from samkit.benchmarks.rivals import torch_run
+from samkit.benchmarks.turns import take_turns
 from samkit.command import run_command
 from samkit.errors import SamkitError
 from samkit.export.parity import output_error
 from samkit.methods import get_method
 from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
-if TYPE_CHECKING:
-    from samkit.models.network import Network
-
 EQUAL = 1e-5
 """Largest relative difference of an output between the two formulations."""
-TURN_SECONDS = 0.4
-"""About how long one formulation runs before the next one's turn: a click alone would only show what the other left
-in the caches."""
-MOST_RUNS = 20
-"""Runs in one turn at most."""
 
 
 @click.command()
@@ -91,8 +83,9 @@ def measure(case: Case, *, rounds: int, threads: int, size: str = "full", eager:
         }
         if eager:
             runs["eager"] = _eager_run(case, inputs["official"], threads)
-        samples = take_turns(runs, rounds)
-        memory = {form: _memory(case, form, folder, inputs[form], size, threads) for form in FORMULATIONS}
+        turns = take_turns(runs, rounds)
+        samples = {name: [float(np.median(turn)) for turn in turns[name]] for name in runs}
+        memory = {form: measure_memory(_file(folder, form), inputs[form], threads) for form in FORMULATIONS}
     record: dict[str, Any] = {"case": case.name, "size": size, "rounds": rounds}
     record |= _figures(case, samples, errors, memory)
     record["machine"] = {
@@ -104,25 +97,6 @@ def measure(case: Case, *, rounds: int, threads: int, size: str = "full", eager:
     return record | {"misses": find_misses(case, record)}
 
 
-def take_turns(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of one run, for each of `runs` one value per round: the median of its turn.
-
-    Who begins moves on by one with every round. A turn of several runs does not count the first.
-    """
-    names = list(runs)
-    count = {}
-    for name, run in runs.items():
-        run()  # the first run allocates
-        count[name] = max(1, min(MOST_RUNS, round(TURN_SECONDS / _seconds(run))))
-    samples: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            if count[name] > 1:
-                runs[name]()
-            samples[name].append(float(np.median([_seconds(runs[name]) for _ in range(count[name])])))
-    return samples
-
-
 def find_misses(case: Case, record: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each goal of `case` that `record` misses, and for each output that differs."""
     found = [goal.miss(record[goal.figure]) for goal in case.goals]
@@ -132,12 +106,6 @@ def find_misses(case: Case, record: Mapping[str, Any]) -> list[str]:
         if not error <= EQUAL  # `not <=`, because nan must fail
     ]
     return [f"{case.name} {sentence}" for sentence in found if sentence is not None]
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def _figures(
@@ -220,28 +188,11 @@ def _eager_run(case: Case, inputs: Mapping[str, np.ndarray], threads: int) -> Ca
     import torch
 
     from samkit.export.export import random_network
-    from samkit.runtime.torch_runner import TorchRunner
 
     torch.set_num_threads(threads)
-    network: Network = random_network(get_method(case.method), case.config)
+    network = random_network(get_method(case.method), case.config)
     network.set_folded(False)
-    runner = TorchRunner(network, case.graph("official"))
-    return lambda: runner.run(inputs)
-
-
-def _memory(
-    case: Case, form: str, folder: Path, inputs: Mapping[str, np.ndarray], size: str, threads: int
-) -> dict[str, float]:
-    """Return what `samkit.benchmarks.memory` says of one formulation."""
-    arrays: dict[str, Any] = dict(inputs)
-    np.savez(folder / "inputs.npz", **arrays)
-    command = [sys.executable, "-m", "samkit.benchmarks.memory", case.name, form]
-    command += [str(_file(folder, form)), str(folder / "inputs.npz"), "--size", size, "--threads", str(threads)]
-    probe = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if probe.returncode:
-        raise SamkitError(f"the memory of {case.name} ({form}) was not measured; its message stands above")
-    measured: dict[str, float] = json.loads(probe.stdout)
-    return measured
+    return torch_run(network, case.graph("official"), inputs)
 
 
 # --- Table ---

@@ -8,7 +8,7 @@ import math
 import pytest
 from click.testing import CliRunner
 
-from samkit.benchmarks import graphs
+from samkit.benchmarks import graphs, turns
 from samkit.benchmarks.cases import CASES, FIGURES, FORMULATIONS, Goal
 from samkit.errors import SamkitError
 from samkit.runtime.runner import check_inputs
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.xdist_group("benchmarks")  # so that the record is made
 def record():
     """A record of the case with most parts: a graph before it, and a decoder that stands for another."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graphs, "TURN_SECONDS", 0.0)  # one run a turn
+        patch.setattr(turns, "TURN_SECONDS", 0.0)  # one run a turn
         return graphs.measure(CASES["m-sam-click-anchored"].at("tiny"), rounds=2, threads=1, size="tiny", eager=True)
 
 
@@ -58,16 +58,6 @@ def test_memory_is_that_of_a_process_of_its_own(record):
         memory = record["memory"][form]
         assert 0 < memory["loaded_mb"] <= memory["peak_mb"]
         assert memory["above_session_mb"] == pytest.approx(memory["peak_mb"] - memory["loaded_mb"], abs=0.1)
-
-
-def test_runs_take_turns_and_who_begins_changes(monkeypatch):
-    monkeypatch.setattr(graphs, "TURN_SECONDS", 0.0)
-    calls = []
-
-    samples = graphs.take_turns({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=3)
-
-    assert "".join(calls) == "aabbcc" + "abc" + "bca" + "cab"
-    assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3, "c": 3}
 
 
 @pytest.mark.parametrize(

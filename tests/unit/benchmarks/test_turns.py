@@ -1,0 +1,29 @@
+"""Guards how runs take turns: everyone in every round, who begins moves on, and every run is kept."""
+
+from __future__ import annotations
+
+import pytest
+
+from samkit.benchmarks import turns
+from samkit.benchmarks.turns import Turns, take_turns
+
+
+def test_runs_take_turns_and_who_begins_changes(monkeypatch):
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
+    calls = []
+
+    samples = take_turns({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=3)
+
+    assert "".join(calls) == "aabbcc" + "abc" + "bca" + "cab"
+    assert {name: [len(turn) for turn in of] for name, of in samples.items()} == {name: [1, 1, 1] for name in "abc"}
+
+
+def test_cheap_run_is_repeated_in_its_turn_and_the_first_one_does_not_count(monkeypatch):
+    monkeypatch.setattr(turns, "seconds_of", lambda run: run() or 0.1)
+    calls = []
+
+    several = Turns({"cheap": lambda: calls.append(0)}, turn_seconds=0.4)
+    several.take()
+
+    assert several.samples == {"cheap": [pytest.approx([0.1] * 4)]}
+    assert len(calls) == 2 + 1 + 4
