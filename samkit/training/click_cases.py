@@ -195,7 +195,8 @@ def _from_images_and_labels(folder: Path) -> list[Case]:
 
 def _from_case_folders(folder: Path) -> list[Case]:
     cases, wrong = [], []
-    for own in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    for own in folders or [folder]:  # a folder without folders may be a case
         volumes = _volumes(own)
         labels = [p for stem, p in volumes.items() if any(word in stem.lower() for word in _LABEL_WORDS)]
         images = [p for p in volumes.values() if p not in labels]

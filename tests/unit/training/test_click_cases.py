@@ -29,6 +29,12 @@ def test_one_folder_per_case_is_found(tmp_path, write_case):
     assert [(case.name, case.label.name) for case in cases] == [("a", "t1_seg.nii.gz"), ("b", "t1_seg.nii.gz")]
 
 
+def test_folder_of_one_image_and_its_label_is_a_case(tmp_path, write_case):
+    write_case(tmp_path / "t1.nii.gz", tmp_path / "t1_seg.nii.gz")
+
+    assert [(case.name, case.image.name) for case in find_cases(tmp_path)] == [(tmp_path.name, "t1.nii.gz")]
+
+
 def test_decathlon_json_is_read(data):
     entries = [{"image": f"./images/case{n}.nii.gz", "label": f"./labels/case{n}.nii.gz"} for n in (0, 3)]
     (data / "dataset.json").write_text(json.dumps({"training": entries}))
