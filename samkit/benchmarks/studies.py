@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from samkit.clicks import central_click
 from samkit.errors import SamkitError
-from samkit.geometry import Index, Volume
+from samkit.geometry import Index, Triple, Volume
 from samkit.manifest import ExportPlan
 from samkit.methods import SliceMethod, get_method
 from samkit.phantoms import SEQUENCES, make_phantom, make_structures
@@ -72,7 +72,7 @@ def make_study(plan: ExportPlan, shape: Index) -> Study:
         volume, objects = make_structures(SEED, shape)
         volumes = {"": volume}
     else:
-        shown = {name: name for name in (_GREY,)} | {str(sequence_of(name)): name for name in SEQUENCES}
+        shown = {sequence_of(name): name for name in SEQUENCES}
         needed = {name: shown[name] for name in sequences} or {"": _GREY}
         phantom = make_phantom(SEED, shape, sequences=tuple(needed.values()))
         volumes = {name: phantom.sequences[own] for name, own in needed.items()}
@@ -101,8 +101,8 @@ def with_clicks(study: Study, session: AnySession, plan: ExportPlan, clicks: int
     if study.across is not None:
         seen = _only(int(np.argwhere(study.target)[0][study.across]), study.across, study.shape)
     points: list[Point] = []
-    mask = session.mask()
-    while len(points) < clicks and (point := central_click(mask & seen, study.target)) is not None:
+    mask, target = session.mask(), study.target & seen
+    while len(points) < clicks and (point := central_click(mask & seen, target)) is not None:
         points.append(replace(point, structure=structure))
         mask = click_on(session, points[-1])
     if not points:
@@ -117,30 +117,66 @@ def _only(number: int, across: int, shape: Index) -> np.ndarray:
     return found
 
 
+# --- Studies made of it ---
+
+
+def brighter(study: Study, number: int) -> Study:
+    """Return the study with scans that no cache has seen, as `numbered` makes them."""
+    return replace(study, volumes={name: numbered(volume, number) for name, volume in study.volumes.items()})
+
+
+def numbered(volume: Volume, number: int) -> Volume:
+    """Return a scan that no cache has seen: every voxel of the object is brighter by `number`, in the same dtype."""
+    array = volume.array
+    return Volume(np.where(array > 0, array + number, array).astype(array.dtype), volume.affine)
+
+
+def padded(study: Study, shape: Index) -> Study:
+    """Return the study in as much air as makes its scans `shape` voxels large; the patient stays where they were."""
+    before = [(wanted - there) // 2 for wanted, there in zip(shape, study.shape, strict=True)]
+    after = [wanted - there - b for wanted, there, b in zip(shape, study.shape, before, strict=True)]
+    pad = list(zip(before, after, strict=True))
+
+    def larger(volume: Volume) -> Volume:
+        affine = volume.affine.copy()
+        affine[:3, 3] -= affine[:3, :3] @ before
+        return Volume(np.pad(volume.array, pad), affine)
+
+    i, j, k = before
+    moved = (replace(p, index=(p.index[0] + i, p.index[1] + j, p.index[2] + k)) for p in study.points)
+    volumes = {name: larger(volume) for name, volume in study.volumes.items()}
+    return replace(study, volumes=volumes, target=np.pad(study.target, pad), points=tuple(moved))
+
+
+def repeated(study: Study, slices: int) -> Study:
+    """Return the study with its target's slice `slices` times over and nothing else; points lie in the middle one."""
+    if study.across is None:
+        raise SamkitError("a study of volumes has no slices to repeat; this is a bug, report it")
+    across = study.across
+    one = int(np.argwhere(study.target)[0][across])
+
+    def stack(array: np.ndarray) -> np.ndarray:
+        return np.repeat(np.take(array, [one], across), slices, across)
+
+    points = (replace(p, index=_with(p.index, across, float(slices // 2))) for p in study.points)
+    volumes = {name: Volume(stack(volume.array), volume.affine) for name, volume in study.volumes.items()}
+    return replace(study, volumes=volumes, target=stack(study.target), points=tuple(points))
+
+
+def _with(index: Triple, axis: int, value: float) -> Triple:
+    i, j, k = (value if number == axis else place for number, place in enumerate(index))
+    return i, j, k
+
+
 # --- What a reader does ---
 
 
-def open_study(session: AnySession, study: Study, number: int = 0) -> None:
-    """Set the study's scans, brighter by `number`; a method that needs no prompt decides at once."""
-    session.set_image({name: numbered(volume, number) for name, volume in study.volumes.items()})
+def open_study(session: AnySession, study: Study) -> None:
+    """Set the study's scans; a method that needs no prompt decides at once."""
+    session.set_image(dict(study.volumes))
 
 
 def click_on(session: AnySession, point: Point) -> np.ndarray:
     """Return the whole mask after a click."""
     update: MaskUpdate = session.click(point.index, point.label == FOREGROUND, structure=point.structure)
     return update.mask
-
-
-def numbered(volume: Volume, number: int) -> Volume:
-    """Return a scan that no cache has seen: every voxel of the object is brighter by `number`, in the same dtype."""
-    if not number:
-        return volume
-    array = volume.array
-    return Volume(np.where(array > 0, array + number, array).astype(array.dtype), volume.affine)
-
-
-def describe(study: Study) -> dict[str, Any]:
-    """Return what a row says of a study."""
-    volume = next(iter(study.volumes.values()))
-    return {"scan": study.name, "shape": list(study.shape), "dtype": volume.array.dtype.name,
-            "sequences": len(study.volumes), "points": len(study.points)}  # fmt: skip
