@@ -8,11 +8,10 @@ GraphSpec's tolerance, on the inputs that a session really gave it, errors built
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from samkit.errors import SamkitError
 from samkit.export.parity import SMALL_MASK, masks_agree, output_error
 from samkit.methods import GraphSpec, Tolerance
 from samkit.methods._slices import NO_MASK
@@ -22,6 +21,8 @@ from samkit.tensors import Tensor, on_host
 
 MIN_DICE: Mapping[str, float] = {"fp32": 0.9999, "fp16": 0.995}
 """Least Dice against PyTorch float32 where nobody says otherwise: what imaging products promise of a conversion."""
+SESSION = "the session"
+"""What is to blame where no graph can be told."""
 _DECODER = "mask_decoder"
 _REWRITTEN = {NO_MASK: _DECODER, ANCHORED_DECODER: _DECODER}
 """The fast forms, and the graph of upstream's formulation that does their work."""
@@ -36,10 +37,10 @@ class Limits:
     max_hd95_mm: float | None = None
     """Largest HD95 [mm]; by default one voxel along its longest edge."""
 
-    def tolerance(self, spec: GraphSpec, precision: str, spacing_mm: Sequence[float]) -> Tolerance:
+    def tolerance(self, precision: str, spacing_mm: Sequence[float]) -> Tolerance:
         """Return what a mask of voxels of that size is held to, distances in mm."""
         farthest = max(spacing_mm) if self.max_hd95_mm is None else self.max_hd95_mm
-        return replace(spec.tolerance[precision], min_dice=self.min_dice[precision], max_hd95=farthest)
+        return Tolerance(0.0, self.min_dice[precision], max_hd95=farthest)
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,16 @@ class Break:
     """What was measured, found and needed."""
     call: Call | None = None
     """What the graph was given, where its output is to blame."""
+    node: str | None = None
+    """The first node whose result is not finite, where one is not."""
 
-    @property
-    def is_finite(self) -> bool:
-        """Return whether the call that is to blame gave numbers."""
-        return self.call is None or all(np.isfinite(value).all() for value in self.call.outputs.values())
+    def sentence(self, row: Mapping[str, str]) -> str:
+        """Return all of it, of a backend whose row says method, backend, precision and device."""
+        node = f"; the first node that is not finite is {self.node}" if self.node else ""
+        return (
+            f"{row['method']}, {self.graph} on {row['backend']} ({row['precision']}, {row['device']}), {self.where}: "
+            f"{self.measure}{node}"
+        )
 
 
 class RecordedRunner(Closing):
@@ -129,20 +135,20 @@ class CallJudge:
 
     def __init__(self, tape: CallTape, specs: Mapping[str, GraphSpec], precision: str) -> None:
         """Compare with `tape`, which always is one step ahead."""
-        self._tape, self._specs, self._precision = tape, specs, precision
-        self.errors: dict[str, float] = {}
-        """Largest relative error of each graph's outputs so far."""
+        self._tape, self.specs, self._precision = tape, specs, precision
+        self.errors: dict[str, dict[str, float]] = {}
+        """By policy, the largest relative error of each graph's outputs so far."""
         self.seen: set[str] = set()
-        """Graphs that ran at all."""
-        self.broken: Break | None = None
-        """The first call beyond its tolerance."""
+        """Graphs that were compared at all."""
+        self.broken: dict[str, Break] = {}
+        """By policy, the first call beyond its tolerance."""
         self.parted: str | None = None
         """Where this backend began to run other graphs than the originals, after which nothing can be compared."""
-        self._where, self._place, self._is_on = "", 0, False
+        self._policy, self._where, self._place, self._is_on = "", "", 0, False
 
-    def begin(self) -> None:
+    def begin(self, policy: str) -> None:
         """Start on a new scan: what parted comes together."""
-        self.parted = None
+        self._policy, self.parted = policy, None
 
     def start(self, where: str) -> None:
         """Expect the calls that the tape holds now."""
@@ -168,36 +174,32 @@ class CallJudge:
     def compare(self, call: Call, expected: Call, where: str) -> None:
         """Add a call's errors; keep the first one that is beyond its graph's tolerance."""
         self.seen.add(call.graph)
-        limit = self._specs[call.graph].tolerance[self._precision].relative
+        errors = self.errors.setdefault(self._policy, {})
+        limit = self.specs[call.graph].tolerance[self._precision].relative
         for name, value in call.outputs.items():
             with np.errstate(invalid="ignore", over="ignore"):
                 error = output_error(name, value, expected.outputs[name])
-            worst = self.errors.get(call.graph, 0.0)
-            self.errors[call.graph] = float(np.maximum(worst, error))  # nan stays
+            errors[call.graph] = float(np.maximum(errors.get(call.graph, 0.0), error))  # nan stays
             # `not <=`, because nan must fail
-            if self.broken is None and not error <= limit:
+            if self._policy not in self.broken and not error <= limit:
                 found = f"{name} has a relative error of {error:.1e} against PyTorch's, needed is at most {limit:.0e}"
-                self.broken = Break(where, call.graph, found, call)
+                self.broken[self._policy] = Break(where, call.graph, found, call)
 
     def nearest_to_blame(self) -> str:
         """Return the graph whose error is the largest share of its tolerance: where a mask moved and no call broke."""
-        if not self.errors:
-            return "the session"
-        limits = {name: self._specs[name].tolerance[self._precision].relative for name in self.errors}
-        return max(self.errors, key=lambda name: self.errors[name] / limits[name])
+        errors = self.errors.get(self._policy, {})
+        limits = {name: self.specs[name].tolerance[self._precision].relative for name in errors}
+        return max(errors, key=lambda name: errors[name] / limits[name], default=SESSION)
 
 
-def compare_idle(
-    judge: CallJudge, tape: CallTape, runners: Mapping[str, Runner], specs: Mapping[str, GraphSpec], where: str
-) -> None:
+def compare_idle(judge: CallJudge, tape: CallTape, runners: Mapping[str, Runner], where: str) -> None:
     """Run the graphs that no session asked for on what the originals were given, and compare: clients may use them."""
-    for name in sorted(specs.keys() - judge.seen):
-        runner, expected = runners[name], tape.first_of(name)
-        needed = {spec.name for spec in specs[name].inputs}
+    for name in sorted(judge.specs.keys() - judge.seen):
+        expected = tape.first_of(name)
+        needed = {spec.name for spec in judge.specs[name].inputs}
         if expected is not None and needed <= expected.inputs.keys():
             given = {key: expected.inputs[key] for key in needed}
-            real = runner.runner if isinstance(runner, RecordedRunner) else runner
-            judge.compare(Call(name, given, real.run(given)), expected, where)
+            judge.compare(Call(name, given, runners[name].run(given)), expected, where)
 
 
 def judge_mask(
@@ -217,14 +219,6 @@ def judge_mask(
     else:
         found = f"HD95 {distance:.3g} mm against PyTorch's, needed is at most {tolerance.max_hd95:g} mm"
     return Break(where, graph, f"{what} has {found}")
-
-
-def refused(error: SamkitError, judge: CallJudge | None, where: str) -> Break:
-    """Return the break that an exception is; a call that broke before it is the reason for it."""
-    if judge is not None and judge.broken is not None:
-        return judge.broken
-    graph = "the session" if judge is None else judge.nearest_to_blame()
-    return Break(where, graph, f"the click failed where PyTorch's did not: {error}")
 
 
 def _is_same(call: Call, expected: Call) -> bool:

@@ -29,12 +29,12 @@ _ERRORS = "samkit_errors"
 class EmulatedRunner(OnnxRuntimeRunner):
     """A float16 file, run as a GPU would round it."""
 
-    def __init__(self, path: Path, graph: GraphSpec, folder: Path) -> None:
+    def __init__(self, path: Path, graph: GraphSpec, folder: Path, *, threads: int | None = None) -> None:
         """Emulate the float16 file at `path`; what is made for that is written to `folder`."""
         emulated = folder / f"{path.stem}.emulated.onnx"
         save_beside(emulate(onnx.load(path)), emulated)
         # No optimisation: it may find that two Casts in a row could go.
-        super().__init__(emulated, graph, optimise=False)
+        super().__init__(emulated, graph, threads=threads, optimise=False)
         self.last: Mapping[str, Tensor] | None = None
         """The inputs of the last run: where a gate failed."""
 
