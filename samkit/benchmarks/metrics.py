@@ -9,8 +9,8 @@ the truth fills the array, since then there is nothing to be wrong about.
 
 Distances run between the centres of surface voxels, those with a face neighbour outside the mask; beyond the array is
 outside. MONAI has the same definition, and the tests hold the two together; it is not called for them, because it
-finds the surfaces anew for each measure and rounds to float32, warns on empty masks and makes nan of two of them. Its
-surface Dice is used as it is, with sub-voxel areas: without them every surface voxel counts alike, however long it is.
+finds the surfaces anew for each measure, rounds to float32, and makes nan of empty masks. Its surface Dice is used as
+it is, with sub-voxel areas: without them every surface voxel counts alike, however long it is.
 """
 
 from __future__ import annotations

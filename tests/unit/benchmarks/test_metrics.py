@@ -129,6 +129,24 @@ def test_surface_dice_of_rectangles_by_hand(tolerance, touching):
     )
 
 
+def test_surface_dice_of_boxes_by_hand():
+    # Boxes of 3 and 5 layers of 2 mm, 10 x 10 voxels of 1 x 1.5 mm, of one lower face. Surfaces run through the corners
+    # between voxels: one of a face stands for a voxel's face, of an edge for its bevel, of a corner for its triangle.
+    (a, b, c), wide, long = (2.0, 1.0, 1.5), 9, 9
+    bevels = [edge * math.hypot(*others) / 2 for edge, others in ((a, (b, c)), (b, (a, c)), (c, (a, b)))]
+    corner = math.sqrt((a * b) ** 2 + (b * c) ** 2 + (c * a) ** 2) / 8
+    lid = wide * long * b * c
+    rim = 2 * (wide * bevels[1] + long * bevels[2]) + 4 * corner
+    level = 2 * (wide * a * b + long * a * c) + 4 * bevels[0]
+    areas = [2 * (lid + rim) + levels * level for levels in (2, 4)]
+    one, other = np.zeros((2, 7, 12, 12), bool)
+    one[1:4, 1:11, 1:11], other[1:6, 1:11, 1:11] = True, True
+
+    off = lid + (level + rim + lid)  # the lid of the lower box, and what of the higher one stands out above it
+    assert surface_dice(one, other, (a, b, c), 0.0) == pytest.approx(1 - off / sum(areas), abs=1e-6)
+    assert surface_dice(one, other, (a, b, c), 4.0) == 1.0
+
+
 def test_a_picture_has_an_area():
     one, other = np.zeros((2, 6, 6), bool)
     one[:3], other[:4] = True, True
