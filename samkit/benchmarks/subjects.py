@@ -79,7 +79,8 @@ def read_subjects(
 
     At most `most` subjects are taken, spread evenly over the folder; one that can't be used gives its place to
     another. `label` is the value of a label that counts, else every value above 0. Sentences may hold names of files:
-    they are for the terminal. Raises InputRefused where there is nothing to measure on. All of them lie in memory at once; `each_subject` makes one at a time.
+    they are for the terminal. Raises InputRefused where there is nothing to measure on. All subjects lie in memory at
+    once; `each_subject` makes one at a time.
     """
     said: list[str] = []
     return list(each_subject(folder, method, config, most, said, label=label)), said
