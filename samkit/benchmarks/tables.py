@@ -36,7 +36,9 @@ from samkit.benchmarks.table import (
 
 TARGETS = ("0.80", "0.85", "0.90")
 OVERLAPS = ("dice", "iou", "precision", "sensitivity", "specificity", "accuracy", "nsd")
-"""Metrics of the first table against the truth; the others, in mm and mL, have one of their own."""
+"""Metrics that are shares."""
+FIRST = ("dice", "nsd", "hd95_mm", "assd_mm", "volume_error_ml", "area_error_mm2")
+"""Metrics of the first table against the truth; the others are details."""
 WIDTH = 200
 """Columns of a print that no terminal shows."""
 
@@ -101,32 +103,37 @@ PARITY_FIGURES: Mapping[str, Callable[[Row], str]] = {
 
 
 def _truth_tables(rows: Sequence[Row], lines: Columns) -> list[Table]:
-    """Return the overlaps and the distances against the truth: PyTorch's, and those that differ from it as printed."""
+    """Return metrics against the truth, those of FIRST and the others, of PyTorch and of what differs from it."""
     keys = [key for key in METRICS if any(key in (row.get("figures") or {}) for row in rows)]
-    overlaps = [key for key in keys if key in OVERLAPS]
     note = (
-        "mean over the cases after the last click [in 95 of 100 bootstrap draws]; worst case. A backend stands here "
-        "where its figures are not PyTorch's as printed",
+        "mean over the cases after the last click [where it lies in 95 of 100 bootstrap draws]; worst case. A backend "
+        "stands here where it differs from PyTorch as printed",
     )
     counted = {"cases": lambda row: number(len(row.get("cases", ())))}
     found = []
-    for title, some in (
-        ("Masks against the truth: overlap", overlaps),
-        ("Masks against the truth: distances and volumes", [key for key in keys if key not in overlaps]),
+    for title, some, detail in (
+        ("Masks against the truth", [key for key in FIRST if key in keys], False),
+        ("Masks against the truth: other metrics", [key for key in keys if key not in FIRST], True),
     ):
-        table = listing(title, rows, lines, {**counted, **{metric_title(key): _truth(key) for key in some}}, note)
+        table = listing(
+            title, rows, lines, {**counted, **{metric_title(key): _truth(key) for key in some}}, note, detail
+        )
         found += [unless_repeated(table, len(lines.names))] if some else []
     return found
 
 
 def _truth(key: str) -> Callable[[Row], str]:
-    write = overlap if key in OVERLAPS else number
+    write = _share if key in OVERLAPS else number
 
     def read(row: Row) -> str:
         figures = (row.get("figures") or {}).get(key)
         return NONE if figures is None else f"{interval(figures['mean'], write)}; {write(figures['worst'])}"
 
     return read
+
+
+def _share(value: float | None) -> str:
+    return f"{value:.3f}" if value is not None else NONE
 
 
 def _clicks_table(rows: Sequence[Row], lines: Columns) -> Table:
@@ -381,27 +388,43 @@ def _or_worst(value: float | None, worst: float) -> float:
     return worst if value is None or math.isnan(value) else value
 
 
-def _speed_summary(runs: Sequence[Run]) -> Table:
-    found: dict[str, list[tuple[float, str]]] = {}
-    rows = [row for run in runs for row in run.rows]
+def median_ratios(rows: Iterable[Row]) -> dict[str, str]:
+    """Return how long graphs take on each backend, times PyTorch eager, as the middle of all graphs."""
+    return {backend: _middle(ratios) for backend, ratios in _ratios(list(rows)).items() if ratios}
+
+
+def _middle(ratios: Sequence[tuple[float, str]]) -> str:
+    return f"{number(float(np.median([ratio for ratio, _ in ratios])), 2)}x"
+
+
+def _ratios(rows: Sequence[Row]) -> dict[str, list[tuple[float, str]]]:
+    """Return each graph's median over PyTorch eager's with its name, the fastest first, by backend."""
     eager = {_peers(row): row for row in rows if is_eager(row) and measured(row)}
+    found: dict[str, list[tuple[float, str]]] = {name: [] for name in by_backend(r for r in rows if not is_eager(r))}
     for row in rows:
-        ratios = found.setdefault(backend_of(row), [])
         if measured(row) and "graph" in row and not is_eager(row) and (base := eager.get(_peers(row))):
-            ratios.append((row["p50_ms"] / base["p50_ms"], f"{method_of(row)} {part_of(row)}"))
+            found[backend_of(row)].append((row["p50_ms"] / base["p50_ms"], f"{method_of(row)} {part_of(row)}"))
+    return {backend: sorted(ratios) for backend, ratios in found.items()}
+
+
+def _speed_summary(runs: Sequence[Run]) -> Table:
+    rows = [row for run in runs for row in run.rows]
     lines = []
-    for backend in by_backend(row for row in rows if not is_eager(row)):
-        ratios = sorted(found[backend])
+    for backend, ratios in _ratios(rows).items():
         if ratios:
-            middle = number(float(np.median([ratio for ratio, _ in ratios])), 2)
             ends = (f"{number(ratio, 2)}x ({where})" for ratio, where in (ratios[0], ratios[-1]))
-            lines.append((backend, str(len(ratios)), f"{middle}x", *ends))
+            lines.append((backend, str(len(ratios)), _middle(ratios), *ends))
         else:
             ours = [row for row in rows if backend_of(row) == backend]
             words = "no ratio" if any(map(measured, ours)) else "not run" if "not_run" in ours[0] else "error"
             lines.append((backend, words, NONE, NONE, NONE))
     columns = ("backend", "graphs", "median", "fastest", "slowest")
     return Table("Time of graphs, times PyTorch eager float32", columns, tuple(lines))
+
+
+def paper_tables(runs: Sequence[Run]) -> tuple[str, list[Table]]:
+    """Return what must be said of the papers' tables, and those of the methods of runs of accuracy."""
+    return "", []
 
 
 # --- Where tables go ---
