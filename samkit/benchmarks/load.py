@@ -169,7 +169,8 @@ def command(
 
     show(run)
     if failed := [row for row in run.rows if "error" in row]:
-        raise SamkitError(f"{len(failed)} parts failed, the first: {failed[0]['error']} ({out} has what was measured)")
+        parts = f"{len(failed)} part{'s' * (len(failed) > 1)}"
+        raise SamkitError(f"{parts} failed, the first: {failed[0]['error']} ({out} has what was measured)")
 
 
 def check_own_machine(url: str) -> None:
@@ -322,8 +323,8 @@ def _reader_rows(served: Served, work: Workload, fits: bool, machine: Machine, s
         rest = work.sessions[len(levels) :]
         rows += _empty_rows(own, replace(work, modes=(mode,)), rest, served.plan, "not_run", f"not tried: {stopped}")
         if fits:
-            grown = over_sessions(levels, [stage for stage in _met(study) if stage in GROWING])
-            rows += [scaling_row(own, replace(scaling, mode=mode)) for scaling in grown]
+            grown = over_sessions(levels, [stage for stage in _met(study) if stage in GROWING], mode)
+            rows += [scaling_row(own, scaling) for scaling in grown]
     return rows
 
 
@@ -407,7 +408,7 @@ def level_rows(level: Level, row: Row, study: Study) -> list[Row]:
         "sessions": level.readers,
         "sessions_held": level.held,
         "seconds": significant(level.seconds, 4),
-        "clicks_per_second": significant(level.clicks_per_second, 4),
+        "clicks_per_second": significant(level.clicks_per_second, 4) if study.points else None,
         "errors": dict(level.errors),
         "server_rss_mb": None if level.server_mb is None else level.server_mb["rss"],
         "server_pss_mb": None if level.server_mb is None else level.server_mb["pss"],
@@ -457,11 +458,10 @@ def _scaling_rows(
     """Return how calls on an export grow over VOLUME, SLICES and CLICKS, as far as its method has them."""
     from samkit.runtime import open_session
 
-    wanted = [over for over in scaling if over != SESSIONS]
-    if not wanted:
-        return []
     own = row | {"backend": "onnxruntime"}
     rows: list[Row] = []
+    if not (wanted := [over for over in scaling if over != SESSIONS]):
+        return rows
     session: Any = open_session(export)
     with session:
         study = make_study(plan, SCALING_SHAPES.get(plan.size or "", SCALING_SHAPE))
@@ -469,13 +469,29 @@ def _scaling_rows(
         study = with_clicks(study, session, plan, MOST_CLICKS)
         for over in wanted:
             machine.sample()
-            if why := _lacks(over, study):
-                rows.append(own | {"stage": f"click over {over}", "not_run": f"{plan.method} {why}"})
-                continue
-            for found in _OVER[over](session, study, rounds):
-                rows.append(scaling_row(own, found))
-                say(f"{plan.method}: {found.name}: {found.verdict}")
+            grown = _grown(over, session, study, own, rounds)
+            rows += grown
+            for one in grown:
+                say(f"{plan.method}: {one['stage']}: {_verdict(one)}")
     return rows
+
+
+def _grown(over: str, session: Any, study: Study, row: Row, rounds: int) -> list[Row]:
+    """Return the rows of calls over one of VOLUME, SLICES and CLICKS, or one that says why there is nothing."""
+    if why := _lacks(over, study):
+        return [row | {"stage": f"click over {over}", "not_run": f"{row['method']} {why}"}]
+    try:
+        return [scaling_row(row, found) for found in _OVER[over](session, study, rounds)]
+    except SamkitError as error:
+        return [row | {"stage": f"click over {over}", "error": str(error)}]
+
+
+def _verdict(row: Row) -> str:
+    """Return the exponent of a row in words, or why it has none."""
+    if "scaling" not in row:
+        return str(row.get("not_run", row.get("error")))
+    fit = row["scaling"]["exponent"]
+    return f"exponent {fit['value']:.2f} ({fit['low']:.2f} to {fit['high']:.2f})"
 
 
 _OVER: Mapping[str, Callable[[Any, Study, int], list[Scaling]]] = {

@@ -147,7 +147,7 @@ class Level:
 
     @property
     def clicks_per_second(self) -> float:
-        """Return how many clicks were answered, first ones too, over all the time that scans were opened in, too."""
+        """Return how many clicks were answered, first ones too; the time is all there was, with that for scans."""
         return (len(self.samples["first_click"]) + len(self.samples["click"])) / self.seconds
 
 
@@ -163,7 +163,7 @@ def run_level(readers: Sequence[Reader], seconds: float, pid: int | None = None)
             for work in [pool.submit(reader.work, seconds) for reader in readers]:
                 work.result()
         took, own = time.perf_counter() - start, time.process_time() - own
-        used = None if pid is None else processor_seconds(pid) - before
+        used = None if pid is None else max(0.0, processor_seconds(pid) - before)  # less where some ended
         held = sum(reader.holds_a_scan for reader in readers)
         memory = None if pid is None else memory_of(pid)
     finally:

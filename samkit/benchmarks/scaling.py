@@ -32,6 +32,8 @@ STACKS = (2, 4, 8, 16)
 MOST_CLICKS = 20
 Call: TypeAlias = Callable[[Any, Study], object]
 """What is timed, of a session and a study."""
+LEAST_SAMPLES = 5
+"""Of readers at one level."""
 MOST_POINTS = 100
 """Samples at one size that the exponent is fitted through, spread evenly over all of them."""
 
@@ -59,21 +61,14 @@ class Scaling:
         """Return why no exponent can be fitted, None where one can."""
         if len(self.samples) > 1:
             return None
+        call = self.stage.replace("_", " ")
         sizes = ", ".join(f"{size:g}" for size in self.samples) or "none"
-        return f"an exponent needs two sizes of {self.over}, and {self.stage} came to {sizes}"
+        return f"an exponent of {call} needs two sizes of {self.over} with samples enough, and there were: {sizes}"
 
     def exponent(self) -> Estimate:
         """Return the e of cost = c * size^e through MOST_POINTS samples of each size."""
         points = [(size, value) for size, values in self.samples.items() for value in spread(values, MOST_POINTS)]
         return fit_exponent(*zip(*points, strict=True))
-
-    @property
-    def verdict(self) -> str:
-        """Return the exponent in words, or why there is none."""
-        if self.lack:
-            return self.lack
-        fit = self.exponent()
-        return f"exponent {fit.value:.2f} ({fit.low:.2f} to {fit.high:.2f})"
 
     def figures(self, most: int) -> dict[str, Any]:
         """Return what a row holds: all samples in milliseconds, `most` at most, the fit, percentiles at the largest."""
@@ -133,11 +128,13 @@ def over_clicks(session: Session | SliceSession, study: Study, rounds: int) -> l
     return [Scaling("click", CLICKS, samples)]
 
 
-def over_sessions(levels: Sequence[Level], stages: Sequence[str]) -> list[Scaling]:
-    """Return times of the stages that were met at two levels at least, over the readers of a level."""
+def over_sessions(levels: Sequence[Level], stages: Sequence[str], mode: str) -> list[Scaling]:
+    """Return times of each stage over the readers of a level, levels with fewer than LEAST_SAMPLES left out."""
     found = {stage: {float(level.readers): level.samples[stage] for level in levels} for stage in stages}
-    met = {stage: {size: values for size, values in of.items() if values} for stage, of in found.items()}
-    return [Scaling(stage, SESSIONS, samples) for stage, samples in met.items() if len(samples) > 1]
+    enough = {
+        stage: {x: times for x, times in of.items() if len(times) >= LEAST_SAMPLES} for stage, of in found.items()
+    }
+    return [Scaling(stage, SESSIONS, samples, mode) for stage, samples in enough.items()]
 
 
 def _in_turns(
