@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
-from samkit.benchmarks.metrics import METRICS
+from samkit.benchmarks.metrics import DETECTOR_METRICS, METRICS
+from samkit.benchmarks.papers import Paper, PaperTable, load_papers
+from samkit.benchmarks.papers import note as papers_note
 from samkit.benchmarks.run_file import IDENTITY, Row, Run
 from samkit.benchmarks.statistics import median_ratio
 from samkit.benchmarks.table import (
@@ -241,11 +244,14 @@ def _details_note(rows: Sequence[Row]) -> tuple[str, ...]:
 
 def load_tables(run: Run) -> list[Table]:
     """Return each level of sessions with its stages, and how cost grows."""
-    levels = [row for row in run.rows if "scaling" not in row]
+    levels = sorted(
+        (row for row in run.rows if "scaling" not in row),
+        key=lambda row: (row["method"], str(row.get("mode")), row.get("sessions", 0)),
+    )
     scaling = [row for row in run.rows if "scaling" in row]
     found = []
     if levels:
-        lines = line_columns(levels, "stage", ("mode", "sessions"))
+        lines = line_columns(levels, "", ("mode", "sessions", "stage"))
         pauses = sorted({row["think_s"] for row in levels if row.get("think_s")})
         note = [f"think: a reader looks for {number(pause)} s on average before the next click" for pause in pauses]
         table = listing("Readers on a server", levels, lines, LOAD_FIGURES, note)
@@ -324,7 +330,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("machine", "; ".join(str(word) for word in words if word)),
         ("settled", settled(run)),
         ("versions", f"samkit {run.samkit} at {run.commit or 'no commit'}; " + _named(run.versions)),
-        ("exports", "; ".join(_export(export) for export in run.exports) or "none"),
+        ("exports", _exports(run.exports)),
         ("started", f"{run.started}, for {number(run.seconds)} s"),
         *(("note", note) for note in run.notes),
     ]
@@ -348,8 +354,13 @@ def _named(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {text}" for name, text in versions.items() if name != "samkit")
 
 
-def _export(export: Mapping[str, Any]) -> str:
-    return f"{method_of(dict(export))}, {export.get('weights')} weights, manifest {str(export.get('manifest'))[:12]}"
+def _exports(exports: Iterable[Mapping[str, Any]]) -> str:
+    """Return which exports took part, those of one size and one kind of weights together."""
+    found: dict[str, list[str]] = {}
+    for export in exports:
+        kind = f"{export.get('size') or 'own size'}, {export.get('weights')} weights"
+        found.setdefault(kind, []).append(f"{export['method']} {str(export.get('manifest'))[:12]}")
+    return "; ".join(f"{kind}: {', '.join(named)}" for kind, named in found.items()) or "none"
 
 
 def summary_tables(runs: Sequence[Run]) -> list[Table]:
@@ -422,9 +433,66 @@ def _speed_summary(runs: Sequence[Run]) -> Table:
     return Table("Time of graphs, times PyTorch eager float32", columns, tuple(lines))
 
 
+# --- The papers ---
+
+
 def paper_tables(runs: Sequence[Run]) -> tuple[str, list[Table]]:
-    """Return what must be said of the papers' tables, and those of the methods of runs of accuracy."""
-    return "", []
+    """Return what must be said of the papers' figures, and those of the methods of runs of accuracy; both may be empty.
+
+    First one table with each paper's own figures beside ours, then its tables as printed.
+    """
+    accuracy = [run for run in runs if run.kind == "accuracy"]
+    methods = {row["method"] for run in accuracy for row in run.rows}
+    papers = [paper for paper in load_papers() if paper.method in methods]
+    if not papers:
+        return "", []
+    beside = [line for paper in papers for line in _beside(paper, accuracy)]
+    columns = ("method", "paper's table", "paper's data", "metric", "paper", "here, PyTorch eager, on its own data")
+    tables = [Table("Figures of the papers beside ours; the data differ", columns, tuple(beside))] if beside else []
+    return papers_note(), tables + [_printed(paper, table) for paper in papers for table in paper.tables]
+
+
+def _beside(paper: Paper, runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
+    for table in paper.tables:
+        for column, value in table.own_figures():
+            key = str(column.metric)
+            metric = METRICS.get(key) or DETECTOR_METRICS[key]
+            write = _share if not metric.unit else number
+            ours = "; ".join(_ours(key, runs, paper.method)) or "not measured"
+            name = f"{metric.label} [{metric.unit}]" if metric.unit else metric.label
+            yield paper.method, table.number, column.group or table.data, name, write(value), ours
+
+
+def _ours(key: str, runs: Sequence[Run], method: str) -> Iterator[str]:
+    """Yield our own figure of a metric, of each run and policy."""
+    for run in runs:
+        for row in run.rows:
+            if row["method"] != method or not is_eager(row) or not measured(row):
+                continue
+            if key in DETECTOR_METRICS and row.get(key) is not None:
+                yield f"{data_of(run)}: {_share(row[key])}"
+            elif key in (row.get("figures") or {}):
+                write = _share if key in OVERLAPS else number
+                yield f"{data_of(run)}, {row.get('policy')}: {interval(row['figures'][key]['mean'], write)}"
+
+
+def data_of(run: Run) -> str:
+    """Return what a run of accuracy was measured on: the last part of its --data, or phantoms."""
+    words = list(run.command)
+    return PurePath(words[words.index("--data") + 1]).name if "--data" in words[:-1] else "phantoms"
+
+
+def _printed(paper: Paper, table: PaperTable) -> Table:
+    titles = tuple(f"{column.group}: {column.name}" if column.group else column.name for column in table.columns)
+    named = [f"{title}: {column.why}" for title, column in zip(titles, table.columns, strict=True) if column.why]
+    count = f"n = {table.n}" if table.n else "n not given"
+    return Table(
+        f"{paper.method}, table {table.number}: {table.caption}",
+        titles,
+        tuple(tuple(NONE if cell is None else cell for cell in row) for row in table.rows),
+        (paper.citation, f"{table.data}; {count}", *([table.note] if table.note else []), *named),
+        detail=True,
+    )
 
 
 # --- Where tables go ---
@@ -462,6 +530,9 @@ def markdown(runs: Sequence[Run]) -> str:
             "\n".join(f"- {name}: {_code(text) if name == 'command' else _plain(text)}" for name, text in facts(run))
         )
         parts += [_markdown_table(table, 3) for table in tables_of(run)]
+    said, papers = paper_tables(runs)
+    if papers:
+        parts += ["## What the papers print", said, *(_markdown_table(table, 3) for table in papers)]
     return "\n\n".join(parts) + "\n"
 
 
