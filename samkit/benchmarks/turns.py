@@ -1,19 +1,26 @@
 """Several things timed by turns in one process, because a shared machine is never twice the same.
 
 A turn is a few runs of one thing, so that a fast one shows more than what the others left in the caches. Who begins
-moves on by one with every round.
+moves on by one with every round. Before each turn nothing runs for a moment: the threads of ONNX Runtime go on
+spinning after a run, and would take the processor from whoever is next (PyTorch took twice as long for 50 ms).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from samkit.benchmarks.machine import seconds_of
 
+T = TypeVar("T")
 TURN_SECONDS = 0.4
 """About how long a turn takes: a run that is longer is a turn alone."""
 MOST_RUNS = 20
 """Runs in one turn at most."""
+
+QUIET_SECONDS = 0.06
+"""How long nothing runs before a turn."""
 
 
 class Turns:
@@ -33,14 +40,28 @@ class Turns:
 
     def take(self) -> None:
         """Let everyone have a turn; one of several runs begins with a run that does not count."""
-        names = list(self._runs)
-        first = self._rounds % len(names)
-        for name in names[first:] + names[:first]:
+        for name in in_turn(list(self._runs), self._rounds):
             run, count = self._runs[name], self._count[name]
+            keep_quiet()
             if count > 1:
                 run()
             self.samples[name].append([seconds_of(run) for _ in range(count)])
         self._rounds += 1
+
+
+def keep_quiet() -> None:
+    """Wait until the threads of the run before sleep."""
+    time.sleep(QUIET_SECONDS)
+
+
+def in_turn(names: Sequence[T], number: int) -> list[T]:
+    """Return `names` in the order of round `number`.
+
+    >>> in_turn("abc", 4)
+    ['b', 'c', 'a']
+    """
+    first = number % len(names)
+    return [*names[first:], *names[:first]]
 
 
 def take_turns(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[list[float]]]:

@@ -1,0 +1,204 @@
+"""Rows of `sam-bench latency` about what a reader waits for, by backend, on a phantom that lies on disk as a scan does.
+
+`load` opens an export; `encode` is the image encoder's part of the first click; `click` is a later one, until the whole
+mask is there; `undo` takes one back; `end_to_end` opens, reads the scan, clicks and writes the mask, in a process that
+has imported everything; `cold_start` is a new process until the first mask. Backends take turns, and the sessions that
+are clicked in are warm. A method that looks by itself decides on the whole scan in `end_to_end`, whoever clicks.
+
+The backends must come to the same mask; where one does not, its times are an error.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import nibabel as nib
+import numpy as np
+
+from samkit.benchmarks.cold_start import ORIGINAL, measure_cold_start, open_reader
+from samkit.benchmarks.graph_rows import CPU_FLOAT16
+from samkit.benchmarks.machine import Machine, seconds_of
+from samkit.benchmarks.run_file import Row
+from samkit.benchmarks.statistics import percentiles, significant
+from samkit.benchmarks.subjects import Subject, phantom_subjects
+from samkit.benchmarks.trajectories import CENTRE, make_task, set_scan
+from samkit.benchmarks.turns import in_turn, keep_quiet
+from samkit.manifest import ExportPlan, Manifest
+from samkit.masks import dice
+from samkit.methods import Method, SliceMethod, get_method
+from samkit.prompts import FOREGROUND, Point
+from samkit.runtime.images import write_mask
+from samkit.runtime.inputs import read_inputs
+from samkit.runtime.segmenting import segment_given
+from samkit.runtime.session import Session
+from samkit.runtime.slice_session import SliceSession
+
+AnySession: TypeAlias = Session | SliceSession
+Name: TypeAlias = tuple[str, str]
+"""Backend and precision."""
+STAGES = ("cold_start", "load", "encode", "click", "undo", "end_to_end")
+CLICKS = 4
+LEAST_DICE = 0.9
+"""Of a mask with PyTorch's: less is another mask, and not rounding."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A phantom, where its files lie, and where a reader clicks: always on the same places, whatever the answer."""
+
+    subject: Subject
+    files: Mapping[str, Path]
+    clicks: tuple[Point, ...]
+
+    @classmethod
+    def make(cls, plan: ExportPlan, folder: Path) -> Reading:
+        """Write a phantom for the method of an export into `folder`."""
+        method = get_method(plan.method)
+        subject = phantom_subjects(method, plan.config, 1)[0]
+        files = {}
+        for name, volume in subject.volumes.items():
+            files[name] = folder / f"{name or 'scan'}.nii.gz"
+            nib.save(nib.Nifti1Image(np.asarray(volume.array, np.float32), volume.affine), files[name])
+        return cls(subject, files, _clicks(subject, method, plan))
+
+
+def _clicks(subject: Subject, method: Method, plan: ExportPlan) -> tuple[Point, ...]:
+    """Return CLICKS points in the target, spread over it evenly; none where the method takes none."""
+    if isinstance(method, SliceMethod) and not method.prompts:
+        return ()
+    task = make_task(0, subject, CENTRE, method, plan.config, plan.size)
+    inside = np.argwhere(task.target)
+    picked = inside[np.linspace(0, len(inside) - 1, CLICKS + 2).round().astype(int)[1:-1]]
+    if task.plane is None:
+        return tuple(Point((float(i), float(j), float(k)), FOREGROUND) for i, j, k in picked)
+    return tuple(Point(task.plane.voxel(float(x), float(y)), FOREGROUND, task.structure) for y, x in picked)
+
+
+@dataclass
+class _Contender:
+    """One backend, and what was measured of it."""
+
+    name: Name
+    folder: Path
+    options: Mapping[str, Any]
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    """By stage."""
+    peaks_mb: list[float] = field(default_factory=list)
+    """Of each cold start's process."""
+
+    def open(self) -> AnySession:
+        return open_reader(self.folder, *self.name, **self.options)
+
+    def add(self, stages: Mapping[str, Sequence[float]]) -> None:
+        for stage, seconds in stages.items():
+            self.seconds.setdefault(stage, []).extend(seconds)
+
+    def start_cold(self, reading: Reading) -> None:
+        spent, peak = measure_cold_start(self.folder, reading.files, reading.clicks[:1], *self.name, **self.options)
+        self.add({"cold_start": [spent]})
+        self.peaks_mb.append(peak)
+
+
+def time_stages(folder: Path, *, rounds: int, machine: Machine, cold_starts: int) -> Iterator[Row]:
+    """Yield the rows of one export, on `machine`'s device with its threads; raises as opening it does."""
+    manifest = Manifest.load(folder)
+    options = {"device": machine.device, "threads": machine.threads}
+    names = [(ORIGINAL, "fp32"), *(("onnxruntime", precision) for precision in manifest.plan.precisions)]
+    contenders = [_Contender(name, folder, options) for name in names]
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as opened:
+        reading = Reading.make(manifest.plan, Path(scratch))
+        sessions = {contender.name: contender.open() for contender in contenders}
+        for session in sessions.values():
+            opened.callback(session.close)
+        masks = {name: _visit(session, reading)[1] for name, session in sessions.items()}  # and warm from here on
+        for number in range(rounds):
+            machine.sample()
+            for contender in in_turn(contenders, number):
+                keep_quiet()
+                contender.add(_visit(sessions[contender.name], reading)[0])
+                contender.add(_once(contender.open, reading, Path(scratch)))
+        for number in range(cold_starts):
+            for contender in in_turn(contenders, number):
+                contender.start_cold(reading)
+    for contender in contenders:
+        overlap = dice(masks[contender.name], masks[names[0]])
+        for stage in STAGES:
+            row = _base(manifest, machine, reading, stage, contender.name)
+            if stage == "cold_start" and not cold_starts:
+                continue
+            yield row | _measured(contender, stage, overlap)
+
+
+def _measured(contender: _Contender, stage: str, overlap: float) -> dict[str, Any]:
+    """Return the figures of a row, or why it has none."""
+    if stage not in contender.seconds:
+        return {"not_run": "the method takes no prompt, and decides on a whole scan: end_to_end"}
+    if not overlap >= LEAST_DICE:  # `not >=`, because nan must fail
+        return {
+            "error": f"it came to another mask: Dice {overlap:.3f} with PyTorch's, and rounding leaves {LEAST_DICE:g} "
+            "at least; find out why with sam-bench accuracy"
+        }
+    milliseconds = [1e3 * second for second in contender.seconds[stage]]
+    figures = {"samples_ms": [significant(value) for value in milliseconds], **percentiles(milliseconds)}
+    return figures | ({"peak_mb": max(contender.peaks_mb)} if stage == "cold_start" else {})
+
+
+def _base(manifest: Manifest, machine: Machine, reading: Reading, stage: str, name: Name) -> Row:
+    plan = manifest.plan
+    shape = next(iter(reading.subject.volumes.values())).array.shape
+    row: Row = {
+        "kind": "latency",
+        "method": plan.method,
+        "size": plan.size,
+        "weights": plan.weights.kind,
+        "manifest": manifest.digest,
+        "stage": stage,
+        "backend": name[0],
+        "device": machine.device,
+        "precision": name[1],
+        "threads": machine.threads,
+        "identity": ["threads"],
+        "clicks": len(reading.clicks),
+        "scan": list(shape),
+    }
+    if name == ("onnxruntime", "fp16") and machine.device == "cpu":
+        row["note"] = CPU_FLOAT16
+    return row
+
+
+# --- One reading ---
+
+
+def _visit(session: AnySession, reading: Reading) -> tuple[dict[str, list[float]], np.ndarray]:
+    """Go through the clicks in an open session and take them back; return the seconds of each stage, and the mask."""
+    set_scan(session, reading.subject)
+    if not reading.clicks:
+        session.segment_all()
+        return {"encode": [session.steps[-1].seconds["encode"]]}, session.mask()
+    clicks = [_seconds_of_click(session, point) for point in reading.clicks]
+    encode = session.steps[0].seconds["encode"]
+    mask = session.mask()
+    undos = [seconds_of(lambda: session.undo().mask) for _ in reading.clicks]
+    return {"encode": [encode], "click": clicks[1:], "undo": undos}, mask
+
+
+def _seconds_of_click(session: AnySession, point: Point) -> float:
+    return seconds_of(lambda: session.click(point.index, structure=point.structure).mask)
+
+
+def _once(open_session: Callable[[], AnySession], reading: Reading, folder: Path) -> dict[str, list[float]]:
+    """Do all that `sam-segment` does, and return the seconds of `load` and `end_to_end`."""
+    start = time.perf_counter()
+    with open_session() as session:
+        loaded = time.perf_counter()
+        given = read_inputs(reading.files, session.method)
+        segment_given(session, given, reading.clicks, False, lambda line: None)
+        write_mask(folder / "mask.nii.gz", session.labels(), given.scan)
+        written = time.perf_counter()
+    return {"load": [loaded - start], "end_to_end": [written - start]}
