@@ -82,14 +82,16 @@ class GraphTimer(Closing):
         machine: Machine,
         rivals: Collection[str] = RIVALS,
         memory: bool = True,
+        binds: bool | None = None,
     ) -> None:
         """Open the export's float32 files, checked against the manifest, and its original, on `machine`'s device with
-        its threads. Raises ManifestError, and MissingDependencyError without PyTorch or the device.
+        its threads; `binds` as OnnxRuntimeRunner has it. Raises ManifestError, and MissingDependencyError without
+        PyTorch or the device.
         """
         self.manifest = Manifest.load(folder)
         self.manifest.verify(folder, engines=False)
         self._folder, self._rounds, self._machine = folder, rounds, machine
-        self._rivals, self._memory = rivals, memory
+        self._rivals, self._memory, self._binds = rivals, memory, binds
         self._device, self._threads = machine.device, machine.threads
         self._stack = ExitStack()
         self._scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
@@ -216,7 +218,8 @@ class GraphTimer(Closing):
 
     def _open(self, path: Path, spec: GraphSpec, stack: ExitStack) -> OnnxRuntimeRunner:
         threads = self._threads if self._device == "cpu" else None
-        return stack.enter_context(OnnxRuntimeRunner(path, spec, device=self._device, threads=threads))
+        runner = OnnxRuntimeRunner(path, spec, device=self._device, threads=threads, binds=self._binds)
+        return stack.enter_context(runner)
 
     # --- Rows ---
 

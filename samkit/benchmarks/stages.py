@@ -169,6 +169,8 @@ def _base(manifest: Manifest, machine: Machine, reading: Reading, stage: str, na
     }
     if name == ("onnxruntime", "fp16") and machine.device == "cpu":
         row["note"] = CPU_FLOAT16
+    if name[0] == ORIGINAL and machine.device == "cuda":
+        row["note"] = "PyTorch's sessions take embeddings to the host and back; its graphs do not"
     return row
 
 
