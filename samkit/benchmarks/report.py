@@ -19,7 +19,7 @@ import numpy as np
 
 from samkit.benchmarks.plots import Plot, plots_of
 from samkit.benchmarks.run_file import Row, Run, load_run
-from samkit.benchmarks.table import Table, backend_of, measured, method_of, number, overlap
+from samkit.benchmarks.table import Table, backend_of, is_eager, measured, method_of, number, overlap
 from samkit.benchmarks.tables import facts, failures, markdown, median_ratios, paper_tables, summary_tables, tables_of
 from samkit.errors import InputRefused, MissingDependencyError
 
@@ -164,7 +164,7 @@ def _card(run: Run) -> Card:
 
 
 def _accuracy_card(rows: Sequence[Row]) -> tuple[str, list[str], str]:
-    compared = [row for row in rows if not row.get("reference")]
+    compared = [row for row in rows if not is_eager(row)]
     if not compared:
         return "Nothing was compared", [], "bad"
     failed = [row for row in compared if row.get("failures")]
@@ -289,17 +289,16 @@ def _cases(run: Run, name: str) -> Iterable[Case]:
 
 
 def _others(row: Row, entries: Iterable[tuple[Row, Mapping[str, Any]]]) -> str:
-    """Return how many voxels differ in the other rows of a case, each on its own worst slice."""
+    """Return how many voxels differ in the other rows of a case, each on its own worst slice; empty without others."""
     others = {_row_words(other): int(entry["flipped"]) for other, entry in entries if other is not row}
     same = [words for words, flipped in others.items() if not flipped]
-    return "; ".join((
-        *(f"{words}: {flipped}" for words, flipped in others.items() if flipped),
-        *([f"none in {', '.join(same)}"] if same else []),
-    ))  # fmt: skip
+    words = [f"{words}: {flipped}" for words, flipped in others.items() if flipped]
+    words += [f"none in {', '.join(same)}"] if same else []
+    return f"Elsewhere: {'; '.join(words)}." if words else ""
 
 
 def _row_words(row: Row) -> str:
-    return f"{backend_of(row)}{', ' + str(row['policy']) if row.get('policy') else ''}"
+    return f"{backend_of(row)} ({row['policy']})" if row.get("policy") else backend_of(row)
 
 
 def _case(name: str, method: str, case: str, row: Row, entry: Mapping[str, Any], others: str) -> Case:
@@ -315,7 +314,7 @@ def _case(name: str, method: str, case: str, row: Row, entry: Mapping[str, Any],
         Panel("PyTorch's mask", _overlay({MASK: mask})),
         Panel("the export's mask", _overlay({MASK: export})),
         Panel(
-            "difference:" if differing.any() else "difference: none",
+            "difference" if differing.any() else "difference: none",
             _overlay({ONLY_PYTORCH: mask & ~export, ONLY_EXPORT: export & ~mask}, SHADE, solid=True),
             tuple((_css(colour), words) for words, colour in colours.items()) if differing.any() else (),
             _box(differing),

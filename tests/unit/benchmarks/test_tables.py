@@ -1,0 +1,178 @@
+"""Guards the tables of runs: every row that ran is in them, what did not says why, Markdown shows words as they are."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import pytest
+
+from samkit.benchmarks import tables
+from samkit.benchmarks.table import number, overlap
+
+KINDS = ("accuracy", "latency", "load")
+
+
+@pytest.fixture
+def runs(accuracy_run, latency_run, load_run):
+    return [accuracy_run, latency_run, load_run]
+
+
+def find(found, title):
+    """Return the table whose title begins so, as one dict for each row."""
+    (table,) = (table for table in found if table.title.startswith(title))
+    return [dict(zip(table.columns, row, strict=True)) for row in table.rows], table
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_row_of_a_table_has_as_many_cells_as_columns(kind, request):
+    found = tables.tables_of(request.getfixturevalue(f"{kind}_run"))
+
+    assert found
+    assert {len(row) - len(table.columns) for table in found for row in table.rows} == {0}
+
+
+def test_what_was_not_run_and_what_failed_stand_in_their_columns_with_the_reason(latency_run):
+    (row,), table = find(tables.latency_tables(latency_run), "Time of each graph: median")
+
+    assert row["TensorRT fp16"] == "not run"
+    assert row["torch.compile fp32"] == "error"
+    assert row["ONNX Runtime fp32"] == "50.3 (0.63x)"
+    assert "not run: TensorRT fp16: no TensorRT here (m-sam small image encoder)" in table.notes
+    assert "error: torch.compile fp32: no C++ compiler was found (m-sam small image encoder)" in table.notes
+
+
+def test_ratios_are_of_the_same_graph_with_the_same_threads(made):
+    rows = [made.latency("sam", "torch", 10 * threads, graph="image_encoder", threads=threads) for threads in (1, 4)]
+    rows.append(made.latency("sam", "onnxruntime", 20, graph="image_encoder", threads=4))
+
+    one, four = find(tables.latency_tables(made.run("latency", rows)), "Time of each graph: median")[0]
+
+    assert (one["threads"], one["ONNX Runtime fp32"]) == ("1", "-")
+    assert (four["threads"], four["ONNX Runtime fp32"]) == ("4", "19.9 (0.5x)")
+
+
+def test_parity_is_the_worst_and_the_gate_is_named(accuracy_run):
+    rows, table = find(tables.accuracy_tables(accuracy_run), "Masks against PyTorch float32: worst Dice")
+
+    assert rows[0]["ONNX Runtime fp16"] == "0.9940 (6), FAILED"
+    assert rows[0]["ONNX Runtime fp32"] == "1.0000 (0)"
+    assert any(note.startswith("FAILED: mask_decoder onnxruntime fp16: phantom 1, click 2") for note in table.notes)
+    assert any("fp16 on a CPU is emulated" in note for note in table.notes)
+
+
+def test_backends_that_print_as_pytorch_are_not_repeated(accuracy_run):
+    rows, _ = find([t for t in tables.accuracy_tables(accuracy_run) if not t.detail], "Masks against the truth")
+
+    assert [(row["method"], row["backend"]) for row in rows] == [
+        ("m-sam small", "PyTorch eager fp32"),
+        ("m-sam small", "ONNX Runtime fp16"),
+        ("medsam-yolo small", "PyTorch eager fp32"),
+    ]
+    assert rows[0]["Dice"] == "0.880 [0.860, 0.900]; 0.860"
+
+
+def test_clicks_to_a_dice_say_how_many_cases_reached_it(made):
+    row = made.accuracy("sam", "torch") | {"clicks_to": {"0.80": [1, None, 3], "0.85": [None, None, None], "0.90": []}}
+
+    ((found,), _) = find(tables.accuracy_tables(made.run("accuracy", [row])), "Clicks to reach")
+
+    assert (found["Dice 0.80"], found["Dice 0.85"]) == ("2 (2 of 3)", "not reached (0 of 3)")
+
+
+def test_load_has_errors_by_type_and_growth_its_exponent(load_run):
+    levels, table = find(tables.load_tables(load_run), "Readers on a server")
+    ((growth,), _) = find(tables.load_tables(load_run), "How cost grows")
+
+    assert {row["errors"] for row in levels if row["sessions"] == "8"} == {"3 AtCapacity"}
+    assert "think: a reader looks for 2 s on average before the next click" in table.notes
+    assert re.fullmatch(r"1 \[0\.99\d*, 1\.01\]", growth["exponent [95 %]"])
+
+
+def test_summary_names_the_worst_method_of_each_backend(runs):
+    rows, _ = find(tables.summary_tables(runs), "Masks")
+    found = {row["backend"]: row for row in rows}
+
+    assert found["ONNX Runtime fp16"]["gate"] == "FAILED in 1 of 1 rows"
+    assert found["ONNX Runtime fp16"]["worst Dice"] == "0.9940 (m-sam)"
+    assert found["TensorRT fp16"]["gate"] == "not run"
+    assert "PyTorch eager fp32" not in found
+
+
+def test_a_parity_that_is_nan_is_the_worst(made):
+    rows = [made.accuracy(name, "onnxruntime") for name in ("sam", "medsam")]
+    rows[0]["parity_dice"] = math.nan
+
+    ((found,), _) = find(tables.summary_tables([made.run("accuracy", rows)]), "Masks")
+
+    assert found["worst Dice"] == "nan (sam)"
+
+
+def test_papers_stand_beside_what_was_measured_here(accuracy_run):
+    said, found = tables.paper_tables([accuracy_run])
+    rows, _ = find(found, "Figures of the papers beside ours")
+
+    assert "no figure here is a target" in said
+    assert {row["method"] for row in rows} == {"m-sam", "medsam-yolo"}
+    brats = next(row for row in rows if (row["method"], row["paper's data"]) == ("m-sam", "BraTS21"))
+    assert brats["paper"] == "0.921"
+    assert brats["here, PyTorch eager, on its own data"] == "phantoms, trained: 0.880 [0.860, 0.900]"
+
+
+def test_markdown_is_the_same_twice_and_after_a_file(runs, tmp_path):
+    from samkit.benchmarks.run_file import load_run
+
+    for run in runs:
+        run.save(tmp_path / f"{run.kind}.json")
+
+    again = [load_run(tmp_path / f"{run.kind}.json") for run in runs]
+
+    assert tables.markdown(runs) == tables.markdown(runs) == tables.markdown(again)
+
+
+def test_markdown_says_above_the_tables_what_ran_on_what(latency_run):
+    busy = {**latency_run.machine, "settled": False, "unsettled": ["load was 3"]}
+    text = tables.markdown([replace(latency_run, machine=busy, notes=("a note",))])
+
+    assert "- command: `sam-bench latency --export exports/m-sam`" in text
+    assert "Fabricated 1000" in text
+    assert "at abc1234; python 3.11.7" in text
+    assert "- settled: NO: load was 3" in text
+    assert "- note: a note" in text
+
+
+def test_markdown_shows_marks_as_they_are(made):
+    run = made.run("latency", [made.latency("sam", "a|b <i>", 5, stage="click")])
+
+    assert "a\\|b \\<i\\>" in tables.markdown([run])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tables_are_printed_with_what_they_were_measured_on(kind, request, capsys):
+    tables.show(request.getfixturevalue(f"{kind}_run"))
+
+    printed = capsys.readouterr().out
+    assert "m-sam small" in printed
+    assert f"command: sam-bench {kind} --export exports/m-sam" in printed
+
+
+def test_rows_without_any_figure_still_make_tables(made):
+    lost = {"graph": "image_encoder", "error": "it fell over"}
+    for kind in KINDS:
+        run = made.run(kind, [made.row(kind, "sam", "torch", policy="trained", **lost)])
+        assert "it fell over" in tables.markdown([run])
+
+
+@pytest.mark.parametrize(("value", "words"), [(0.00012345, "0.000123"), (1.2e-7, "1.2e-07"), (99.96, "100"), (0, "0")])
+def test_numbers_keep_three_digits(value, words):
+    assert number(value) == words
+
+
+def test_a_dice_that_is_not_1_does_not_look_like_1():
+    assert [overlap(value) for value in (1.0, 0.999999, 0.5, math.inf)] == ["1.0000", "0.9999", "0.5000", "inf"]
+
+
+def test_fabricated_runs_are_json(runs):
+    assert all(json.dumps(run.rows) for run in runs)
