@@ -239,7 +239,7 @@ def measure_load(
         versions=versions(),
         rows=tuple(rows),
         commit=commit(),
-        notes=_NOTES,
+        notes=(*_NOTES, *(str(row["note"]) for row in rows if "note" in row)),
     )
 
 
@@ -320,12 +320,20 @@ def _reader_rows(served: Served, work: Workload, fits: bool, machine: Machine, s
         own = served.row | _mode(mode, work)
         levels, stopped = climb(partial(_level, served, study, mode, work, scans, machine, say), work, served.plan)
         rows += [row for level in levels for row in level_rows(level, own | {"scan": _name(study)}, study)]
+        rows[-1]["note"] = _summary(served.plan, mode, levels[-1].readers, stopped, work)
         rest = work.sessions[len(levels) :]
         rows += _empty_rows(own, replace(work, modes=(mode,)), rest, served.plan, "not_run", f"not tried: {stopped}")
         if fits:
             grown = over_sessions(levels, [stage for stage in _met(study) if stage in GROWING], mode)
             rows += [scaling_row(own, scaling) for scaling in grown]
     return rows
+
+
+def _summary(plan: ExportPlan, mode: str, readers: int, stopped: str, work: Workload) -> str:
+    """Return how far readers went up, in a sentence."""
+    calls = f"{_words(work.judged(plan))}s"
+    end = stopped or f"with {readers}, the most that were asked for, {calls} stayed within {work.limit_ms:g} ms at p95"
+    return f"{plan.method}, {mode}: {end}"
 
 
 def _study(plan: ExportPlan) -> Study:

@@ -39,7 +39,7 @@ UNDO_SHARE = 0.125
 """How often a click is taken back."""
 PAUSE_SECONDS = 1.0
 """After a call that failed."""
-MOST_CALLS = 2000
+MOST_CALLS = 10_000
 """Of one reader in one level, whatever the time: a bound on what is kept and sent."""
 
 
@@ -66,6 +66,7 @@ class Reader:
         self._rng = np.random.default_rng([0x4EAD, number])
         self._sleep, self._clock = sleep, clock
         self._session: RemoteSession | None = None
+        self._is_stopped = False
         self._clicks: int | None = None
         """How many of the study's points were clicked on this scan; None before there is one."""
         self.samples: dict[str, list[float]] = {stage: [] for stage in STAGES}
@@ -80,6 +81,8 @@ class Reader:
         """Work for so long; a call that has begun is waited for. Raises what is no SamkitError."""
         until = self._clock() + seconds
         for _ in range(MOST_CALLS):
+            if self._is_stopped:
+                return
             if self._think_s is not None:
                 self._sleep(min(self._rng.exponential(self._think_s), max(0.0, until - self._clock())))
             if self._clock() >= until:
@@ -90,6 +93,10 @@ class Reader:
                 self.errors[type(error).__name__] += 1
                 self.leave()
                 self._sleep(min(PAUSE_SECONDS, max(0.0, until - self._clock())))
+
+    def stop(self) -> None:
+        """Begin nothing more, whatever time is left; from any thread."""
+        self._is_stopped = True
 
     def leave(self) -> None:
         """Close the session, whatever state it is in."""
@@ -160,8 +167,13 @@ def run_level(readers: Sequence[Reader], seconds: float, pid: int | None = None)
     own, start = time.process_time(), time.perf_counter()
     try:
         with ThreadPoolExecutor(len(readers), thread_name_prefix="reader") as pool:
-            for work in [pool.submit(reader.work, seconds) for reader in readers]:
-                work.result()
+            try:
+                for work in [pool.submit(reader.work, seconds) for reader in readers]:
+                    work.result()
+            except BaseException:  # a bug, or Ctrl-C: nobody waits for the others' time to end
+                for reader in readers:
+                    reader.stop()
+                raise
         took, own = time.perf_counter() - start, time.process_time() - own
         used = None if pid is None else max(0.0, processor_seconds(pid) - before)  # less where some ended
         held = sum(reader.holds_a_scan for reader in readers)

@@ -142,11 +142,14 @@ def test_a_call_that_fails_is_counted_and_the_reader_pauses_and_begins_anew(fail
     assert server.open == 0
 
 
-def test_what_is_no_failure_of_a_server_is_raised():
+def test_what_is_no_failure_of_a_server_is_raised_and_nobody_else_goes_on():
     broken = Study("no volumes", {}, np.ones((1, 1, 2), bool))
+    working = Reader(1, STUDY, Server().session, count(1), 0.01)  # by the real clock
 
     with pytest.raises(KeyError):
-        run_level([reader(Server(), study=broken)], 9.0)
+        run_level([reader(Server(), study=broken), working], 1e9)
+
+    assert not working.holds_a_scan
 
 
 def test_calls_are_bounded_however_fast_they_are():
