@@ -21,7 +21,10 @@ test: venv
 test-gpu: RUNTIME = gpu
 test-gpu: venv  ## everything that needs CUDA but not TensorRT; a test that can't run fails; then prints the timings
 	$(BIN)/python -m pytest -n 0 -m "gpu and not tensorrt" --require-gpu
-	$(BIN)/python -m samkit.benchmarks.gpu --size small
+	for method in $$($(BIN)/python -c 'import samkit; print(*samkit.list_methods())'); do \
+	  $(BIN)/sam-export --method $$method --fp16 --no-engines --quiet --force --out bench/cuda/$$method || exit 1; \
+	done
+	$(BIN)/sam-bench latency --device cuda $$(printf -- '--export %s ' bench/cuda/*) --json bench/latency-cuda.json
 
 test-tensorrt: RUNTIME = cpu,tensorrt
 test-tensorrt: venv  ## build every method's engines, compare, print the table; needs samkit[tensorrt] and a GPU

@@ -1,6 +1,6 @@
 """On a CUDA device every method's files give PyTorch's masks, and embeddings stay there between clicks.
 
-`make test-gpu` runs these and then prints the timings of samkit.benchmarks.gpu; nothing here needs TensorRT.
+`make test-gpu` runs these and then prints the timings of `sam-bench latency`; nothing here needs TensorRT.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import samkit
-from samkit.benchmarks import gpu, graphs
+from samkit.benchmarks import graph_rows
+from samkit.benchmarks.latency import measure_latency
 from samkit.export.export import repeat_parity
 from samkit.manifest import Manifest, graph_file
 from samkit.phantoms import make_phantom
@@ -101,10 +102,13 @@ def test_clicks_and_undo_on_the_device(refinement, precision, export_of):
 
 @pytest.mark.parametrize("name", ["m-sam", "medsam-yolo"])
 def test_timings_compare_equal_outputs_on_the_device(name, export_of, monkeypatch):
-    monkeypatch.setattr(graphs, "TURN_SECONDS", 0.0)  # one run a turn: the command does the timing
+    monkeypatch.setattr(graph_rows, "TURN_SECONDS", 0.0)  # one run a turn: the command does the timing
     folder = export_of(name, "anchored" if name == "m-sam" else None)
-    for record in gpu.time_export(folder, rounds=1, device=DEVICE):
-        assert record["failed"] == {}
-        assert record["relative_error"]["onnxruntime fp32"] < 1e-4
-        assert record["relative_error"]["compile"] < 1e-4
-        assert record["relative_error"]["onnxruntime fp16"] < 5e-2
+    run = measure_latency([folder], rounds=1, device=DEVICE, cold_starts=1)
+
+    measured = [row for row in run.rows if row["backend"] != "tensorrt" and "not_run" not in row]
+    assert measured
+    assert all(row["device"] == DEVICE and "error" not in row for row in measured)
+    for row in measured:
+        if "graph" in row and row["precision"] == "fp32":
+            assert row["relative_error"] < 1e-4
