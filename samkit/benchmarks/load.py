@@ -239,14 +239,17 @@ def measure_load(
         versions=versions(),
         rows=tuple(rows),
         commit=commit(),
-        notes=(*_NOTES, *(str(row["note"]) for row in rows if "note" in row)),
+        notes=(
+            _PHANTOMS,
+            _TOGETHER if server is None else _ELSEWHERE,
+            *(str(row["note"]) for row in rows if "note" in row),
+        ),
     )
 
 
-_NOTES = (
-    "Readers and server ran on one machine, or as the command says: figures are what both together held.",
-    "Scans are phantoms, sent anew by each reader; a click is timed until its whole mask is there, over loopback.",
-)
+_PHANTOMS = "Scans are phantoms, sent anew by each reader; a click is timed until its whole mask is there."
+_TOGETHER = "Readers and server shared one machine, over loopback: figures are what both together held."
+_ELSEWHERE = "The server ran already, so its memory and its share of the processors are not known."
 
 
 def takes_clicks(plan: ExportPlan) -> bool:

@@ -10,6 +10,7 @@ from samkit.benchmarks import load
 from samkit.benchmarks.cli import main
 from samkit.benchmarks.readers import STAGES
 from samkit.benchmarks.run_file import load_run
+from samkit.benchmarks.tables import show
 from samkit.errors import MissingDependencyError, ServingError
 from samkit.manifest import Manifest
 from samkit.triton_models import server as server_module
@@ -62,6 +63,7 @@ def test_a_server_that_runs_is_loaded_until_it_is_full(tiny_export, tmp_path):
         url = f"triton://{server.grpc}/m-sam"
 
         run = load.measure_load([], server=url, work=SHORT, scaling=())
+        show(run)
         afterwards = load.measure_load([tiny_export], server=url, work=replace(SHORT, sessions=(2,)), scaling=())
 
     digest = Manifest.load(tiny_export).digest
