@@ -99,7 +99,7 @@ def _dice_plot(rows: Sequence[Row]) -> Plot | None:
     for axes, method in zip(panels, methods, strict=True):
         of_method = [row for row in curves if method_of(row) == method]
         for number_, row in enumerate(sorted(of_method, key=lambda row: _order(row, curves))):
-            _dice_curve(axes, row, width=max(1.2, 4.5 - 1.1 * (number_ % 4)))
+            _dice_curve(axes, row, max(1.2, 4.5 - 1.1 * (number_ % 4)), shade=0.3 / len(of_method))
         axes.set_title(method)
         axes.set_xlabel("click (0: before any)")
         axes.set_ylim(-0.02, 1.02)
@@ -120,7 +120,7 @@ def _order(row: Row, rows: Sequence[Row]) -> tuple[int, str]:
     return by_backend(rows).index(backend_of(row)), str(row.get("policy"))
 
 
-def _dice_curve(axes: Any, row: Row, width: float) -> None:
+def _dice_curve(axes: Any, row: Row, width: float, *, shade: float) -> None:
     first = 0 if row.get("policy") == "automatic" else 1
     means = [mean_interval(cases) for cases in row["dice_by_click"] if cases]
     clicks = np.arange(first, first + len(means))
@@ -128,7 +128,7 @@ def _dice_curve(axes: Any, row: Row, width: float) -> None:
     if len(means) == 1:
         style |= {"marker": "o", "markersize": 3 + 2 * width}
     axes.fill_between(
-        clicks, [m.low for m in means], [m.high for m in means], color=colour_of(row), alpha=0.10, linewidth=0
+        clicks, [m.low for m in means], [m.high for m in means], color=colour_of(row), alpha=shade, linewidth=0
     )
     axes.plot(clicks, [m.value for m in means], **style)
 

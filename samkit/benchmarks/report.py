@@ -32,7 +32,6 @@ SHOWN = 6
 """Cases of a run that are not folded away."""
 SHADE = 150
 """How dark the rest is where differences are shown, 0 to 255."""
-_AXES = "ijk"
 
 
 @click.command()
@@ -320,14 +319,16 @@ def _case(name: str, method: str, case: str, row: Row, entry: Mapping[str, Any],
             _box(differing),
         ),
     )
-    axis, index, clicks = entry.get("axis"), entry.get("index"), entry.get("click")
-    where = [f"click {clicks}" if clicks else "before any click"]
-    if axis is not None and index is not None:
-        where.append(f"slice {_AXES[axis]} = {index}")
     return Case(
-        name, method, case, ", ".join(where), _row_words(row), int(entry["flipped"]), others, _png(image),
+        name, method, case, _where(entry), _row_words(row), int(entry["flipped"]), others, _png(image),
         image.width, image.height, panels,
     )  # fmt: skip
+
+
+def _where(entry: Mapping[str, Any]) -> str:
+    """Return the click and the slice of a disagreement; a picture has no slices."""
+    click = f"click {entry['click']}" if entry.get("click") else "before any click"
+    return click if entry["axis"] == "picture" else f"{click}, {entry['axis']} slice {entry['index']}"
 
 
 def _read_picture(text: str, case: str) -> Any:

@@ -74,10 +74,11 @@ def backend_of(row: Row) -> str:
     """Return backend, precision and device as a reader calls them.
 
     >>> backend_of({"backend": "onnxruntime", "precision": "fp16", "device": "cuda"})
-    'ONNX Runtime fp16, CUDA'
+    'ONNX Runtime fp16 (CUDA)'
     """
     name = BACKENDS.get(row["backend"], row["backend"])
-    return f"{name} {row['precision']}{', CUDA' if row['device'] == 'cuda' else ''}"
+    where = " (CUDA)" if row["device"] == "cuda" and row["backend"] != "tensorrt" else ""
+    return f"{name} {row['precision']}{where}"
 
 
 def method_of(row: Row) -> str:
@@ -115,19 +116,22 @@ def by_backend(rows: Iterable[Row]) -> list[str]:
 
 
 def reasons(rows: Iterable[Row]) -> tuple[str, ...]:
-    """Return each reason why rows have no figures, once for each backend."""
-    found: dict[str, list[str]] = {}
+    """Return each reason why rows have no figures, once, with the backends and the first few graphs it is of."""
+    backends: dict[tuple[str, str], dict[str, None]] = {}
+    places: dict[tuple[str, str], dict[str, None]] = {}
     for row in rows:
         for key in WHY_NOT:
             if key in row:
-                words = {"not_run": "not run", "error": "error"}[key]
-                found.setdefault(f"{words}: {backend_of(row)}: {row[key]}", []).append(
-                    f"{method_of(row)} {part_of(row)}"
-                )
+                reason = key.replace("_", " "), str(row[key])
+                backends.setdefault(reason, {})[backend_of(row)] = None
+                places.setdefault(reason, {})[f"{method_of(row)} {part_of(row)}"] = None
     return tuple(
-        f"{reason} ({', '.join(list(dict.fromkeys(where))[:3])}{', ...' if len(set(where)) > 3 else ''})"
-        for reason, where in found.items()
+        f"{word}: {', '.join(backends[word, why])}: {why} ({_first(list(places[word, why]))})" for word, why in backends
     )
+
+
+def _first(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def interval(estimate: Mapping[str, float], write: Callable[[float | None], str] = number) -> str:
@@ -167,14 +171,24 @@ def _reader(key: str) -> Callable[[Row], str]:
 def pivot(
     title: str, rows: Sequence[Row], lines: Columns, cell: Callable[[Row], str], notes: Sequence[str] = ()
 ) -> Table:
-    """Return a table with a column for each backend."""
+    """Return a table with a column for each backend.
+
+    A row without figures that lacks what tells lines apart, such as the clicks' policy, is of all lines it fits.
+    """
     backends = by_backend(rows)
-    found: dict[tuple[str, ...], dict[str, str]] = {}
+    found: dict[tuple[str, ...], dict[str, str]] = {lines.words(row): {} for row in rows if measured(row)}
     for row in rows:
+        names = lines.words(row)
+        fitting = [line for line in found if not measured(row) and _fits(names, line)]
         words = cell(row) if measured(row) else "not run" if "not_run" in row else "error"
-        found.setdefault(lines.words(row), {})[backend_of(row)] = words
+        for line in fitting or [names]:
+            found.setdefault(line, {})[backend_of(row)] = words
     body = tuple((*names, *(cells.get(backend, NONE) for backend in backends)) for names, cells in found.items())
     return Table(title, (*lines.names, *backends), body, (*notes, *lines.note, *reasons(rows)))
+
+
+def _fits(names: Sequence[str], line: Sequence[str]) -> bool:
+    return all(name in (NONE, word) for name, word in zip(names, line, strict=True))
 
 
 def listing(

@@ -112,11 +112,13 @@ def _truth_tables(rows: Sequence[Row], lines: Columns) -> list[Table]:
         "mean over the cases after the last click [where it lies in 95 of 100 bootstrap draws]; worst case. A backend "
         "stands here where it differs from PyTorch as printed",
     )
+    others = [key for key in keys if key not in FIRST]
     counted = {"cases": lambda row: number(len(row.get("cases", ())))}
     found = []
     for title, some, detail in (
         ("Masks against the truth", [key for key in FIRST if key in keys], False),
-        ("Masks against the truth: other metrics", [key for key in keys if key not in FIRST], True),
+        ("Masks against the truth: other overlaps", [key for key in others if key in OVERLAPS], True),
+        ("Masks against the truth: other distances and sizes", [key for key in others if key not in OVERLAPS], True),
     ):
         table = listing(
             title, rows, lines, {**counted, **{metric_title(key): _truth(key) for key in some}}, note, detail
@@ -130,7 +132,10 @@ def _truth(key: str) -> Callable[[Row], str]:
 
     def read(row: Row) -> str:
         figures = (row.get("figures") or {}).get(key)
-        return NONE if figures is None else f"{interval(figures['mean'], write)}; {write(figures['worst'])}"
+        if figures is None:
+            return NONE
+        worst = f"; {write(figures['worst'])}" if figures.get("worst") is not None else ""
+        return f"{interval(figures['mean'], write)}{worst}"
 
     return read
 
@@ -328,7 +333,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     return [
         ("command", run.command_line),
         ("machine", "; ".join(str(word) for word in words if word)),
-        ("settled", settled(run)),
+        *([("settled", settled(run))] if run.kind != "accuracy" else []),
         ("versions", f"samkit {run.samkit} at {run.commit or 'no commit'}; " + _named(run.versions)),
         ("exports", _exports(run.exports)),
         ("started", f"{run.started}, for {number(run.seconds)} s"),

@@ -98,7 +98,7 @@ def disagreement(case, flipped, seed=0, side=48):
     found.flat[np.flatnonzero(~disc)[side * side // 3 :][: flipped // 2]] = True
     pictures = {"image": 60 + 90 * disc + noise, "reference": 255 * disc, "found": 255 * found}
     encoded = {name: png(picture) for name, picture in pictures.items()}
-    return {"case": case, "click": CLICKS, "axis": 2, "index": 11 + seed, "flipped": flipped, **encoded}
+    return {"case": case, "click": CLICKS, "axis": "axial", "index": 11 + seed, "flipped": flipped, **encoded}
 
 
 def png(array):
