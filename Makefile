@@ -21,10 +21,7 @@ test: venv
 test-gpu: RUNTIME = gpu
 test-gpu: venv  ## everything that needs CUDA but not TensorRT; a test that can't run fails; then prints the timings
 	$(BIN)/python -m pytest -n 0 -m "gpu and not tensorrt" --require-gpu
-	for method in $$($(BIN)/python -c 'import samkit; print(*samkit.list_methods())'); do \
-	  $(BIN)/sam-export --method $$method --fp16 --no-engines --quiet --force --out bench/cuda/$$method || exit 1; \
-	done
-	$(BIN)/sam-bench latency --device cuda $$(printf -- '--export %s ' bench/cuda/*) --json bench/latency-cuda.json
+	$(BIN)/python -m samkit.benchmarks.suite --device cuda
 
 test-tensorrt: RUNTIME = cpu,tensorrt
 test-tensorrt: venv  ## build every method's engines, compare, print the table; needs samkit[tensorrt] and a GPU
@@ -33,11 +30,11 @@ test-tensorrt: venv  ## build every method's engines, compare, print the table; 
 check: venv  ## lint, types, layers
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-bench: venv  ## time every graph against upstream's formulation, and hold the ratios to their goals
-	$(BIN)/python -m samkit.benchmarks.graphs
+bench: venv  ## measure all methods on phantoms: bench/*.json, bench/report.html; DATA=FOLDER: accuracy on real images
+	$(BIN)/python -m samkit.benchmarks.suite $(if $(DATA),--data $(DATA))
 
 weights: venv  ## train the demonstration checkpoints again (half an hour)
 	$(BIN)/python -m samkit.training.demo_weights --out samkit/weights
 
 clean:
-	rm -rf .venv build dist *.egg-info demo exports
+	rm -rf .venv build dist *.egg-info bench demo exports

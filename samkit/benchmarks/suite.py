@@ -1,12 +1,12 @@
 """`make bench`: everything that can be measured without data, as the commands that anyone would type.
 
-    python -m samkit.benchmarks.suite [--out bench] [--data FOLDER] [--method NAME ...] [--keep-exports] [--dry-run]
+    python -m samkit.benchmarks.suite [--out bench] [--data FOLDER | --device cuda] [--method NAME ...] [--dry-run]
 
 Every method's demonstration weights are exported in float32 and float16 below OUT/exports, and measured by `sam-bench
 accuracy`, `latency` and `load`; M-SAM and SAM-Med3D also at full size, with random weights, encoder and click. OUT
 gets one JSON per command and report.html. With `--data` it is accuracy on real scans instead, each method on the
-folders that REAL names, and OUT/real.html. A command that fails does not keep the others from running; the exit code
-is then 1.
+folders that REAL names, and OUT/real.html; with `--device cuda` accuracy and latency on that device, and OUT/cuda.html.
+A command that fails does not keep the others from running; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ FULL_SIZE = ("m-sam", "sam-med3d")
 LOADED = "m-sam"
 """What readers work with on a server."""
 BACKENDS = "torch,onnxruntime,onnxruntime-fp16,triton"
+CUDA_BACKENDS = "torch,onnxruntime-cuda,onnxruntime-cuda-fp16"
 REAL: Mapping[str, tuple[str, ...]] = {
     "m-sam": ("hippocampus",),
     "sam-med3d": ("hippocampus",),
@@ -52,16 +53,23 @@ Command = list[str]
 @click.option("--out", type=click.Path(path_type=Path), default=Path("bench"), show_default=True)
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of REAL's folders.")
 @click.option("--method", "names", multiple=True, type=click.Choice(list_methods()), help="One method; else all.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--keep-exports", is_flag=True, help="Measure those that are there; else they are made again.")
 @click.option("--dry-run", is_flag=True, help="Print the commands and stop.")
-def suite(out: Path, data: Path | None, names: tuple[str, ...], keep_exports: bool, dry_run: bool) -> None:
+def suite(out: Path, data: Path | None, names: tuple[str, ...], device: str, keep_exports: bool, dry_run: bool) -> None:
     """Export, measure, report."""
+    if data is not None and device != "cpu":
+        raise click.UsageError("--data is measured on the CPU; for a GPU call sam-bench accuracy --data --device cuda")
     methods = names or tuple(list_methods())
     exports = [] if keep_exports else export_commands(out, methods, full_size=data is None)
-    measures = bench_commands(out, methods) if data is None else real_commands(out, methods, data)
-    report = report_command(out, list(measures), real=data is not None)
+    if data is not None:
+        name, measures = "real", real_commands(out, methods, data)
+    elif device == "cuda":
+        name, measures = "cuda", cuda_commands(out, methods)
+    else:
+        name, measures = "report", bench_commands(out, methods)
     if dry_run:
-        for command in (*exports, *measures.values(), report):
+        for command in (*exports, *measures.values(), report_command(out, name, list(measures))):
             click.echo(shlex.join(command))
         return
     if failed := run_together(exports):
@@ -70,7 +78,7 @@ def suite(out: Path, data: Path | None, names: tuple[str, ...], keep_exports: bo
         path.unlink(missing_ok=True)  # what an earlier run left is not reported as this one's
     failed = [command for command in measures.values() if _run(command)]
     if written := [path for path in measures if path.exists()]:
-        _run(report_command(out, written, real=data is not None))
+        _run(report_command(out, name, written))
     if failed:
         raise SamkitError(
             f"{len(failed)} of {len(measures)} commands failed, their messages stand above: {_named(failed)}; the "
@@ -112,11 +120,23 @@ def real_commands(out: Path, methods: Sequence[str], data: Path) -> dict[Path, C
     return _writing(out, found)
 
 
-def report_command(out: Path, files: Sequence[Path], *, real: bool) -> Command:
+def cuda_commands(out: Path, methods: Sequence[str]) -> dict[Path, Command]:
+    """Return what measures the exports on a GPU, by the file that it writes."""
+    words = [*_exports(out, methods), "--device", "cuda"]
+    full = [name for name in FULL_SIZE if name in methods]
+    found = {
+        "cuda-accuracy": ["accuracy", *words, "--backends", CUDA_BACKENDS, "--cases", "2", "--clicks", "5"],
+        "cuda-latency": ["latency", *words],
+    }
+    if full:
+        found["cuda-full-size"] = ["latency", *_exports(out, full, full=True), "--device", "cuda", "--part", "graphs"]
+    return _writing(out, found)
+
+
+def report_command(out: Path, name: str, files: Sequence[Path]) -> Command:
     """Return what makes one page and one file of tables of `files`."""
-    page, tables = ("real.html", "real.md") if real else ("report.html", "tables.md")
     written = [str(path) for path in files]
-    return ["sam-bench", "report", *written, "--out", str(out / page), "--tables", str(out / tables)]
+    return ["sam-bench", "report", *written, "--out", str(out / f"{name}.html"), "--tables", str(out / f"{name}.md")]
 
 
 def _writing(out: Path, found: Mapping[str, Command]) -> dict[Path, Command]:

@@ -15,10 +15,11 @@ from samkit.methods import list_methods
 OUT = Path("bench")
 
 
-def _commands(data):
-    if data is None:
-        return suite.bench_commands(OUT, list_methods())
-    return suite.real_commands(OUT, list_methods(), data)
+COMMANDS = {
+    "report": suite.bench_commands(OUT, list_methods()),
+    "real": suite.real_commands(OUT, list_methods(), Path("data")),
+    "cuda": suite.cuda_commands(OUT, list_methods()),
+}
 
 
 def test_every_export_command_is_one_that_sam_export_takes():
@@ -26,10 +27,10 @@ def test_every_export_command_is_one_that_sam_export_takes():
         export.make_context(command[0], command[1:])
 
 
-@pytest.mark.parametrize("data", [None, Path("data")])
-def test_every_measure_is_a_command_that_sam_bench_takes(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_measure_is_a_command_that_sam_bench_takes(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    commands = _commands(data)
+    commands = COMMANDS[name]
     for command in commands.values():
         for word in command:
             if word.startswith(("bench/exports/", "data/")):
@@ -37,14 +38,14 @@ def test_every_measure_is_a_command_that_sam_bench_takes(data, tmp_path, monkeyp
     for path in commands:
         path.touch()
 
-    for command in (*commands.values(), suite.report_command(OUT, list(commands), real=data is not None)):
+    for command in (*commands.values(), suite.report_command(OUT, name, list(commands))):
         context = bench.make_context("sam-bench", command[1:])
         found = bench.get_command(context, command[1])
         found.make_context(command[1], command[2:])
 
 
 def test_every_method_is_measured_and_has_real_images():
-    words = [word for command in _commands(None).values() for word in command]
+    words = [word for command in COMMANDS["report"].values() for word in command]
 
     assert set(suite.REAL) == set(list_methods())
     assert {f"bench/exports/{name}" for name in list_methods()} <= set(words)
