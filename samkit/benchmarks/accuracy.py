@@ -461,6 +461,10 @@ class _Rival:
         if not self._is_live:
             return
         judge = self._one.judge
+        if judge is None and question.refine:
+            self._is_live = False
+            self._book.notes.append(f"{shot.where}: a server takes no mask of its own as a prompt, so it stopped here")
+            return
         if judge is not None:
             judge.start(shot.where)
         try:
@@ -473,7 +477,7 @@ class _Rival:
             if judge is not None:
                 judge.stop()
         if judge is not None:
-            compare_idle(judge, reference.tape, self._one.runners, shot.where)
+            compare_idle(judge, reference.tape, reference.runners, self._one.runners, shot.where)
             self._note_calls()
         self._compare(labels, shot)
 

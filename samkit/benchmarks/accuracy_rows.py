@@ -17,7 +17,7 @@ import numpy as np
 from samkit.benchmarks.gate import Break
 from samkit.benchmarks.metrics import METRICS
 from samkit.benchmarks.run_file import Row
-from samkit.benchmarks.statistics import mean_interval, significant
+from samkit.benchmarks.statistics import Estimate, mean_interval, significant
 
 LEVELS = (0.80, 0.85, 0.90)
 """Dice that the clicks to it are counted of."""
@@ -128,7 +128,8 @@ def _worst_parity(parities: Sequence[Mapping[str, float | None]]) -> dict[str, A
 def _figures(last: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return by metric the mean over cases, with its interval, and the worst.
 
-    A distance to an empty mask is infinite: such cases are left out of the mean, and `not_finite` counts them.
+    A distance to an empty mask is infinite: such cases are left out of the mean, which is infinite where no other is
+    left, and `not_finite` counts them.
     """
     found: dict[str, dict[str, Any]] = {}
     for name, metric in METRICS.items():
@@ -137,7 +138,7 @@ def _figures(last: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
             continue
         finite = values[np.isfinite(values)]
         found[name] = {
-            "mean": mean_interval(finite).to_dict() if finite.size else None,
+            "mean": (mean_interval(finite) if finite.size else Estimate(*(3 * [math.inf]))).to_dict(),
             "worst": _worst(values, metric.better),
             "not_finite": int(values.size - finite.size),
         }

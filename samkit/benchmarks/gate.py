@@ -192,14 +192,25 @@ class CallJudge:
         return max(errors, key=lambda name: errors[name] / limits[name], default=SESSION)
 
 
-def compare_idle(judge: CallJudge, tape: CallTape, runners: Mapping[str, Runner], where: str) -> None:
-    """Run the graphs that no session asked for on what the originals were given, and compare: clients may use them."""
+def compare_idle(
+    judge: CallJudge, tape: CallTape, originals: Mapping[str, Runner], runners: Mapping[str, Runner], where: str
+) -> None:
+    """Run the graphs that no session asked for on what the `originals` were given, and compare: clients may use them.
+
+    A decoder that may be given masks gets one, too.
+    """
     for name in sorted(judge.specs.keys() - judge.seen):
         expected = tape.first_of(name)
         needed = {spec.name for spec in judge.specs[name].inputs}
-        if expected is not None and needed <= expected.inputs.keys():
-            given = {key: expected.inputs[key] for key in needed}
-            judge.compare(Call(name, given, runners[name].run(given)), expected, where)
+        if expected is None or not needed <= expected.inputs.keys():
+            continue
+        given = {key: expected.inputs[key] for key in needed}
+        judge.compare(Call(name, given, runners[name].run(given)), expected, where)
+        if "has_mask_input" in needed:
+            mask = expected.outputs["low_res_masks"][:, :1]
+            given |= {"mask_input": mask, "has_mask_input": np.ones_like(given["has_mask_input"])}
+            answer = Call(expected.graph, given, originals[expected.graph].run(given))
+            judge.compare(Call(name, given, runners[name].run(given)), answer, where)
 
 
 def judge_mask(

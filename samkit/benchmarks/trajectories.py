@@ -172,7 +172,9 @@ def ask(task: Task, click: int, prediction: np.ndarray) -> Question | None:
         places, _ = error_points(prediction, target, rng, 1)
         x, y = (int(at) for at in places[0])
     label = FOREGROUND if target[y, x] else BACKGROUND
-    return Question((_in_scan(task, SlicePoint(float(x), float(y), label, task.structure)),), refine=click > 1)
+    return Question(
+        (_in_scan(task, SlicePoint(float(x), float(y), label, task.structure)),), refine=task.policy == TRAINED
+    )
 
 
 def _first_prompts(task: Task, rng: np.random.Generator) -> Iterator[Prompt]:
