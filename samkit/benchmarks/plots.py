@@ -37,6 +37,8 @@ DASHES: Mapping[str, str] = {"trained": "-", "centre": "--", "automatic": ":"}
 STAGE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 MOST_TICKS = 120
 """Samples of one row that are drawn."""
+MOST_POINTS = 30
+"""Samples of one size that are drawn."""
 WIDTH = 11.0
 """Of a plot [inches of 72 points]; the page scales it."""
 _STYLE: Mapping[str, Any] = {
@@ -180,11 +182,12 @@ def _time_plot(rows: Sequence[Row], title: str, name: str) -> Plot | None:
     return Plot(title, caption, _svg(figure, name))
 
 
+_SETTINGS = ("threads", "batch", "points")
+
+
 def _group(row: Row, rows: Sequence[Row]) -> str:
-    more = [
-        f"{key} {row[key]}" for key in ("threads", "batch", "points") if len({other.get(key) for other in rows}) > 1
-        and row.get(key) is not None
-    ]  # fmt: skip
+    given = {key: {other[key] for other in rows if other.get(key) is not None} for key in _SETTINGS}
+    more = [f"{key} {row[key]}" for key, values in given.items() if len(values) > 1 and row.get(key) is not None]
     return ", ".join((f"{method_of(row)} {part_of(row)}", *more))
 
 
@@ -270,7 +273,7 @@ def _level_line(axes: Any, rows: Sequence[Row], key: str) -> None:
     ordered = [row for row in sorted(rows, key=lambda row: row["sessions"]) if row.get(key) is not None]
     axes.plot([row["sessions"] for row in ordered], [row[key] for row in ordered], color=STAGE_COLOURS[0], marker=".")
     _crosses(axes, ordered, key)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max((row[key] for row in ordered), default=1.0) or 1.0)
 
 
 def _crosses(axes: Any, rows: Sequence[Row], key: str) -> None:
@@ -290,12 +293,13 @@ def _scaling_plot(rows: Sequence[Row]) -> Plot | None:
         sizes = np.asarray(scaling["x"], float)
         medians = np.array([np.median(values) for values in scaling["y_ms"]])
         for size, values in zip(sizes, scaling["y_ms"], strict=True):
-            axes.plot([size] * len(values), values, linestyle="", marker=".", color=colour_of(row), alpha=0.35)
+            drawn = thinned(values, MOST_POINTS)
+            axes.plot([size] * len(drawn), drawn, linestyle="", marker=".", color=colour_of(row), alpha=0.35)
         axes.plot(sizes, medians, linestyle="", marker="o", color=colour_of(row))
         # Through the middle of the points, as least squares of logarithms go
         centre, level = np.exp(np.log(sizes).mean()), np.exp(np.log(medians).mean())
         axes.plot(sizes, level * (sizes / centre) ** exponent["value"], color=OTHER, linewidth=1)
-        axes.set_title(f"{method_of(row)}: {part_of(row)}\n{backend_of(row)}")
+        axes.set_title(f"{part_of(row)}\n{method_of(row)}, {backend_of(row)}", fontsize=10)
         # A decade at least, so that what hardly grows looks flat
         axes.set_ylim(min(medians.min(), level / 3.2) / 1.3, max(medians.max(), level * 3.2) * 1.8)
         _logarithmic(axes.xaxis)
@@ -344,7 +348,19 @@ def _logarithmic(axis: Any) -> None:
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 1e3 else (1.0,), numticks=30))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+
+
+def _short(value: float) -> str:
+    """Return a number as an axis has it.
+
+    >>> _short(0.05), _short(2000.0), _short(50000.0), _short(2e6)
+    ('0.05', '2000', '50k', '2M')
+    """
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if value >= (1e4 if unit == "k" else size):
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
 
 
 def _backends(rows: Sequence[Row]) -> dict[str, str]:

@@ -20,7 +20,16 @@ import numpy as np
 from samkit.benchmarks.plots import Plot, plots_of
 from samkit.benchmarks.run_file import Row, Run, load_run
 from samkit.benchmarks.table import Table, backend_of, is_eager, measured, method_of, number, overlap
-from samkit.benchmarks.tables import facts, failures, markdown, median_ratios, paper_tables, summary_tables, tables_of
+from samkit.benchmarks.tables import (
+    definitions,
+    facts,
+    failures,
+    markdown,
+    median_ratios,
+    paper_tables,
+    summary_tables,
+    tables_of,
+)
 from samkit.errors import InputRefused, MissingDependencyError
 
 TEMPLATE = "report.html.j2"
@@ -86,6 +95,7 @@ def render(runs: Sequence[Run]) -> str:
         shown=SHOWN,
         failures=failures(runs),
         summary=summary_tables(runs),
+        definitions=definitions() if any(run.kind == "accuracy" for run in runs) else None,
         papers=papers,
         papers_note=papers_note,
     )
@@ -156,9 +166,9 @@ def _card(run: Run) -> Card:
     failed = [row for row in run.rows if "error" in row]
     if failed:
         lines.append(f"{len(failed)} of {len(run.rows)} rows: error")
-    missing = dict.fromkeys(backend_of(row) for row in run.rows if "not_run" in row)
+    missing = {backend_of(row) for row in run.rows if "not_run" in row} - {backend_of(row) for row in rows}
     if missing:
-        lines.append(f"not run: {', '.join(missing)}")
+        lines.append(f"not run: {', '.join(missing) if len(missing) == 1 else f'{len(missing)} backends'}")
     return Card(headline, tuple(lines), state, None if run.kind == "accuracy" else run.machine.get("settled"))
 
 
@@ -181,7 +191,9 @@ def _accuracy_card(rows: Sequence[Row]) -> tuple[str, list[str], str]:
 def _latency_card(rows: Sequence[Row]) -> tuple[str, list[str], str]:
     methods = {method_of(row) for row in rows}
     lines = [f"{len(rows)} rows of {len(methods)} methods"]
-    lines += [f"{backend}: {words} PyTorch eager's time" for backend, words in median_ratios(rows).items()]
+    if ratios := median_ratios(rows):
+        fastest = min(ratios, key=lambda backend: ratios[backend])
+        lines.append(f"{fastest} takes {number(ratios[fastest], 2)} of PyTorch eager's time, the median of graphs")
     clicks = [row["p50_ms"] for row in rows if row.get("stage") == "click" and row["backend"] == "onnxruntime"]
     if not clicks:
         return f"{len(rows)} timings", lines, ""
@@ -194,7 +206,8 @@ def _load_card(rows: Sequence[Row]) -> tuple[str, list[str], str]:
     lines = [
         f"{row['method']}: {str(row['stage']).replace('_', ' ')} grows with exponent "
         f"{number(row['scaling']['exponent']['value'])}"
-        for row in scaled[:4]
+        for row in scaled
+        if str(row["stage"]).startswith("click")
     ]
     if not levels:
         return f"{len(scaled)} growths of cost", lines, ""

@@ -165,7 +165,7 @@ def line_columns(rows: Sequence[Row], part: str, keys: Sequence[str]) -> Columns
 
 
 def _reader(key: str) -> Callable[[Row], str]:
-    return lambda row: str(row.get(key, NONE))
+    return lambda row: str(row.get(key, NONE)).replace("_", " ")
 
 
 def pivot(

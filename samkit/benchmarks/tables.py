@@ -40,7 +40,9 @@ from samkit.benchmarks.table import (
 TARGETS = ("0.80", "0.85", "0.90")
 OVERLAPS = ("dice", "iou", "precision", "sensitivity", "specificity", "accuracy", "nsd")
 """Metrics that are shares."""
-FIRST = ("dice", "nsd", "hd95_mm", "assd_mm", "volume_error_ml", "area_error_mm2")
+FEW = 3
+"""Samples below which a ratio has no interval."""
+FIRST = ("dice", "nsd", "hd95_mm", "assd_mm", "volume_error_ml")
 """Metrics of the first table against the truth; the others are details."""
 WIDTH = 200
 """Columns of a print that no terminal shows."""
@@ -220,7 +222,9 @@ def _latency_figures(eager: Mapping[tuple[Any, ...], Row]) -> Mapping[str, Calla
         base = eager.get(_peers(row))
         if base is None or is_eager(row) or not (row.get("samples_ms") and base.get("samples_ms")):
             return NONE
-        return interval(median_ratio(row["samples_ms"], base["samples_ms"]).to_dict())
+        ratio_ = median_ratio(row["samples_ms"], base["samples_ms"])
+        few = min(len(row["samples_ms"]), len(base["samples_ms"])) < FEW
+        return number(ratio_.value) if few else interval(ratio_.to_dict())
 
     return {
         "n": lambda row: number(len(row["samples_ms"])) if row.get("samples_ms") else NONE,
@@ -249,23 +253,27 @@ def _details_note(rows: Sequence[Row]) -> tuple[str, ...]:
 
 def load_tables(run: Run) -> list[Table]:
     """Return each level of sessions with its stages, and how cost grows."""
+    growth = [row for row in run.rows if _is_growth(row)]
     levels = sorted(
-        (row for row in run.rows if "scaling" not in row),
+        (row for row in run.rows if not _is_growth(row)),
         key=lambda row: (row["method"], str(row.get("mode")), row.get("sessions", 0)),
     )
-    scaling = [row for row in run.rows if "scaling" in row]
-    found = []
-    if levels:
-        lines = line_columns(levels, "", ("mode", "sessions", "stage"))
-        pauses = sorted({row["think_s"] for row in levels if row.get("think_s")})
-        note = [f"think: a reader looks for {number(pause)} s on average before the next click" for pause in pauses]
-        table = listing("Readers on a server", levels, lines, LOAD_FIGURES, note)
-        found.append(replace(table, notes=(*table.notes, *reasons(levels))))
-    if scaling:
-        found.append(
-            listing("How cost grows: time = c * size^exponent", scaling, line_columns(scaling, "", ()), SCALING_FIGURES)
-        )
-    return [table for table in found if table.rows or table.notes]
+    pauses = sorted({row["think_s"] for row in levels if row.get("think_s")})
+    note = [f"think: a reader looks for {number(pause)} s on average before the next click" for pause in pauses]
+    lines = line_columns(levels, "", ("mode", "sessions", "stage"))
+    found = [
+        (listing("Readers on a server", levels, lines, LOAD_FIGURES, note), levels),
+        (
+            listing("How cost grows: time = c * size^exponent", growth, line_columns(growth, "", ()), SCALING_FIGURES),
+            growth,
+        ),
+    ]
+    return [replace(table, notes=(*table.notes, *reasons(rows))) for table, rows in found if rows]
+
+
+def _is_growth(row: Row) -> bool:
+    """Return whether a row is of how a cost grows; one without figures tells by its stage."""
+    return "scaling" in row or " over " in str(row.get("stage"))
 
 
 def _errors(row: Row) -> str:
@@ -404,13 +412,10 @@ def _or_worst(value: float | None, worst: float) -> float:
     return worst if value is None or math.isnan(value) else value
 
 
-def median_ratios(rows: Iterable[Row]) -> dict[str, str]:
-    """Return how long graphs take on each backend, times PyTorch eager, as the middle of all graphs."""
-    return {backend: _middle(ratios) for backend, ratios in _ratios(list(rows)).items() if ratios}
-
-
-def _middle(ratios: Sequence[tuple[float, str]]) -> str:
-    return f"{number(float(np.median([ratio for ratio, _ in ratios])), 2)}x"
+def median_ratios(rows: Iterable[Row]) -> dict[str, float]:
+    """Return how long graphs take on each backend, times PyTorch eager, as the median of all graphs."""
+    found = _ratios(list(rows)).items()
+    return {backend: float(np.median([ratio for ratio, _ in ratios])) for backend, ratios in found if ratios}
 
 
 def _ratios(rows: Sequence[Row]) -> dict[str, list[tuple[float, str]]]:
@@ -425,17 +430,28 @@ def _ratios(rows: Sequence[Row]) -> dict[str, list[tuple[float, str]]]:
 
 def _speed_summary(runs: Sequence[Run]) -> Table:
     rows = [row for run in runs for row in run.rows]
+    medians = median_ratios(rows)
     lines = []
     for backend, ratios in _ratios(rows).items():
         if ratios:
             ends = (f"{number(ratio, 2)}x ({where})" for ratio, where in (ratios[0], ratios[-1]))
-            lines.append((backend, str(len(ratios)), _middle(ratios), *ends))
+            lines.append((backend, str(len(ratios)), f"{number(medians[backend], 2)}x", *ends))
         else:
             ours = [row for row in rows if backend_of(row) == backend]
             words = "no ratio" if any(map(measured, ours)) else "not run" if "not_run" in ours[0] else "error"
             lines.append((backend, words, NONE, NONE, NONE))
     columns = ("backend", "graphs", "median", "fastest", "slowest")
     return Table("Time of graphs, times PyTorch eager float32", columns, tuple(lines))
+
+
+def definitions() -> Table:
+    """Return what each metric is."""
+    named = {**METRICS, **DETECTOR_METRICS}
+    rows = tuple(
+        (metric.label, metric.unit or "share", metric.better or NONE, metric.definition, metric.source)
+        for metric in named.values()
+    )
+    return Table("What the metrics are", ("metric", "unit", "better", "definition", "source"), rows, detail=True)
 
 
 # --- The papers ---
@@ -535,6 +551,8 @@ def markdown(runs: Sequence[Run]) -> str:
             "\n".join(f"- {name}: {_code(text) if name == 'command' else _plain(text)}" for name, text in facts(run))
         )
         parts += [_markdown_table(table, 3) for table in tables_of(run)]
+    if any(run.kind == "accuracy" for run in runs):
+        parts.append(_markdown_table(definitions(), 2))
     said, papers = paper_tables(runs)
     if papers:
         parts += ["## What the papers print", said, *(_markdown_table(table, 3) for table in papers)]

@@ -54,6 +54,32 @@ def test_ratios_are_of_the_same_graph_with_the_same_threads(made):
     assert (four["threads"], four["ONNX Runtime fp32"]) == ("4", "19.9 (0.5x)")
 
 
+def test_two_samples_have_a_ratio_and_no_interval(made):
+    rows = [made.latency("sam", backend, 5, stage="load", count=2) for backend in ("torch", "onnxruntime")]
+
+    (_, found), _ = find(tables.latency_tables(made.run("latency", rows)), "Time that a reader waits, by stage: perc")
+
+    assert found["times PyTorch eager [95 %]"] == "1"
+
+
+def test_a_backend_that_was_not_run_at_all_stands_in_every_line_of_its_method(made):
+    rows = [made.accuracy(name, "onnxruntime", policy=policy)
+            for name, policy in (("sam", "trained"), ("sam", "centre"), ("medsam", "trained"))]  # fmt: skip
+    rows.append(made.row("accuracy", "sam", "tensorrt", "fp16", stage="masks", not_run="no TensorRT here"))
+
+    found, _ = find(tables.accuracy_tables(made.run("accuracy", rows)), "Masks against PyTorch float32: worst Dice")
+
+    assert [row["TensorRT fp16"] for row in found] == ["not run", "not run", "-"]
+
+
+def test_one_reason_of_many_rows_is_said_once(made):
+    rows = [made.row("latency", "sam", "torch", stage=stage, not_run="no GPU") for stage in "abcde"]
+
+    (table,) = tables.latency_tables(made.run("latency", rows))
+
+    assert table.notes[-1] == "not run: PyTorch eager fp32: no GPU (sam small a, sam small b, sam small c and 2 more)"
+
+
 def test_parity_is_the_worst_and_the_gate_is_named(accuracy_run):
     rows, table = find(tables.accuracy_tables(accuracy_run), "Masks against PyTorch float32: worst Dice")
 
@@ -89,6 +115,22 @@ def test_load_has_errors_by_type_and_growth_its_exponent(load_run):
     assert {row["errors"] for row in levels if row["sessions"] == "8"} == {"3 AtCapacity"}
     assert "think: a reader looks for 2 s on average before the next click" in table.notes
     assert re.fullmatch(r"1 \[0\.99\d*, 1\.01\]", growth["exponent [95 %]"])
+
+
+def test_a_growth_that_was_not_fitted_says_why_beside_the_others(made):
+    lost = made.row("load", "sam", "onnxruntime", stage="click over slices", not_run="one size alone")
+
+    (table,) = tables.load_tables(made.run("load", [made.scaling(), lost]))
+
+    assert table.title.startswith("How cost grows")
+    assert table.notes == ("not run: ONNX Runtime fp32: one size alone (sam small click over slices)",)
+
+
+def test_every_metric_of_a_table_is_defined_in_markdown(accuracy_run):
+    text = tables.markdown([accuracy_run])
+
+    assert "## What the metrics are" in text
+    assert "| HD95 | mm | lower | The 95th percentile" in text
 
 
 def test_summary_names_the_worst_method_of_each_backend(runs):
