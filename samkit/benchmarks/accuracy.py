@@ -173,7 +173,7 @@ def fail_where_broken(run: Run, named: Sequence[str]) -> None:
         found = list(row.get("failures", ()))
         if "error" in row and not found:
             found = [f"{row['method']} on {row['backend']} ({row['precision']}): {row['error']}"]
-        if "not_run" in row and rival in asked:
+        if "not_run" in row and "stage" in row and rival in asked:
             found = [
                 f"{row['method']} on {row['backend']} ({row['precision']}) was asked for and not run: {row['not_run']}"
             ]
