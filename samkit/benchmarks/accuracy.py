@@ -141,10 +141,11 @@ def command(
     limits = Limits(max_hd95_mm=max_parity_hd95)
     if min_parity_dice is not None:
         limits = replace(limits, min_dice=dict.fromkeys(limits.min_dice, min_parity_dice))
+    typed = [word if not anonymous or word != str(data) else "DATA" for word in sys.argv[1:]]
     run = measure_accuracy(
         exports, backends=names, data=data, cases=cases, clicks=clicks, limits=limits, threads=threads, device=device,
         pictures=pictures, anonymous=anonymous, policies=policies or POLICIES, tolerance_mm=tolerance_mm, label=label,
-        server=server, command=("sam-bench", *sys.argv[1:]), say=lambda line: click.echo(line, err=True),
+        server=server, command=("sam-bench", *typed), say=lambda line: click.echo(line, err=True),
     )  # fmt: skip
     run.save(out)
     _show(run)
@@ -243,8 +244,10 @@ def measure_accuracy(
                 trial = _Trial(folder, manifest, reference, opened, settings, say)
                 trial.run(subjects)
                 rows += trial.rows() + _left_out(manifest, backends)
+            if anonymous and said:
+                said = [f"{len(said)} remarks on the files of the data are left out, because they may name somebody"]
             notes += [f"{method.name}: {sentence}" for sentence in dict.fromkeys((*said, *trial.notes))]
-        machine.sample()
+            machine.sample()
         facts = machine.describe()
     return Run(
         kind="accuracy",
@@ -370,14 +373,20 @@ class _Trial:
     # --- Rows ---
 
     def rows(self) -> list[Row]:
-        """Return all rows; PyTorch's come first."""
+        """Return all rows, of policies that met a case; raises InputRefused where there is nothing to tell."""
+        boxed = self._detectors is not None and self._detectors.wanted
+        if not boxed and not any(book.units for book in self._books.values()):
+            raise InputRefused(
+                "no-case", f"{self._method.name} could be measured on no case: {' | '.join(self.notes[:3])}",
+                "give other data, or another --policy",
+            )  # fmt: skip
         self._name_nodes()
         rows = []
-        for (name, policy), book in self._books.items():
+        for (_, policy), book in self._books.items():
             reference = self._books[TORCH, policy]
-            if reference.units or name == TORCH:
+            if reference.units:
                 rows.append(book.to_row(reference, self._settings.clicks))
-        if self._detectors is not None and self._detectors.wanted:
+        if self._detectors is not None and boxed:
             rows += self._detector_rows(self._detectors)
         for one in self._absent:
             key = "error" if one.is_failure else "not_run"
