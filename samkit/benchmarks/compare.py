@@ -37,8 +37,8 @@ MOST_FEW = 3
 """Samples of each run below which a median is not compared."""
 TAIL = 20
 """Samples of each run below which a 95th percentile is little but the maximum, and not compared."""
-WORSE, GONE, NEW, BETTER, SAME = VERDICTS = ("worse", "gone", "new", "better", "same")
-"""In the order in which they are printed."""
+WORSE, GONE, NEW, BETTER, UNJUDGED, SAME = VERDICTS = ("worse", "gone", "new", "better", "unjudged", "same")
+"""In the order in which they are printed; of the last two only the number is."""
 EXACT: Mapping[str, tuple[str, int, float]] = {
     "parity_dice": ("worst Dice to PyTorch", 1, 1e-6),
     "flipped_voxels": ("voxels that differ from PyTorch's", -1, 0),
@@ -107,7 +107,8 @@ def command(before: Path, after: Path, noise: float, different_machines: bool, o
         )
     changes = compare_runs(*runs, noise=noise, different_machines=different_machines)
     warnings = list(unsettled({before.name: runs[0], after.name: runs[1]}))
-    for line in (*warnings, *(change.line() for change in changes if change.verdict != SAME), count_changes(changes)):
+    told = [change.line() for change in changes if change.verdict not in (UNJUDGED, SAME)]
+    for line in (*warnings, *told, count_changes(changes)):
         click.echo(line)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +118,7 @@ def command(before: Path, after: Path, noise: float, different_machines: bool, o
 
 
 def compare_runs(before: Run, after: Run, *, noise: float = NOISE, different_machines: bool = False) -> list[Change]:
-    """Return what became of every figure, worst first; those that are the same are there, too, at the end.
+    """Return what became of every figure, worst first; those too few to judge and the same are there, too, at the end.
 
     Raises InputRefused for runs of two kinds, for timings of different machines unless `different_machines`, and for
     a run two rows of which nothing tells apart.
@@ -161,7 +162,9 @@ def unsettled(runs: Mapping[str, Run]) -> Iterator[str]:
 def count_changes(changes: Sequence[Change]) -> str:
     """Return how many figures changed in which way."""
     counts = {verdict: sum(change.verdict == verdict for change in changes) for verdict in VERDICTS}
-    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count) or "nothing to compare"
+    words = {UNJUDGED: "unjudged (too few samples)"}
+    told = [f"{count} {words.get(verdict, verdict)}" for verdict, count in counts.items() if count]
+    return ", ".join(told) or "nothing to compare"
 
 
 def _record(runs: tuple[Run, Run], warnings: Sequence[str], changes: Sequence[Change]) -> dict[str, Any]:
@@ -221,7 +224,11 @@ def _compare(before: Row, after: Row, noise: float) -> Iterator[Change]:
 def _times(name: str, before: Row, after: Row, noise: float) -> Iterator[Change]:
     ours, theirs = before.get("samples_ms") or (), after.get("samples_ms") or ()
     for percent, least, title in ((50, MOST_FEW, "median [ms]"), (95, TAIL, "95th percentile [ms]")):
+        if not (ours and theirs):
+            continue
         if min(len(ours), len(theirs)) < least:
+            words = f"{len(ours)} and {len(theirs)} samples, and {least} of each are needed"
+            yield Change(name, title, UNJUDGED, words, 0.0)
             continue
         ratio = percentile_ratio(theirs, ours, percent)
         verdict = WORSE if ratio.low > 1 + noise else BETTER if ratio.high < 1 - noise else SAME

@@ -100,8 +100,9 @@ def _dice_plot(rows: Sequence[Row]) -> Plot | None:
     figure, panels = _panels(len(methods), columns=4, height=2.6, sharey=True)
     for axes, method in zip(panels, methods, strict=True):
         of_method = [row for row in curves if method_of(row) == method]
-        for number_, row in enumerate(sorted(of_method, key=lambda row: _order(row, curves))):
-            _dice_curve(axes, row, max(1.2, 4.5 - 1.1 * (number_ % 4)), shade=0.3 / len(of_method))
+        backends = by_backend(of_method)
+        for row in sorted(of_method, key=lambda row: backends.index(backend_of(row))):
+            _dice_curve(axes, row, max(1.2, 4.8 - 1.2 * backends.index(backend_of(row))), shade=0.3 / len(of_method))
         axes.set_title(method)
         axes.set_xlabel("click (0: before any)")
         axes.set_ylim(-0.02, 1.02)
@@ -116,10 +117,6 @@ def _dice_plot(rows: Sequence[Row]) -> Plot | None:
         "other, PyTorch the widest."
     )
     return Plot("Dice over clicks", caption, _svg(figure, "dice"))
-
-
-def _order(row: Row, rows: Sequence[Row]) -> tuple[int, str]:
-    return by_backend(rows).index(backend_of(row)), str(row.get("policy"))
 
 
 def _dice_curve(axes: Any, row: Row, width: float, *, shade: float) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from samkit.benchmarks.metrics import DETECTOR_METRICS, METRICS
+from samkit.benchmarks.metrics import DETECTOR_METRICS, METRICS, Metric
 from samkit.benchmarks.papers import Paper, PaperTable, load_papers
 from samkit.benchmarks.papers import note as papers_note
 from samkit.benchmarks.run_file import IDENTITY, Row, Run
@@ -58,7 +58,7 @@ def accuracy_tables(run: Run) -> list[Table]:
     compared = [row for row in masks if not row.get("reference")]
     found = [
         pivot(
-            "Masks against PyTorch float32: worst Dice of all cases and clicks, and voxels that differ there",
+            "Masks against PyTorch float32: worst Dice (most voxels that differ) of all cases and clicks",
             compared, lines, _parity_cell, _parity_notes(run, compared),
         ),
         listing("Masks against PyTorch float32: all measures at worst", compared, lines, PARITY_FIGURES, detail=True),
@@ -137,7 +137,9 @@ def _truth(key: str) -> Callable[[Row], str]:
         if figures is None:
             return NONE
         worst = f"; {write(figures['worst'])}" if figures.get("worst") is not None else ""
-        return f"{interval(figures['mean'], write)}{worst}"
+        # An infinite distance has no mean: it is the worst, and counted
+        infinite = f" without {figures['not_finite']} infinite" if figures.get("not_finite") else ""
+        return f"{interval(figures['mean'], write)}{infinite}{worst}"
 
     return read
 
@@ -468,20 +470,27 @@ def paper_tables(runs: Sequence[Run]) -> tuple[str, list[Table]]:
     if not papers:
         return "", []
     beside = [line for paper in papers for line in _beside(paper, accuracy)]
-    columns = ("method", "paper's table", "paper's data", "metric", "paper", "here, PyTorch eager, on its own data")
+    columns = ("method", "table", "metric", "in the paper", "here, PyTorch eager, on other data")
     tables = [Table("Figures of the papers beside ours; the data differ", columns, tuple(beside))] if beside else []
     return papers_note(), tables + [_printed(paper, table) for paper in papers for table in paper.tables]
 
 
 def _beside(paper: Paper, runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
+    """Yield a line for each table and metric of a paper."""
     for table in paper.tables:
+        printed: dict[str, list[str]] = {}
         for column, value in table.own_figures():
             key = str(column.metric)
-            metric = METRICS.get(key) or DETECTOR_METRICS[key]
-            write = _share if not metric.unit else number
+            write = number if _metric(key).unit else _share
+            printed.setdefault(key, []).append(f"{column.group or table.data} {write(value)}")
+        for key, values in printed.items():
+            name = f"{_metric(key).label} [{_metric(key).unit or 'share'}]"
             ours = "; ".join(_ours(key, runs, paper.method)) or "not measured"
-            name = f"{metric.label} [{metric.unit}]" if metric.unit else metric.label
-            yield paper.method, table.number, column.group or table.data, name, write(value), ours
+            yield paper.method, table.number, name, "; ".join(values), ours
+
+
+def _metric(key: str) -> Metric:
+    return METRICS.get(key) or DETECTOR_METRICS[key]
 
 
 def _ours(key: str, runs: Sequence[Run], method: str) -> Iterator[str]:

@@ -14,8 +14,9 @@ from samkit.errors import InputRefused
 
 
 def changed(before, after, **options):
-    """Return (figure, verdict) of all that is not the same."""
-    return [(c.figure, c.verdict) for c in compare_runs(before, after, **options) if c.verdict != "same"]
+    """Return (figure, verdict) of all that is judged and not the same."""
+    found = compare_runs(before, after, **options)
+    return [(change.figure, change.verdict) for change in found if change.verdict not in ("unjudged", "same")]
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_a_run_is_as_good_as_itself(kind, request):
     changes = compare_runs(run, run)
 
     assert changes
-    assert {change.verdict for change in changes} == {"same"}
+    assert {change.verdict for change in changes} <= {"unjudged", "same"}
 
 
 @pytest.mark.parametrize(("factor", "verdict"), [(1.5, "worse"), (0.5, "better")])
@@ -61,6 +62,7 @@ def test_too_few_samples_say_nothing(made, count, figures):
     runs = [made.run("latency", [made.latency("sam", "torch", ms, stage="click", count=count)]) for ms in (10, 90)]
 
     assert [figure for figure, _ in changed(*runs)] == figures
+    assert sum(change.verdict == "unjudged" for change in compare_runs(*runs)) == 2 - len(figures)
 
 
 def test_memory_rates_and_exponents_count_beyond_the_noise(made):
@@ -154,7 +156,7 @@ def test_worst_comes_first(made):
 
     found = compare_runs(*(made.run("latency", some) for some in rows))
 
-    assert [change.row.split()[2].strip(",") for change in found] == ["undo", "click", "load"]
+    assert [change.row.split()[2].strip(",") for change in found[:3]] == ["undo", "click", "load"]
 
 
 def test_runs_of_two_kinds_are_refused(accuracy_run, latency_run):
@@ -183,8 +185,8 @@ def test_exit_code_is_0_without_and_1_with_anything_worse(made, ended, tmp_path)
     assert out.startswith(
         "worse  sam small click, PyTorch eager fp32, threads 2, batch 1, points 1: median [ms]: 4.99 to "
     )
-    assert out.endswith("1 worse\n")
-    assert err == "sam-bench: 1 of 1 figures got worse from a.json to b.json\n"
+    assert out.endswith("1 worse, 1 unjudged (too few samples)\n")
+    assert err == "sam-bench: 1 of 2 figures got worse from a.json to b.json\n"
     assert json.loads((tmp_path / "changes.json").read_text())["changes"][0]["verdict"] == "worse"
 
 

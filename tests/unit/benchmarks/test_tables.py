@@ -158,9 +158,19 @@ def test_papers_stand_beside_what_was_measured_here(accuracy_run):
 
     assert "no figure here is a target" in said
     assert {row["method"] for row in rows} == {"m-sam", "medsam-yolo"}
-    brats = next(row for row in rows if (row["method"], row["paper's data"]) == ("m-sam", "BraTS21"))
-    assert brats["paper"] == "0.921"
-    assert brats["here, PyTorch eager, on its own data"] == "phantoms, trained: 0.880 [0.860, 0.900]"
+    ours = next(row for row in rows if (row["method"], row["metric"]) == ("m-sam", "Dice [share]"))
+    assert ours["in the paper"].startswith("BraTS21 0.921; KiTS19 0.935")
+    assert ours["here, PyTorch eager, on other data"] == "phantoms, trained: 0.880 [0.860, 0.900]"
+
+
+def test_infinite_distances_are_counted_beside_the_mean_of_the_others(made):
+    row = made.accuracy("sam", "torch")
+    row["figures"]["hd95_mm"] |= {"not_finite": 1, "worst": math.inf}
+
+    shown = [table for table in tables.accuracy_tables(made.run("accuracy", [row])) if not table.detail]
+    ((found,), _) = find(shown, "Masks against the truth")
+
+    assert found["HD95 [mm]"] == "2.4 [2, 2.8] without 1 infinite; inf"
 
 
 def test_markdown_is_the_same_twice_and_after_a_file(runs, tmp_path):
