@@ -112,7 +112,8 @@ def _truth_tables(rows: Sequence[Row], lines: Columns) -> list[Table]:
     keys = [key for key in METRICS if any(key in (row.get("figures") or {}) for row in rows)]
     note = (
         "mean over the cases after the last click [where it lies in 95 of 100 bootstrap draws]; worst case. A backend "
-        "stands here where it differs from PyTorch as printed",
+        "stands here where it differs from PyTorch as printed. Distances are infinite where one of two masks is empty; "
+        "those cases are counted and left out of the mean",
     )
     others = [key for key in keys if key not in FIRST]
     counted = {"cases": lambda row: number(len(row.get("cases", ())))}
@@ -137,9 +138,8 @@ def _truth(key: str) -> Callable[[Row], str]:
         if figures is None:
             return NONE
         worst = f"; {write(figures['worst'])}" if figures.get("worst") is not None else ""
-        # An infinite distance has no mean: it is the worst, and counted
-        infinite = f" without {figures['not_finite']} infinite" if figures.get("not_finite") else ""
-        return f"{interval(figures['mean'], write)}{infinite}{worst}"
+        infinite = f" in {figures['not_finite']}" if figures.get("not_finite") else ""
+        return f"{interval(figures['mean'], write)}{worst}{infinite}"
 
     return read
 
@@ -482,7 +482,8 @@ def _beside(paper: Paper, runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
         for column, value in table.own_figures():
             key = str(column.metric)
             write = number if _metric(key).unit else _share
-            printed.setdefault(key, []).append(f"{column.group or table.data} {write(value)}")
+            where = table.data if table.own.get("group") or not column.group else column.group
+            printed.setdefault(key, []).append(f"{where}: {write(value)}")
         for key, values in printed.items():
             name = f"{_metric(key).label} [{_metric(key).unit or 'share'}]"
             ours = "; ".join(_ours(key, runs, paper.method)) or "not measured"

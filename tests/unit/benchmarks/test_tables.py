@@ -159,7 +159,7 @@ def test_papers_stand_beside_what_was_measured_here(accuracy_run):
     assert "no figure here is a target" in said
     assert {row["method"] for row in rows} == {"m-sam", "medsam-yolo"}
     ours = next(row for row in rows if (row["method"], row["metric"]) == ("m-sam", "Dice [share]"))
-    assert ours["in the paper"].startswith("BraTS21 0.921; KiTS19 0.935")
+    assert ours["in the paper"].startswith("BraTS21: 0.921; KiTS19: 0.935")
     assert ours["here, PyTorch eager, on other data"] == "phantoms, trained: 0.880 [0.860, 0.900]"
 
 
@@ -170,7 +170,7 @@ def test_infinite_distances_are_counted_beside_the_mean_of_the_others(made):
     shown = [table for table in tables.accuracy_tables(made.run("accuracy", [row])) if not table.detail]
     ((found,), _) = find(shown, "Masks against the truth")
 
-    assert found["HD95 [mm]"] == "2.4 [2, 2.8] without 1 infinite; inf"
+    assert found["HD95 [mm]"] == "2.4 [2, 2.8]; inf in 1"
 
 
 def test_markdown_is_the_same_twice_and_after_a_file(runs, tmp_path):
