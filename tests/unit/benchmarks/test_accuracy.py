@@ -1,0 +1,86 @@
+"""Guards the command around the trial: names of backends, the gate's lines and exit codes, rows of what did not run."""
+
+import pytest
+
+from samkit.benchmarks import accuracy, cli
+from samkit.benchmarks.contenders import BACKENDS, check_names, default_backends
+from samkit.benchmarks.run_file import Run, check_row
+from samkit.errors import SamkitError
+from samkit.manifest import Manifest
+
+
+def row(backend="onnxruntime", precision="fp32", device="cpu", **more):
+    return {
+        "kind": "accuracy", "method": "sam", "manifest": "ab", "backend": backend, "precision": precision,
+        "device": device, "stage": "masks", "parity_dice": 1.0, **more,
+    }  # fmt: skip
+
+
+def run_of(*rows):
+    return Run("accuracy", ("sam-bench",), "2026-11-22T00:00:00+00:00", 1.0, (), {}, {}, rows)
+
+
+def test_run_without_failures_passes():
+    accuracy.fail_where_broken(
+        run_of(row(failures=[]), row("tensorrt", device="cuda", not_run="no GPU")), ["onnxruntime"]
+    )
+
+
+def test_each_backend_gets_one_line_and_the_last_is_the_error(capsys):
+    rows = [row(failures=["first", "second"]), row(failures=["third"]), row(precision="fp16", failures=["fourth"])]
+    with pytest.raises(SamkitError, match=r"^fourth$"):
+        accuracy.fail_where_broken(run_of(*rows), [])
+    assert capsys.readouterr().err == "sam-bench: first\n"
+
+
+def test_backend_that_was_named_has_to_run_and_others_need_not():
+    rows = [row("tensorrt", device="cuda", not_run="there is no GPU")]
+    accuracy.fail_where_broken(run_of(*rows), ["onnxruntime"])
+    with pytest.raises(SamkitError, match=r"sam on tensorrt \(fp32\) was asked for and not run: there is no GPU"):
+        accuracy.fail_where_broken(run_of(*rows), ["tensorrt"])
+
+
+def test_detector_that_a_server_hides_is_no_failure():
+    hidden = row("triton", not_run="it shows no boxes", graph="detector")
+    del hidden["stage"]
+    accuracy.fail_where_broken(run_of(hidden), ["triton"])
+
+
+def test_backend_that_failed_is_a_failure_even_if_nobody_named_it():
+    with pytest.raises(SamkitError, match=r"sam on onnxruntime \(fp32\): it broke"):
+        accuracy.fail_where_broken(run_of(row(error="it broke")), [])
+
+
+def test_pytorch_always_runs_and_comes_first():
+    assert check_names(["onnxruntime", "torch", "onnxruntime"], ValueError) == ("torch", "onnxruntime")
+    with pytest.raises(ValueError, match="'onnx' is not known; give torch, onnxruntime"):
+        check_names(["onnx"], ValueError)
+
+
+def test_cuda_of_onnxruntime_runs_where_cuda_is_asked_for():
+    assert set(default_backends("cuda")) - set(default_backends("cpu")) == {"onnxruntime-cuda", "onnxruntime-cuda-fp16"}
+    assert "tensorrt" in default_backends("cpu")
+
+
+def test_backends_that_nobody_asked_for_have_a_row(bright_export):
+    rows = accuracy._left_out(Manifest.load(bright_export), ["torch", "tensorrt"])
+    for one in rows:
+        check_row(one)
+    found = {(one["backend"], one["precision"], one["device"]) for one in rows}
+    assert found == {(k.backend, k.precision, k.device) for k in BACKENDS.values() if k.device == "cuda"} - {
+        ("tensorrt", "fp32", "cuda")
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--backends", "onnx"], "the backend 'onnx' is not known"),
+        (["--server", "triton://h:1/sam", "--export", "."], "--server serves one export"),
+        (["--min-parity-dice", "2"], "2.0 is not in the range"),
+    ],
+)
+def test_usage_is_refused(words, message, in_process, tmp_path):
+    code, _, err = in_process(cli.main, "sam-bench", "accuracy", "--export", tmp_path, *words)
+    assert code == 2
+    assert message in err
