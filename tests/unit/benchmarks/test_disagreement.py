@@ -79,3 +79,14 @@ def test_large_picture_is_cut_around_the_difference_and_stays_in_colour():
     assert image(found, "image").shape == (MOST_PIXELS, MOST_PIXELS, 3)
     assert (image(found, "image") == (0, 99, 0)).all()
     assert (image(found, "found") != image(found, "reference")).sum() == 1
+
+
+def test_scattered_differences_are_cut_where_most_of_them_are():
+    side = 3 * MOST_PIXELS
+    theirs = np.zeros((side, side), np.uint8)
+    ours = theirs.copy()
+    ours[0, 0] = ours[side - 1, side - 1] = ours[side - 9, side - 5] = 1
+    picture = np.zeros((side, side, 3), np.float32)
+    found = worst_slice(task_on({}, picture, theirs > 0, "medsam"), "axial", "case 1", 1, ours, theirs)
+    assert found["flipped"] == 3
+    assert (image(found, "found") != image(found, "reference")).sum() == 2
