@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 import numpy as np
+from scipy import ndimage
 
 from samkit.benchmarks.plots import Plot, plots_of
 from samkit.benchmarks.run_file import Row, Run, load_run
@@ -326,8 +327,8 @@ def _case(name: str, method: str, case: str, row: Row, entry: Mapping[str, Any],
         Panel("PyTorch's mask", _overlay({MASK: mask})),
         Panel("the export's mask", _overlay({MASK: export})),
         Panel(
-            "difference" if differing.any() else "difference: none",
-            _overlay({ONLY_PYTORCH: mask & ~export, ONLY_EXPORT: export & ~mask}, SHADE, solid=True),
+            _difference_title(int(np.count_nonzero(differing)), int(entry["flipped"])),
+            _overlay({ONLY_PYTORCH: _seen(mask & ~export), ONLY_EXPORT: _seen(export & ~mask)}, SHADE, solid=True),
             tuple((_css(colour), words) for words, colour in colours.items()) if differing.any() else (),
             _box(differing),
         ),
@@ -336,6 +337,19 @@ def _case(name: str, method: str, case: str, row: Row, entry: Mapping[str, Any],
         name, method, case, _where(entry), _row_words(row), int(entry["flipped"]), others, _png(image),
         image.width, image.height, panels,
     )  # fmt: skip
+
+
+def _difference_title(shown: int, flipped: int) -> str:
+    """Return what the last panel shows: voxels may differ beyond the picture's edge, or between two structures."""
+    if shown == flipped:
+        return "difference" if shown else "difference: none"
+    return f"difference: {shown} of {flipped} seen here"
+
+
+def _seen(mask: np.ndarray) -> np.ndarray:
+    """Return a mask whose single pixels a reader can see on a large picture, by making them larger."""
+    size = 2 * (max(mask.shape) // 150) + 1
+    return ndimage.binary_dilation(mask, np.ones((size, size), bool))
 
 
 def _where(entry: Mapping[str, Any]) -> str:
@@ -382,13 +396,14 @@ def _overlay(masks: Mapping[tuple[int, int, int], np.ndarray], shade: int = 0, *
 
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Return x, y, width and height [pixels] of a frame a little outside a mask; None where that is empty."""
+    """Return x, y, width and height [pixels] of a frame a little outside a mask; None where it would lead nowhere."""
     if not mask.any():
         return None
     rows, columns = np.nonzero(mask)
     room = max(2, max(mask.shape) // 40)
     x, y = int(columns.min()) - room, int(rows.min()) - room
-    return x, y, int(columns.max()) + 1 + room - x, int(rows.max()) + 1 + room - y
+    width, height = int(columns.max()) + 1 + room - x, int(rows.max()) + 1 + room - y
+    return (x, y, width, height) if 4 * width * height < mask.size else None
 
 
 def _css(colour: tuple[int, int, int]) -> str:

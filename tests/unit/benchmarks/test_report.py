@@ -171,6 +171,16 @@ def test_colours_of_the_difference_are_where_each_mask_is_alone(made):
     assert np.array_equal(alone[1], (ours[..., 3] == 0) & (theirs[..., 3] > 0))
 
 
+def test_voxels_that_differ_beyond_the_picture_are_counted(made):
+    row = made.accuracy("sam", "onnxruntime", flipped=3, cases=("a",))
+    row["slices"][0]["flipped"] = 5
+
+    page = Page(render([made.run("accuracy", [row])]))
+
+    assert "5 voxels of this slice differ" in page.text
+    assert "difference: 3 of 5 seen here" in page.text
+
+
 @pytest.mark.parametrize("picture", ["", "no base64!", "bm8gcG5n"])
 def test_a_broken_picture_is_refused_by_its_case(made, picture):
     row = made.accuracy("sam", "onnxruntime", cases=("a",))
