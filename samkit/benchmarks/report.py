@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from samkit.benchmarks.tables import (
     failures,
     markdown,
     median_ratios,
+    or_worst,
     paper_tables,
     summary_tables,
     tables_of,
@@ -163,29 +165,33 @@ def _banners(runs: Sequence[Run], pictured: bool) -> list[Banner]:
 
 def _card(run: Run) -> Card:
     rows = [row for row in run.rows if measured(row)]
-    headline, lines, state = {"accuracy": _accuracy_card, "latency": _latency_card, "load": _load_card}[run.kind](rows)
-    failed = [row for row in run.rows if "error" in row]
-    if failed:
-        lines.append(f"{len(failed)} of {len(run.rows)} rows: error")
+    lost = sum("error" in row for row in run.rows)
+    if run.kind == "accuracy":
+        headline, lines, state = _accuracy_card(rows, lost)
+    else:
+        headline, lines, state = _latency_card(rows) if run.kind == "latency" else _load_card(rows)
+    if lost:
+        lines.append(f"{lost} of {len(run.rows)} rows: error")
     missing = {backend_of(row) for row in run.rows if "not_run" in row} - {backend_of(row) for row in rows}
     if missing:
         lines.append(f"not run: {', '.join(missing) if len(missing) == 1 else f'{len(missing)} backends'}")
     return Card(headline, tuple(lines), state, None if run.kind == "accuracy" else run.machine.get("settled"))
 
 
-def _accuracy_card(rows: Sequence[Row]) -> tuple[str, list[str], str]:
+def _accuracy_card(rows: Sequence[Row], lost: int) -> tuple[str, list[str], str]:
+    """Return headline, lines and state; `lost` rows more were to be compared, and failed before they could be."""
     compared = [row for row in rows if not is_eager(row)]
     if not compared:
         return "Nothing was compared", [], "bad"
-    failed = [row for row in compared if row.get("failures")]
-    worst = min(compared, key=lambda row: row["parity_dice"])
+    failed = sum(bool(row.get("failures")) for row in compared) + lost
+    worst = min(compared, key=lambda row: or_worst(row["parity_dice"], -math.inf))
     cases = {(row["method"], case["case"]) for row in rows for case in row.get("cases") or ()}
     lines = [
         f"worst Dice to PyTorch {overlap(worst['parity_dice'])}: {worst['method']}, {backend_of(worst)}",
         f"{len({row['method'] for row in rows})} methods, {len(cases)} cases",
     ]
     if failed:
-        return f"Gate FAILED in {len(failed)} of {len(compared)} rows", lines, "bad"
+        return f"Gate FAILED in {failed} of {len(compared) + lost} rows", lines, "bad"
     return f"Gate passed in all {len(compared)} rows", lines, "good"
 
 

@@ -394,13 +394,13 @@ def _parity_summary(rows: Sequence[Row]) -> Table:
         if not ran:
             lines.append((backend, "not run" if all("not_run" in row for row in ours) else "error", *(NONE,) * 4))
             continue
-        dice = min(ran, key=lambda row: _or_worst(row["parity_dice"], -math.inf))
-        flipped = max(ran, key=lambda row: _or_worst(row.get("flipped_voxels"), math.inf))
-        distance = max(ran, key=lambda row: _or_worst(row.get("parity_hd95_mm"), math.inf))
-        failed = sum(bool(row.get("failures")) for row in ran)
+        dice = min(ran, key=lambda row: or_worst(row["parity_dice"], -math.inf))
+        flipped = max(ran, key=lambda row: or_worst(row.get("flipped_voxels"), math.inf))
+        distance = max(ran, key=lambda row: or_worst(row.get("parity_hd95_mm"), math.inf))
+        failed = sum(bool(row.get("failures")) for row in ran) + sum("error" in row for row in ours)
         lines.append((
             backend,
-            f"FAILED in {failed} of {len(ran)} rows" if failed else f"passed in {len(ran)} rows",
+            f"FAILED in {failed} of {len(ours)} rows" if failed else f"passed in {len(ran)} rows",
             str(len({row["method"] for row in ran})),
             f"{overlap(dice['parity_dice'])} ({dice['method']})",
             f"{number(flipped.get('flipped_voxels'))} ({flipped['method']})",
@@ -410,7 +410,8 @@ def _parity_summary(rows: Sequence[Row]) -> Table:
     return Table("Masks against PyTorch float32", columns, tuple(lines))
 
 
-def _or_worst(value: float | None, worst: float) -> float:
+def or_worst(value: float | None, worst: float) -> float:
+    """Return a figure to compare by: `worst` in place of nan and of none at all."""
     return worst if value is None or math.isnan(value) else value
 
 

@@ -114,6 +114,15 @@ def test_a_gate_that_passed_says_so(made):
     assert "FAILED" not in page.text
 
 
+def test_a_row_that_is_an_error_fails_the_gate(made):
+    rows = [made.accuracy("sam", "onnxruntime"), made.row("accuracy", "sam", "triton", stage="masks", error="it fell")]
+
+    text = Page(render([made.run("accuracy", rows)]).split("<section")[0]).text
+
+    assert "Gate FAILED in 1 of 2 rows" in text
+    assert "passed in all" not in text
+
+
 def test_banners_tell_weights_image_data_and_an_unsettled_machine(accuracy_run, latency_run):
     exports = ({**accuracy_run.exports[0], "weights": "random", "demonstration": False},)
     busy = replace(latency_run, exports=exports, machine={**latency_run.machine, "settled": False, "unsettled": ["x"]})
