@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from samkit.errors import SamkitError
+from samkit.benchmarks.rivals import RIVALS
+from samkit.errors import PromptError, SamkitError
 
 if TYPE_CHECKING:
     from samkit.benchmarks.machine import Machine
     from samkit.benchmarks.run_file import Row, Run
 
 PARTS = ("graphs", "memory", "stages")
-RIVALS = ("torch", "torch-autocast", "torch-compile", "onnxruntime-no-fold")
+"""`memory` is that of graphs, and comes with their times."""
 ON_GPU = (
     ("onnxruntime", "fp32"), ("onnxruntime", "fp16"), ("torch", "fp32"), ("torch-autocast", "fp16"),
     ("torch-compile", "fp32"),
@@ -127,7 +128,8 @@ def measure_latency(
 
     `threads` is how many an operator may use on the CPU, one number or several to compare; all cores when left out.
     `graphs` (None: all), `rivals`, `batches` (rows) and `points` (of each row) are for the graphs among PARTS. Raises
-    MissingDependencyError without PyTorch or the device, ManifestError for a folder that is no export or was changed.
+    MissingDependencyError without PyTorch or the device, ManifestError for a folder that is no export or was changed,
+    PromptError for one of `graphs` that none of them has.
     """
     from samkit.benchmarks import run_file
     from samkit.benchmarks.machine import Machine, versions
@@ -137,6 +139,9 @@ def measure_latency(
     check_device(device)
     started, start = run_file.now(), time.perf_counter()
     manifests = [Manifest.load(folder) for folder in exports]
+    there = dict.fromkeys(name for manifest in manifests for name in manifest.plan.graphs)
+    if unknown := [name for name in graphs or () if name not in there]:
+        raise PromptError(f"none of these exports has a graph {unknown[0]}, they have {', '.join(there)}; name one")
     rows: list[Row] = []
     with ExitStack() as stack:
         counts: Sequence[int | None] = [threads] if threads is None or isinstance(threads, int) else threads

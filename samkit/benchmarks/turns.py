@@ -27,13 +27,13 @@ class Turns:
     """What takes turns, and how long every run took."""
 
     def __init__(self, runs: Mapping[str, Callable[[], object]], turn_seconds: float | None = None) -> None:
-        """Run each of `runs` twice: the first run allocates, the second says how many are a turn of `turn_seconds`."""
+        """Run each of `runs` twice, which allocates and says how many of them are a turn of `turn_seconds`."""
         length = TURN_SECONDS if turn_seconds is None else turn_seconds
         self._runs = dict(runs)
         self._count = {}
         for name, run in self._runs.items():
-            run()
-            self._count[name] = max(1, min(MOST_RUNS, round(length / seconds_of(run))))
+            fastest = min(seconds_of(run) for _ in range(2))
+            self._count[name] = max(1, min(MOST_RUNS, round(length / fastest)))
         self._rounds = 0
         self.samples: dict[str, list[list[float]]] = {name: [] for name in self._runs}
         """Seconds of each run, of each turn, of each of `runs`."""

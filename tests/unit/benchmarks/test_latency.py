@@ -15,7 +15,7 @@ from samkit.benchmarks import cold_start, graph_rows, latency, machine, rivals, 
 from samkit.benchmarks.graph_rows import GraphTimer
 from samkit.benchmarks.latency import measure_latency, not_run_rows
 from samkit.benchmarks.memory import resident_mb
-from samkit.errors import MissingDependencyError, SamkitError
+from samkit.errors import MissingDependencyError, PromptError, SamkitError
 from samkit.export.export import run_export
 from samkit.export.plan import plan_export
 from samkit.manifest import Manifest
@@ -118,6 +118,15 @@ def test_more_work_counts_more_operations(sam_export, quick):
     assert gflop["image_encoder", 2, None] == pytest.approx(2 * gflop["image_encoder", 1, None], rel=1e-3)
     assert gflop["mask_decoder", 1, 1] < gflop["mask_decoder", 1, 4] < gflop["mask_decoder", 2, 4]
     assert {row["backend"] for row in rows} == {"onnxruntime"}
+
+
+def test_what_a_graph_does_not_take_is_a_row_or_refused(sam_export, quick):
+    with timing(sam_export, rivals=()) as timer:
+        (row,) = timer.rows(["image_encoder"], batches=(9,))
+
+    assert row["not_run"] == "the graph takes batch=1..8"
+    with pytest.raises(PromptError, match="none of these exports has a graph decoder, they have image_encoder, "):
+        measure_latency([sam_export], rounds=1, graphs=["image_encoder", "decoder"])
 
 
 def test_compiled_network_computes_the_same(sam_export, quick):
