@@ -35,10 +35,11 @@ from samkit.benchmarks.machine import Machine, versions
 from samkit.benchmarks.metrics import TOLERANCE_MM
 from samkit.benchmarks.run_file import Row, Run, commit, describe_export, now
 from samkit.benchmarks.subjects import Subject, each_subject, phantom_subjects
-from samkit.benchmarks.trajectories import POLICIES
+from samkit.benchmarks.trajectories import POLICIES, policies_of, recipe_of
 from samkit.benchmarks.trial import Say, Settings, Trial, identity_of
-from samkit.errors import SamkitError
+from samkit.errors import PromptError, SamkitError
 from samkit.manifest import Manifest
+from samkit.methods import get_method
 from samkit.runtime.session import described
 
 CASES, CLICKS = 4, 6
@@ -100,6 +101,10 @@ def command(
     names = check_names(_words(backends), click.UsageError) if backends else default_backends(device)
     if server is not None and len(exports) > 1:
         raise click.UsageError("--server serves one export, and several are given; measure one at a time")
+    if label is not None and data is None:
+        raise click.UsageError(
+            "--label names a value of the labels in --data, and phantoms have none; give --data, too"
+        )
     limits = Limits(max_hd95_mm=max_parity_hd95)
     if min_parity_dice is not None:
         limits = replace(limits, min_dice=dict.fromkeys(limits.min_dice, min_parity_dice))
@@ -174,13 +179,16 @@ def measure_accuracy(
     as `sam-train` reads it, of which `cases` subjects are taken; without one as many phantoms. `threads` are of one
     operator, `device` is PyTorch's. What is beyond `limits` raises nothing: it is in the rows, as `failures`.
 
-    Raises ManifestError for an export whose files changed, before anything else, InputRefused for data that an export
-    can't be measured on, and whatever keeps PyTorch's originals from running.
+    Raises ManifestError for an export whose files changed, before anything else, PromptError for an export that knows
+    none of the `policies`, InputRefused for data that it can't be measured on, and whatever keeps PyTorch's originals
+    from running.
     """
     started, begun = now(), time.perf_counter()
     manifests = {folder: Manifest.load(folder) for folder in exports}
     for folder, manifest in manifests.items():
         manifest.verify(folder, engines=any(name.startswith("tensorrt") for name in backends))
+    for manifest in manifests.values():
+        _check_policies(manifest, policies)
     settings = Settings(
         clicks, limits or Limits(), tolerance_mm, tuple(policies), pictures and not anonymous, anonymous
     )
@@ -226,6 +234,15 @@ def measure_accuracy(
 
 
 _PICTURE_NOTES = {True: ("this file holds parts of the images; share it as you would share the scans",), False: ()}
+
+
+def _check_policies(manifest: Manifest, policies: Sequence[str]) -> None:
+    method = get_method(manifest.plan.method)
+    known = policies_of(method, recipe_of(method, manifest.plan.size))
+    if not set(known) & set(policies):
+        raise PromptError(
+            f"{method.name} knows the policies {', '.join(known)} and not {', '.join(policies)}; name one of them"
+        )
 
 
 def _left_out(manifest: Manifest, backends: Sequence[str]) -> list[Row]:

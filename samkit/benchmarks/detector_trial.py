@@ -49,7 +49,7 @@ class DetectorBook:
         }  # fmt: skip
 
 
-Rival: TypeAlias = tuple[Runner, CallJudge, DetectorBook]
+DetectorRival: TypeAlias = tuple[Runner, CallJudge, DetectorBook]
 
 
 class DetectorTrial:
@@ -61,7 +61,7 @@ class DetectorTrial:
         self.reference = DetectorBook(identity)
         self.wanted: list[np.ndarray] = []
 
-    def show(self, subject: Subject, channels: np.ndarray, plane: str, rivals: Sequence[Rival]) -> None:
+    def show(self, subject: Subject, channels: np.ndarray, plane: str, rivals: Sequence[DetectorRival]) -> None:
         """Show every slice that is not empty: `channels` (C, slices, H, W), 0..255, as a session has them."""
         truth = _truth(subject, plane)
         for number in range(channels.shape[1]):

@@ -108,7 +108,7 @@ class Trial:
     def _run_task(self, task: Task, case: str) -> None:
         """Click on PyTorch's session, and let every backend answer the same; then each one on its own errors."""
         set_scan(self._reference.session, task.subject)
-        runs = [_Rival(one, self._books[one.name, task.policy], task, case, self._settings) for one in self._contenders]
+        runs = [Rival(one, self._books[one.name, task.policy], task, case, self._settings) for one in self._contenders]
         for rival in runs:
             rival.begin()
         book = self._books[TORCH, task.policy]
@@ -124,7 +124,7 @@ class Trial:
             except InputRefused as error:
                 book.notes.append(f"{case}, click {number}: the reader stopped, {error}")
                 break
-            shot = _Shot(task, case, 0 if task.policy == AUTOMATIC else number, labels, self._settings.tolerance_mm)
+            shot = Shot(task, case, 0 if task.policy == AUTOMATIC else number, labels, self._settings.tolerance_mm)
             shot.logits = task.region(self._reference.session.logits())
             for unit, figures in shot.figures.items():
                 book.add(unit, shot.click, figures, SAME)
@@ -213,7 +213,7 @@ class Trial:
             book.breaks[0] = replace(book.breaks[0], node=node)
 
 
-class _Shot:
+class Shot:
     """What PyTorch answered at one click."""
 
     def __init__(self, task: Task, case: str, click: int, labels: np.ndarray, tolerance_mm: float) -> None:
@@ -242,13 +242,13 @@ class _Shot:
         return measure_mask(mask, self.task.targets[name], self.task.spacing_mm, tolerance_mm=self._tolerance_mm)
 
 
-class _Rival:
+class Rival:
     """One backend on one task."""
 
     def __init__(self, one: Contender, book: Book, task: Task, case: str, settings: Settings) -> None:
         self._one, self._book, self._task, self._case, self._settings = one, book, task, case, settings
         self._is_live, self._differs = True, False
-        self._worst: tuple[int, _Shot, np.ndarray] | None = None
+        self._worst: tuple[int, Shot, np.ndarray] | None = None
 
     def begin(self) -> None:
         """Give the session the scan."""
@@ -259,7 +259,7 @@ class _Rival:
         except SamkitError as error:
             self._give_up(f"{self._case}, setting the scan", error)
 
-    def answer(self, question: Question, shot: _Shot, reference: Reference) -> None:
+    def answer(self, question: Question, shot: Shot, reference: Reference) -> None:
         """Answer what PyTorch answered, and note how far off it is."""
         if not self._is_live:
             return
@@ -284,7 +284,7 @@ class _Rival:
             self._note_calls()
         self._compare(labels, shot)
 
-    def _compare(self, labels: np.ndarray, shot: _Shot) -> None:
+    def _compare(self, labels: np.ndarray, shot: Shot) -> None:
         difference = self._logit_difference(shot)
         for name, theirs in shot.masks.items():
             mine = self._task.mask(labels, name)
@@ -302,7 +302,7 @@ class _Rival:
         if self._worst is None or flipped >= self._worst[0]:
             self._worst = (flipped, shot, labels)
 
-    def _judge(self, parity: Mapping[str, float], size: int, name: str, shot: _Shot) -> None:
+    def _judge(self, parity: Mapping[str, float], size: int, name: str, shot: Shot) -> None:
         """Hold a mask to the limits."""
         judge, kind = self._one.judge, self._one.kind
         graph = SESSION if judge is None else judge.nearest_to_blame()
@@ -311,7 +311,7 @@ class _Rival:
         if found is not None:
             self._book.fail(found)
 
-    def _logit_difference(self, shot: _Shot) -> float | None:
+    def _logit_difference(self, shot: Shot) -> float | None:
         """Return the largest difference of logits, where this session has any."""
         if shot.logits is None or not hasattr(self._one.session, "logits"):
             return None

@@ -5,7 +5,7 @@ import pytest
 from samkit.benchmarks import accuracy, cli
 from samkit.benchmarks.contenders import BACKENDS, check_names, default_backends
 from samkit.benchmarks.run_file import Run, check_row
-from samkit.errors import SamkitError
+from samkit.errors import PromptError, SamkitError
 from samkit.manifest import Manifest
 
 
@@ -77,6 +77,7 @@ def test_backends_that_nobody_asked_for_have_a_row(bright_export):
     [
         (["--backends", "onnx"], "the backend 'onnx' is not known"),
         (["--server", "triton://h:1/sam", "--export", "."], "--server serves one export"),
+        (["--label", "2"], "--label names a value of the labels in --data"),
         (["--min-parity-dice", "2"], "2.0 is not in the range"),
     ],
 )
@@ -84,3 +85,8 @@ def test_usage_is_refused(words, message, in_process, tmp_path):
     code, _, err = in_process(cli.main, "sam-bench", "accuracy", "--export", tmp_path, *words)
     assert code == 2
     assert message in err
+
+
+def test_policy_that_a_method_does_not_know_is_refused(bright_export):
+    with pytest.raises(PromptError, match="sam-med3d knows the policies trained, centre and not automatic"):
+        accuracy.measure_accuracy([bright_export], backends=["torch"], policies=["automatic"])
