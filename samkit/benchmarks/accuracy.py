@@ -138,7 +138,7 @@ def fail_where_broken(run: Run, named: Sequence[str]) -> None:
     asked = {(kind.backend, kind.precision, kind.device) for kind in (BACKENDS[name] for name in named)}
     for row in run.rows:
         rival = (row["backend"], row["precision"], row["device"])
-        found = list(row.get("failures", ()))
+        found = [f"{sentence}; export again, and report it if it stays" for sentence in row.get("failures", ())]
         if "error" in row and not found:
             found = [f"{row['method']} on {row['backend']} ({row['precision']}): {row['error']}"]
         if "not_run" in row and "stage" in row and rival in asked:

@@ -10,7 +10,7 @@ from samkit.benchmarks.contenders import BACKENDS, Contender
 from samkit.benchmarks.gate import CallTape, Limits
 from samkit.benchmarks.subjects import Subject
 from samkit.benchmarks.trajectories import Question, ask, make_task
-from samkit.benchmarks.trial import Settings, Rival, Shot
+from samkit.benchmarks.trial import Rival, Settings, Shot
 from samkit.errors import SamkitError
 from samkit.geometry import Volume
 from samkit.methods import get_method
