@@ -19,6 +19,8 @@ TURN_SECONDS = 0.4
 MOST_RUNS = 20
 """Runs in one turn at most."""
 
+SLOW = 5
+"""Turns that a run may take for its first time, and still be worth a second look."""
 QUIET_SECONDS = 0.06
 """How long nothing runs before a turn."""
 
@@ -27,12 +29,14 @@ class Turns:
     """What takes turns, and how long every run took."""
 
     def __init__(self, runs: Mapping[str, Callable[[], object]], turn_seconds: float | None = None) -> None:
-        """Run each of `runs` twice, which allocates and says how many of them are a turn of `turn_seconds`."""
+        """Run each of `runs` twice, which allocates and says how many are a turn of `turn_seconds`; a slow one once."""
         length = TURN_SECONDS if turn_seconds is None else turn_seconds
         self._runs = dict(runs)
         self._count = {}
         for name, run in self._runs.items():
-            fastest = min(seconds_of(run) for _ in range(2))
+            fastest = seconds_of(run)
+            if fastest < SLOW * length:
+                fastest = min(fastest, seconds_of(run))
             self._count[name] = max(1, min(MOST_RUNS, round(length / fastest)))
         self._rounds = 0
         self.samples: dict[str, list[list[float]]] = {name: [] for name in self._runs}

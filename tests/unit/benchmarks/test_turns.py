@@ -14,7 +14,7 @@ def test_runs_take_turns_and_who_begins_changes(monkeypatch):
 
     samples = take_turns({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=3)
 
-    assert "".join(calls) == "aabbcc" + "abc" + "bca" + "cab"
+    assert "".join(calls) == "abc" + "abc" + "bca" + "cab"
     assert {name: [len(turn) for turn in of] for name, of in samples.items()} == {name: [1, 1, 1] for name in "abc"}
 
 
