@@ -55,7 +55,9 @@ CASES, CLICKS = 4, 6
     help="Folder of scans or pictures with labels, as for sam-train. Default: phantoms.",
 )  # fmt: skip
 @click.option("--backends", metavar="LIST", help=f"Of {', '.join(BACKENDS)}. Default: what is there.")
-@click.option("--cases", default=CASES, show_default=True, type=click.IntRange(min=1), help="Subjects of the folder.")
+@click.option(
+    "--cases", default=CASES, show_default=True, type=click.IntRange(min=1), help="Subjects, spread over the folder."
+)
 @click.option("--clicks", default=CLICKS, show_default=True, type=click.IntRange(min=1), help="Clicks on each.")
 @click.option("--policy", "policies", multiple=True, type=click.Choice(POLICIES), help="Default: all that fit.")
 @click.option("--min-parity-dice", type=click.FloatRange(0, 1), metavar="DICE",
@@ -130,9 +132,9 @@ def _show(run: Run) -> None:
 
 
 def fail_where_broken(run: Run, named: Sequence[str]) -> None:
-    """Raise SamkitError with the first thing that broke; what else broke goes to stderr before it.
+    """Raise SamkitError where anything broke: one line for each export and backend, with what broke first there.
 
-    One line for each export and backend. A backend of `named` that did not run is broken, too.
+    The last line is the error, those before it go to stderr. A backend of `named` that did not run is broken, too.
     """
     lines: dict[tuple[Any, ...], str] = {}
     asked = {(kind.backend, kind.precision, kind.device) for kind in (BACKENDS[name] for name in named)}

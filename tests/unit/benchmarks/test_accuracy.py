@@ -1,9 +1,12 @@
 """Guards the command around the trial: names of backends, the gate's lines and exit codes, rows of what did not run."""
 
+from contextlib import ExitStack
+
 import pytest
 
 from samkit.benchmarks import accuracy, cli
-from samkit.benchmarks.contenders import BACKENDS, check_names, default_backends
+from samkit.benchmarks.contenders import BACKENDS, check_names, default_backends, open_contender
+from samkit.benchmarks.gate import CallTape
 from samkit.benchmarks.run_file import Run, check_row
 from samkit.errors import PromptError, SamkitError
 from samkit.manifest import Manifest
@@ -90,3 +93,11 @@ def test_usage_is_refused(words, message, in_process, tmp_path):
 def test_policy_that_a_method_does_not_know_is_refused(bright_export):
     with pytest.raises(PromptError, match="sam-med3d knows the policies trained, centre and not automatic"):
         accuracy.measure_accuracy([bright_export], backends=["torch"], policies=["automatic"])
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-fp16", "onnxruntime-fp16"])
+def test_what_an_export_has_no_files_for_is_missing_and_did_not_fail(name, bright_export):
+    with ExitStack() as held:
+        absent = open_contender(name, bright_export, Manifest.load(bright_export), CallTape(), 1, None, held)
+    assert (absent.kind, absent.is_failure) == (BACKENDS[name], False)
+    assert ";" in absent.reason  # what was found, and what to do
