@@ -6,7 +6,8 @@ Every method's demonstration weights are exported in float32 and float16 below O
 accuracy`, `latency` and `load`; M-SAM and SAM-Med3D also at full size, with random weights, encoder and click. OUT
 gets one JSON per command and report.html. With `--data` it is accuracy on real scans instead, each method on the
 folders that REAL names, and OUT/real.html; with `--device cuda` accuracy and latency on that device, and OUT/cuda.html.
-A command that fails does not keep the others from running; the exit code is then 1.
+A command that fails does not keep the others from running; the exit code is then 1. Where no server can be started,
+what needs one is left out, and said.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from pathlib import Path
 import click
 
 from samkit.command import run_command
-from samkit.errors import SamkitError
+from samkit.errors import MissingDependencyError, SamkitError
 from samkit.methods import VolumeMethod, get_method, list_methods
+from samkit.triton_models.server_files import check_numpy, find_server
 
 AT_ONCE = 2
 """Exports at once, with one thread each."""
@@ -31,7 +33,8 @@ FULL_SIZE = ("m-sam", "sam-med3d")
 """What is timed at full size, too."""
 LOADED = "m-sam"
 """What readers work with on a server."""
-BACKENDS = "torch,onnxruntime,onnxruntime-fp16,triton"
+BACKENDS = "torch,onnxruntime,onnxruntime-fp16"
+SERVED = f"{BACKENDS},triton"
 CUDA_BACKENDS = "torch,onnxruntime-cuda,onnxruntime-cuda-fp16"
 REAL: Mapping[str, tuple[str, ...]] = {
     "m-sam": ("hippocampus",),
@@ -61,13 +64,14 @@ def suite(out: Path, data: Path | None, names: tuple[str, ...], device: str, kee
     if data is not None and device != "cpu":
         raise click.UsageError("--data is measured on the CPU; for a GPU call sam-bench accuracy --data --device cuda")
     methods = names or tuple(list_methods())
+    served = device == "cpu" and _has_server()
     exports = [] if keep_exports else export_commands(out, methods, full_size=data is None)
     if data is not None:
-        name, measures = "real", real_commands(out, methods, data)
+        name, measures = "real", real_commands(out, methods, data, served=served)
     elif device == "cuda":
         name, measures = "cuda", cuda_commands(out, methods)
     else:
-        name, measures = "report", bench_commands(out, methods)
+        name, measures = "report", bench_commands(out, methods, served=served)
     if dry_run:
         for command in (*exports, *measures.values(), report_command(out, name, list(measures))):
             click.echo(shlex.join(command))
@@ -97,25 +101,28 @@ def export_commands(out: Path, methods: Sequence[str], *, full_size: bool) -> li
     ]
 
 
-def bench_commands(out: Path, methods: Sequence[str]) -> dict[Path, Command]:
+def bench_commands(out: Path, methods: Sequence[str], *, served: bool = True) -> dict[Path, Command]:
     """Return what measures the exports on phantoms, by the file that it writes."""
     full = [name for name in FULL_SIZE if name in methods]
     loaded = LOADED if LOADED in methods else methods[0]
     small = _exports(out, methods)
-    found = {"accuracy": ["accuracy", *small, "--backends", BACKENDS, "--cases", "2", "--clicks", "5"]}
+    backends = SERVED if served else BACKENDS
+    found = {"accuracy": ["accuracy", *small, "--backends", backends, "--cases", "2", "--clicks", "5"]}
     found["latency"] = ["latency", *small, "--rounds", "3"]
     if full:
         found["full-size"] = ["latency", *_exports(out, full, full=True), "--rounds", "3", "--part", "graphs"]
-    found["load"] = ["load", *_exports(out, [loaded]), "--sessions", "1,2,4", "--seconds", "15"]
+    if served:
+        found["load"] = ["load", *_exports(out, [loaded]), "--sessions", "1,2,4", "--seconds", "15"]
     return _writing(out, found)
 
 
-def real_commands(out: Path, methods: Sequence[str], data: Path) -> dict[Path, Command]:
+def real_commands(out: Path, methods: Sequence[str], data: Path, *, served: bool = True) -> dict[Path, Command]:
     """Return what measures the exports on real images, by the file that it writes."""
+    backends = SERVED if served else BACKENDS
     found: dict[str, Command] = {}
     for name in methods:
         clicks = "5" if isinstance(get_method(name), VolumeMethod) else "3"
-        words = ["accuracy", *_exports(out, [name]), "--backends", BACKENDS, "--cases", "4", "--clicks", clicks]
+        words = ["accuracy", *_exports(out, [name]), "--backends", backends, "--cases", "4", "--clicks", clicks]
         found |= {f"real-{name}-{folder}": [*words, "--data", str(data / folder)] for folder in REAL[name]}
     return _writing(out, found)
 
@@ -150,6 +157,17 @@ def _exports(out: Path, methods: Sequence[str], *, full: bool = False) -> Comman
 
 def _folder(out: Path, method: str, *, full: bool = False) -> Path:
     return out / "exports" / (f"{method}-full" if full else method)
+
+
+def _has_server() -> bool:
+    """Return whether a server can be started here; where not, say why."""
+    try:
+        find_server()
+        check_numpy()
+    except MissingDependencyError as error:
+        click.echo(f"bench: without Triton and load: {error}", err=True)
+        return False
+    return True
 
 
 # --- Running ---
