@@ -19,20 +19,13 @@ import click
 import numpy as np
 from scipy import ndimage
 
+from samkit.benchmarks.accuracy_tables import failures
+from samkit.benchmarks.paper_tables import paper_tables
 from samkit.benchmarks.plots import Plot, plots_of
 from samkit.benchmarks.run_file import Row, Run, load_run
-from samkit.benchmarks.table import Table, backend_of, is_eager, measured, method_of, number, overlap
-from samkit.benchmarks.tables import (
-    definitions,
-    facts,
-    failures,
-    markdown,
-    median_ratios,
-    or_worst,
-    paper_tables,
-    summary_tables,
-    tables_of,
-)
+from samkit.benchmarks.speed_tables import median_ratios
+from samkit.benchmarks.table import Table, backend_of, is_eager, measured, method_of, number, or_worst, overlap
+from samkit.benchmarks.tables import definitions, facts, markdown, summary_tables, tables_of
 from samkit.errors import InputRefused, MissingDependencyError
 
 TEMPLATE = "report.html.j2"

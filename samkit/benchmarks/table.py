@@ -26,6 +26,8 @@ BACKENDS: Mapping[str, str] = {
 """How a reader calls the backends, in the order of columns."""
 EAGER = ("torch", "fp32")
 """Backend and precision that everything is compared with."""
+OVERLAPS = ("dice", "iou", "precision", "sensitivity", "specificity", "accuracy", "nsd")
+"""Metrics that are shares."""
 NONE = "-"
 """What stands where there is nothing to say."""
 
@@ -68,6 +70,21 @@ def overlap(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return number(value)
     return f"{math.floor(value * 1e4 + 1e-6) / 1e4:.4f}"
+
+
+def share(value: float | None) -> str:
+    """Return a share with three decimals, as metrics against the truth have them."""
+    return NONE if value is None else f"{value:.3f}"
+
+
+def writer_of(key: str) -> Callable[[float | None], str]:
+    """Return what writes figures of a metric."""
+    return share if key in OVERLAPS else number
+
+
+def or_worst(value: float | None, worst: float) -> float:
+    """Return a figure to compare by: `worst` in place of nan and of none at all."""
+    return worst if value is None or math.isnan(value) else value
 
 
 def backend_of(row: Row) -> str:
@@ -116,18 +133,23 @@ def by_backend(rows: Iterable[Row]) -> list[str]:
 
 
 def reasons(rows: Iterable[Row]) -> tuple[str, ...]:
-    """Return each reason why rows have no figures, once, with the backends and the first few graphs it is of."""
-    backends: dict[tuple[str, str], dict[str, None]] = {}
-    places: dict[tuple[str, str], dict[str, None]] = {}
+    """Return each reason why rows have no figures, once, with the backends it is of.
+
+    The first few graphs or stages follow, unless it is why nothing at all ran there.
+    """
+    rows = list(rows)
+    without: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         for key in WHY_NOT:
             if key in row:
-                reason = key.replace("_", " "), str(row[key])
-                backends.setdefault(reason, {})[backend_of(row)] = None
-                places.setdefault(reason, {})[f"{method_of(row)} {part_of(row)}"] = None
-    return tuple(
-        f"{word}: {', '.join(backends[word, why])}: {why} ({_first(list(places[word, why]))})" for word, why in backends
-    )
+                without.setdefault((key.replace("_", " "), str(row[key])), []).append(row)
+    found = []
+    for (word, why), lost in without.items():
+        backends = list(dict.fromkeys(map(backend_of, lost)))
+        places = list(dict.fromkeys(f"{method_of(row)} {part_of(row)}" for row in lost))
+        is_all = len(places) > 1 and len(lost) == sum(backend_of(row) in backends for row in rows)
+        found.append(f"{word}: {', '.join(backends)}: {why}{'' if is_all else f' ({_first(places)})'}")
+    return tuple(found)
 
 
 def _first(names: Sequence[str], most: int = 3) -> str:
