@@ -5,8 +5,9 @@ Rows are joined by what tells them apart (run_file.identity). Each figure has it
 - Times: a percentile is worse where the bootstrap interval of the ratio of both runs lies wholly above 1 + noise. The
   median needs MOST_FEW samples in both, the 95th percentile TAIL; p99 is not judged: it is close to the maximum.
 - Parity with PyTorch is deterministic, so any step in the wrong direction counts that is no rounding (EXACT).
-- Metrics against the truth: the mean difference over the same cases, by a paired bootstrap; one case is not enough to
-  say anything of a mean, so its figure counts as it stands.
+- Metrics against the truth: of the same cases after the last click that both runs have. The mean difference by a paired
+  bootstrap, beyond SEEN; and of WORST the worst case, beyond the noise, because a mean hides a case that was lost. One
+  case is not enough to say anything of a mean, so its figure counts as it stands.
 - Memory and rates have no samples; they count where they move by more than the noise.
 
 Of many figures, each judged at 95 %, a few move by chance; the noise in the rule makes that rarer, and a second run
@@ -33,8 +34,8 @@ from samkit.errors import InputRefused, SamkitError
 
 NOISE = 0.05
 """How far timings, rates and memory of two runs of the same software may lie apart, as a share."""
-MOST_FEW = 3
-"""Samples of each run below which a median is not compared."""
+MOST_FEW = 5
+"""Samples of each run below which a median is not compared: three and three lie apart by chance once in twenty."""
 TAIL = 20
 """Samples of each run below which a 95th percentile is little but the maximum, and not compared."""
 WORSE, GONE, NEW, BETTER, UNJUDGED, SAME = VERDICTS = ("worse", "gone", "new", "better", "unjudged", "same")
@@ -57,8 +58,12 @@ UNSAMPLED: Mapping[str, tuple[str, int]] = {
     "clicks_per_second": ("clicks per second", 1),
 }
 """Figures with noise and without samples: what they are called, and whether more (1) or less (-1) is better."""
-_ROUNDING = 1e-9
-"""Differences of metrics up to here are rounding."""
+SEEN = 1e-3
+"""How far a mean of metrics has to move to count, as a share of it."""
+WORST = ("dice", "hd95_mm")
+"""Metrics of which the worst case is compared, too."""
+_LEAST = 1e-9
+"""What shares are taken of at least."""
 
 
 @dataclass(frozen=True)
@@ -120,12 +125,16 @@ def command(before: Path, after: Path, noise: float, different_machines: bool, o
 def compare_runs(before: Run, after: Run, *, noise: float = NOISE, different_machines: bool = False) -> list[Change]:
     """Return what became of every figure, worst first; those too few to judge and the same are there, too, at the end.
 
-    Raises InputRefused for runs of two kinds, for timings of different machines unless `different_machines`, and for
-    a run two rows of which nothing tells apart.
+    Raises InputRefused for runs of two kinds or on two sets of data, for timings of different machines unless
+    `different_machines`, and for a run two rows of which nothing tells apart.
     """
     if before.kind != after.kind:
         raise InputRefused(
             "two-kinds", f"one run is of {before.kind}, the other of {after.kind}", "give two runs of one kind"
+        )
+    if before.kind == "accuracy" and before.data != after.data:
+        raise InputRefused(
+            "two-data-sets", f"one run was measured on {before.data}, the other on {after.data}", "measure both on one"
         )
     differences = machine_differences(before, after)
     if differences and before.kind != "accuracy" and not different_machines:
@@ -137,7 +146,8 @@ def compare_runs(before: Run, after: Run, *, noise: float = NOISE, different_mac
     changes += [_lone(row, GONE) for key, row in ours.items() if key not in theirs]
     changes += [_lone(row, NEW) for key, row in theirs.items() if key not in ours]
     if differences:
-        changes = [replace(change, note=f"different machines: {'; '.join(differences)}") for change in changes]
+        note = f"different machines: {'; '.join(differences)}"
+        changes = [replace(change, note="; ".join(filter(None, (change.note, note)))) for change in changes]
     return sorted(changes, key=lambda change: (VERDICTS.index(change.verdict), -change.size, change.row, change.figure))
 
 
@@ -217,7 +227,7 @@ def _compare(before: Row, after: Row, noise: float) -> Iterator[Change]:
     yield from _times(name, before, after, noise)
     yield from _exact(name, before, after)
     yield from _unsampled(name, before, after, noise)
-    yield from _truths(name, before, after)
+    yield from _truths(name, before, after, noise)
     yield from _clicks(name, before, after)
 
 
@@ -240,9 +250,12 @@ def _times(name: str, before: Row, after: Row, noise: float) -> Iterator[Change]
 
 
 def _exact(name: str, before: Row, after: Row) -> Iterator[Change]:
+    ours, theirs = ({case: list(clicks) for case, clicks in _by_click(row).items()} for row in (before, after))
+    note = "" if ours == theirs else "of other cases or clicks"
     for key, (title, sign, rounding) in EXACT.items():
-        for part, ours, theirs in _pairs(before.get(key), after.get(key)):
-            yield _step(name, f"{title}{f', {part}' if part else ''}", ours, theirs, sign, rounding)
+        for part, old, new in _pairs(before.get(key), after.get(key)):
+            change = _step(name, f"{title}{f', {part}' if part else ''}", old, new, sign, rounding)
+            yield replace(change, note=note)
     old, new = (sum((row.get("errors") or {}).values()) for row in (before, after))
     if old or new:
         yield _step(name, "errors", old, new, -1, 0)
@@ -262,7 +275,7 @@ def _step(name: str, title: str, before: float, after: float, sign: int, margin:
     if math.isnan(gained):
         gained = -math.inf if math.isnan(after) else math.inf
     verdict = BETTER if gained > margin else WORSE if gained < -margin else SAME
-    share = abs(gained) / max(abs(before), abs(after), _ROUNDING) if math.isfinite(gained) else math.inf
+    share = abs(gained) / max(abs(before), abs(after), _LEAST) if math.isfinite(gained) else math.inf
     return Change(name, title, verdict, f"{number(before, 6)} to {number(after, 6)}", share)
 
 
@@ -277,21 +290,31 @@ def _unsampled(name: str, before: Row, after: Row, noise: float) -> Iterator[Cha
         yield _step(name, "exponent", old.value, new.value, -1, 0 if apart else math.inf)
 
 
-def _truths(name: str, before: Row, after: Row) -> Iterator[Change]:
-    """Yield what became of each metric after the last click, over the cases that both rows have."""
-    ours, theirs = (_last_clicks(row) for row in (before, after))
-    cases = [case for case in ours if case in theirs]
+def _truths(name: str, before: Row, after: Row, noise: float) -> Iterator[Change]:
+    """Yield what became of each metric over the cases that both rows have, after the last click that both have."""
+    ours, theirs = _by_click(before), _by_click(after)
+    last = {case: max(ours[case].keys() & theirs[case].keys(), default=None) for case in ours if case in theirs}
+    steps = [(ours[case][click], theirs[case][click]) for case, click in last.items() if click is not None]
     for key, metric in METRICS.items():
         sign = {"higher": 1, "lower": -1, "zero": -1}.get(metric.better)
-        pairs = [(ours[case][key], theirs[case][key]) for case in cases if key in ours[case] and key in theirs[case]]
-        if sign and pairs:
-            if metric.better == "zero":
-                pairs = [(abs(a), abs(b)) for a, b in pairs]
-            yield _paired(name, f"{metric_title(key)} to the truth", pairs, sign)
+        pairs = [(old[key], new[key]) for old, new in steps if key in old and key in new]
+        if not sign or not pairs:
+            continue
+        if metric.better == "zero":
+            pairs = [(abs(a), abs(b)) for a, b in pairs]
+        yield _paired(name, f"{metric_title(key)} to the truth", pairs, sign)
+        if key in WORST and len(pairs) > 1:
+            old, new = (sign * min(sign * value for value in values) for values in zip(*pairs, strict=True))
+            margin = noise * abs(old) if math.isfinite(old) else 0
+            yield _step(name, f"worst {metric_title(key)} to the truth", old, new, sign, margin)
 
 
-def _last_clicks(row: Row) -> dict[str, dict[str, float]]:
-    return {case["case"]: case["clicks"][-1] for case in row.get("cases") or () if case["clicks"]}
+def _by_click(row: Row) -> dict[str, dict[int, dict[str, float]]]:
+    """Return what each case has after each click."""
+    return {
+        case["case"]: {step.get("click", number): step for number, step in enumerate(case["clicks"], 1)}
+        for case in row.get("cases") or ()
+    }
 
 
 def _clicks(name: str, before: Row, after: Row) -> Iterator[Change]:
@@ -318,7 +341,8 @@ def _paired(name: str, title: str, pairs: Sequence[tuple[float, float]], sign: i
         lost = not (gains[~np.isfinite(gains)] > 0).all()
         return Change(name, title, WORSE if lost else BETTER, words, math.inf)
     gain = mean_interval(gains)
-    verdict = BETTER if gain.low > _ROUNDING else WORSE if gain.high < -_ROUNDING else SAME
-    size = abs(gain.value) / max(*map(abs, means), _ROUNDING)  # 0 where both means are infinite
+    scale = max(*(abs(mean) for mean in means if math.isfinite(mean)), _LEAST, _LEAST)
+    verdict = BETTER if gain.low > SEEN * scale else WORSE if gain.high < -SEEN * scale else SAME
+    size = abs(gain.value) / scale
     words = f"{words}, better by {number(gain.value)} [{number(gain.low)}, {number(gain.high)}]"
     return Change(name, title, verdict, words, size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import PurePath
 
 from samkit.benchmarks.metrics import DETECTOR_METRICS, METRICS, Metric
 from samkit.benchmarks.papers import Paper, PaperTable, load_papers
@@ -54,16 +53,10 @@ def _ours(key: str, runs: Sequence[Run], method: str) -> Iterator[str]:
             if row["method"] != method or not is_eager(row) or not measured(row):
                 continue
             if key in DETECTOR_METRICS and row.get(key) is not None:
-                yield f"{data_of(run)}: {share(row[key])}"
+                yield f"{run.data}: {share(row[key])}"
             elif key in (row.get("figures") or {}):
                 write = writer_of(key)
-                yield f"{data_of(run)}, {row.get('policy')}: {interval(row['figures'][key]['mean'], write)}"
-
-
-def data_of(run: Run) -> str:
-    """Return what a run of accuracy was measured on: the last part of its --data, or phantoms."""
-    words = list(run.command)
-    return PurePath(words[words.index("--data") + 1]).name if "--data" in words[:-1] else "phantoms"
+                yield f"{run.data}, {row.get('policy')}: {interval(row['figures'][key]['mean'], write)}"
 
 
 def _printed(paper: Paper, table: PaperTable) -> Table:

@@ -73,6 +73,19 @@ class Run:
         """Return the command as a shell takes it."""
         return shlex.join(self.command)
 
+    @property
+    def data(self) -> str:
+        """Return what a run of accuracy was measured on: the last part of its --data, or phantoms.
+
+        >>> Run("accuracy", ("sam-bench", "accuracy", "--data=scans/knees"), "", 0, (), {}, {}, ()).data
+        'knees'
+        """
+        for word, following in zip(self.command, (*self.command[1:], ""), strict=True):
+            name, _, value = word.partition("=")
+            if name == "--data":
+                return Path(value or following).name or "the working folder"
+        return "phantoms"
+
     def save(self, path: Path) -> None:
         """Write the file in one move; a folder that is missing is made. Numbers that are not finite become words."""
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -117,12 +117,46 @@ def test_a_mean_that_some_cases_raise_and_some_lower_is_undecided(made):
     assert changed(*runs) == []
 
 
+def test_a_case_that_was_lost_is_worse_whatever_the_mean_says(made):
+    cases = tuple(f"phantom {n}" for n in range(20))
+    runs = [made.run("accuracy", [made.accuracy("sam", "torch", cases=cases)]) for _ in range(2)]
+    runs[1].rows[0]["cases"][-1]["clicks"][-1]["dice"] = 0.1
+
+    assert changed(*runs) == [("worst Dice to the truth", "worse")]
+
+
+def test_a_step_of_a_mean_that_nobody_sees_is_no_change(made):
+    runs = [made.run("accuracy", [made.accuracy("sam", "torch", worse=worse)]) for worse in (0.0, 1e-4)]
+
+    assert changed(*runs) == []
+
+
+def test_a_backend_that_stopped_sooner_is_compared_at_its_last_click(made):
+    before, after = (made.run("accuracy", [made.accuracy("sam", "triton")]) for _ in range(2))
+    for case in after.rows[0]["cases"]:
+        del case["clicks"][2:]
+
+    found = {change.figure: change for change in compare_runs(before, after)}
+
+    assert found["Dice to the truth"].verdict == "same"
+    assert found["worst Dice to PyTorch"].note == "of other cases or clicks"
+
+
+def test_runs_on_two_sets_of_data_are_refused(accuracy_run):
+    command = (*accuracy_run.command, "--data", "scans/knees")
+
+    with pytest.raises(InputRefused, match="measured on phantoms, the other on knees"):
+        compare_runs(accuracy_run, replace(accuracy_run, command=command))
+
+
 @pytest.mark.parametrize(("turn", "verdict"), [(1, "worse"), (-1, "better")])
 def test_a_distance_that_became_infinite_decides(made, turn, verdict):
     runs = [made.run("accuracy", [made.accuracy("sam", "torch")]) for _ in range(2)]
     runs[1].rows[0]["cases"][1]["clicks"][-1]["hd95_mm"] = math.inf
 
-    assert changed(*runs[::turn]) == [("HD95 [mm] to the truth", verdict)]
+    assert set(changed(*runs[::turn])) == {
+        ("HD95 [mm] to the truth", verdict), ("worst HD95 [mm] to the truth", verdict),
+    }  # fmt: skip
 
 
 def test_a_target_that_no_case_reaches_any_more_is_worse(made):
