@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from samkit.clicks import central_click
-from samkit.errors import SamkitError
+from samkit.errors import InputRefused, SamkitError
 from samkit.geometry import Index, Triple, Volume
 from samkit.manifest import ExportPlan
-from samkit.methods import SliceMethod, get_method
+from samkit.methods import Method, SliceMethod, get_method
 from samkit.phantoms import SEQUENCES, make_phantom, make_structures
 from samkit.planes import PlaneView
 from samkit.prompts import FOREGROUND, Point
@@ -40,6 +40,8 @@ clinical head scan. That of `full` fits into half a patch: masks of random weigh
 scan would lead every click to many crops."""
 _GREY = "flair"
 """What a method of one grey volume gets."""
+_SHOWN: Mapping[str, str] = {str(sequence_of(name)): name for name in SEQUENCES}
+"""What a phantom calls each sequence."""
 
 
 @dataclass(frozen=True)
@@ -66,24 +68,54 @@ class Study:
 def make_study(plan: ExportPlan, shape: Index) -> Study:
     """Return a phantom as the method of an export takes it, with its largest object; no clicks yet."""
     method = get_method(plan.method)
-    sequences = method.sequences(plan.config) if isinstance(method, SliceMethod) else ()
-    structures = method.structures(plan.config) if isinstance(method, SliceMethod) else ()
-    if structures:
-        volume, objects = make_structures(SEED, shape)
-        volumes = {"": volume}
-    else:
-        shown = {sequence_of(name): name for name in SEQUENCES}
-        needed = {name: shown[name] for name in sequences} or {"": _GREY}
-        phantom = make_phantom(SEED, shape, sequences=tuple(needed.values()))
-        volumes = {name: phantom.sequences[own] for name, own in needed.items()}
-        objects = phantom.lesions
-    target = objects == 1 + int(np.bincount(objects.ravel())[1:].argmax())
+    volumes, objects = phantom_scans(method, plan.config, SEED, shape, _GREY)
+    target = largest_object(objects)
     study = Study(f"phantom {SEED}", volumes, target)
     if not isinstance(method, SliceMethod):
         return study
-    across = PlaneView.of(shape, next(iter(volumes.values())).affine, method.plane).axes[0]
+    across = slice_axis(method, volumes)
     fullest = int(np.moveaxis(target, across, 0).sum(axis=(1, 2)).argmax())
     return replace(study, target=target & _only(fullest, across, shape), across=across)
+
+
+def phantom_scans(
+    method: Method, config: Any, seed: int, shape: Index, grey: str
+) -> tuple[dict[str, Volume], np.ndarray]:
+    """Return the scans of a phantom by the method's sequences, and its objects: structures where it names any.
+
+    Objects are a volume of 0 and of each one's number. A method of one grey volume gets the sequence `grey`, by the
+    empty name. Raises InputRefused for a sequence that phantoms do not have.
+    """
+    if isinstance(method, SliceMethod) and method.structures(config):
+        volume, structures = make_structures(seed, shape)
+        return {"": volume}, structures
+    sequences = method.sequences(config) if isinstance(method, SliceMethod) else ()
+    needed = {name: _shown(name, method) for name in sequences} or {"": grey}
+    phantom = make_phantom(seed, shape, sequences=tuple(needed.values()))
+    return {name: phantom.sequences[own] for name, own in needed.items()}, phantom.lesions
+
+
+def _shown(name: str, method: Method) -> str:
+    """Return what a phantom calls a sequence; raises InputRefused for one that it does not have."""
+    if name not in _SHOWN:
+        raise InputRefused(
+            "unknown-sequence", f"phantoms have {', '.join(_SHOWN)}, and these weights of {method.name} take {name}",
+            "measure them on scans with sam-bench accuracy --data",
+        )  # fmt: skip
+    return _SHOWN[name]
+
+
+def largest_object(objects: np.ndarray) -> np.ndarray:
+    """Return the mask of the object with the most voxels."""
+    found: np.ndarray = objects == 1 + int(np.bincount(objects.ravel())[1:].argmax())
+    return found
+
+
+def slice_axis(method: SliceMethod, volumes: Mapping[str, Volume]) -> int:
+    """Return the array axis along which a method counts slices."""
+    first = next(iter(volumes.values()))
+    i, j, k = first.array.shape
+    return PlaneView.of((i, j, k), first.affine, method.plane).axes[0]
 
 
 def with_clicks(study: Study, session: AnySession, plan: ExportPlan, clicks: int) -> Study:

@@ -18,7 +18,7 @@ Subjects are called by their place in the sorted folder, because a file's name m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,13 +26,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from samkit.benchmarks.studies import largest_object, phantom_scans, slice_axis
 from samkit.errors import GeometryError, InputRefused
 from samkit.geometry import Volume
 from samkit.methods import Method, SliceMethod
-from samkit.phantoms import SEQUENCES, make_phantom, make_structures
+from samkit.phantoms import SEQUENCES
 from samkit.planes import PlaneView
 from samkit.runtime.images import read_scan
-from samkit.sequences import sequence_of
 from samkit.training.click_cases import Case, check_cases, find_cases, read_volume
 from samkit.training.slice_cases import FoundCases, SliceCase
 from samkit.training.slice_readers import find_slice_cases
@@ -48,8 +48,6 @@ _SIDE, _STRUCTURES_SIDE = 96, 128
 _THICK = 4
 """Every so many slices of a phantom are kept for a method that goes through all of them: thick ones, as clinics have,
 and fewer."""
-_SHOWN: Mapping[str, str] = {str(sequence_of(name)): name for name in SEQUENCES}
-"""What a phantom calls each sequence."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +157,8 @@ def _slice_candidates(
         found = _grey_volumes(folder, method.plane, refusal, said)
     said += found.skipped
     _check_layout(found, method, sequences)
+    if found.layout in ("images", "boxes"):
+        said.append("pixels of pictures have no known size: what is called mm here is pixels, NSD's tolerance, too")
     structures = method.structures(config)
     if structures and not found.names:
         said.append(f"label values 1 to {len(structures)} are taken for {structures[0]} to {structures[-1]}, in order")
@@ -240,36 +240,20 @@ def _targets(
 
 
 def _phantom(method: Method, config: Any, number: int, seed: int) -> Subject:
-    if isinstance(method, SliceMethod) and method.structures(config):
-        volume, labels = make_structures(seed, (_STRUCTURES_SIDE,) * 3)
-        volumes, targets = {"": volume}, _targets(labels, (), method, config, None)
+    of_slices = method if isinstance(method, SliceMethod) else None
+    structures = of_slices.structures(config) if of_slices else ()
+    side = _STRUCTURES_SIDE if structures else _SIDE
+    # One sequence after the other where one is taken, as the demonstration weights learnt
+    volumes, objects = phantom_scans(method, config, seed, (side,) * 3, SEQUENCES[number % len(SEQUENCES)])
+    if of_slices and structures:
+        targets = _targets(objects, (), of_slices, config, None)
     else:
-        # One sequence after the other where one is taken, as the demonstration weights learnt
-        sequences = method.sequences(config) if isinstance(method, SliceMethod) else ()
-        wanted = {name: _shown(name, method) for name in sequences} or {"": SEQUENCES[number % len(SEQUENCES)]}
-        phantom = make_phantom(seed, (_SIDE,) * 3, sequences=tuple(wanted.values()))
-        volumes = {name: phantom.sequences[own] for name, own in wanted.items()}
-        largest = 1 + int(np.bincount(phantom.lesions.ravel())[1:].argmax())
-        every = isinstance(method, SliceMethod) and method.is_automatic
-        targets = {"": phantom.lesions > 0 if every else phantom.lesion(largest)}
-    name = f"phantom {seed}"
-    if isinstance(method, SliceMethod) and method.is_automatic:
-        first = next(iter(volumes.values()))
-        i, j, k = first.array.shape
-        across = PlaneView.of((i, j, k), first.affine, method.plane).axes[0]
+        targets = {"": objects > 0 if of_slices and of_slices.is_automatic else largest_object(objects)}
+    if of_slices and of_slices.is_automatic:
+        across = slice_axis(of_slices, volumes)
         volumes = {own: _thick(volume, across) for own, volume in volumes.items()}
         targets = {own: _every(mask, across) for own, mask in targets.items()}
-    return Subject(name, volumes, None, targets, next(iter(volumes.values())).spacing)
-
-
-def _shown(name: str, method: Method) -> str:
-    """Return what a phantom calls a sequence; raises InputRefused for one that it does not have."""
-    if name not in _SHOWN:
-        raise InputRefused(
-            "unknown-sequence", f"phantoms have {', '.join(_SHOWN)}, and these weights of {method.name} take {name}",
-            "measure them on scans with --data",
-        )  # fmt: skip
-    return _SHOWN[name]
+    return Subject(f"phantom {seed}", volumes, None, targets, next(iter(volumes.values())).spacing)
 
 
 def _thick(volume: Volume, across: int) -> Volume:

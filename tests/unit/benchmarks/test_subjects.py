@@ -137,6 +137,7 @@ def test_pictures_come_with_their_masks(pictures):
     assert subjects[0].picture.shape == (10, 11, 1)
     assert np.array_equal(subjects[0].targets[""], label(1)[1] > 0)
     assert subjects[0].spacing_mm == (1.0, 1.0)
+    assert any("what is called mm here is pixels" in sentence for sentence in said)
     assert any("case 2 left out" in sentence for sentence in said)
 
 
