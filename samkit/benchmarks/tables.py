@@ -136,22 +136,23 @@ def _print(console: Console, table: Table) -> None:
 
 def markdown(runs: Sequence[Run]) -> str:
     """Return all tables of runs as Markdown, those of one run under what it is: the body of docs/benchmarks.md."""
-    parts = [_markdown_table(table, 3) for table in summary_tables(runs)]
+    parts = [markdown_table(table, 3) for table in summary_tables(runs)]
     for run in runs:
         parts.append(f"## {run.kind.capitalize()}: {', '.join(dict.fromkeys(row['method'] for row in run.rows))}")
         parts.append(
             "\n".join(f"- {name}: {_code(text) if name == 'command' else _plain(text)}" for name, text in facts(run))
         )
-        parts += [_markdown_table(table, 3) for table in tables_of(run)]
+        parts += [markdown_table(table, 3) for table in tables_of(run)]
     if any(run.kind == "accuracy" for run in runs):
-        parts.append(_markdown_table(definitions(), 2))
+        parts.append(markdown_table(definitions(), 2))
     said, papers = paper_tables(runs)
     if papers:
-        parts += ["## What the papers print", said, *(_markdown_table(table, 3) for table in papers)]
+        parts += ["## What the papers print", said, *(markdown_table(table, 3) for table in papers)]
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(table: Table, level: int) -> str:
+def markdown_table(table: Table, level: int) -> str:
+    """Return one table as Markdown, under its title as a heading of that level."""
     lines = [f"{'#' * level} {_plain(table.title)}", ""]
     lines += [_markdown_line(table.columns), _markdown_line(["---"] * len(table.columns))]
     lines += [_markdown_line([_plain(word) for word in words]) for words in table.rows]

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -178,6 +179,13 @@ def test_every_metric_of_a_table_is_defined_in_markdown(accuracy_run):
 
     assert "## What the metrics are" in text
     assert "| HD95 | mm | lower | The 95th percentile" in text
+
+
+def test_the_documentation_has_every_metric_as_it_is_defined():
+    text = (Path(__file__).parents[3] / "docs/benchmarks.md").read_text()
+    lines = tables.markdown_table(tables.definitions(), 2).splitlines()[2:]
+
+    assert [line for line in lines if line not in text] == []
 
 
 def test_summary_names_the_worst_method_of_each_backend(runs):
