@@ -31,6 +31,12 @@ AT_ONCE = 2
 """Exports at once, with one thread each."""
 FULL_SIZE = ("m-sam", "sam-med3d")
 """What is timed at full size, too."""
+QUICK_RIVALS = ("torch", "torch-autocast")
+"""What every method is timed against: compiling and exporting once more take minutes each."""
+ALL_RIVALS = ("sam", "sam-med3d")
+"""What is timed against all rivals, and whose memory is measured."""
+FULL_SIZE_GRAPHS = ("image_encoder", "mask_decoder", "mask_decoder_anchored")
+FULL_SIZE_RIVALS = ("torch", "onnxruntime-no-fold")
 LOADED = "m-sam"
 """What readers work with on a server."""
 BACKENDS = "torch,onnxruntime,onnxruntime-fp16"
@@ -108,9 +114,14 @@ def bench_commands(out: Path, methods: Sequence[str], *, served: bool = True) ->
     small = _exports(out, methods)
     backends = SERVED if served else BACKENDS
     found = {"accuracy": ["accuracy", *small, "--backends", backends, "--cases", "2", "--clicks", "5"]}
-    found["latency"] = ["latency", *small, "--rounds", "3"]
+    parts = _each("--part", ("graphs", "stages"))
+    quick = [*_each("--rival", QUICK_RIVALS), *parts, "--rounds", "3", "--cold-starts", "2"]
+    found["latency"] = ["latency", *small, *quick]
+    if compared := [name for name in ALL_RIVALS if name in methods]:
+        found["rivals"] = ["latency", *_exports(out, compared), *_each("--part", ("graphs", "memory")), "--rounds", "3"]
     if full:
-        found["full-size"] = ["latency", *_exports(out, full, full=True), "--rounds", "3", "--part", "graphs"]
+        graphs = [*_each("--graph", FULL_SIZE_GRAPHS), *_each("--rival", FULL_SIZE_RIVALS), "--part", "graphs"]
+        found["full-size"] = ["latency", *_exports(out, full, full=True), *graphs, "--rounds", "3"]
     if served:
         found["load"] = ["load", *_exports(out, [loaded]), "--sessions", "1,2,4", "--seconds", "15"]
     return _writing(out, found)
@@ -152,7 +163,11 @@ def _writing(out: Path, found: Mapping[str, Command]) -> dict[Path, Command]:
 
 
 def _exports(out: Path, methods: Sequence[str], *, full: bool = False) -> Command:
-    return [word for name in methods for word in ("--export", str(_folder(out, name, full=full)))]
+    return _each("--export", [str(_folder(out, name, full=full)) for name in methods])
+
+
+def _each(option: str, values: Sequence[str]) -> Command:
+    return [word for value in values for word in (option, value)]
 
 
 def _folder(out: Path, method: str, *, full: bool = False) -> Path:
