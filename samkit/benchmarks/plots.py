@@ -103,7 +103,8 @@ def _dice_plot(rows: Sequence[Row]) -> Plot | None:
         backends = by_backend(of_method)
         for row in sorted(of_method, key=lambda row: backends.index(backend_of(row))):
             _dice_curve(axes, row, max(1.2, 4.8 - 1.2 * backends.index(backend_of(row))), shade=0.3 / len(of_method))
-        axes.set_title(method)
+        counts = sorted({len(row["dice_by_click"][0]) for row in of_method})
+        axes.set_title(f"{method}, n = {' and '.join(map(str, counts))}")
         axes.set_xlabel("click (0: before any)")
         axes.set_ylim(-0.02, 1.02)
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
@@ -113,8 +114,8 @@ def _dice_plot(rows: Sequence[Row]) -> Plot | None:
     keys += [_key(f"clicks: {policy}", OTHER, DASHES[policy]) for policy in policies]
     _legend(figure, keys)
     caption = (
-        "Mean over the cases; the band holds the mean in 95 of 100 bootstrap draws. Backends that agree lie on each "
-        "other, PyTorch the widest."
+        "Mean over n cases, or structures of cases; the band holds the mean in 95 of 100 bootstrap draws. Backends "
+        "that agree lie on each other, PyTorch the widest."
     )
     return Plot("Dice over clicks", caption, _svg(figure, "dice"))
 

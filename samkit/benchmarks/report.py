@@ -24,7 +24,18 @@ from samkit.benchmarks.paper_tables import paper_tables
 from samkit.benchmarks.plots import Plot, plots_of
 from samkit.benchmarks.run_file import Row, Run, load_run
 from samkit.benchmarks.speed_tables import median_ratios
-from samkit.benchmarks.table import Table, backend_of, is_eager, measured, method_of, number, or_worst, overlap
+from samkit.benchmarks.table import (
+    Table,
+    backend_of,
+    interval,
+    is_eager,
+    measured,
+    method_of,
+    number,
+    or_worst,
+    overlap,
+    part_of,
+)
 from samkit.benchmarks.tables import definitions, facts, markdown, summary_tables, tables_of
 from samkit.errors import InputRefused, MissingDependencyError
 
@@ -160,7 +171,7 @@ def _card(run: Run) -> Card:
     rows = [row for row in run.rows if measured(row)]
     lost = sum("error" in row for row in run.rows)
     if run.kind == "accuracy":
-        headline, lines, state = _accuracy_card(rows, lost)
+        headline, lines, state = _accuracy_card(rows, lost, run.data)
     else:
         headline, lines, state = _latency_card(rows) if run.kind == "latency" else _load_card(rows)
     if lost:
@@ -171,7 +182,7 @@ def _card(run: Run) -> Card:
     return Card(headline, tuple(lines), state, None if run.kind == "accuracy" else run.machine.get("settled"))
 
 
-def _accuracy_card(rows: Sequence[Row], lost: int) -> tuple[str, list[str], str]:
+def _accuracy_card(rows: Sequence[Row], lost: int, data: str) -> tuple[str, list[str], str]:
     """Return headline, lines and state; `lost` rows more were to be compared, and failed before they could be."""
     compared = [row for row in rows if not is_eager(row)]
     if not compared:
@@ -181,7 +192,7 @@ def _accuracy_card(rows: Sequence[Row], lost: int) -> tuple[str, list[str], str]
     cases = {(row["method"], case["case"]) for row in rows for case in row.get("cases") or ()}
     lines = [
         f"worst Dice to PyTorch {overlap(worst['parity_dice'])}: {worst['method']}, {backend_of(worst)}",
-        f"{len({row['method'] for row in rows})} methods, {len(cases)} cases",
+        f"{len({row['method'] for row in rows})} methods, {len(cases)} cases of {data}",
     ]
     if failed:
         return f"Gate FAILED in {failed} of {len(compared) + lost} rows", lines, "bad"
@@ -194,18 +205,23 @@ def _latency_card(rows: Sequence[Row]) -> tuple[str, list[str], str]:
     if ratios := median_ratios(rows):
         fastest = min(ratios, key=lambda backend: ratios[backend])
         lines.append(f"{fastest} takes {number(ratios[fastest], 2)} of PyTorch eager's time, the median of graphs")
-    clicks = [row["p50_ms"] for row in rows if row.get("stage") == "click" and row["backend"] == "onnxruntime"]
+    clicks: dict[str, list[float]] = {}
+    for row in rows:
+        if row.get("stage") == "click" and not row["backend"].startswith("torch"):
+            clicks.setdefault(backend_of(row), []).append(row["p50_ms"])
     if not clicks:
         return f"{len(rows)} timings", lines, ""
-    return f"A click takes {number(min(clicks))} to {number(max(clicks))} ms", lines, ""
+    quickest = min(clicks, key=lambda backend: float(np.median(clicks[backend])))
+    least, most = (number(end(clicks[quickest])) for end in (min, max))
+    lines.insert(0, f"the median of each method, with {quickest}")
+    return f"A click takes {least if least == most else f'{least} to {most}'} ms", lines, ""
 
 
 def _load_card(rows: Sequence[Row]) -> tuple[str, list[str], str]:
     levels = [row for row in rows if row.get("stage") == "click" and row.get("sessions")]
     scaled = [row for row in rows if "scaling" in row]
     lines = [
-        f"{row['method']}: {str(row['stage']).replace('_', ' ')} grows with exponent "
-        f"{number(row['scaling']['exponent']['value'])}"
+        f"{row['method']}: {part_of(row)}: exponent {interval(row['scaling']['exponent'])}"
         for row in scaled
         if str(row["stage"]).startswith("click")
     ]

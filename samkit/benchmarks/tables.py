@@ -49,6 +49,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     ]
     return [
         ("command", run.command_line),
+        *([("data", run.data)] if run.kind == "accuracy" else []),
         ("machine", "; ".join(str(word) for word in words if word)),
         *([("settled", settled(run))] if run.kind != "accuracy" else []),
         ("versions", f"samkit {run.samkit} at {run.commit or 'no commit'}; " + _named(run.versions)),

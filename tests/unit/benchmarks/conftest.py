@@ -135,11 +135,11 @@ def timed(middle, count=15, seed=0, spread=0.02):
     return {"samples_ms": samples, **statistics.percentiles(samples)}
 
 
-def latency_row(method, backend, middle, precision="fp32", *, threads=2, seed=0, count=15, **more):
+def latency_row(method, backend, middle, precision="fp32", *, threads=2, seed=0, count=15, spread=0.02, **more):
     """Return a row of a graph or a stage (named in `more`) that takes about `middle` ms."""
     return row_of(
         "latency", method, backend, precision, threads=threads, batch=1, points=1,
-        identity=["threads", "batch", "points"], **timed(middle, count, seed), **more,
+        identity=["threads", "batch", "points"], **timed(middle, count, seed, spread), **more,
     )  # fmt: skip
 
 

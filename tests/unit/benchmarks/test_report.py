@@ -123,6 +123,18 @@ def test_a_row_that_is_an_error_fails_the_gate(made):
     assert "passed in all" not in text
 
 
+def test_a_click_at_a_glance_is_of_the_quickest_backend_alone(made):
+    rows = [made.latency(name, backend, ms, precision, stage="click", spread=0)
+            for name, backend, precision, ms in (
+                ("sam", "onnxruntime", "fp32", 6), ("m-sam", "onnxruntime", "fp32", 9),
+                ("sam", "onnxruntime", "fp16", 40), ("sam", "torch", "fp32", 1))]  # fmt: skip
+
+    text = Page(render([made.run("latency", rows)]).split("<section")[0]).text
+
+    assert "A click takes 6 to 9 ms" in text
+    assert "the median of each method, with ONNX Runtime fp32" in text
+
+
 def test_banners_tell_weights_image_data_and_an_unsettled_machine(accuracy_run, latency_run):
     exports = ({**accuracy_run.exports[0], "weights": "random", "demonstration": False},)
     busy = replace(latency_run, exports=exports, machine={**latency_run.machine, "settled": False, "unsettled": ["x"]})
