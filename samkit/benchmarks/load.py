@@ -130,14 +130,15 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 @click.option("--server", metavar="URL", help="A server that runs, such as triton://127.0.0.1:8001/m-sam.")
 @click.option("--not-loopback", is_flag=True, help="--server is on another machine, and it is yours to load.")
 @click.option("--sessions", default="1,2,4,8,16", show_default=True, callback=_numbers, help="Readers of each level.")
-@click.option("--mode", "modes", multiple=True, type=click.Choice(MODES), default=MODES, show_default=True)
+@click.option("--mode", "modes", multiple=True, type=click.Choice(MODES), default=MODES, show_default=True,
+              help="think: a reader waits before each call; closed: none does. Default: both.")  # fmt: skip
 @click.option("--think-s", default=2.0, show_default=True, type=_POSITIVE, help="Mean time between two calls [s].")
 @click.option("--seconds", default=20.0, show_default=True, type=_POSITIVE, help="How long a level takes.")
 @click.option("--limit-ms", default=1000.0, show_default=True, type=_POSITIVE, help="p95 of clicks that ends it.")
 @click.option("--scaling", default=",".join(SCALINGS), show_default=True, callback=_scalings,
               help="What cost is fitted over; none: nothing.")  # fmt: skip
 @click.option("--rounds", default=ROUNDS, show_default=True, type=click.IntRange(min=1), help="Samples at each size.")
-@click.option("--json", "out", default=Path("bench/load.json"), show_default=True,
+@click.option("--json", "out", default=Path("bench/load.json"), show_default=True, help="Where the run is written.",
               type=click.Path(dir_okay=False, path_type=Path))  # fmt: skip
 def command(
     exports: tuple[Path, ...],
@@ -322,8 +323,9 @@ def _reader_rows(served: Served, work: Workload, fits: bool, machine: Machine, s
     for mode in work.modes:
         own = served.row | _mode(mode, work)
         levels, stopped = climb(partial(_level, served, study, mode, work, scans, machine, say), work, served.plan)
-        rows += [row for level in levels for row in level_rows(level, own | {"scan": _name(study)}, study)]
-        rows[-1]["note"] = _summary(served.plan, mode, levels[-1].readers, stopped, work)
+        shared = own | {"scan": _name(study), "limit_ms": work.limit_ms}
+        rows += [row for level in levels for row in level_rows(level, shared, study)]
+        rows[-1]["note"] = f"{served.plan.method}, {mode}: {stopped or end_of(levels[-1], work, served.plan)}"
         rest = work.sessions[len(levels) :]
         rows += _empty_rows(own, replace(work, modes=(mode,)), rest, served.plan, "not_run", f"not tried: {stopped}")
         if fits:
@@ -332,11 +334,15 @@ def _reader_rows(served: Served, work: Workload, fits: bool, machine: Machine, s
     return rows
 
 
-def _summary(plan: ExportPlan, mode: str, readers: int, stopped: str, work: Workload) -> str:
-    """Return how far readers went up, in a sentence."""
-    calls = f"{_words(work.judged(plan))}s"
-    end = stopped or f"with {readers}, the most that were asked for, {calls} stayed within {work.limit_ms:g} ms at p95"
-    return f"{plan.method}, {mode}: {end}"
+def end_of(level: Level, work: Workload, plan: ExportPlan) -> str:
+    """Return what became of the last level that was asked for, where nothing stopped it before."""
+    stage = work.judged(plan)
+    most = f"with {level.readers}, the most that were asked for,"
+    if not level.samples[stage]:
+        return (
+            f"{most} no {stage} came up in {level.seconds:.0f} s, so nothing is known of its time; give --seconds more"
+        )
+    return f"{most} {stage}s stayed within {work.limit_ms:g} ms at p95"
 
 
 def _study(plan: ExportPlan) -> Study:

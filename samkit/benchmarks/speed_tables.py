@@ -133,7 +133,8 @@ LOAD_FIGURES: Mapping[str, Callable[[Row], str]] = {
     "clicks per second": figure("clicks_per_second"),
     "errors": _errors,
     "server memory, RSS [MB]": figure("server_rss_mb"),
-    "client's share of the processors": figure("client_cpu_share"),
+    "readers' share of the processors": figure("client_cpu_share"),
+    "server's": figure("server_cpu_share"),
 }
 
 

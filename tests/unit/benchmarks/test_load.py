@@ -70,6 +70,13 @@ def test_levels_end_where_calls_fail():
     assert stopped == "with 2 readers calls failed: AtCapacity 3 times, ServerTimeout 1 times"
 
 
+def test_a_last_level_without_a_click_says_nothing_of_their_time():
+    quick, none = (load.end_of(level(2, click=times), load.Workload(), PLAN) for times in ((0.01,), ()))
+
+    assert quick == "with 2, the most that were asked for, clicks stayed within 1000 ms at p95"
+    assert none.startswith("with 2, the most that were asked for, no click came up in 10 s, so nothing is known")
+
+
 def test_slow_calls_that_are_no_clicks_do_not_end_it():
     found, _ = climbed(*(level(n, scan=(9.0,), first_click=(9.0,)) for n in (1, 2, 4, 8)))
 

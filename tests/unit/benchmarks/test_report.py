@@ -135,6 +135,18 @@ def test_a_click_at_a_glance_is_of_the_quickest_backend_alone(made):
     assert "the median of each method, with ONNX Runtime fp32" in text
 
 
+def test_readers_held_are_those_answered_in_time_and_without_errors(made, load_run):
+    late = [row | {"limit_ms": 100.0} for row in load_run.rows]
+
+    texts = [Page(render([replace(load_run, rows=tuple(rows))]).split("<section")[0]).text
+             for rows in (late, late[-2:-1])]  # fmt: skip
+
+    assert "2 readers held at once" in texts[0]
+    assert "m-sam, closed: 2, p95 of a click" in texts[0]
+    assert "2 levels beyond the limit, or with errors" in texts[0]
+    assert "No reader was held" in texts[1]
+
+
 def test_banners_tell_weights_image_data_and_an_unsettled_machine(accuracy_run, latency_run):
     exports = ({**accuracy_run.exports[0], "weights": "random", "demonstration": False},)
     busy = replace(latency_run, exports=exports, machine={**latency_run.machine, "settled": False, "unsettled": ["x"]})
