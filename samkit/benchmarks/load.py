@@ -131,7 +131,7 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 @click.option("--not-loopback", is_flag=True, help="--server is on another machine, and it is yours to load.")
 @click.option("--sessions", default="1,2,4,8,16", show_default=True, callback=_numbers, help="Readers of each level.")
 @click.option("--mode", "modes", multiple=True, type=click.Choice(MODES), default=MODES, show_default=True,
-              help="think: a reader waits before each call; closed: none does. Default: both.")  # fmt: skip
+              help="think: a reader waits before each call; closed: none does.")  # fmt: skip
 @click.option("--think-s", default=2.0, show_default=True, type=_POSITIVE, help="Mean time between two calls [s].")
 @click.option("--seconds", default=20.0, show_default=True, type=_POSITIVE, help="How long a level takes.")
 @click.option("--limit-ms", default=1000.0, show_default=True, type=_POSITIVE, help="p95 of clicks that ends it.")

@@ -61,7 +61,11 @@ def _ours(key: str, runs: Sequence[Run], method: str) -> Iterator[str]:
 
 def _printed(paper: Paper, table: PaperTable) -> Table:
     titles = tuple(f"{column.group}: {column.name}" if column.group else column.name for column in table.columns)
-    named = [f"{title}: {column.why}" for title, column in zip(titles, table.columns, strict=True) if column.why]
+    doubts: dict[str, list[str]] = {}
+    for title, column in zip(titles, table.columns, strict=True):
+        if column.why:
+            doubts.setdefault(column.why, []).append(title)
+    named = [f"{', '.join(doubted)}: {why}" for why, doubted in doubts.items()]
     count = f"n = {table.n}" if table.n else "n not given"
     return Table(
         f"{paper.method}, table {table.number}: {table.caption}",

@@ -218,6 +218,14 @@ def test_papers_stand_beside_what_was_measured_here(accuracy_run):
     assert ours["here, PyTorch eager, on other data"] == "phantoms, trained: 0.880 [0.860, 0.900]"
 
 
+def test_a_doubt_about_several_columns_of_a_paper_is_said_once(made):
+    _, found = paper_tables([made.run("accuracy", [made.accuracy("lora-sam", "torch")])])
+    (table,) = (table for table in found if table.title.startswith("lora-sam, table 3"))
+
+    assert table.notes[-1].startswith("SAM: HD, SAM-2D: HD, Ours: HD: the paper's HD is the mean distance")
+    assert sum("mean distance" in note for note in table.notes) == 1
+
+
 def test_infinite_distances_are_counted_beside_the_mean_of_the_others(made):
     row = made.accuracy("sam", "torch")
     row["figures"]["hd95_mm"] |= {"not_finite": 1, "worst": math.inf}
