@@ -1,8 +1,12 @@
 """What one backend did with all cases by one policy, and the row that becomes of it.
 
-A row's figures are of the last click; `dice_by_click`, `clicks_to` and `cases` have all of them. `parity_dice` and its
-neighbours are against PyTorch float32 at the same clicks, the worst of all. `clicks_to` is of clicks on the backend's
-own errors, as a reader would set them, so that `click_drift` says what another mask does to the work.
+A row's figures are of the last click that each case got, which `clicks_done` tells, in the order of `cases`: a server
+that takes no mask as a prompt, or a backend that failed, stopped sooner than PyTorch, and its figures are to be compared
+with PyTorch's of that click. `dice_by_click`, `clicks_to` and `cases` have all clicks. `parity_dice` and its neighbours
+are against PyTorch float32 at the same clicks, the worst of all; `relative_error` is of outputs of graphs, with errors
+built up over a session where its calls are seen, and on PyTorch's own inputs where a server hides them. `clicks_to` is
+of clicks on the backend's own errors, as a reader would set them, so that `click_drift` says what another mask does to
+the work; cases that it was not clicked on to the end are in neither.
 """
 
 from __future__ import annotations
@@ -69,6 +73,7 @@ class Book:
             "clicks_to": {key: list(self._clicks_to(level).values()) for key, level in _LEVELS.items()},
             "click_drift": {key: self._drift(reference, level) for key, level in _LEVELS.items()},
             "clicks": clicks,
+            "clicks_done": [steps[-1]["click"] for steps in self.units.values()],
             "cases": [{"case": unit, "clicks": steps} for unit, steps in self.units.items()],
             "slices": self.slices,
             "failures": self._failures(),
@@ -100,9 +105,8 @@ class Book:
     def _drift(self, reference: Book, level: float) -> float | None:
         """Return the worst difference of clicks to a Dice; infinite where one reached it alone, None where nobody."""
         ours, theirs = self._clicks_to(level), reference._clicks_to(level)
-        pairs = [
-            (ours.get(case), wanted) for case, wanted in theirs.items() if (ours.get(case), wanted) != (None, None)
-        ]
+        pairs = [(ours[case], theirs[case]) for case in ours.keys() & theirs.keys()]
+        pairs = [pair for pair in pairs if pair != (None, None)]
         differences = [math.inf if a is None or b is None else float(abs(a - b)) for a, b in pairs]
         return max(differences, default=None)
 

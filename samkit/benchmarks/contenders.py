@@ -2,6 +2,9 @@
 
 Names of backends on the command line are those of BACKENDS. On a CPU float16 is judged by graphs that round and
 overflow as a GPU does (`export.emulation`): ONNX Runtime computes them in float32 there, and would hide an overflow.
+
+A session on a server runs its graphs there, where nobody sees the calls; but each graph is a model of its own there,
+too (`ServedRunner`), which can be asked what PyTorch was asked.
 """
 
 from __future__ import annotations
@@ -13,15 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from samkit.benchmarks.gate import CallJudge, CallTape, RecordedRunner
 from samkit.benchmarks.originals import original_network, original_runners
 from samkit.errors import MissingDependencyError, SamkitError, ServingError
 from samkit.export.emulation import EmulatedRunner
 from samkit.manifest import Manifest
 from samkit.methods import GraphSpec
-from samkit.runtime import open_session
-from samkit.runtime.runner import Runner, SubstituteRunner, add_substitutes
+from samkit.runtime import open_session, tritonclient_library
+from samkit.runtime.runner import HostRunner, Runner, SubstituteRunner, add_substitutes, check_inputs
 from samkit.runtime.session import TENSORRT, described, make_session, open_runners
+from samkit.runtime.triton_transport import HTTP, Address
+from samkit.tensors import Tensor, on_host
 from samkit.triton_models.repository import write_repository
 from samkit.triton_models.server import EmbeddedServer
 from samkit.triton_models.server_files import check_numpy, find_server
@@ -77,10 +84,41 @@ class Contender:
     """As on the command line."""
     kind: Kind
     session: Any
-    judge: CallJudge | None
-    """None where a server hides its graphs."""
+    judge: CallJudge
     runners: Mapping[str, Runner]
-    """By graph, without anybody watching; empty on a server."""
+    """By graph, without anybody watching."""
+
+    @property
+    def is_served(self) -> bool:
+        """Return whether the session is on a server."""
+        return self.kind.backend == TRITON
+
+
+class ServedRunner(HostRunner):
+    """A graph of an export, run by the server that serves it."""
+
+    providers = (TRITON,)
+
+    def __init__(self, address: Address, graph: GraphSpec) -> None:
+        """Run `graph` of what is served at `address`."""
+        self.graph = graph
+        self._library = tritonclient_library.http() if address.scheme == HTTP else tritonclient_library.grpc()
+        self._client = self._library.InferenceServerClient(address.server)
+        self._model = f"{address.name}_{graph.name}"
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """Return the outputs by name; raises TensorMismatchError for inputs that don't fit, ServingError otherwise."""
+        check_inputs(self.graph, inputs)
+        arrays = {name: np.ascontiguousarray(on_host(tensor)) for name, tensor in inputs.items()}
+        try:
+            answer = self._client.infer(self._model, tritonclient_library.as_inputs(self._library, arrays))
+        except self._library.InferenceServerException as error:
+            raise ServingError(f"the server did not run {self._model} ({error}); see its log") from error
+        return {spec.name: answer.as_numpy(spec.name) for spec in self.graph.outputs}
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._client.close()
 
 
 @dataclass(frozen=True)
@@ -107,6 +145,8 @@ def open_reference(folder: Path, manifest: Manifest, device: str, threads: int |
         stem = TorchRunner(network, next(spec for spec in plan.specs if spec.name == STEM), device)
     tape = CallTape(stem)
     watched = _watched(runners, tape, method.graphs(config))
+    if stem is not None:
+        runners[STEM] = stem
     session = make_session(method, config, watched, "fp32", manifest, None, None, None)
     held.callback(session.close)
     return Reference(session, tape, runners, Kind(TORCH, "fp32", device))
@@ -123,13 +163,17 @@ def open_contender(
 ) -> Contender | Absent:
     """Return a backend's session on an export, which `held` closes, or why there is none."""  # fmt: skip
     kind = BACKENDS[name]
+    specs = {spec.name: spec for spec in manifest.plan.specs}
+    runners: dict[str, Runner]
     try:
         if kind.backend == TRITON:
-            return Contender(name, kind, _open_served(folder, manifest, server, held), None, {})
+            url, session = _open_served(folder, manifest, server, held)
+            runners = {n: held.enter_context(ServedRunner(Address.parse(url), spec)) for n, spec in specs.items()}
+            judge = CallJudge(tape, specs, kind.precision, is_watching=False)
+            return Contender(name, kind, session, judge, runners)
         if kind.precision not in manifest.plan.precisions:
             return Absent(name, kind, "the export has no float16 files; sam-export --fp16 writes them", False)
         method, config = described(manifest, folder)
-        specs = {spec.name: spec for spec in manifest.plan.specs}
         runners = _open_runners(kind, folder, manifest, threads, held)
         judge = CallJudge(tape, specs, kind.precision)
         watched = _watched(runners, judge, method.graphs(config))
@@ -152,13 +196,13 @@ def _open_runners(
     return runners
 
 
-def _open_served(folder: Path, manifest: Manifest, server: str | None, held: ExitStack) -> Any:
-    """Return a session on a server: on `server`, or on one that is started for this export."""
+def _open_served(folder: Path, manifest: Manifest, server: str | None, held: ExitStack) -> tuple[str, Any]:
+    """Return an address and a session there: of `server`, or of one that is started for this export."""
     if server is None:
         find_server()
         check_numpy()
         work = Path(held.enter_context(tempfile.TemporaryDirectory()))
-        write_repository([folder], work / "repository")
+        write_repository([folder], work / "repository", engines=False)  # the server is started on the CPU
         started = held.enter_context(EmbeddedServer(work / "repository"))
         server = f"triton://{started.grpc}/{manifest.plan.method}"
     session: Any = held.enter_context(open_session(server))
@@ -167,7 +211,7 @@ def _open_served(folder: Path, manifest: Manifest, server: str | None, held: Exi
             f"{server} serves another export of {session.manifest.method} (manifest {session.manifest.digest[:12]}) "
             f"than the one that is measured ({manifest.digest[:12]}); serve this one, or leave --server out"
         )
-    return session
+    return server, session
 
 
 def _watched(

@@ -7,7 +7,7 @@ GraphSpec's tolerance, on the inputs that a session really gave it, errors built
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +23,8 @@ MIN_DICE: Mapping[str, float] = {"fp32": 0.9999, "fp16": 0.995}
 """Least Dice against PyTorch float32 where nobody says otherwise: what imaging products promise of a conversion."""
 SESSION = "the session"
 """What is to blame where no graph can be told."""
+_FLAGS = ("point_labels", "has_mask_input")
+"""Inputs that mean something else at half their value."""
 _DECODER = "mask_decoder"
 _REWRITTEN = {NO_MASK: _DECODER, ANCHORED_DECODER: _DECODER}
 """The fast forms, and the graph of upstream's formulation that does their work."""
@@ -133,18 +135,28 @@ class CallTape:
 class CallJudge:
     """Compares the calls of a backend, as they come, with those of the originals at the same places."""
 
-    def __init__(self, tape: CallTape, specs: Mapping[str, GraphSpec], precision: str) -> None:
-        """Compare with `tape`, which always is one step ahead."""
+    def __init__(
+        self, tape: CallTape, specs: Mapping[str, GraphSpec], precision: str, *, is_watching: bool = True
+    ) -> None:
+        """Compare with `tape`, which always is one step ahead; calls of a session on a server can't be watched."""
         self._tape, self.specs, self._precision = tape, specs, precision
+        self._is_watching = is_watching
         self.errors: dict[str, dict[str, float]] = {}
         """By policy, the largest relative error of each graph's outputs so far."""
         self.seen: set[str] = set()
         """Graphs that were compared at all."""
+        self.questioned: set[str] = set()
+        """Graphs that were asked what no session asks, too."""
         self.broken: dict[str, Break] = {}
         """By policy, the first call beyond its tolerance."""
         self.parted: str | None = None
-        """Where this backend began to run other graphs than the originals, after which nothing can be compared."""
+        """Where this backend began to run other graphs than the originals, after which calls have no counterpart."""
         self._policy, self._where, self._place, self._is_on = "", "", 0, False
+
+    @property
+    def is_apart(self) -> bool:
+        """Return whether the session's own calls are not compared, for now or at all."""
+        return self.parted is not None or not self._is_watching
 
     def begin(self, policy: str) -> None:
         """Start on a new scan: what parted comes together."""
@@ -156,13 +168,13 @@ class CallJudge:
 
     def stop(self) -> None:
         """End the step; what runs from here on is not compared. Fewer calls than expected are a parting, too."""
-        if self._is_on and self.parted is None and self._place < len(self._tape.calls):
+        if self._is_on and not self.is_apart and self._place < len(self._tape.calls):
             self.parted = self._where
         self._is_on = False
 
     def take(self, call: Call) -> None:
         """Compare one call."""
-        if not self._is_on or self.parted is not None:
+        if not self._is_on or self.is_apart:
             return
         expected = self._tape.calls[self._place] if self._place < len(self._tape.calls) else None
         self._place += 1
@@ -171,8 +183,8 @@ class CallJudge:
             return
         self.compare(call, expected, self._where)
 
-    def compare(self, call: Call, expected: Call, where: str) -> None:
-        """Add a call's errors; keep the first one that is beyond its graph's tolerance."""
+    def compare(self, call: Call, expected: Call, where: str, how: str = "") -> None:
+        """Add a call's errors; keep the first one that is beyond its graph's tolerance. `how` says what was special."""
         self.seen.add(call.graph)
         errors = self.errors.setdefault(self._policy, {})
         limit = self.specs[call.graph].tolerance[self._precision].relative
@@ -182,7 +194,9 @@ class CallJudge:
             errors[call.graph] = float(np.maximum(errors.get(call.graph, 0.0), error))  # nan stays
             # `not <=`, because nan must fail
             if self._policy not in self.broken and not error <= limit:
-                found = f"{name} has a relative error of {error:.1e} against PyTorch's, needed is at most {limit:.0e}"
+                found = (
+                    f"{name} has a relative error of {error:.1e} against PyTorch's{how}, needed is at most {limit:.0e}"
+                )
                 self.broken[self._policy] = Break(where, call.graph, found, call)
 
     def nearest_to_blame(self) -> str:
@@ -192,25 +206,49 @@ class CallJudge:
         return max(errors, key=lambda name: errors[name] / limits[name], default=SESSION)
 
 
-def compare_idle(
+def compare_apart(
     judge: CallJudge, tape: CallTape, originals: Mapping[str, Runner], runners: Mapping[str, Runner], where: str
 ) -> None:
-    """Run the graphs that no session asked for on what the `originals` were given, and compare: clients may use them.
+    """Run graphs on what the `originals` were given, and compare.
 
-    A decoder that may be given masks gets one, too.
+    Those are graphs that no session asked for, which clients may use, and all of them where a session's calls have no
+    counterpart. Each graph is asked once what sessions seldom ask: two unlike rows, and a decoder with a mask.
     """
-    for name in sorted(judge.specs.keys() - judge.seen):
+    for name, spec in sorted(judge.specs.items()):
         expected = tape.first_of(name)
-        needed = {spec.name for spec in judge.specs[name].inputs}
-        if expected is None or not needed <= expected.inputs.keys():
+        if expected is None or not {tensor.name for tensor in spec.inputs} <= expected.inputs.keys():
             continue
-        given = {key: expected.inputs[key] for key in needed}
-        judge.compare(Call(name, given, runners[name].run(given)), expected, where)
-        if "has_mask_input" in needed:
-            mask = expected.outputs["low_res_masks"][:, :1]
-            given |= {"mask_input": mask, "has_mask_input": np.ones_like(given["has_mask_input"])}
-            answer = Call(expected.graph, given, originals[expected.graph].run(given))
-            judge.compare(Call(name, given, runners[name].run(given)), answer, where)
+        given = {tensor.name: expected.inputs[tensor.name] for tensor in spec.inputs}
+        if judge.is_apart or name not in judge.seen:
+            judge.compare(Call(name, given, runners[name].run(given)), expected, where)
+        if name in judge.questioned:
+            continue
+        judge.questioned.add(name)
+        for how, question in _questions(spec, given, expected):
+            # What a fast form leaves out, such as masks, the original gets from a session; here from the first row
+            rows = max(len(value) for value in question.values())
+            left_out = {key: value for key, value in expected.inputs.items() if key not in question}
+            padded = {
+                key: np.repeat(value, rows, axis=0) if len(value) == 1 else value for key, value in left_out.items()
+            }
+            answer = Call(expected.graph, question, originals[expected.graph].run({**padded, **question}))
+            judge.compare(Call(name, question, runners[name].run(question)), answer, where, how)
+
+
+def _questions(
+    spec: GraphSpec, given: Mapping[str, np.ndarray], expected: Call
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Yield what else a graph takes than what it was `given`, and how a sentence calls that."""
+    rows = [tensor.name for tensor in spec.inputs if tensor.axes[0].name == "batch" and tensor.axes[0].max > 1]
+    if rows and all(len(given[name]) == 1 for name in rows):
+        second = {name: given[name] if name in _FLAGS else given[name] * np.float32(0.5) for name in rows}
+        yield " for two rows at once", {**given, **{n: np.concatenate([given[n], second[n]]) for n in rows}}
+    if "has_mask_input" in given:
+        mask = expected.outputs["low_res_masks"][:, :1]
+        yield (
+            " with a mask prompt",
+            {**given, "mask_input": mask, "has_mask_input": np.ones_like(given["has_mask_input"])},
+        )
 
 
 def judge_mask(

@@ -18,7 +18,7 @@ from samkit.benchmarks.accuracy_rows import SAME, Book
 from samkit.benchmarks.contenders import BACKENDS, TORCH, Absent, Contender, Reference
 from samkit.benchmarks.detector_trial import DETECTOR, DetectorBook, DetectorTrial
 from samkit.benchmarks.disagreement import worst_slice
-from samkit.benchmarks.gate import SESSION, Break, Limits, compare_idle, judge_mask
+from samkit.benchmarks.gate import SESSION, Break, Limits, compare_apart, judge_mask
 from samkit.benchmarks.metrics import compare_masks, measure_mask
 from samkit.benchmarks.run_file import Row
 from samkit.benchmarks.subjects import Subject
@@ -145,11 +145,7 @@ class Trial:
     def _detector_trial(self) -> DetectorTrial | None:
         if not isinstance(self._method, SliceMethod) or self._method.propose is None:
             return None
-        self._boxed = {
-            one.name: DetectorBook(identity_of(self._manifest, one))
-            for one in self._contenders
-            if one.judge is not None
-        }
+        self._boxed = {one.name: DetectorBook(identity_of(self._manifest, one)) for one in self._contenders}
         identity, side = identity_of(self._manifest, self._reference), self._config.detector.image
         return DetectorTrial(self._reference.runners[DETECTOR], side, identity)
 
@@ -159,9 +155,8 @@ class Trial:
         set_scan(self._reference.session, subject)
         rivals = []
         for one in self._contenders:
-            if one.judge is not None:
-                one.judge.begin(DETECTOR)
-                rivals.append((one.runners[DETECTOR], one.judge, self._boxed[one.name]))
+            one.judge.begin(DETECTOR)
+            rivals.append((one.runners[DETECTOR], one.judge, self._boxed[one.name]))
         self._detectors.show(subject, self._reference.session.channels(), self._plane, rivals)
 
     # --- Rows ---
@@ -190,10 +185,6 @@ class Trial:
     def _detector_rows(self, trial: DetectorTrial) -> Iterator[Row]:
         yield trial.reference.to_row(trial.wanted, 0.0, (), is_reference=True)
         for one in self._contenders:
-            if one.judge is None:
-                why = "a session on a server shows no boxes of its detector"
-                yield {"kind": "accuracy", **identity_of(self._manifest, one), "graph": DETECTOR, "not_run": why}
-                continue
             book, found = self._boxed[one.name], one.judge.broken.get(DETECTOR)
             failures = [] if found is None else [found.sentence(book.identity)]
             error = one.judge.errors.get(DETECTOR, {}).get(DETECTOR, 0.0)
@@ -252,8 +243,7 @@ class Rival:
 
     def begin(self) -> None:
         """Give the session the scan."""
-        if self._one.judge is not None:
-            self._one.judge.begin(self._task.policy)
+        self._one.judge.begin(self._task.policy)
         try:
             set_scan(self._one.session, self._task.subject)
         except SamkitError as error:
@@ -264,24 +254,22 @@ class Rival:
         if not self._is_live:
             return
         judge = self._one.judge
-        if judge is None and question.refine:
+        if self._one.is_served and question.refine:
             self._is_live = False
             self._book.notes.append(f"{shot.where}: a server takes no mask of its own as a prompt, so it stopped here")
             return
-        if judge is not None:
-            judge.start(shot.where)
+        judge.start(shot.where)
         try:
             with np.errstate(all="ignore"):  # nan and infinities of a broken graph; the judge has seen them
-                labels = answer(self._one.session, self._task, question)
+                try:
+                    labels = answer(self._one.session, self._task, question)
+                finally:
+                    judge.stop()
+                compare_apart(judge, reference.tape, reference.runners, self._one.runners, shot.where)
         except SamkitError as error:
             self._give_up(shot.where, error)
             return
-        finally:
-            if judge is not None:
-                judge.stop()
-        if judge is not None:
-            compare_idle(judge, reference.tape, reference.runners, self._one.runners, shot.where)
-            self._note_calls()
+        self._note_calls()
         self._compare(labels, shot)
 
     def _compare(self, labels: np.ndarray, shot: Shot) -> None:
@@ -304,10 +292,10 @@ class Rival:
 
     def _judge(self, parity: Mapping[str, float], size: int, name: str, shot: Shot) -> None:
         """Hold a mask to the limits."""
-        judge, kind = self._one.judge, self._one.kind
-        graph = SESSION if judge is None else judge.nearest_to_blame()
-        tolerance = self._settings.limits.tolerance(kind.precision, self._task.spacing_mm)
-        found = judge_mask(parity, size, tolerance, graph, shot.where, f"the mask of {name}" if name else "the mask")
+        tolerance = self._settings.limits.tolerance(self._one.kind.precision, self._task.spacing_mm)
+        found = judge_mask(
+            parity, size, tolerance, self._to_blame, shot.where, f"the mask of {name}" if name else "the mask"
+        )
         if found is not None:
             self._book.fail(found)
 
@@ -324,23 +312,25 @@ class Rival:
         self._is_live = False
         self._note_calls()
         if not any(found.call is not None for found in self._book.breaks):
-            graph = SESSION if self._one.judge is None else self._one.judge.nearest_to_blame()
-            self._book.fail(Break(where, graph, f"it failed where PyTorch did not: {error}"))
+            self._book.fail(Break(where, self._to_blame, f"it failed where PyTorch did not: {error}"))
+
+    @property
+    def _to_blame(self) -> str:
+        """Return the graph that may have moved a mask; a server's graphs alone are compared, not what led to them."""
+        return SESSION if self._one.is_served else self._one.judge.nearest_to_blame()
 
     def _note_calls(self) -> None:
         judge = self._one.judge
-        if judge is None:
-            return
         self._book.relative_error = judge.errors.get(self._task.policy, {})
         if (found := judge.broken.get(self._task.policy)) is not None:
             self._book.fail(found)
 
     def end(self, reached: Sequence[float], plane: str) -> None:
         """Click on the backend's own errors; `reached` is PyTorch's Dice after each click."""
-        judge = self._one.judge
-        if judge is not None and judge.parted is not None:
+        if (parted := self._one.judge.parted) is not None:
             self._book.notes.append(
-                f"{judge.parted}: from here on it runs other graphs than PyTorch, so calls are compared no further"
+                f"{parted}: from here on it runs other graphs than PyTorch, as where a mask ends elsewhere; its masks "
+                "are compared as ever, its graphs on what PyTorch's were given"
             )
         if self._worst is not None and self._settings.pictures:
             _, shot, labels = self._worst

@@ -77,6 +77,13 @@ def test_clicks_to_a_dice_are_of_the_backends_own_errors(own, clicks, drift):
     assert drift.items() <= row["click_drift"].items()
 
 
+def test_case_that_was_not_clicked_on_to_the_end_has_no_drift():
+    theirs = book({"case 1": [0.7, 0.95], "case 2": [0.7, 0.95]})
+    row = book({"case 1": [0.7, 0.95], "case 2": [0.7]}, own={"case 1": [0.7, 0.95]}).to_row(theirs, 2)
+    assert (row["clicks_to"]["0.90"], row["click_drift"]["0.90"]) == ([2], 0.0)
+    assert row["clicks_done"] == [2, 1]
+
+
 def test_automatic_policy_has_no_clicks_to_anything():
     made = book({"case 1": [0.9]})
     made.own_dice = {}

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from samkit.benchmarks.gate import Break, Call, CallJudge, CallTape, Limits, RecordedRunner, compare_idle, judge_mask
+from samkit.benchmarks.gate import Break, Call, CallJudge, CallTape, Limits, RecordedRunner, compare_apart, judge_mask
 from samkit.methods import GraphSpec, Tolerance, get_method
 from samkit.runtime.runner import HostRunner
 from samkit.tensors import Axis, TensorSpec
@@ -120,12 +120,55 @@ def test_watched_runner_shows_what_runs_and_closes(tape):
     assert not runner.is_open
 
 
+def compare_with(tape, judge, runners, where="case 1, click 1"):
+    originals = {name: Times(name, 1) for name in judge.specs}
+    compare_apart(judge, tape, originals, runners, where)
+
+
 def test_graph_that_no_click_runs_gets_pytorchs_inputs(tape, judge):
-    tape.take(Call("mask_decoder", {"x": np.ones(1), "more": np.ones(1)}, {"y": np.full(1, 2.0)}))
-    compare_idle(judge, tape, {}, {name: Times(name, 4) for name in judge.specs}, "case 1, click 1")
+    tape.take(Call("mask_decoder", {"x": np.ones(1, np.float32), "more": np.ones(1)}, {"y": np.ones(1)}))
+    compare_with(tape, judge, {name: Times(name, 3) for name in judge.specs})
     assert judge.broken["centre"].graph == "mask_decoder"
-    assert judge.errors["centre"] == {"mask_decoder": 1, "mask_decoder_no_mask": 1}
+    assert judge.errors["centre"] == {"mask_decoder": 2, "mask_decoder_no_mask": 2}
     assert "image_encoder" not in judge.seen
+
+
+class Alone(Times):
+    """Forgets the second row of two."""
+
+    def run(self, inputs):
+        (out,) = super().run(inputs).values()
+        out[1:] = 0
+        return {self.out: out}
+
+
+def test_fault_that_two_rows_alone_show_is_found_and_asked_for_once(tape, judge):
+    theirs = [call("mask_decoder", 1)]
+    theirs[0].inputs["x"][:] = 1
+    step(tape, judge, theirs, [call("mask_decoder", 1)])
+    runners = {name: Alone(name, 1) for name in judge.specs}
+    compare_with(tape, judge, runners)
+    found = judge.broken.pop("centre")
+    assert (found.graph, found.where) == ("mask_decoder", "case 1, click 1")
+    assert "against PyTorch's for two rows at once, needed" in found.measure
+    compare_with(tape, judge, runners)
+    assert judge.broken == {}
+
+
+@pytest.mark.parametrize("is_watching", [True, False], ids=["parted", "served"])
+def test_graphs_get_pytorchs_inputs_where_calls_have_no_counterpart(is_watching, tape, judge):
+    judge = CallJudge(tape, judge.specs, "fp32", is_watching=is_watching)
+    judge.begin("centre")
+    step(tape, judge, [call("mask_decoder", 0)], [])
+    runners = {name: Times(name, 1) for name in judge.specs}
+    compare_with(tape, judge, runners)
+    assert judge.broken == {}
+    runners["mask_decoder"].factor = 1.01
+    theirs = [Call("mask_decoder", {"x": np.ones(1, np.float32)}, {"y": np.ones(1, np.float32)})]
+    step(tape, judge, theirs, [], "case 1, click 3")
+    compare_with(tape, judge, runners, "case 1, click 3")
+    assert (judge.broken["centre"].graph, judge.broken["centre"].where) == ("mask_decoder", "case 1, click 3")
+    assert judge.parted == ("case 1, click 1" if is_watching else None)
 
 
 @pytest.mark.parametrize(

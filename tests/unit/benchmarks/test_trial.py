@@ -7,7 +7,7 @@ import pytest
 
 from samkit.benchmarks.accuracy_rows import SAME, Book
 from samkit.benchmarks.contenders import BACKENDS, Contender
-from samkit.benchmarks.gate import CallTape, Limits
+from samkit.benchmarks.gate import CallJudge, CallTape, Limits
 from samkit.benchmarks.subjects import Subject
 from samkit.benchmarks.trajectories import Question, ask, make_task
 from samkit.benchmarks.trial import Rival, Settings, Shot
@@ -56,8 +56,9 @@ def play(session, *sides, name="m-sam"):
     method = get_method(name)
     task = make_task(0, SUBJECT, "centre", method, method.sizes["small"], "small")
     book = Book(dict(IDENTITY), "centre")
-    rival = Rival(Contender("triton", BACKENDS["triton"], session, None, {}), book, task, "case 7", SETTINGS)
     reference = SimpleNamespace(tape=CallTape(), runners={})
+    judge = CallJudge(reference.tape, {}, "fp32", is_watching=False)
+    rival = Rival(Contender("triton", BACKENDS["triton"], session, judge, {}), book, task, "case 7", SETTINGS)
     rival.begin()
     labels, reached = np.zeros(SHAPE, np.uint8), []
     for click, side in enumerate(sides, start=1):
