@@ -68,7 +68,7 @@ class Book:
         row |= self._parity() if self is not reference else {"reference": True, **_worst_parity([SAME])}
         row |= {
             "relative_error": {name: significant(error, 3) for name, error in sorted(self.relative_error.items())},
-            "figures": _figures([steps[-1] for steps in self.units.values()]),
+            "figures": figures_of([steps[-1] for steps in self.units.values()]),
             "dice_by_click": self._dice_by_click(),
             "clicks_to": {key: list(self._clicks_to(level).values()) for key, level in _LEVELS.items()},
             "click_drift": {key: self._drift(reference, level) for key, level in _LEVELS.items()},
@@ -129,7 +129,7 @@ def _worst_parity(parities: Sequence[Mapping[str, float | None]]) -> dict[str, A
     }
 
 
-def _figures(last: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def figures_of(last: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return by metric the mean over cases, with its interval, and the worst.
 
     A distance to an empty mask is infinite: such cases are left out of the mean, which is infinite where no other is
