@@ -1,7 +1,8 @@
 """Tables of accuracy: masks beside PyTorch float32's, masks beside the truth, clicks to a Dice, detectors.
 
 A backend may have stopped sooner than PyTorch, as a server does where its last mask is to go in as a prompt. So figures
-against the truth say after which click they are, and a parity of fewer clicks than PyTorch's says so.
+against the truth say after which click they are, PyTorch's of that click stand beside them, and a parity of fewer
+clicks than PyTorch's says so.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from samkit.benchmarks.accuracy_rows import figures_of
 from samkit.benchmarks.metrics import METRICS
 from samkit.benchmarks.run_file import Row, Run
 from samkit.benchmarks.table import (
@@ -61,7 +63,7 @@ def accuracy_tables(run: Run) -> list[Table]:
             lambda row: _parity_cell(row, originals), _parity_notes(run, compared, originals),
         ),
         listing(f"{title}: all measures at worst", compared, lines, PARITY_FIGURES, detail=True),
-        *_truth_tables(masks, lines),
+        *_truth_tables(_with_same_clicks(masks, originals), lines),
         _clicks_table(masks, lines),
         *([_detector_table(detectors)] if detectors else []),
     ]  # fmt: skip
@@ -211,6 +213,24 @@ def _truth_tables(rows: Sequence[Row], lines: Columns) -> list[Table]:
         table = listing(title, rows, lines, figures, _truth_notes(rows), detail)
         found += [unless_repeated(table, len(lines.names))] if some else []
     return found
+
+
+def _with_same_clicks(rows: Sequence[Row], originals: Originals) -> list[Row]:
+    """Return rows with PyTorch's once more before each that stopped sooner, as it was after the same clicks."""
+    found: list[Row] = []
+    for row in rows:
+        if measured(row) and row.get("cases") and _stopped(row, originals):
+            same = _at_same_clicks(originals[_answered(row)], row)
+            found += [same] if same not in found else []
+        found.append(row)
+    return found
+
+
+def _at_same_clicks(original: Row, row: Row) -> Row:
+    clicks = {case["case"]: len(case["clicks"]) for case in row["cases"]}
+    cases = [case | {"clicks": case["clicks"][: clicks[case["case"]]]} for case in original["cases"]
+             if clicks.get(case["case"])]  # fmt: skip
+    return original | {"cases": cases, "figures": figures_of([case["clicks"][-1] for case in cases])}
 
 
 def _truth_notes(rows: Sequence[Row]) -> tuple[str, ...]:
