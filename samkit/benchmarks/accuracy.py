@@ -5,8 +5,12 @@ and every backend gets the same clicks: so each mask has one to be compared with
 clicked on once more on its own errors. Every call of every graph is compared, too (`gate`). All figures are written
 before the exit code says whether a limit broke.
 
-Files that changed since their export are refused before anything else. `slices` of a row hold parts of images: share a
-run as you would share the scans, or measure with --anonymous.
+Files that changed since their export are refused before anything else. An export that can't be measured among others
+is a row that says why, and fails the gate. What this can't see stands in `gate`.
+
+What a run holds of the data: `slices` of a row are parts of images, `notes` may name files that were left out, and
+`command` has the folder as it was typed. Cases are called by their place in the folder, never by a file. So share a run
+as you would share the scans, or measure with --anonymous, which leaves out pictures, names of files, and the folder.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from samkit.benchmarks.contenders import (
     BACKENDS,
     TORCH,
     Absent,
+    Kind,
     check_names,
     default_backends,
     open_contender,
@@ -182,8 +187,8 @@ def measure_accuracy(
     operator, `device` is PyTorch's. What is beyond `limits` raises nothing: it is in the rows, as `failures`.
 
     Raises ManifestError for an export whose files changed, before anything else, PromptError for an export that knows
-    none of the `policies`, InputRefused for data that it can't be measured on, and whatever keeps PyTorch's originals
-    from running.
+    none of the `policies`. InputRefused for data that an export can't be measured on, and whatever keeps PyTorch's
+    originals from running, are raised where it is the only one; among several they are its row.
     """
     started, begun = now(), time.perf_counter()
     manifests = {folder: Manifest.load(folder) for folder in exports}
@@ -198,27 +203,19 @@ def measure_accuracy(
     notes: list[str] = []
     with Machine(threads, device) as machine:
         for folder, manifest in manifests.items():
-            method, config = described(manifest, folder)
-            said: list[str] = []
-            subjects: Iterator[Subject] = (
-                iter(phantom_subjects(method, config, cases))
-                if data is None
-                else each_subject(data, method, config, cases, said, label=label)
-            )
-            with ExitStack() as held:
-                say(f"{method.name}: opening {', '.join(backends)}")
-                reference = open_reference(folder, manifest, device, threads, held)
-                opened = [
-                    open_contender(name, folder, manifest, reference.tape, threads, server, held)
-                    for name in backends
-                    if name != TORCH
-                ]
-                trial = Trial(folder, manifest, reference, opened, settings, say)
-                trial.run(subjects)
-                rows += trial.rows() + _left_out(manifest, backends)
-            if anonymous and said:
-                said = [f"{len(said)} remarks on the files of the data are left out, because they may name somebody"]
-            notes += [f"{method.name}: {sentence}" for sentence in dict.fromkeys((*said, *trial.notes))]
+            say(f"{manifest.plan.method}: opening {', '.join(backends)}")
+            try:
+                found, remarks = _measure_export(
+                    folder, manifest, settings, say, backends=backends, data=data, cases=cases, label=label,
+                    device=device, threads=threads, server=server,
+                )  # fmt: skip
+            except SamkitError as error:
+                if len(manifests) == 1:
+                    raise
+                say(f"{manifest.plan.method}: {error}")
+                found, remarks = [_failed(manifest, device, _UNSAID if anonymous else str(error))], []
+            rows += found
+            notes += remarks
             machine.sample()
         facts = machine.describe()
     return Run(
@@ -235,6 +232,42 @@ def measure_accuracy(
     )
 
 
+def _measure_export(
+    folder: Path, manifest: Manifest, settings: Settings, say: Say, *, backends: Sequence[str], data: Path | None,
+    cases: int, label: int | None, device: str, threads: int | None, server: str | None,
+) -> tuple[list[Row], list[str]]:  # fmt: skip
+    """Return the rows of one export, and what a reader must be told of them."""
+    method, config = described(manifest, folder)
+    said: list[str] = []
+    subjects: Iterator[Subject] = (
+        iter(phantom_subjects(method, config, cases))
+        if data is None
+        else each_subject(data, method, config, cases, said, label=label)
+    )
+    with ExitStack() as held:
+        reference = open_reference(folder, manifest, device, threads, held)
+        opened = [
+            open_contender(name, folder, manifest, reference.tape, threads, server, held)
+            for name in backends
+            if name != TORCH
+        ]
+        trial = Trial(folder, manifest, reference, opened, settings, say)
+        trial.run(subjects)
+        rows = trial.rows() + _left_out(manifest, backends)
+    if settings.anonymous and said:
+        said = [f"{len(said)} remarks on the files of the data are left out, because they may name somebody"]
+    return rows, [f"{method.name}: {sentence}" for sentence in dict.fromkeys((*said, *trial.notes))]
+
+
+def _failed(manifest: Manifest, device: str, why: str) -> Row:
+    """Return the row of an export that could not be measured at all."""
+    one = Absent(TORCH, Kind(TORCH, "fp32", device), why, True)
+    return {"kind": "accuracy", **identity_of(manifest, one), "stage": "masks", "error": why}
+
+
+_UNSAID = (
+    "it could be measured on no case, and why is left out, because it may name a file; measure it alone to read it"
+)
 _PICTURE_NOTES = {True: ("this file holds parts of the images; share it as you would share the scans",), False: ()}
 
 

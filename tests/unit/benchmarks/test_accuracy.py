@@ -1,6 +1,8 @@
 """Guards the command around the trial: names of backends, the gate's lines and exit codes, rows of what did not run."""
 
+import shutil
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +10,7 @@ from samkit.benchmarks import accuracy, cli
 from samkit.benchmarks.contenders import BACKENDS, check_names, default_backends, open_contender
 from samkit.benchmarks.gate import CallTape
 from samkit.benchmarks.run_file import Run, check_row
-from samkit.errors import PromptError, SamkitError
+from samkit.errors import CheckpointError, PromptError, SamkitError
 from samkit.manifest import Manifest
 
 
@@ -93,6 +95,23 @@ def test_usage_is_refused(words, message, in_process, tmp_path):
 def test_policy_that_a_method_does_not_know_is_refused(bright_export):
     with pytest.raises(PromptError, match="sam-med3d knows the policies trained, centre and not automatic"):
         accuracy.measure_accuracy([bright_export], backends=["torch"], policies=["automatic"])
+
+
+@pytest.mark.parametrize(("anonymous", "why"), [(False, "m_sam.pth is gone"), (True, "it may name a file")])
+def test_export_that_cannot_be_measured_is_refused_alone_and_a_row_among_others(
+    anonymous, why, bright_export, tmp_path, monkeypatch
+):
+    def refuse(*_):
+        raise CheckpointError("the checkpoint m_sam.pth is gone; put it back")
+
+    monkeypatch.setattr(accuracy, "open_reference", refuse)
+    with pytest.raises(CheckpointError):
+        accuracy.measure_accuracy([bright_export], backends=["torch"])
+    exports = [bright_export, Path(shutil.copytree(bright_export, tmp_path / "other"))]
+    run = accuracy.measure_accuracy(exports, backends=["torch"], anonymous=anonymous)
+    assert [why in row["error"] for row in run.rows] == [True, True]
+    with pytest.raises(SamkitError, match=why):
+        accuracy.fail_where_broken(run, [])
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-fp16", "onnxruntime-fp16"])
