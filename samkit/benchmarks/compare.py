@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 import numpy as np
@@ -143,8 +144,7 @@ def compare_runs(before: Run, after: Run, *, noise: float = NOISE, different_mac
         )
     ours, theirs = _by_identity(before), _by_identity(after)
     changes = [change for key, row in ours.items() if key in theirs for change in _compare(row, theirs[key], noise)]
-    changes += [_lone(row, GONE) for key, row in ours.items() if key not in theirs]
-    changes += [_lone(row, NEW) for key, row in theirs.items() if key not in ours]
+    changes += [*_lone(ours, theirs, GONE), *_lone(theirs, ours, NEW)]
     if differences:
         note = f"different machines: {'; '.join(differences)}"
         changes = [replace(change, note="; ".join(filter(None, (change.note, note)))) for change in changes]
@@ -186,8 +186,12 @@ def _record(runs: tuple[Run, Run], warnings: Sequence[str], changes: Sequence[Ch
 # --- One row ---
 
 
-def _by_identity(run: Run) -> dict[tuple[tuple[str, Any], ...], Row]:
-    found: dict[tuple[tuple[str, Any], ...], Row] = {}
+Rows: TypeAlias = dict[tuple[tuple[str, Any], ...], Row]
+"""By identity."""
+
+
+def _by_identity(run: Run) -> Rows:
+    found: Rows = {}
     for row in run.rows:
         key = identity(row)
         if key in found:
@@ -207,8 +211,16 @@ def _why(row: Row) -> str:
     return next(f"{key.replace('_', ' ')}: {row[key]}" for key in WHY_NOT if key in row)
 
 
-def _lone(row: Row, verdict: str) -> Change:
-    return Change(_name(row), "", verdict, f"only in the run {'before' if verdict == GONE else 'after'}", 0.0)
+def _lone(rows: Rows, others: Rows, verdict: str) -> Iterator[Change]:
+    """Yield a change for each of `rows` that `others` lack, and one for all of a method."""
+    run = f"in the run {'before' if verdict == GONE else 'after'}"
+    methods = {method_of(row) for row in others.values()}
+    lone = [row for key, row in rows.items() if key not in others]
+    for method, count in Counter(method_of(row) for row in lone if method_of(row) not in methods).items():
+        yield Change(method, "", verdict, f"only {run}, in {count} row{'s' * (count > 1)}", 0.0)
+    for row in lone:
+        if method_of(row) in methods:
+            yield Change(_name(row), "", verdict, f"only {run}", 0.0)
 
 
 def _compare(before: Row, after: Row, noise: float) -> Iterator[Change]:

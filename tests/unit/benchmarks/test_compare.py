@@ -175,12 +175,18 @@ def test_a_row_that_lost_its_figures_is_worse(made, why):
     assert changed(after, before) == [("", "new")]
 
 
-def test_rows_of_one_run_alone_are_listed(made):
-    before, after = (made.run("latency", [made.latency(name, "torch", 5, stage="click")]) for name in ("sam", "m-sam"))
+def test_rows_of_one_run_alone_are_listed_and_those_of_a_whole_method_once(made):
+    def rows(method, *stages):
+        return [made.latency(method, "torch", 5, stage=stage) for stage in stages]
 
-    found = compare_runs(before, after)
+    before = made.run("latency", [*rows("sam", "load", "click"), *rows("medsam", "load", "click")])
+    after = made.run("latency", [*rows("sam", "load"), *rows("m-sam", "load")])
 
-    assert [(c.verdict, c.row.split(" ")[0]) for c in found] == [("gone", "sam"), ("new", "m-sam")]
+    assert [change.line() for change in compare_runs(before, after) if change.verdict in ("gone", "new")] == [
+        "gone   medsam small: only in the run before, in 2 rows",
+        "gone   sam small click, PyTorch eager fp32, threads 2, batch 1, points 1: only in the run before",
+        "new    m-sam small: only in the run after, in 1 row",
+    ]
 
 
 def test_worst_comes_first(made):
