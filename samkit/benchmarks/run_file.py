@@ -16,7 +16,7 @@ import json
 import math
 import shlex
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -170,11 +170,6 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{found[0]}+changes" if found[1] else found[0]
-
-
-def merge_rows(runs: Iterable[Run], kind: str) -> list[Row]:
-    """Return the rows of one kind of several runs, in order."""
-    return [row for run in runs for row in run.rows if row["kind"] == kind]
 
 
 _WORDS: Mapping[str, float] = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
