@@ -15,6 +15,7 @@ as you would share the scans, or measure with --anonymous, which leaves out pict
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -141,7 +142,7 @@ def fail_where_broken(run: Run, named: Sequence[str]) -> None:
 
     The last line is the error, those before it go to stderr. A backend of `named` that did not run is broken, too.
     """
-    lines: dict[tuple[Any, ...], str] = {}
+    lines: dict[tuple[Any, ...], tuple[float, str]] = {}
     asked = {(kind.backend, kind.precision, kind.device) for kind in (BACKENDS[name] for name in named)}
     for row in run.rows:
         rival = (row["backend"], row["precision"], row["device"])
@@ -153,10 +154,13 @@ def fail_where_broken(run: Run, named: Sequence[str]) -> None:
                 f"{row['method']} on {row['backend']} ({row['precision']}) was asked for and not run: {row['not_run']}"
             ]
         if found:
-            lines.setdefault((row["method"], row["manifest"], *rival), found[0])
-    *others, last = lines.values() or [""]
-    for line in others:
-        click.echo(f"sam-bench: {line}", err=True)
+            key = (row["method"], row["manifest"], *rival)
+            # Of several policies the one that met the first case
+            case = float(row.get("failed_case") or math.inf)
+            lines[key] = min(lines.get(key, (case, found[0])), (case, found[0]), key=lambda line: line[0])
+    *others, last = [sentence for _, sentence in lines.values()] or [""]
+    for sentence in others:
+        click.echo(f"sam-bench: {sentence}", err=True)
     if last:
         raise SamkitError(last)
 

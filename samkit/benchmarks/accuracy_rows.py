@@ -44,6 +44,8 @@ class Book:
     """By case, Dice after each click on the backend's own errors."""
     slices: list[dict[str, Any]] = field(default_factory=list)
     breaks: list[Break] = field(default_factory=list)
+    failed_case: int | None = None
+    """The place among the cases, from 1, of the first that broke."""
     notes: list[str] = field(default_factory=list)
     relative_error: Mapping[str, float] = field(default_factory=dict)
     """Worst, by graph."""
@@ -52,8 +54,10 @@ class Book:
         """Note what came out for one thing that has a truth."""
         self.units.setdefault(unit, []).append({"click": click, **figures, "parity": dict(parity)})
 
-    def fail(self, found: Break) -> None:
-        """Note what broke, if it is the first of its kind in this case."""
+    def fail(self, found: Break, case: int) -> None:
+        """Note what broke in the case of that number, 0 and on, if it is the first of its kind."""
+        if self.failed_case is None:
+            self.failed_case = case + 1
         if all((found.graph, found.call is None) != (known.graph, known.call is None) for known in self.breaks):
             self.breaks.append(found)
 
@@ -64,7 +68,7 @@ class Book:
         }  # fmt: skip
         if not self.parities and self is not reference:
             why = self.breaks[0].sentence(self.identity) if self.breaks else "no case could be compared; see notes"
-            return row | {"error": why, "failures": self._failures(), "notes": self.notes}
+            return row | {"error": why, **self._failed(), "notes": self.notes}
         row |= self._parity() if self is not reference else {"reference": True, **_worst_parity([SAME])}
         row |= {
             "relative_error": {name: significant(error, 3) for name, error in sorted(self.relative_error.items())},
@@ -76,7 +80,7 @@ class Book:
             "clicks_done": [steps[-1]["click"] for steps in self.units.values()],
             "cases": [{"case": unit, "clicks": steps} for unit, steps in self.units.items()],
             "slices": self.slices,
-            "failures": self._failures(),
+            **self._failed(),
             "notes": self.notes,
         }
         return row
@@ -84,8 +88,9 @@ class Book:
     def _parity(self) -> dict[str, Any]:
         return _worst_parity(self.parities)
 
-    def _failures(self) -> list[str]:
-        return [found.sentence(self.identity) for found in self.breaks]
+    def _failed(self) -> dict[str, Any]:
+        sentences = [found.sentence(self.identity) for found in self.breaks]
+        return {"failures": sentences, "failed_case": self.failed_case}
 
     def _dice_by_click(self) -> list[list[float]]:
         """Return by click the Dice of each case; one that was done, or gave up, sooner keeps its last."""

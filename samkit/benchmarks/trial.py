@@ -220,8 +220,8 @@ class Shot:
 
     @property
     def where(self) -> str:
-        """Return case and click in words."""
-        return f"{self.case}, click {self.click}" if self.click else f"{self.case}, automatic"
+        """Return case, click and policy in words."""
+        return f"{self.case}, click {self.click} ({self.task.policy})" if self.click else f"{self.case}, automatic"
 
     @property
     def dice(self) -> float:
@@ -297,7 +297,7 @@ class Rival:
             parity, size, tolerance, self._to_blame, shot.where, f"the mask of {name}" if name else "the mask"
         )
         if found is not None:
-            self._book.fail(found)
+            self._book.fail(found, self._task.number)
 
     def _logit_difference(self, shot: Shot) -> float | None:
         """Return the largest difference of logits, where this session has any."""
@@ -312,7 +312,9 @@ class Rival:
         self._is_live = False
         self._note_calls()
         if not any(found.call is not None for found in self._book.breaks):
-            self._book.fail(Break(where, self._to_blame, f"it failed where PyTorch did not: {error}"))
+            self._book.fail(
+                Break(where, self._to_blame, f"it failed where PyTorch did not: {error}"), self._task.number
+            )
 
     @property
     def _to_blame(self) -> str:
@@ -323,7 +325,7 @@ class Rival:
         judge = self._one.judge
         self._book.relative_error = judge.errors.get(self._task.policy, {})
         if (found := judge.broken.get(self._task.policy)) is not None:
-            self._book.fail(found)
+            self._book.fail(found, self._task.number)
 
     def end(self, reached: Sequence[float], plane: str) -> None:
         """Click on the backend's own errors; `reached` is PyTorch's Dice after each click."""

@@ -14,9 +14,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from samkit.benchmarks import cli
+from samkit.errors import MissingDependencyError
 from samkit.export.typed_graph import PRODUCTS, TypedGraph
 from samkit.manifest import Manifest, describe_files, graph_file
 from samkit.phantoms import make_phantom
+from samkit.triton_models.server_files import find_server
 
 pytestmark = pytest.mark.xdist_group("export")
 
@@ -151,6 +153,23 @@ def overflow(model):
     model.graph.node.insert(where + 1, helper.make_node("Add", ["raised", "large"], [made], "too_large"))
 
 
+def exaggerate(model, name, counted, axis):
+    """Scale an input by 1.01 for each row, or point, that `counted` has beyond the first."""
+    for constant_name, value in (("axis", np.int64(axis)), ("alone", np.int64(1)), ("percent", np.float32(0.01)),
+                                 ("whole", np.float32(1))):  # fmt: skip
+        constant(model, constant_name, value)
+    after_input(
+        model, name,
+        helper.make_node("Shape", [counted], ["sizes"], "sizes_of"),
+        helper.make_node("Gather", ["sizes", "axis"], ["count"], "count_of"),
+        helper.make_node("Sub", ["count", "alone"], ["beyond"], "beyond_of"),
+        helper.make_node("Cast", ["beyond"], ["beyond_real"], "beyond_as", to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["beyond_real", "percent"], ["growth"], "growth_of"),
+        helper.make_node("Add", ["growth", "whole"], ["factor"], "factor_of"),
+        helper.make_node("Mul", [name, "factor"], [f"{name}_planted"], "exaggerate"),
+    )  # fmt: skip
+
+
 def spoil_weight(model):
     """Make one number of the first hypernetwork layer nan."""
     node = next(n for n in model.graph.node if any("output_hypernetworks" in name for name in n.input))
@@ -180,7 +199,7 @@ def test_fault_in_a_method_of_volumes_is_named(fault, tiny_export, with_fault, a
     code, said, rows = accuracy(with_fault(tiny_export, graph, change))
     assert (code, len(said)) == (1, 1)
     assert re.fullmatch(
-        rf"sam-bench: m-sam, {graph} on onnxruntime \(fp32, cpu\), case 1, click 1: {measure}.*", said[0]
+        rf"sam-bench: m-sam, {graph} on onnxruntime \(fp32, cpu\), case 1, click 1 \(centre\): {measure}.*", said[0]
     )
     (row,) = (row for row in rows if row["backend"] == "onnxruntime" and "figures" in row)
     assert said[0] == f"sam-bench: {row['failures'][0]}; export again, and report it if it stays"
@@ -192,14 +211,16 @@ def test_fault_in_a_method_of_slices_is_named(fault, slice_export, with_fault, a
     graph = graph.replace("decoder", "decoder_no_mask")
     code, said, _ = accuracy(with_fault(slice_export, graph, change))
     assert (code, len(said)) == (1, 1)
-    where = r"\(fp32, cpu\), case 1, click 1"
+    where = r"\(fp32, cpu\), case 1, click 1 \(centre\)"
     assert re.fullmatch(rf"sam-bench: sam-med2d, {graph} on onnxruntime {where}: {measure}.*", said[0])
 
 
 def test_graph_that_no_click_runs_is_compared_too(slice_export, with_fault, accuracy):
     code, said, _ = accuracy(with_fault(slice_export, "mask_decoder", scale_last_layer))
     assert (code, len(said)) == (1, 1)
-    assert said[0].startswith("sam-bench: sam-med2d, mask_decoder on onnxruntime (fp32, cpu), case 1, click 1: low_res")
+    assert said[0].startswith(
+        "sam-bench: sam-med2d, mask_decoder on onnxruntime (fp32, cpu), case 1, click 1 (centre): low_res"
+    )
 
 
 def test_decoder_of_slices_is_compared_with_a_mask_prompt_too(slice_export, with_fault, accuracy):
@@ -210,13 +231,48 @@ def test_decoder_of_slices_is_compared_with_a_mask_prompt_too(slice_export, with
 
     code, said, _ = accuracy(with_fault(slice_export, "mask_decoder", change))
     assert code == 1
-    assert said[0].startswith("sam-bench: sam-med2d, mask_decoder on onnxruntime (fp32, cpu), case 1, click 1: ")
+    assert said[0].startswith(
+        "sam-bench: sam-med2d, mask_decoder on onnxruntime (fp32, cpu), case 1, click 1 (centre): "
+    )
+
+
+def test_fault_of_two_points_is_named_with_the_second_click(slice_export, with_fault, accuracy):
+    planted = with_fault(
+        slice_export, "mask_decoder_no_mask", lambda model: exaggerate(model, "image_embeddings", "point_labels", 1)
+    )
+    code, said, _ = accuracy(planted)
+    assert (code, len(said)) == (1, 1)
+    assert ", mask_decoder_no_mask on onnxruntime (fp32, cpu), case 1, click 2 (centre): low_res_masks has" in said[0]
+
+
+def test_fault_of_batches_is_found_though_no_click_makes_one(tiny_export, with_fault, accuracy):
+    code, said, rows = accuracy(
+        with_fault(tiny_export, "image_encoder", lambda model: exaggerate(model, "image", "image", 0))
+    )
+    assert (code, len(said)) == (1, 1)
+    assert "image_encoder on onnxruntime (fp32, cpu), case 1, click 1 (centre): image_embeddings has" in said[0]
+    assert "against PyTorch's for two rows at once, needed" in said[0]
+    assert min(row["parity_dice"] for row in rows if "figures" in row) > 0.9999
+
+
+def test_fault_on_a_server_is_named_with_its_graph_though_no_mask_moves(tiny_export, with_fault, accuracy):
+    try:
+        find_server()
+    except MissingDependencyError as missing:
+        pytest.skip(f"the embedded server can't run here: {missing}")
+    code, said, _ = accuracy(with_fault(tiny_export, "mask_decoder", scale_last_layer), "triton")
+    assert (code, len(said)) == (1, 1)
+    assert said[0].startswith(
+        "sam-bench: m-sam, mask_decoder on triton (fp32, cpu), case 1, click 1 (centre): low_res_"
+    )
 
 
 def test_overflow_in_float16_is_named_with_its_node(tiny_export, with_fault, accuracy):
     code, said, _ = accuracy(with_fault(tiny_export, "image_encoder", overflow, "fp16"), "onnxruntime-fp16")
     assert (code, len(said)) == (1, 1)
-    assert said[0].startswith("sam-bench: m-sam, image_encoder on onnxruntime (fp16, cpu), case 1, click 1: image_emb")
+    assert said[0].startswith(
+        "sam-bench: m-sam, image_encoder on onnxruntime (fp16, cpu), case 1, click 1 (centre): image_emb"
+    )
     assert "; the first node that is not finite is too_large; " in said[0]
 
 

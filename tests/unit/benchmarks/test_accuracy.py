@@ -1,8 +1,9 @@
 """Guards the command around the trial: names of backends, the gate's lines and exit codes, rows of what did not run."""
 
 import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,6 +37,12 @@ def test_each_backend_gets_one_line_and_the_last_is_the_error(capsys):
     with pytest.raises(SamkitError, match=r"^fourth; export again, and report it if it stays$"):
         accuracy.fail_where_broken(run_of(*rows), [])
     assert capsys.readouterr().err == "sam-bench: first; export again, and report it if it stays\n"
+
+
+def test_first_case_that_broke_is_named_whatever_the_policy():
+    rows = [row(failures=["second"], failed_case=2), row(failures=["first"], failed_case=1), row(failures=["boxes"])]
+    with pytest.raises(SamkitError, match=r"^first; export again"):
+        accuracy.fail_where_broken(run_of(*rows), [])
 
 
 def test_backend_that_was_named_has_to_run_and_others_need_not():
@@ -105,6 +112,8 @@ def test_export_that_cannot_be_measured_is_refused_alone_and_a_row_among_others(
         raise CheckpointError("the checkpoint m_sam.pth is gone; put it back")
 
     monkeypatch.setattr(accuracy, "open_reference", refuse)
+    still = SimpleNamespace(sample=lambda: None, describe=dict)
+    monkeypatch.setattr(accuracy, "Machine", lambda *_: nullcontext(still))  # the real one measures for seconds
     with pytest.raises(CheckpointError):
         accuracy.measure_accuracy([bright_export], backends=["torch"])
     exports = [bright_export, Path(shutil.copytree(bright_export, tmp_path / "other"))]

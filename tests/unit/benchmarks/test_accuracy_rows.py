@@ -100,18 +100,20 @@ def test_row_of_pytorch_says_that_it_is_the_reference():
 
 def test_first_break_of_each_kind_and_graph_is_told():
     made = book({"case 1": [0.9]})
-    for where in ("case 1, click 1", "case 2, click 1"):
-        made.fail(Break(where, "mask_decoder", "too far", Call("mask_decoder", {}, {})))
-        made.fail(Break(where, "mask_decoder", "the mask moved"))
-    assert made.to_row(book({"case 1": [0.9]}), 1)["failures"] == [
-        "sam, mask_decoder on onnxruntime (fp32, cpu), case 1, click 1: too far",
-        "sam, mask_decoder on onnxruntime (fp32, cpu), case 1, click 1: the mask moved",
+    for number, where in enumerate(("case 3, click 1", "case 4, click 1"), start=2):
+        made.fail(Break(where, "mask_decoder", "too far", Call("mask_decoder", {}, {})), number)
+        made.fail(Break(where, "mask_decoder", "the mask moved"), number)
+    row = made.to_row(book({"case 1": [0.9]}), 1)
+    assert row["failed_case"] == 3
+    assert row["failures"] == [
+        "sam, mask_decoder on onnxruntime (fp32, cpu), case 3, click 1: too far",
+        "sam, mask_decoder on onnxruntime (fp32, cpu), case 3, click 1: the mask moved",
     ]
 
 
 def test_backend_that_never_answered_has_an_error_in_place_of_figures():
     made = Book(dict(IDENTITY), "centre")
-    made.fail(Break("case 1, click 1", "the session", "it failed"))
+    made.fail(Break("case 1, click 1", "the session", "it failed"), 0)
     row = made.to_row(book({"case 1": [0.9]}), 1)
     check_row(row)
     assert row["error"] == row["failures"][0]

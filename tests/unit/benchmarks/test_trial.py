@@ -85,7 +85,7 @@ def test_mask_that_moved_breaks_and_the_reader_then_clicks_on_its_errors():
     book, reached = play(session, 6, 9, 10)
     assert [parity["flipped_voxels"] for parity in book.parities] == [0, 9**3 - 8**3, 0]
     (found,) = book.breaks
-    assert (found.where, found.graph) == ("case 7, click 2", "the session")
+    assert (found.where, found.graph) == ("case 7, click 2 (centre)", "the session")
     assert found.measure.startswith("the mask has 217 voxels other than PyTorch's 729")
     assert book.own_dice["case 7"][0] == reached[0]
     assert book.own_dice["case 7"][1] < reached[1]
@@ -95,7 +95,7 @@ def test_mask_that_moved_breaks_and_the_reader_then_clicks_on_its_errors():
 def test_failure_is_noted_and_ends_the_case():
     book, _ = play(Session(6, 9, 10, refuses=2), 6, 9, 10)
     (found,) = book.breaks
-    assert found.where == "case 7, click 2"
+    assert found.where == "case 7, click 2 (centre)"
     assert found.measure == "it failed where PyTorch did not: the server is gone; start it again"
     assert (len(book.units["case 7"]), book.own_dice) == (1, {})
 
@@ -106,7 +106,7 @@ def test_server_stops_where_a_mask_prompt_is_wanted_and_that_is_no_failure(monke
     )
     book, _ = play(Session(6, 9), 6, 9)
     assert (book.breaks, len(book.units["case 7"]), book.own_dice) == ([], 1, {})
-    assert book.notes == ["case 7, click 2: a server takes no mask of its own as a prompt, so it stopped here"]
+    assert book.notes == ["case 7, click 2 (centre): a server takes no mask of its own as a prompt, so it stopped here"]
 
 
 @pytest.mark.parametrize(("anonymous", "name"), [(False, "case 7"), (True, "case 1")])
