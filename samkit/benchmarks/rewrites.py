@@ -1,10 +1,10 @@
 """Time every exported graph against `--no-fold`'s in ONNX Runtime, in one process, and hold the ratios to their goals.
 
-    python -m samkit.benchmarks.graphs [--case NAME ...] [--rounds 7] [--threads 2] [--eager] [--json FILE]
+    python -m samkit.benchmarks.rewrites [--case NAME ...] [--rounds 7] [--threads 2] [--eager] [--json FILE]
 
 Both graphs come from the same seeded random weights, none of them zero, and must give the same outputs. Runs take
 turns, because a shared machine is never twice the same: the ratio is one of medians, and the median of the ratios
-within each round stands beside it. Peak memory is measured in a process of its own. `benchmarks/cases.py` has the cases
+within each round stands beside it. Peak memory is measured in a process of its own. `rewrite_goals.py` has the cases
 and their goals. Exit code 1 when one is missed, each miss a sentence.
 """
 
@@ -23,10 +23,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from samkit.benchmarks.cases import CASES, FORMULATIONS, SIZES, Case
 from samkit.benchmarks.flops import count_flops
 from samkit.benchmarks.machine import MatrixProduct, load, processor
 from samkit.benchmarks.memory import measure_memory
+from samkit.benchmarks.rewrite_goals import CASES, FORMULATIONS, SIZES, Case
 from samkit.benchmarks.rivals import torch_run
 from samkit.benchmarks.turns import take_turns
 from samkit.command import run_command
@@ -46,7 +46,7 @@ EQUAL = 1e-5
 @click.option("--size", type=click.Choice(SIZES), default="full", show_default=True, help="tiny shows that it works.")
 @click.option("--eager", is_flag=True, help="Time PyTorch eager of the official formulation, too.")
 @click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), help="Write records with all samples.")
-def graphs(names: tuple[str, ...], rounds: int, threads: int, size: str, eager: bool, out: Path | None) -> None:
+def rewrites(names: tuple[str, ...], rounds: int, threads: int, size: str, eager: bool, out: Path | None) -> None:
     """Print one row per case; exit code 1 when a goal is missed."""
     records = []
     for name in names or CASES:
@@ -238,7 +238,7 @@ def _with_goal(record: Mapping[str, Any], figure: str) -> str:
 
 def main() -> None:
     """Run the command."""
-    run_command(graphs, "graphs")
+    run_command(rewrites, "rewrites")
 
 
 if __name__ == "__main__":

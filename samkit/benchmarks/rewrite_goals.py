@@ -1,4 +1,4 @@
-"""What `samkit.benchmarks.graphs` measures: one record per graph, and what it has to reach. No torch in here.
+"""What `samkit.benchmarks.rewrites` measures: one record per graph, and what it has to reach. No torch in here.
 
 Each case compares the graph that an export runs with what `--no-fold` exports in its place, at full size.
 """

@@ -8,8 +8,8 @@ import math
 import pytest
 from click.testing import CliRunner
 
-from samkit.benchmarks import graphs, turns
-from samkit.benchmarks.cases import CASES, FIGURES, FORMULATIONS, Goal
+from samkit.benchmarks import rewrites, turns
+from samkit.benchmarks.rewrite_goals import CASES, FIGURES, FORMULATIONS, Goal
 from samkit.errors import SamkitError
 from samkit.runtime.runner import check_inputs
 
@@ -21,7 +21,7 @@ def record():
     """A record of the case with most parts: a graph before it, and a decoder that stands for another."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(turns, "TURN_SECONDS", 0.0)  # one run a turn
-        return graphs.measure(CASES["m-sam-click-anchored"].at("tiny"), rounds=2, threads=1, size="tiny", eager=True)
+        return rewrites.measure(CASES["m-sam-click-anchored"].at("tiny"), rounds=2, threads=1, size="tiny", eager=True)
 
 
 @pytest.mark.parametrize("size", ["full", "tiny"])
@@ -41,7 +41,7 @@ def test_every_case_names_graphs_that_exist_and_feeds_them(name, size):
 
 def test_formulations_give_equal_outputs(record):
     assert set(record["relative_error"]) == {"low_res_masks", "iou_predictions", "updated_embeddings"}
-    assert max(record["relative_error"].values()) < graphs.EQUAL
+    assert max(record["relative_error"].values()) < rewrites.EQUAL
     assert record["misses"] == []
 
 
@@ -81,16 +81,19 @@ def test_missed_goal_is_a_sentence(goal, value, sentence):
 def test_other_outputs_are_a_miss(record, error):
     case = CASES["m-sam-click-anchored"].at("tiny")
 
-    (sentence,) = graphs.find_misses(case, {**record, "relative_error": {"low_res_masks": error}})
+    (sentence,) = rewrites.find_misses(case, {**record, "relative_error": {"low_res_masks": error}})
 
     assert sentence.startswith("m-sam-click-anchored gives another low_res_masks than --no-fold")
 
 
 def test_command_names_each_miss_and_fails(record, monkeypatch, tmp_path):
-    monkeypatch.setattr(graphs, "measure", lambda case, **options: {**record, "misses": ["one is slow", "two is big"]})
+    monkeypatch.setattr(
+        rewrites, "measure", lambda case, **options: {**record, "misses": ["one is slow", "two is big"]}
+    )
 
     ended = CliRunner().invoke(
-        graphs.graphs, ["--case", "m-sam-click-anchored", "--size", "tiny", "--json", str(tmp_path / "records.json")]
+        rewrites.rewrites,
+        ["--case", "m-sam-click-anchored", "--size", "tiny", "--json", str(tmp_path / "records.json")],
     )
 
     assert isinstance(ended.exception, SamkitError)
@@ -101,8 +104,8 @@ def test_command_names_each_miss_and_fails(record, monkeypatch, tmp_path):
 
 
 def test_command_ends_well_where_every_goal_is_met(record, monkeypatch):
-    monkeypatch.setattr(graphs, "measure", lambda case, **options: record)
+    monkeypatch.setattr(rewrites, "measure", lambda case, **options: record)
 
-    ended = CliRunner().invoke(graphs.graphs, ["--case", "m-sam-click-anchored", "--size", "tiny"])
+    ended = CliRunner().invoke(rewrites.rewrites, ["--case", "m-sam-click-anchored", "--size", "tiny"])
 
     assert ended.exit_code == 0
