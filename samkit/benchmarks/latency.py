@@ -2,7 +2,8 @@
 
 Graphs: each file of an export in ONNX Runtime against PyTorch eager, autocast, torch.compile and ONNX Runtime of
 `--no-fold`, with their share of what the machine can do at best, and their memory. Stages: cold start, load, encode,
-click, undo, end to end. With `--device cuda` it is the same on a GPU; TensorRT has rows that say why it did not run.
+click, undo, end to end. With `--device cuda` it is the same on a GPU, with the TensorRT engines of an export that has
+some. What can't be measured here has rows that say why.
 """
 
 from __future__ import annotations
@@ -33,8 +34,7 @@ ON_GPU = (
 ON_GPU_IN_STAGES = ON_GPU[:3]
 TENSORRT = ("tensorrt", "fp16")
 NO_GPU = "no CUDA device here"
-NOT_ASKED = "measured on the CPU; sam-bench latency --device cuda measures this one"
-NO_TENSORRT = "TensorRT was never run: untested"
+NOT_ASKED = "this run was on the CPU; sam-bench latency --device cuda measures it"
 COLD_STARTS = 3
 """New processes for each backend: a second or two each."""
 
@@ -43,7 +43,7 @@ Say = Callable[[str], object]
 
 def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
     try:
-        found = tuple(int(part) for part in value.split(","))
+        found = tuple(dict.fromkeys(int(part) for part in value.split(",")))
     except ValueError:
         raise click.BadParameter(f"'{value}' is not a list of numbers such as 1,4") from None
     if min(found) < 1:
@@ -101,11 +101,11 @@ def command(
     tables.show(run)
     for sentence in run.machine["unsettled"]:
         click.secho(f"UNSETTLED MACHINE: {sentence}", err=True, fg="red", bold=True)
-    if failed := [row for row in run.rows if "error" in row and row["backend"] == "onnxruntime"]:
+    if failed := [row for row in run.rows if "error" in row and row["backend"] in ("onnxruntime", "tensorrt")]:
         first = failed[0]
         raise SamkitError(
             f"{len(failed)} times are missing of what was exported, the first {first['method']} "
-            f"{first.get('graph', first.get('stage'))} {first['precision']}: {first['error']}"
+            f"{first.get('graph', first.get('stage'))} {first['backend']} {first['precision']}: {first['error']}"
         )
 
 
@@ -142,10 +142,12 @@ def measure_latency(
     there = dict.fromkeys(name for manifest in manifests for name in manifest.plan.graphs)
     if unknown := [name for name in graphs or () if name not in there]:
         raise PromptError(f"none of these exports has a graph {unknown[0]}, they have {', '.join(there)}; name one")
+    for folder, manifest in zip(exports, manifests, strict=True):
+        manifest.verify(folder, engines=False)
     rows: list[Row] = []
     with ExitStack() as stack:
         counts: Sequence[int | None] = [threads] if threads is None or isinstance(threads, int) else threads
-        machines = [stack.enter_context(Machine(count, device)) for count in counts or [None]]
+        machines = [stack.enter_context(Machine(count, device)) for count in dict.fromkeys(counts or [None])]
         for folder, manifest in zip(exports, manifests, strict=True):
             for machine in machines:
                 began = time.perf_counter()
@@ -164,7 +166,7 @@ def measure_latency(
         exports=tuple(run_file.describe_export(f, m) for f, m in zip(exports, manifests, strict=True)),
         machine=_together(described),
         versions=versions(),
-        rows=(*rows, *not_run_rows(rows, device)),
+        rows=(*rows, *(not_run_rows(rows) if device == "cpu" else ())),
         commit=run_file.commit(),
         notes=(
             "inputs of graphs are seeded, scans are phantoms; every backend was held to PyTorch eager's outputs first",
@@ -207,8 +209,8 @@ def _together(described: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def not_run_rows(rows: Sequence[Row], device: str) -> Iterator[Row]:
-    """Yield the rows of what nobody could measure: TensorRT, and on a CPU all that needs CUDA."""
+def not_run_rows(rows: Sequence[Row]) -> Iterator[Row]:
+    """Yield, for the rows of a run on the CPU, those of all that needs CUDA."""
     from samkit.benchmarks.machine import gpus
 
     why = NOT_ASKED if gpus() else NO_GPU
@@ -217,7 +219,6 @@ def not_run_rows(rows: Sequence[Row], device: str) -> Iterator[Row]:
         if (row["backend"], row["precision"]) != ("onnxruntime", "fp32"):
             continue
         place = {key: row[key] for key in of_place if key in row}
-        others = () if device == "cuda" else ON_GPU if "graph" in row else ON_GPU_IN_STAGES
-        for (backend, precision), reason in [*((name, why) for name in others), (TENSORRT, NO_TENSORRT)]:
-            absent = {"backend": backend, "device": "cuda", "precision": precision, "not_run": reason}
+        for backend, precision in (*(ON_GPU if "graph" in row else ON_GPU_IN_STAGES), TENSORRT):
+            absent = {"backend": backend, "device": "cuda", "precision": precision, "not_run": why}
             yield {"kind": "latency", **place, **absent}

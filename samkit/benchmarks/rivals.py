@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from samkit.errors import MissingDependencyError
+from samkit.manifest import Manifest, engine_file
 from samkit.methods import GraphSpec
 from samkit.tensors import Tensor, on_host
 
@@ -52,6 +53,13 @@ def check_device(device: str) -> None:
             f"PyTorch {torch.__version__} finds no CUDA device, and --device cuda needs one; check nvidia-smi and that "
             "this PyTorch was built for CUDA, or leave --device out"
         )
+
+
+def missing_engine(manifest: Manifest, precision: str) -> str | None:
+    """Return why TensorRT can't take part in one precision, as far as an export says; None where all engines are."""
+    names = [engine_file(graph, precision) for graph in manifest.plan.graphs]
+    missing = [name for name in names if name not in manifest.engines]
+    return f"the export has no TensorRT engine {missing[0]}; sam-export --build-engines" if missing else None
 
 
 def torch_precision(rival: str, device: str) -> str:

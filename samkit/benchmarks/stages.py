@@ -5,7 +5,8 @@ mask is there; `undo` takes one back; `end_to_end` opens, reads the scan, clicks
 has imported everything; `cold_start` is a new process until the first mask. Backends take turns, and the sessions that
 are clicked in are warm. A method that looks by itself decides on the whole scan in `end_to_end`, whoever clicks.
 
-The backends must come to the same mask; where one does not, its times are an error.
+The backends must come to the same mask; where one does not, or fails, its times are an error. On a CUDA device the
+TensorRT engines of the export take turns, too.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ import nibabel as nib
 import numpy as np
 
 from samkit.benchmarks.cold_start import ORIGINAL, measure_cold_start, open_reader
-from samkit.benchmarks.graph_rows import CPU_FLOAT16
+from samkit.benchmarks.graph_rows import CPU_FLOAT16, first_line
 from samkit.benchmarks.machine import Machine, seconds_of
+from samkit.benchmarks.rivals import missing_engine
 from samkit.benchmarks.run_file import Row
 from samkit.benchmarks.statistics import percentiles, significant
 from samkit.benchmarks.subjects import Subject, phantom_subjects
 from samkit.benchmarks.trajectories import CENTRE, make_task, set_scan
 from samkit.benchmarks.turns import in_turn, keep_quiet
+from samkit.errors import MissingDependencyError, SamkitError
 from samkit.manifest import ExportPlan, Manifest
 from samkit.masks import dice
 from samkit.methods import Method, SliceMethod, get_method
@@ -36,7 +39,7 @@ from samkit.prompts import FOREGROUND, Point
 from samkit.runtime.images import write_mask
 from samkit.runtime.inputs import read_inputs
 from samkit.runtime.segmenting import segment_given
-from samkit.runtime.session import Session
+from samkit.runtime.session import TENSORRT, Session
 from samkit.runtime.slice_session import SliceSession
 
 AnySession: TypeAlias = Session | SliceSession
@@ -44,6 +47,8 @@ Name: TypeAlias = tuple[str, str]
 """Backend and precision."""
 STAGES = ("cold_start", "load", "encode", "click", "undo", "end_to_end")
 CLICKS = 4
+ALL = "all"
+"""Stands for every stage."""
 LEAST_DICE = 0.9
 """Of a mask with PyTorch's: less is another mask, and not rounding."""
 
@@ -91,54 +96,97 @@ class _Contender:
     """By stage."""
     peaks_mb: list[float] = field(default_factory=list)
     """Of each cold start's process."""
+    absent: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By stage, the row's `not_run` or `error` where there are no times; ALL for every stage."""
+    mask: np.ndarray | None = None
+    session: AnySession | None = None
 
     def open(self) -> AnySession:
         return open_reader(self.folder, *self.name, **self.options)
+
+    def warm(self, reading: Reading, opened: ExitStack) -> None:
+        """Open a session, which `opened` closes, and click in it; notes what fails, and raises only for PyTorch."""
+        try:
+            session = self.open()
+            opened.callback(session.close)
+            self.mask = _visit(session, reading)[1]
+        except MissingDependencyError as error:
+            self.absent[ALL] = {"not_run": str(error)}
+        except Exception as error:  # ONNX Runtime's and TensorRT's own share no other base
+            if self.name[0] == ORIGINAL:
+                raise
+            self.absent[ALL] = {"error": first_line(error)}
+        else:
+            self.session = session
 
     def add(self, stages: Mapping[str, Sequence[float]]) -> None:
         for stage, seconds in stages.items():
             self.seconds.setdefault(stage, []).extend(seconds)
 
     def start_cold(self, reading: Reading) -> None:
-        spent, peak = measure_cold_start(self.folder, reading.files, reading.clicks[:1], *self.name, **self.options)
+        try:
+            spent, peak = measure_cold_start(self.folder, reading.files, reading.clicks[:1], *self.name, **self.options)
+        except SamkitError as error:
+            self.absent["cold_start"] = {"error": str(error)}
+            return
         self.add({"cold_start": [spent]})
         self.peaks_mb.append(peak)
 
 
-def time_stages(folder: Path, *, rounds: int, machine: Machine, cold_starts: int) -> Iterator[Row]:
-    """Yield the rows of one export, on `machine`'s device with its threads; raises as opening it does."""
+def time_stages(
+    folder: Path, *, rounds: int, machine: Machine, cold_starts: int, engines: bool | None = None
+) -> Iterator[Row]:
+    """Yield the rows of one export, on `machine`'s device with its threads; raises as opening the originals does.
+
+    `engines` says whether TensorRT's take part: by default where the device is CUDA.
+    """
     manifest = Manifest.load(folder)
-    options = {"device": machine.device, "threads": machine.threads}
-    names = [(ORIGINAL, "fp32"), *(("onnxruntime", precision) for precision in manifest.plan.precisions)]
-    contenders = [_Contender(name, folder, options) for name in names]
+    contenders = list(_contenders(folder, manifest, machine, machine.device == "cuda" if engines is None else engines))
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as opened:
         reading = Reading.make(manifest.plan, Path(scratch))
-        sessions = {contender.name: contender.open() for contender in contenders}
-        for session in sessions.values():
-            opened.callback(session.close)
-        masks = {name: _visit(session, reading)[1] for name, session in sessions.items()}  # and warm from here on
+        for contender in contenders:
+            if ALL not in contender.absent:
+                contender.warm(reading, opened)
+        there = [contender for contender in contenders if contender.session is not None]
         for number in range(rounds):
+            keep_quiet()
             machine.sample()
-            for contender in in_turn(contenders, number):
-                keep_quiet()
-                contender.add(_visit(sessions[contender.name], reading)[0])
-                contender.add(_once(contender.open, reading, Path(scratch)))
+            for contender in in_turn(there, number):
+                if contender.session is not None:
+                    keep_quiet()
+                    contender.add(_visit(contender.session, reading)[0])
+                    contender.add(_once(contender.open, reading, Path(scratch)))
         for number in range(cold_starts):
-            for contender in in_turn(contenders, number):
-                contender.start_cold(reading)
+            for contender in in_turn(there, number):
+                if "cold_start" not in contender.absent:
+                    contender.start_cold(reading)
     for contender in contenders:
-        overlap = dice(masks[contender.name], masks[names[0]])
         for stage in STAGES:
-            row = _base(manifest, machine, reading, stage, contender.name)
-            if stage == "cold_start" and not cold_starts:
-                continue
-            yield row | _measured(contender, stage, overlap)
+            if stage != "cold_start" or cold_starts:
+                yield _base(manifest, machine, reading, stage, contender) | _measured(contender, stage, there[0].mask)
 
 
-def _measured(contender: _Contender, stage: str, overlap: float) -> dict[str, Any]:
-    """Return the figures of a row, or why it has none."""
+def _contenders(folder: Path, manifest: Manifest, machine: Machine, engines: bool) -> Iterator[_Contender]:
+    """Yield the originals first, then what was exported."""
+    options = {"device": machine.device, "threads": machine.threads}
+    yield _Contender((ORIGINAL, "fp32"), folder, options)
+    for precision in manifest.plan.precisions:
+        yield _Contender(("onnxruntime", precision), folder, options)
+    for precision in manifest.plan.precisions if engines else ():
+        contender = _Contender((TENSORRT, precision), folder, {**options, "device": "cuda"})
+        if (why := missing_engine(manifest, precision)) is not None:
+            contender.absent[ALL] = {"not_run": why}
+        yield contender
+
+
+def _measured(contender: _Contender, stage: str, expected: np.ndarray | None) -> dict[str, Any]:
+    """Return the figures of a row, or why it has none; `expected` is PyTorch's mask."""
+    for key in (ALL, stage):
+        if key in contender.absent:
+            return dict(contender.absent[key])
     if stage not in contender.seconds:
         return {"not_run": "the method takes no prompt, and decides on a whole scan: end_to_end"}
+    overlap = np.nan if contender.mask is None or expected is None else dice(contender.mask, expected)
     if not overlap >= LEAST_DICE:  # `not >=`, because nan must fail
         return {
             "error": f"it came to another mask: Dice {overlap:.3f} with PyTorch's, and rounding leaves {LEAST_DICE:g} "
@@ -149,8 +197,8 @@ def _measured(contender: _Contender, stage: str, overlap: float) -> dict[str, An
     return figures | ({"peak_mb": max(contender.peaks_mb)} if stage == "cold_start" else {})
 
 
-def _base(manifest: Manifest, machine: Machine, reading: Reading, stage: str, name: Name) -> Row:
-    plan = manifest.plan
+def _base(manifest: Manifest, machine: Machine, reading: Reading, stage: str, contender: _Contender) -> Row:
+    plan, name = manifest.plan, contender.name
     shape = next(iter(reading.subject.volumes.values())).array.shape
     row: Row = {
         "kind": "latency",
@@ -160,7 +208,7 @@ def _base(manifest: Manifest, machine: Machine, reading: Reading, stage: str, na
         "manifest": manifest.digest,
         "stage": stage,
         "backend": name[0],
-        "device": machine.device,
+        "device": contender.options["device"],
         "precision": name[1],
         "threads": machine.threads,
         "identity": ["threads"],

@@ -2,11 +2,13 @@
 
 A turn is a few runs of one thing, so that a fast one shows more than what the others left in the caches. Who begins
 moves on by one with every round. Before each turn nothing runs for a moment: the threads of ONNX Runtime go on
-spinning after a run, and would take the processor from whoever is next (PyTorch took twice as long for 50 ms).
+spinning after a run, and would take the processor from whoever is next (PyTorch took twice as long for 50 ms). Python
+collects no garbage within a turn: it would be charged to whoever is at it.
 """
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -18,7 +20,6 @@ TURN_SECONDS = 0.4
 """About how long a turn takes: a run that is longer is a turn alone."""
 MOST_RUNS = 20
 """Runs in one turn at most."""
-
 SLOW = 5
 """Turns that a run may take for its first time, and still be worth a second look."""
 QUIET_SECONDS = 0.06
@@ -47,9 +48,15 @@ class Turns:
         for name in in_turn(list(self._runs), self._rounds):
             run, count = self._runs[name], self._count[name]
             keep_quiet()
-            if count > 1:
-                run()
-            self.samples[name].append([seconds_of(run) for _ in range(count)])
+            collects = gc.isenabled()
+            gc.disable()
+            try:
+                if count > 1:
+                    run()
+                self.samples[name].append([seconds_of(run) for _ in range(count)])
+            finally:
+                if collects:
+                    gc.enable()
         self._rounds += 1
 
 
@@ -64,7 +71,7 @@ def in_turn(names: Sequence[T], number: int) -> list[T]:
     >>> in_turn("abc", 4)
     ['b', 'c', 'a']
     """
-    first = number % len(names)
+    first = number % max(1, len(names))
     return [*names[first:], *names[:first]]
 
 

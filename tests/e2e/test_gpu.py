@@ -106,7 +106,7 @@ def test_timings_compare_equal_outputs_on_the_device(name, export_of, monkeypatc
     folder = export_of(name, "anchored" if name == "m-sam" else None)
     run = measure_latency([folder], rounds=1, device=DEVICE, cold_starts=1)
 
-    measured = [row for row in run.rows if row["backend"] != "tensorrt" and "not_run" not in row]
+    measured = [row for row in run.rows if "not_run" not in row]
     assert measured
     assert all(row["device"] == DEVICE and "error" not in row for row in measured)
     for row in measured:

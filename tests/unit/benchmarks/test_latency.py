@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from samkit.benchmarks import cold_start, graph_rows, latency, machine, rivals, 
 from samkit.benchmarks.graph_rows import GraphTimer
 from samkit.benchmarks.latency import measure_latency, not_run_rows
 from samkit.benchmarks.memory import resident_mb
-from samkit.errors import MissingDependencyError, PromptError, SamkitError
+from samkit.errors import ExportError, ManifestError, MissingDependencyError, PromptError, SamkitError
 from samkit.export.export import run_export
 from samkit.export.plan import plan_export
 from samkit.manifest import Manifest
@@ -154,13 +155,13 @@ def test_weights_stay_apart_from_lora(tiny_export, quick):
 
 @pytest.mark.parametrize("wrong", [lambda value: 1.1 * value, lambda value: value * np.nan])
 def test_time_of_something_that_computes_another_thing_is_an_error(wrong, sam_export, quick, monkeypatch):
-    honest = graph_rows._onnx_run
+    honest = graph_rows._graph_run
 
     def planted(runner, feed, device):
         run = honest(runner, feed, device)
         return lambda: {name: wrong(value) for name, value in run().items()}
 
-    monkeypatch.setattr(graph_rows, "_onnx_run", planted)
+    monkeypatch.setattr(graph_rows, "_graph_run", planted)
     with timing(sam_export, rivals=["torch"]) as timer:
         ours, eager, *_ = timer.rows(["image_encoder"])
 
@@ -184,6 +185,20 @@ def test_what_torch_cannot_compile_is_an_error_row_and_the_others_have_their_tim
     assert all("p50_ms" in row for backend, row in rows.items() if backend != "torch-compile")
 
 
+def test_what_fails_is_an_error_row_and_the_others_have_their_times(sam_export, quick, monkeypatch):
+    """ONNX Runtime's own errors are no SamkitError; nor is a broken export of --no-fold worth the whole run."""
+
+    def refuse(network, graph, path):
+        raise ExportError("no file of --no-fold")
+
+    monkeypatch.setattr(graph_rows, "write_official", refuse)
+    with timing(sam_export, rivals=["torch", "onnxruntime-no-fold"]) as timer:
+        rows = {row["backend"]: row for row in timer.rows(["image_encoder"]) if "not_run" not in row}
+
+    assert rows["onnxruntime-no-fold"]["error"] == "ExportError: no file of --no-fold"
+    assert all(rows[backend]["p50_ms"] > 0 for backend in ("onnxruntime", "torch"))
+
+
 # --- Stages ---
 
 
@@ -201,7 +216,7 @@ def test_stages_are_those_of_a_reader(run):
 
 
 def test_method_without_prompts_has_no_clicks_to_wait_for(quick):
-    absent = stages._measured(stages._Contender(("torch", "fp32"), Path(), {}), "click", overlap=1.0)
+    absent = stages._measured(stages._Contender(("torch", "fp32"), Path(), {}), "click", None)
 
     assert absent == {"not_run": "the method takes no prompt, and decides on a whole scan: end_to_end"}
 
@@ -218,6 +233,22 @@ def test_session_with_another_mask_is_an_error(sam_export, quick, monkeypatch):
         rows = list(stages.time_stages(sam_export, rounds=1, machine=here, cold_starts=0))
 
     assert all("it came to another mask" in row["error"] for row in rows if row["backend"] == "onnxruntime")
+    assert all("p50_ms" in row for row in rows if row["backend"] == "torch")
+
+
+def test_session_that_fails_is_an_error_and_the_others_have_their_times(sam_export, quick, monkeypatch):
+    honest = stages._visit
+
+    def planted(session, reading):
+        if "torch" not in session.providers["image_encoder"][0]:
+            raise RuntimeError("out of memory\nat great length")
+        return honest(session, reading)
+
+    monkeypatch.setattr(stages, "_visit", planted)
+    with machine.Machine(1) as here:
+        rows = list(stages.time_stages(sam_export, rounds=1, machine=here, cold_starts=0))
+
+    assert {row["error"] for row in rows if row["backend"] == "onnxruntime"} == {"RuntimeError: out of memory"}
     assert all("p50_ms" in row for row in rows if row["backend"] == "torch")
 
 
@@ -244,15 +275,27 @@ def test_cold_start_that_fails_says_so(sam_export, tmp_path, capfd):
 # --- The run and the command ---
 
 
-def test_what_nobody_could_measure_has_rows_that_say_why(run, monkeypatch):
+def test_what_nobody_could_measure_has_rows_that_say_why(run):
     for graph in ("image_encoder", "mask_decoder"):
         rows = [row for row in of(run, graph=graph, device="cuda") if row["points"] in (None, 1)]
         assert {(row["backend"], row["precision"]) for row in rows} == {*latency.ON_GPU, latency.TENSORRT}
         assert all("p50_ms" not in row and row["not_run"] for row in rows)
     assert {row["backend"] for row in of(run, stage="click", device="cuda")} == {"onnxruntime", "torch", "tensorrt"}
 
-    on_cuda = not_run_rows([{**of(run, backend="onnxruntime", precision="fp32")[0], "device": "cuda"}], "cuda")
-    assert [row["backend"] for row in on_cuda] == ["tensorrt"]
+
+def test_on_a_machine_with_a_gpu_what_was_not_asked_for_says_how_to_ask(run, monkeypatch):
+    monkeypatch.setattr(machine, "gpus", lambda: [{"name": "a GPU"}])
+
+    assert {row["not_run"] for row in not_run_rows(run.rows)} == {latency.NOT_ASKED}
+
+
+@pytest.mark.parametrize("part", latency.PARTS)
+def test_changed_file_is_refused_and_no_row(part, sam_export, tmp_path):
+    folder = shutil.copytree(sam_export, tmp_path / "export")
+    (folder / "mask_decoder.onnx").write_bytes(b"other graph")
+
+    with pytest.raises(ManifestError, match="changed since it was exported"):
+        measure_latency([folder], rounds=1, parts=[part])
 
 
 def test_run_goes_through_its_file(run, tmp_path):
@@ -281,7 +324,7 @@ def test_command_saves_says_what_was_unsettled_and_fails_where_our_files_did(run
     ended = CliRunner().invoke(latency.command, ["--export", str(tmp_path), "--json", str(out)])
 
     assert isinstance(ended.exception, SamkitError)
-    assert "m-sam image_encoder fp32: it computes something else" in str(ended.exception)
+    assert "m-sam image_encoder onnxruntime fp32: it computes something else" in str(ended.exception)
     assert "UNSETTLED MACHINE: load before the first run was 3" in ended.stderr
     assert run_file.load_run(out).rows[0]["error"] == "it computes something else"
 
