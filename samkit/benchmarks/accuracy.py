@@ -79,7 +79,7 @@ CASES, CLICKS = 4, 6
 )
 @click.option("--label", type=click.IntRange(min=1), help="The value of the labels that counts. Default: all above 0.")
 @click.option("--pictures/--no-pictures", default=True, show_default=True, help="Keep the worst slice of each case.")
-@click.option("--anonymous", is_flag=True, help="Number the cases, and keep no pictures.")
+@click.option("--anonymous", is_flag=True, help="Keep no pictures, and nothing of names.")
 @click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), default=Path("bench/accuracy.json"),
               show_default=True, help="Where the run is written.")  # fmt: skip
 def command(
@@ -232,7 +232,7 @@ def measure_accuracy(
         versions=versions(),
         rows=tuple(rows),
         commit=commit(),
-        notes=(*notes, f"NSD within {tolerance_mm:g} mm", *_PICTURE_NOTES[settings.pictures]),
+        notes=(*notes, f"{settings.limits}", f"NSD within {tolerance_mm:g} mm", *_PICTURE_NOTES[settings.pictures]),
     )
 
 
@@ -289,7 +289,7 @@ def _left_out(manifest: Manifest, backends: Sequence[str]) -> list[Row]:
     return [
         {
             "kind": "accuracy", **identity_of(manifest, Absent(name, BACKENDS[name], "", False)), "stage": "masks",
-            "not_run": f"nobody asked for it; --backends {name} does",
+            "not_run": "not among --backends",
         }
         for name in BACKENDS
         if name not in backends and BACKENDS[name].device == "cuda"

@@ -39,6 +39,14 @@ class Limits:
     max_hd95_mm: float | None = None
     """Largest HD95 [mm]; by default one voxel along its longest edge."""
 
+    def __str__(self) -> str:
+        least = ", ".join(f"{value:g} in {precision}" for precision, value in self.min_dice.items())
+        farthest = "a voxel's longest edge" if self.max_hd95_mm is None else f"{self.max_hd95_mm:g} mm"
+        return (
+            f"the gate: a Dice of at least {least} against PyTorch's mask, under {SMALL_MASK} voxels at most "
+            f"{Tolerance.max_voxels} flipped voxels in its place; HD95 at most {farthest}"
+        )
+
     def tolerance(self, precision: str, spacing_mm: Sequence[float]) -> Tolerance:
         """Return what a mask of voxels of that size is held to, distances in mm."""
         farthest = max(spacing_mm) if self.max_hd95_mm is None else self.max_hd95_mm

@@ -219,3 +219,10 @@ def test_every_fast_form_has_a_graph_that_does_its_work():
     methods = [get_method(name) for name in list_methods()]
     graphs = [graph for method in methods for graph in method.graphs(method.sizes["tiny"])]
     assert {graph.name for graph in graphs if graph.is_rewrite} == {*_REWRITTEN, STEM}
+
+
+def test_limits_can_be_read():
+    said = str(Limits(min_dice={"fp32": 0.99}, max_hd95_mm=1.5))
+
+    assert "at least 0.99 in fp32" in said
+    assert said.endswith("HD95 at most 1.5 mm")
