@@ -35,8 +35,10 @@ MOST_SPREAD = 0.10
 """How far the 5th and the 95th percentile of the matrix products may lie apart, as a share of their median."""
 MOST_STOLEN = 0.02
 """Share of the processors' time that a hypervisor may have given to others."""
-MOST_LOAD = 0.5
-"""Load before the first run, which is none of ours."""
+MOST_BUSY = 0.05
+"""Share of the processors' time that others may use while this process waits, before the first run."""
+LOOK_SECONDS = 1.0
+"""How long it waits to see that. The load average would still count what ended a minute ago."""
 PACKAGES = (
     "samkit", "numpy", "scipy", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "monai", "tritonclient",
     "nvidia-pytriton",
@@ -86,7 +88,9 @@ class Machine(Closing):
         """Note how busy it is now; raises MissingDependencyError where ONNX Runtime can't use `device`."""
         self.threads = threads or os.cpu_count() or 1
         self.device = device
-        self._load, self._clocks, self._ticks = load(), clocks(), _ticks()
+        self._load, self._clocks = load(), clocks()
+        self._busy = _busy_share()
+        self._ticks = _ticks()
         self._product = MatrixProduct(self.threads, device)
         # Ones: pages of zeros that nobody wrote are all the same page
         self._from, self._to = (np.ones(COPIED_MB * 10**6, np.uint8) for _ in range(2))
@@ -123,6 +127,7 @@ class Machine(Closing):
             "system": f"{platform.system()} {platform.release()}",
             "clock_mhz": {"before": self._clocks, "after": clocks()},
             "load": {"before": self._load, "after": load()},
+            "busy_before": round(self._busy, 3),
             "gemm_gflops": significant(rate, 4),
             # A copy reads and writes every byte
             "copy_gb_per_s": significant(2 * COPIED_MB / 1e3 / float(np.median(self.copies)), 4),
@@ -135,10 +140,10 @@ class Machine(Closing):
     def _unsettled(self) -> list[str]:
         """Return a sentence for everything that disturbed the run, and by how much."""
         found = []
-        if self._load > MOST_LOAD:
+        if self._busy > MOST_BUSY:
             found.append(
-                f"load before the first run was {self._load:g}, and an idle machine has at most {MOST_LOAD:g}: other "
-                "processes were running, or had just been"
+                f"others used {self._busy:.0%} of the processors before the first run, and an idle machine has at most "
+                f"{MOST_BUSY:.0%}"
             )
         low, middle, high = np.percentile(self.products, (5, 50, 95))
         if (spread := float(high - low) / float(middle)) > MOST_SPREAD:
@@ -146,7 +151,7 @@ class Machine(Closing):
                 f"the same matrix product took {1e3 * low:.0f} to {1e3 * high:.0f} ms, {spread:.0%} apart, and a "
                 f"settled machine stays within {MOST_SPREAD:.0%}"
             )
-        stolen, total = (after - before for after, before in zip(_ticks(), self._ticks, strict=True))
+        _, stolen, total = (after - before for after, before in zip(_ticks(), self._ticks, strict=True))
         if total and stolen / total > MOST_STOLEN:
             found.append(
                 f"the hypervisor gave {stolen / total:.1%} of the processors' time to others, and more than "
@@ -213,11 +218,19 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     return found
 
 
-def _ticks() -> tuple[int, int]:
-    """Return what a hypervisor took from all processors, and all time, since they started; zeros where unknown."""
+def _busy_share() -> float:
+    """Return the share of the processors' time that is used while this process waits."""
+    before = _ticks()
+    time.sleep(LOOK_SECONDS)
+    idle, _, total = (after - earlier for after, earlier in zip(_ticks(), before, strict=True))
+    return 1 - idle / total if total else 0.0
+
+
+def _ticks() -> tuple[int, int, int]:
+    """Return idle time, what a hypervisor took, and all time of the processors since they started; zeros if unknown."""
     words = _read(Path("/proc/stat")).partition("\n")[0].split()[1:]
-    numbers = [int(word) for word in words[:8]]
-    return (numbers[7], sum(numbers)) if len(numbers) == 8 else (0, 0)
+    numbers = [int(word) for word in words[:8]]  # user, nice, system, idle, waiting for disks, two interrupts, stolen
+    return (numbers[3] + numbers[4], numbers[7], sum(numbers)) if len(numbers) == 8 else (0, 0, 0)
 
 
 def _memory_gb() -> float | None:

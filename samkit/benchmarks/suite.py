@@ -33,9 +33,9 @@ FULL_SIZE = ("m-sam", "sam-med3d")
 """What is timed at full size, too."""
 QUICK_RIVALS = ("torch", "torch-autocast")
 """What every method is timed against: compiling and exporting once more take minutes each."""
-ALL_RIVALS = ("sam", "sam-med3d")
+ALL_RIVALS = ("sam",)
 """What is timed against all rivals, and whose memory is measured."""
-FULL_SIZE_GRAPHS = ("image_encoder", "mask_decoder", "mask_decoder_anchored")
+FULL_SIZE_GRAPHS = ("image_encoder", "mask_decoder")
 FULL_SIZE_RIVALS = ("torch", "onnxruntime-no-fold")
 LOADED = "m-sam"
 """What readers work with on a server."""
@@ -115,7 +115,7 @@ def bench_commands(out: Path, methods: Sequence[str], *, served: bool = True) ->
     backends = SERVED if served else BACKENDS
     found = {"accuracy": ["accuracy", *small, "--backends", backends, "--cases", "2", "--clicks", "5"]}
     parts = _each("--part", ("graphs", "stages"))
-    quick = [*_each("--rival", QUICK_RIVALS), *parts, "--rounds", "3", "--cold-starts", "2"]
+    quick = [*_each("--rival", QUICK_RIVALS), *parts, "--rounds", "2", "--cold-starts", "1"]
     found["latency"] = ["latency", *small, *quick]
     if compared := [name for name in ALL_RIVALS if name in methods]:
         found["rivals"] = ["latency", *_exports(out, compared), *_each("--part", ("graphs", "memory")), "--rounds", "3"]
@@ -123,7 +123,7 @@ def bench_commands(out: Path, methods: Sequence[str], *, served: bool = True) ->
         graphs = [*_each("--graph", FULL_SIZE_GRAPHS), *_each("--rival", FULL_SIZE_RIVALS), "--part", "graphs"]
         found["full-size"] = ["latency", *_exports(out, full, full=True), *graphs, "--rounds", "3"]
     if served:
-        found["load"] = ["load", *_exports(out, [loaded]), "--sessions", "1,2,4", "--seconds", "15"]
+        found["load"] = ["load", *_exports(out, [loaded]), "--sessions", "1,2,4", "--seconds", "10"]
     return _writing(out, found)
 
 

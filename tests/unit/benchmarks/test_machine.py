@@ -13,8 +13,8 @@ from samkit.benchmarks.machine import Machine
 @pytest.fixture
 def measured(monkeypatch):
     """A machine with limits of our own making, on an idle host that nobody stole from."""
-    monkeypatch.setattr(machine, "load", lambda: 0.1)
-    monkeypatch.setattr(machine, "_ticks", lambda: (0, 1000))
+    monkeypatch.setattr(machine, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(machine, "_ticks", lambda: (500, 0, 1000))
     with Machine(1) as found:
         found.products, found.copies = [0.1] * 20, [0.01] * 20
         yield found
@@ -39,13 +39,21 @@ def test_products_of_unequal_speed_are_called_unsettled_with_the_spread(measured
 
 
 def test_other_processes_and_a_hypervisor_that_takes_time_are_told(measured, monkeypatch):
-    measured._load = 3.2
-    monkeypatch.setattr(machine, "_ticks", lambda: (50, 2000))
+    measured._busy = 0.3
+    monkeypatch.setattr(machine, "_ticks", lambda: (600, 50, 2000))
 
     first, second = measured.describe()["unsettled"]
 
-    assert "load before the first run was 3.2" in first
+    assert first.startswith("others used 30% of the processors before the first run")
     assert "5.0% of the processors' time" in second
+
+
+def test_who_waits_sees_what_others_use(monkeypatch):
+    monkeypatch.setattr(machine, "LOOK_SECONDS", 0.0)
+    ticks = iter([(500, 0, 1000), (575, 0, 1100)])
+    monkeypatch.setattr(machine, "_ticks", lambda: next(ticks))
+
+    assert machine._busy_share() == pytest.approx(0.25)
 
 
 def test_one_sample_takes_both_limits(measured):

@@ -10,6 +10,7 @@ import pytest
 from samkit.benchmarks import suite
 from samkit.benchmarks.cli import bench
 from samkit.export.cli import export
+from samkit.export.plan import plan_export
 from samkit.methods import list_methods
 
 OUT = Path("bench")
@@ -42,6 +43,11 @@ def test_every_measure_is_a_command_that_sam_bench_takes(name, tmp_path, monkeyp
         context = bench.make_context("sam-bench", command[1:])
         found = bench.get_command(context, command[1])
         found.make_context(command[1], command[2:])
+
+
+def test_full_size_exports_have_the_graphs_that_are_timed():
+    for name in suite.FULL_SIZE:
+        assert set(suite.FULL_SIZE_GRAPHS) <= set(plan_export(name, size="full").graphs)
 
 
 def test_every_method_is_measured_and_has_real_images():
