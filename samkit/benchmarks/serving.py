@@ -43,6 +43,7 @@ from samkit.benchmarks.machine import MatrixProduct, load, processor, versions
 from samkit.benchmarks.processes import memory_of
 from samkit.benchmarks.statistics import late_slope, median_difference
 from samkit.benchmarks.studies import SHAPES, click_on, make_study, numbered, with_clicks
+from samkit.benchmarks.turns import in_turn
 from samkit.command import run_command
 from samkit.errors import PromptError, SamkitError, ServingError
 from samkit.export.export import run_export
@@ -284,16 +285,6 @@ def _after_rest(run: Callable[[], Any]) -> tuple[float, Any]:
     start = time.perf_counter()
     result = run()
     return time.perf_counter() - start, result
-
-
-def in_turn(ways: Sequence[str], number: int) -> list[str]:
-    """Return `ways` in the order of turn `number`: who begins moves on by one.
-
-    >>> in_turn(["a", "b", "c"], 4)
-    ['b', 'c', 'a']
-    """
-    first = number % len(ways)
-    return [*ways[first:], *ways[:first]]
 
 
 def click_figures(
