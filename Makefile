@@ -13,7 +13,7 @@ venv: .venv/ready
 	touch .venv/ready
 
 demo: venv  ## export M-SAM, segment a phantom with clicks from a file, print what came out, write demo/demo.png
-	$(BIN)/python -m samkit.benchmarks.demo --out demo
+	$(BIN)/python -m samkit.demo --out demo
 
 test: venv
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

@@ -23,13 +23,13 @@ from samkit.errors import CheckpointError
 from samkit.manifest import file_sha256
 from samkit.methods import get_method
 from samkit.methods.method import Method, Part, State
-from samkit.models.config import NetworkConfig
+from samkit.networks.config import NetworkConfig
 from samkit.weights import demo_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from samkit.models.network import Network
+    from samkit.networks.network import Network
 
 SCHEMA_VERSION = 1
 BEST = "best.safetensors"

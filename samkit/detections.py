@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from samkit.errors import TensorMismatchError
-from samkit.fitting import resize_bilinear
+from samkit.placement import resize_bilinear
 
 STRIDE = 32
 """Pixels of the input per cell of the coarsest grid: sides are multiples of it."""

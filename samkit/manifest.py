@@ -16,7 +16,7 @@ from typing import Any
 
 from samkit.errors import ManifestError
 from samkit.methods import GraphSpec, get_method
-from samkit.models.config import NetworkConfig
+from samkit.networks.config import NetworkConfig
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"

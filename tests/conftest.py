@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from samkit.manifest import ExportPlan, Manifest, Weights, describe_files
-from samkit.models.sam3d_config import Sam3DConfig
+from samkit.networks.sam3d_config import Sam3DConfig
 
 DEVICES = ("gpu", "tensorrt")
 

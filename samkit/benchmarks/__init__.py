@@ -1,1 +1,1 @@
-"""What samkit is worth, measured: the demo, and timings as ratios within one run."""
+"""sam-bench: accuracy, latency and load of exports against the PyTorch originals, and reports of them."""

@@ -37,7 +37,7 @@ ALL_RIVALS = ("sam",)
 """What is timed against all rivals, and whose memory is measured."""
 FULL_SIZE_GRAPHS = ("image_encoder", "mask_decoder")
 FULL_SIZE_RIVALS = ("torch",)
-"""What `--no-fold` takes at full size, `samkit.benchmarks.rewrites` measures."""
+"""What `--no-fold` takes at full size, `tools.rewrites` measures."""
 LOADED = "m-sam"
 """What readers work with on a server."""
 BACKENDS = "torch,onnxruntime,onnxruntime-fp16"

@@ -16,8 +16,8 @@ from typing import Any, TextIO
 
 from samkit.errors import ExportError, SamkitError
 from samkit.manifest import file_sha256
-from samkit.runtime.pycuda_device import describe_device
-from samkit.runtime.tensorrt_library import LOG, Shape, build_engine, tensorrt_version
+from samkit.runtime.backends.pycuda_device import describe_device
+from samkit.runtime.backends.tensorrt_library import LOG, Shape, build_engine, tensorrt_version
 
 
 @dataclass(frozen=True)

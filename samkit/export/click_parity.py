@@ -18,10 +18,10 @@ from samkit.export.subjects import Subject
 from samkit.geometry import Grid, crop, crop_origin, upsample
 from samkit.manifest import ExportPlan
 from samkit.methods import VolumeMethod
-from samkit.models.sam3d_config import LOGIT_STRIDE, Sam3DConfig
+from samkit.networks.sam3d_config import LOGIT_STRIDE, Sam3DConfig
 from samkit.phantoms import make_phantom
-from samkit.runtime.refinement import ANCHORED_DECODER
-from samkit.runtime.runner import Runner
+from samkit.runtime.backends.runner import Runner
+from samkit.runtime.loops.refinement import ANCHORED_DECODER
 
 CLICKS = 10
 _STEM, _PLAIN = "adapter_stem", "mask_decoder"

@@ -25,10 +25,10 @@ from samkit.export.build_engine import EnginePlan, describe_machine, graph_sha25
 from samkit.export.export import repeat_parity
 from samkit.manifest import Manifest, describe_files, engine_file, file_sha256, graph_file
 from samkit.methods import GraphSpec
-from samkit.runtime.pycuda_device import import_pycuda
-from samkit.runtime.runner import Runner
-from samkit.runtime.tensorrt_library import import_tensorrt, untested_warning
-from samkit.runtime.tensorrt_runner import POINTS, TensorRTRunner
+from samkit.runtime.backends.pycuda_device import import_pycuda
+from samkit.runtime.backends.runner import Runner
+from samkit.runtime.backends.tensorrt_library import import_tensorrt, untested_warning
+from samkit.runtime.backends.tensorrt_runner import POINTS, TensorRTRunner
 from samkit.tensors import Axis
 
 Say = Callable[[str], None]

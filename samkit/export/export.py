@@ -29,15 +29,15 @@ from samkit.export.subjects import Subject, find_subjects, read_subjects
 from samkit.manifest import FILE_NAME as MANIFEST_FILE
 from samkit.manifest import ExportPlan, Manifest, describe_files, file_sha256, graph_file
 from samkit.methods import Method, SliceMethod, get_method
-from samkit.models.config import NetworkConfig
-from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
-from samkit.runtime.runner import Runner, add_substitutes
+from samkit.networks.config import NetworkConfig
+from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
+from samkit.runtime.backends.runner import Runner, add_substitutes
 from samkit.weights import demo_checkpoint
 
 if TYPE_CHECKING:
     from samkit.checkpoints import LoadedNetwork
     from samkit.export.precision import Kept
-    from samkit.models.network import Network
+    from samkit.networks.network import Network
 
 Say = Callable[[str], None]
 
@@ -247,7 +247,7 @@ def _keep_list(plan: ExportPlan) -> dict[str, list[Kept]] | None:
 
 def _make_references(network: Network, method: Method, plan: ExportPlan, subjects: list[Subject]) -> list[Any]:
     """Return what the network answers in PyTorch float32, upstream's formulation."""
-    from samkit.runtime.torch_runner import TorchRunner
+    from samkit.runtime.backends.torch_runner import TorchRunner
 
     network.set_folded(False)
     runners: dict[str, Runner] = {graph.name: TorchRunner(network, graph) for graph in plan.specs}

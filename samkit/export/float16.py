@@ -26,7 +26,7 @@ from samkit.export.sensitivity import measure_effects
 from samkit.export.typed_graph import PRODUCTS, TypedGraph
 from samkit.manifest import graph_file
 from samkit.methods import GraphSpec
-from samkit.runtime.runner import Runner
+from samkit.runtime.backends.runner import Runner
 from samkit.tensors import Tensor
 
 Say = Callable[[str], None]

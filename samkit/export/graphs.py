@@ -22,7 +22,7 @@ from samkit.methods.method import IMAGES
 from samkit.tensors import Axis
 
 if TYPE_CHECKING:
-    from samkit.models.network import Network
+    from samkit.networks.network import Network
 
 FORBIDDEN_OPS = frozenset({"Einsum", "Mod", "Range", "OneHot", "NonZero", "ScatterND", "If", "Loop"})
 """Operators with data-dependent shapes or poor support; no graph but `--no-fold`'s may hold one."""

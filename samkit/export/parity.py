@@ -17,7 +17,7 @@ from samkit.errors import ManifestError, ParityError
 from samkit.masks import dice, hausdorff95
 from samkit.methods import GraphSpec, Tolerance
 from samkit.prompts import ABSENT
-from samkit.runtime.runner import Runner
+from samkit.runtime.backends.runner import Runner
 
 FILE_NAME = "parity.npz"
 CASES = 2

@@ -14,7 +14,7 @@ from samkit.checkpoints import CheckpointInfo, read_info, resolve_checkpoint
 from samkit.errors import CheckpointError
 from samkit.manifest import Aid, ExportPlan, Weights, file_sha256
 from samkit.methods import Method, get_method
-from samkit.models.config import NetworkConfig
+from samkit.networks.config import NetworkConfig
 from samkit.weights import demo_checkpoint
 
 OPSET = 20

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from samkit.export.typed_graph import PRODUCTS, TypedGraph, copy_node, rebuilt, save_beside
 from samkit.methods import GraphSpec
 from samkit.prompts import ABSENT_LOGIT
-from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
+from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.tensors import Axis, Tensor, TensorSpec
 
 _RANGES = "samkit_ranges"

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from samkit.export.parity import relative_error
 from samkit.export.typed_graph import TypedGraph, copy_node, rebuilt, save_beside
 from samkit.methods import GraphSpec
-from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
+from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.tensors import Axis, Tensor, TensorSpec, on_host
 
 RUNS = 32

@@ -17,16 +17,16 @@ from scipy import ndimage
 from samkit.errors import ParityError
 from samkit.export.parity import CASES, check_absent_points, compare_masks, compare_outputs, output_error
 from samkit.export.subjects import Subject
-from samkit.fitting import Fit
 from samkit.geometry import Volume
 from samkit.manifest import ExportPlan
 from samkit.methods import GraphSpec, SliceMethod
 from samkit.methods._slices import NO_MASK
 from samkit.methods.method import Answer
 from samkit.phantoms import SEQUENCES, make_phantom
+from samkit.placement import Placement
 from samkit.planes import PlaneView, Window, scale_intensities
 from samkit.prompts import BACKGROUND, FOREGROUND, SliceBox, SlicePoint, SlicePrompts
-from samkit.runtime.runner import Runner, SubstituteRunner, add_substitutes
+from samkit.runtime.backends.runner import Runner, SubstituteRunner, add_substitutes
 from samkit.tensors import Tensor
 
 _SHAPE = (72, 80, 72)
@@ -91,9 +91,9 @@ def make_references(
 
         if method.propose is not None:
             method.propose(run, image, plan.config)
-        embeddings, fit = _encode(run, image, method, plan)
+        embeddings, placement = _encode(run, image, method, plan)
         prompts = tuple(_questions(method, plan, target))
-        answers = list(_answers(run, embeddings, fit, prompts, method, plan))
+        answers = list(_answers(run, embeddings, placement, prompts, method, plan))
         labels = np.stack([answer.labels for answer in answers])
         references.append(SliceReference(image, prompts, tuple(runs), labels))
     return references
@@ -120,12 +120,12 @@ def check_parity(
         run = _ComparedRuns(runners, reference.runs, compare)
         if method.propose is not None:
             method.propose(run, reference.image, plan.config)
-        embeddings, fit = _encode(run, reference.image, method, plan)
+        embeddings, placement = _encode(run, reference.image, method, plan)
         steps = reference.runs[len(run.outputs) :]
         sooner: list[Outputs] = []
         for name, used in decoders.items():
             run = _ComparedRuns(used, steps, compare)
-            for number, answer in enumerate(_answers(run, embeddings, fit, reference.prompts, method, plan)):
+            for number, answer in enumerate(_answers(run, embeddings, placement, reference.prompts, method, plan)):
                 where = f"{name} ({precision}), case {case}, prompt {number + 1}"
                 tolerance = graphs[name].tolerance[precision]
                 compare_masks(answer.labels, reference.labels[number], tolerance, where, figures[name])
@@ -185,15 +185,15 @@ def _compare_decoders(
             )
 
 
-def _encode(run: Any, image: np.ndarray, method: SliceMethod, plan: ExportPlan) -> tuple[np.ndarray, Fit]:
-    tensor, fit = method.preprocess(image, plan.config)
-    return run("image_encoder", {"image": tensor[None]})["image_embeddings"], fit
+def _encode(run: Any, image: np.ndarray, method: SliceMethod, plan: ExportPlan) -> tuple[np.ndarray, Placement]:
+    tensor, placement = method.preprocess(image, plan.config)
+    return run("image_encoder", {"image": tensor[None]})["image_embeddings"], placement
 
 
 def _answers(
     run: Any,
     embeddings: np.ndarray,
-    fit: Fit,
+    placement: Placement,
     questions: tuple[SlicePrompts, ...],
     method: SliceMethod,
     plan: ExportPlan,
@@ -202,7 +202,7 @@ def _answers(
     before: np.ndarray | None = None
     for question in questions:
         asked = question if question.low_res is None else replace(question, low_res=before)
-        answer = method.answer(run, embeddings, fit, asked, plan.config)
+        answer = method.answer(run, embeddings, placement, asked, plan.config)
         before = answer.low_res
         yield answer
 

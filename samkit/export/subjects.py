@@ -16,10 +16,10 @@ from scipy import ndimage
 
 from samkit.errors import InputRefused
 from samkit.geometry import Volume
+from samkit.imageio.nifti import SCAN_SUFFIXES
+from samkit.imageio.pictures import is_picture
 from samkit.methods import Method, SliceMethod
-from samkit.runtime.images import SCAN_SUFFIXES
-from samkit.runtime.inputs import Given, find_inputs, read_inputs
-from samkit.runtime.pictures import is_picture
+from samkit.segment.inputs import Given, find_inputs, read_inputs
 
 MOST = 8
 """Subjects that are used of a folder, spread over it evenly: each one goes through PyTorch and every graph."""

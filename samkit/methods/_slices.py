@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from samkit.errors import CheckpointError, InputRefused
-from samkit.fitting import Fit
 from samkit.methods.method import IMAGES, Answer, GraphSpec, RunGraph, State, Tolerance
-from samkit.models.config import NetworkConfig
-from samkit.models.sam2d_config import PIXEL_MEAN, PIXEL_STD, Sam2DConfig, VitConfig
+from samkit.networks.config import NetworkConfig
+from samkit.networks.sam2d_config import PIXEL_MEAN, PIXEL_STD, Sam2DConfig, VitConfig
+from samkit.placement import Placement
 from samkit.prompts import ABSENT, BACKGROUND, BOX_FIRST, BOX_LAST, SliceBox, SlicePoint, SlicePrompts
 from samkit.tensors import Axis, Tensor, TensorSpec
 
 if TYPE_CHECKING:
-    from samkit.models.sam2d import Sam2D
+    from samkit.networks.sam2d import Sam2D
 
 BATCH = Axis("batch", 1, 1, 8)
 """Slices that an image encoder takes at once."""
@@ -94,7 +94,7 @@ def prompt_graphs(config: Sam2DConfig) -> tuple[GraphSpec, ...]:
 
 def build_sam(config: Sam2DConfig) -> Sam2D:
     """Return the network with freshly initialised weights."""
-    from samkit.models.sam2d import Sam2D  # torch only when a network is really wanted
+    from samkit.networks.sam2d import Sam2D  # torch only when a network is really wanted
 
     return Sam2D(config)
 
@@ -134,14 +134,14 @@ def prompt_rows(prompts: SlicePrompts) -> list[tuple[list[SlicePoint], SliceBox 
 
 
 def decode(
-    run: RunGraph, embeddings: Tensor, fit: Fit, prompts: SlicePrompts, config: Sam2DConfig
+    run: RunGraph, embeddings: Tensor, placement: Placement, prompts: SlicePrompts, config: Sam2DConfig
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """Return `low_res_masks` (B, K, s, s), `iou_predictions` (B, K), and how many points and corners each row has.
 
     Raises InputRefused where a mask prompt has other rows than the prompts.
     """
     rows = prompt_rows(prompts)
-    coords, labels = _point_tensors(rows, fit)
+    coords, labels = _point_tensors(rows, placement)
     graph, masks = NO_MASK, {}
     if prompts.low_res is not None:
         needed = (len(rows), 1, config.logits, config.logits)
@@ -163,7 +163,9 @@ def decode(
     return np.concatenate(low_res), np.concatenate(iou), [int(count) for count in (labels > ABSENT).sum(axis=1)]
 
 
-def _point_tensors(rows: list[tuple[list[SlicePoint], SliceBox | None]], fit: Fit) -> tuple[np.ndarray, np.ndarray]:
+def _point_tensors(
+    rows: list[tuple[list[SlicePoint], SliceBox | None]], placement: Placement
+) -> tuple[np.ndarray, np.ndarray]:
     """Return `point_coords` (B, P, 2) and `point_labels` (B, P): points first, then a box's corners."""
     sides = [len(points) + 2 * (box is not None) for points, box in rows]
     if max(sides) > _POINTS.max:
@@ -180,7 +182,7 @@ def _point_tensors(rows: list[tuple[list[SlicePoint], SliceBox | None]], fit: Fi
             places += [(box.x0, box.y0, BOX_FIRST), (box.x1, box.y1, BOX_LAST)]
         if places:
             values = np.array(places, np.float64)
-            coords[number, : len(places)] = fit.points_to_network(values[:, :2])
+            coords[number, : len(places)] = placement.points_to_network(values[:, :2])
             labels[number, : len(places)] = values[:, 2]
     return coords, labels
 

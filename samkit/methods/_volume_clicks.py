@@ -11,11 +11,11 @@ import numpy as np
 
 from samkit.errors import CheckpointError, InputRefused
 from samkit.methods.method import GraphSpec, State, Tolerance
-from samkit.models.sam3d_config import Sam3DConfig
+from samkit.networks.sam3d_config import Sam3DConfig
 from samkit.tensors import Axis, TensorSpec
 
 if TYPE_CHECKING:
-    from samkit.models.sam3d import Sam3D
+    from samkit.networks.sam3d import Sam3D
 
 _BATCH = Axis("batch", 1, 1, 8)
 _POINTS = Axis("points", 0, 1, 64)
@@ -118,7 +118,7 @@ def z_score(crop: np.ndarray, config: Sam3DConfig) -> np.ndarray:
 
 def build(config: Sam3DConfig) -> Sam3D:
     """Return the network with freshly initialised weights."""
-    from samkit.models.sam3d import Sam3D  # torch only when a network is really wanted
+    from samkit.networks.sam3d import Sam3D  # torch only when a network is really wanted
 
     return Sam3D(config)
 

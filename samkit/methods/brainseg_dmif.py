@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from samkit.fitting import Fit, resize_bilinear
 from samkit.methods._slices import DECODER_TOLERANCE, encoder_graph, none_released, square, united
 from samkit.methods.method import Answer, GraphSpec, RunGraph, SliceMethod, SliceRecipe, State
-from samkit.models.dmif_config import DmifConfig
+from samkit.networks.dmif_config import DmifConfig
+from samkit.placement import Placement, resize_bilinear
 from samkit.prompts import SlicePrompts
 from samkit.tensors import Tensor
 
 if TYPE_CHECKING:
-    from samkit.models.dmif import BrainSegDmif
+    from samkit.networks.dmif import BrainSegDmif
 
 
 def _build(config: DmifConfig) -> BrainSegDmif:
-    from samkit.models.dmif import BrainSegDmif
+    from samkit.networks.dmif import BrainSegDmif
 
     return BrainSegDmif(config)
 
@@ -40,24 +40,26 @@ def _graphs(config: DmifConfig) -> tuple[GraphSpec, ...]:
     return encoder, decoder
 
 
-def _preprocess(image: np.ndarray, config: DmifConfig) -> tuple[np.ndarray, Fit]:
+def _preprocess(image: np.ndarray, config: DmifConfig) -> tuple[np.ndarray, Placement]:
     """Return the network's input, raw intensities, and the slice's place in it (methods A000-9).
 
     An axis shorter than the square is padded with black on both sides, a longer one is shrunk, bilinear.
     """
     shape, side = (image.shape[0], image.shape[1]), config.image
     content = (min(shape[0], side), min(shape[1], side))
-    fit = Fit(shape, side, content, ((side - content[0]) // 2, (side - content[1]) // 2))
-    return fit.place(resize_bilinear(image.transpose(2, 0, 1), content)), fit
+    placement = Placement(shape, side, content, ((side - content[0]) // 2, (side - content[1]) // 2))
+    return placement.place(resize_bilinear(image.transpose(2, 0, 1), content)), placement
 
 
-def _answer(run: RunGraph, embeddings: Tensor, fit: Fit, prompts: SlicePrompts, config: DmifConfig) -> Answer:
+def _answer(
+    run: RunGraph, embeddings: Tensor, placement: Placement, prompts: SlicePrompts, config: DmifConfig
+) -> Answer:
     logits = run("mask_decoder", {"image_embeddings": embeddings})["low_res_masks"]
-    return united(fit.to_slice(logits[:, 0]), logits, None)
+    return united(placement.to_slice(logits[:, 0]), logits, None)
 
 
 def _adopt(state: State, config: DmifConfig) -> State:
-    from samkit.models.dmif import dmif_from_sam
+    from samkit.networks.dmif import dmif_from_sam
 
     return dmif_from_sam(state, config)
 

@@ -11,14 +11,14 @@ from dataclasses import replace
 from samkit.methods import sam_med2d
 from samkit.methods._slices import build_sam, none_released, prompt_graphs
 from samkit.methods.method import SliceMethod, SliceRecipe, State
-from samkit.models.sam2d_config import Sam2DConfig
+from samkit.networks.sam2d_config import Sam2DConfig
 
 _ADDED = (".Adapter.", ".local_encoder.", ".position_adapter.", ".feature_adapter.", ".balancing_adapters.")
 """Parts of the image encoder that train; the rest is the frozen ViT (Fig. 1)."""
 
 
 def _adopt(state: State, config: Sam2DConfig) -> State:
-    from samkit.models.lmsfe import lmsfe_from_sam_med2d
+    from samkit.networks.lmsfe import lmsfe_from_sam_med2d
 
     return lmsfe_from_sam_med2d(state, config)
 

@@ -12,11 +12,11 @@ from dataclasses import replace
 import numpy as np
 
 from samkit.errors import CheckpointError, PromptError
-from samkit.fitting import Fit, resize_bilinear
 from samkit.methods import sam
 from samkit.methods._slices import as_rgb, build_sam, decode, prompt_graphs
 from samkit.methods.method import Answer, RunGraph, SliceMethod, SliceRecipe, State
-from samkit.models.sam2d_config import SUBCORTICAL, Sam2DConfig
+from samkit.networks.sam2d_config import SUBCORTICAL, Sam2DConfig
+from samkit.placement import Placement, resize_bilinear
 from samkit.prompts import SlicePrompts
 from samkit.tensors import Tensor
 
@@ -26,7 +26,7 @@ def _structures(config: Sam2DConfig) -> tuple[str, ...]:
     return config.structures or tuple(f"structure_{number}" for number in range(1, config.masks))
 
 
-def _preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Fit]:
+def _preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Placement]:
     """Return the network's input, 0..1, and the slice's place in it: it fills the square (SAMed `dataset_synapse.py`).
 
     Splines of order 3 whose first and last samples lie on the first and last pixels. SAM's mean and deviation are not
@@ -37,10 +37,12 @@ def _preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Fit
     shape, side = (image.shape[0], image.shape[1]), config.image
     unit = image.astype(np.float32) / np.float32(255)
     stretched = as_rgb(ndimage.zoom(unit, (side / shape[0], side / shape[1], 1), order=3))
-    return np.ascontiguousarray(stretched.transpose(2, 0, 1)), Fit.stretched(shape, side, ends_aligned=True)
+    return np.ascontiguousarray(stretched.transpose(2, 0, 1)), Placement.stretched(shape, side, ends_aligned=True)
 
 
-def _answer(run: RunGraph, embeddings: Tensor, fit: Fit, prompts: SlicePrompts, config: Sam2DConfig) -> Answer:
+def _answer(
+    run: RunGraph, embeddings: Tensor, placement: Placement, prompts: SlicePrompts, config: Sam2DConfig
+) -> Answer:
     """Return the label of the largest probability at each pixel.
 
     Prompts that name no structure steer one run whose classes are all used; without prompts that run is automatic. Each
@@ -51,13 +53,13 @@ def _answer(run: RunGraph, embeddings: Tensor, fit: Fit, prompts: SlicePrompts, 
     named = ({point.structure for point in prompts.points} | {box.structure for box in prompts.boxes}) - {""}
     if unknown := sorted(named - set(names)):
         raise PromptError(f"there is no structure {', '.join(unknown)}; this network knows {', '.join(names)}")
-    probabilities = _classes(run, embeddings, fit, _of(prompts, ""), config)
+    probabilities = _classes(run, embeddings, placement, _of(prompts, ""), config)
     for name in sorted(named):
         number = 1 + names.index(name)
-        probabilities[number] = _classes(run, embeddings, fit, _of(prompts, name), config)[number]
+        probabilities[number] = _classes(run, embeddings, placement, _of(prompts, name), config)[number]
     if named:
         probabilities[0] = 1 - probabilities[1:].max(axis=0)
-    picked = np.ix_(*(_ends_aligned(config.image, size) for size in fit.shape))
+    picked = np.ix_(*(_ends_aligned(config.image, size) for size in placement.shape))
     labels = probabilities.argmax(axis=0).astype(np.uint8)[picked]
     foreground = probabilities[1:].max(axis=0)[picked]
     background = probabilities[0][picked]
@@ -72,9 +74,11 @@ def _of(prompts: SlicePrompts, structure: str) -> SlicePrompts:
     )
 
 
-def _classes(run: RunGraph, embeddings: Tensor, fit: Fit, prompts: SlicePrompts, config: Sam2DConfig) -> np.ndarray:
+def _classes(
+    run: RunGraph, embeddings: Tensor, placement: Placement, prompts: SlicePrompts, config: Sam2DConfig
+) -> np.ndarray:
     """Return the probability of every class (K, S, S) of the input; of several objects the likeliest wins."""
-    low_res, _, _ = decode(run, embeddings, fit, prompts, config)
+    low_res, _, _ = decode(run, embeddings, placement, prompts, config)
     logits = resize_bilinear(low_res, (config.image, config.image))
     logits -= logits.max(axis=1, keepdims=True)
     exponents = np.exp(logits)
@@ -89,7 +93,7 @@ def _ends_aligned(old: int, new: int) -> np.ndarray:
 
 def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam2DConfig, State]:
     """Return config and parameters of a LoRA file of SAMed's script on SAM's own."""
-    from samkit.models.convert2d import lora_sam
+    from samkit.networks.convert2d import lora_sam
 
     if "base" not in companions:
         raise CheckpointError(
@@ -99,7 +103,7 @@ def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam2DConfi
 
 
 def _adopt(state: State, config: Sam2DConfig) -> State:
-    from samkit.models.convert2d import start_lora_sam
+    from samkit.networks.convert2d import start_lora_sam
 
     return start_lora_sam(state, config)
 

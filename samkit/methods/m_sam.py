@@ -17,7 +17,7 @@ from samkit.errors import CheckpointError
 from samkit.methods import sam_med3d
 from samkit.methods._volume_clicks import build, click_graphs, configure, z_score
 from samkit.methods.method import ClickRecipe, State, VolumeMethod
-from samkit.models.sam3d_config import Sam3DConfig
+from samkit.networks.sam3d_config import Sam3DConfig
 
 
 def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam3DConfig, State]:

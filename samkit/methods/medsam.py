@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from samkit.fitting import Fit, resize_bilinear
 from samkit.methods import sam
 from samkit.methods._slices import as_rgb, build_sam, decode, prompt_graphs, united
 from samkit.methods.method import Answer, RunGraph, SliceMethod, SliceRecipe
-from samkit.models.sam2d_config import Sam2DConfig
+from samkit.networks.sam2d_config import Sam2DConfig
+from samkit.placement import Placement, resize_bilinear
 from samkit.prompts import SlicePrompts
 from samkit.tensors import Tensor
 
 
-def preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Fit]:
+def preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Placement]:
     """Return the network's input, each slice scaled to 0..1 by its own range, and its place: it fills the square.
 
     Splines of order 3 after a Gaussian where the slice shrinks, clipped to the slice's range; cut to whole numbers
@@ -33,14 +33,16 @@ def preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Fit]
     whole = np.floor(np.clip(resized, values.min(), values.max()))
     span = max(float(np.ptp(whole)), 1e-8)
     scaled = as_rgb(((whole - whole.min()) / span).astype(np.float32)).transpose(2, 0, 1)
-    return np.ascontiguousarray(scaled), Fit.stretched((image.shape[0], image.shape[1]), side)
+    return np.ascontiguousarray(scaled), Placement.stretched((image.shape[0], image.shape[1]), side)
 
 
-def answer(run: RunGraph, embeddings: Tensor, fit: Fit, prompts: SlicePrompts, config: Sam2DConfig) -> Answer:
+def answer(
+    run: RunGraph, embeddings: Tensor, placement: Placement, prompts: SlicePrompts, config: Sam2DConfig
+) -> Answer:
     """Return the union of the prompts' first masks, thresholded as interpolated probabilities."""
-    low_res, _, _ = decode(run, embeddings, fit, prompts, config)
+    low_res, _, _ = decode(run, embeddings, placement, prompts, config)
     probability = 1 / (1 + np.exp(-low_res[:, 0].astype(np.float64)))
-    on_slice = np.clip(resize_bilinear(probability, fit.shape).astype(np.float64), 1e-7, 1 - 1e-7)
+    on_slice = np.clip(resize_bilinear(probability, placement.shape).astype(np.float64), 1e-7, 1 - 1e-7)
     return united(np.log(on_slice / (1 - on_slice)), low_res[:, :1], None)
 
 

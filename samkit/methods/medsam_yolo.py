@@ -16,24 +16,24 @@ import numpy as np
 from samkit.methods import medsam, sam
 from samkit.methods._slices import BATCH, DECODER_TOLERANCE, as_rgb, prompt_graphs
 from samkit.methods.method import DetectorRecipe, GraphSpec, Part, RunGraph, SliceMethod, SliceRecipe, State
-from samkit.models.sam2d_config import Sam2DConfig
-from samkit.models.yolo_config import LONGEST, MedsamYoloConfig, YoloConfig, yolo_config
+from samkit.networks.sam2d_config import Sam2DConfig
+from samkit.networks.yolo_config import LONGEST, MedsamYoloConfig, YoloConfig, yolo_config
 from samkit.prompts import SliceBox, SlicePrompts
 from samkit.tensors import Axis, TensorSpec
 
 if TYPE_CHECKING:
-    from samkit.models.medsam_yolo import MedsamYolo
-    from samkit.models.yolo import Yolo
+    from samkit.networks.medsam_yolo import MedsamYolo
+    from samkit.networks.yolo import Yolo
 
 
 def _build(config: MedsamYoloConfig) -> MedsamYolo:
-    from samkit.models.medsam_yolo import MedsamYolo
+    from samkit.networks.medsam_yolo import MedsamYolo
 
     return MedsamYolo(config)
 
 
 def _build_detector(config: YoloConfig) -> Yolo:
-    from samkit.models.yolo import Yolo
+    from samkit.networks.yolo import Yolo
 
     return Yolo(config)
 
@@ -71,7 +71,7 @@ def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam2DConfi
 
 def _official_detector(state: State) -> tuple[YoloConfig, State]:
     """Return config and parameters of a YOLOv5 v6 or v7 file."""
-    from samkit.models.yolo_config import yolo_state
+    from samkit.networks.yolo_config import yolo_state
 
     state = yolo_state(state)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from samkit.fitting import Fit
-from samkit.models.config import NetworkConfig
+from samkit.networks.config import NetworkConfig
+from samkit.placement import Placement
 from samkit.prompts import SlicePrompts
 from samkit.tensors import Tensor, TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
-    from samkit.models.network import Network
+    from samkit.networks.network import Network
 
 State: TypeAlias = "dict[str, torch.Tensor]"
 """Parameter name to value."""
@@ -285,10 +285,10 @@ class SliceMethod(Method):
     """Names of the labels 1, 2, ...; none where there is one mask."""
     window: Callable[[Any], tuple[int, int] | None] = lambda config: None
     """Height and width [pixels] that slices are cut to around what is not zero in the volume; None takes them whole."""
-    preprocess: Callable[[np.ndarray, Any], tuple[np.ndarray, Fit]]
+    preprocess: Callable[[np.ndarray, Any], tuple[np.ndarray, Placement]]
     """One slice (H, W, C) of intensities 0..255, float32, to the network's input (C', S, S), float32, and its place.
     C is one per sequence, else 1 for grey or 3 for colour."""
     propose: Callable[[RunGraph, np.ndarray, Any], SlicePrompts] | None = None
     """Prompts for a slice (H, W, C) that the user gave none for; where it finds nothing the mask is empty."""
-    answer: Callable[[RunGraph, Tensor, Fit, SlicePrompts, Any], Answer]
+    answer: Callable[[RunGraph, Tensor, Placement, SlicePrompts, Any], Answer]
     """The answer to prompts on one slice, from its `image_embeddings` (1, C, g, g), which may lie on a device."""

@@ -12,38 +12,40 @@ from collections.abc import Mapping
 import numpy as np
 
 from samkit.errors import CheckpointError
-from samkit.fitting import Fit
 from samkit.methods._slices import as_rgb, best_proposal, build_sam, decode, normalise, prompt_graphs, united
 from samkit.methods.method import Answer, RunGraph, SliceMethod, SliceRecipe, State
-from samkit.models.sam2d_config import Sam2DConfig
+from samkit.networks.sam2d_config import Sam2DConfig
+from samkit.placement import Placement
 from samkit.prompts import SlicePrompts
 from samkit.tensors import Tensor
 
 
-def _preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Fit]:
+def _preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Placement]:
     """Return the network's input and the slice's place in it (`ResizeLongestSide`, `Sam.preprocess`).
 
     The resize is Pillow's antialiased bilinear one on 8-bit colours, as upstream's.
     """
     from PIL import Image
 
-    fit = Fit.longest_side((image.shape[0], image.shape[1]), config.image)
+    placement = Placement.longest_side((image.shape[0], image.shape[1]), config.image)
     picture = Image.fromarray(as_rgb(image).clip(0, 255).astype(np.uint8))
-    resized = picture.resize(fit.content[::-1], Image.Resampling.BILINEAR)
-    return fit.place(normalise(np.asarray(resized, np.float32))), fit
+    resized = picture.resize(placement.content[::-1], Image.Resampling.BILINEAR)
+    return placement.place(normalise(np.asarray(resized, np.float32))), placement
 
 
-def _answer(run: RunGraph, embeddings: Tensor, fit: Fit, prompts: SlicePrompts, config: Sam2DConfig) -> Answer:
-    low_res, iou, sizes = decode(run, embeddings, fit, prompts, config)
+def _answer(
+    run: RunGraph, embeddings: Tensor, placement: Placement, prompts: SlicePrompts, config: Sam2DConfig
+) -> Answer:
+    low_res, iou, sizes = decode(run, embeddings, placement, prompts, config)
     proposed, proposed_iou = best_proposal(low_res, iou)
     is_ambiguous = (np.array(sizes) == 1) & (prompts.low_res is None)
     chosen = np.where(is_ambiguous[:, None, None, None], proposed, low_res[:, :1])
-    return united(fit.to_slice(chosen[:, 0]), chosen, np.where(is_ambiguous, proposed_iou, iou[:, 0]))
+    return united(placement.to_slice(chosen[:, 0]), chosen, np.where(is_ambiguous, proposed_iou, iou[:, 0]))
 
 
 def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam2DConfig, State]:
     """Return config and parameters of a sam_vit_b, sam_vit_l or sam_vit_h file."""
-    from samkit.models.convert2d import sam_config
+    from samkit.networks.convert2d import sam_config
 
     config = sam_config({name: tuple(tensor.shape) for name, tensor in state.items()})
     if config.adapter:

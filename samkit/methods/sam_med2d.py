@@ -13,16 +13,16 @@ from dataclasses import replace
 import numpy as np
 
 from samkit.errors import CheckpointError
-from samkit.fitting import Fit
 from samkit.methods import sam
 from samkit.methods._slices import best_proposal, build_sam, decode, normalise, prompt_graphs, united
 from samkit.methods.method import Answer, RunGraph, SliceMethod, SliceRecipe, State
-from samkit.models.sam2d_config import Sam2DConfig
+from samkit.networks.sam2d_config import Sam2DConfig
+from samkit.placement import Placement
 from samkit.prompts import SlicePrompts
 from samkit.tensors import Tensor
 
 
-def preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Fit]:
+def preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Placement]:
     """Return the network's input and the slice's place in it.
 
     Normalised first, then padded with zeros, the mean colour, or stretched with nearest neighbours (`DataLoader.py`).
@@ -31,26 +31,28 @@ def preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Fit]
     height, width = image.shape[:2]
     colours = normalise(image)
     if height < config.image and width < config.image:
-        fit = Fit.centred((height, width), config.image)
-        return fit.place(colours), fit
+        placement = Placement.centred((height, width), config.image)
+        return placement.place(colours), placement
     rows = np.arange(config.image) * height // config.image
     columns = np.arange(config.image) * width // config.image
     stretched = np.ascontiguousarray(colours[:, rows[:, None], columns])
-    return stretched, Fit.stretched((height, width), config.image)
+    return stretched, Placement.stretched((height, width), config.image)
 
 
-def answer(run: RunGraph, embeddings: Tensor, fit: Fit, prompts: SlicePrompts, config: Sam2DConfig) -> Answer:
+def answer(
+    run: RunGraph, embeddings: Tensor, placement: Placement, prompts: SlicePrompts, config: Sam2DConfig
+) -> Answer:
     """Return the union of the prompts' best proposals."""
     if prompts.low_res is not None:
         prompts = replace(prompts, low_res=1 / (1 + np.exp(-prompts.low_res)))
-    low_res, iou, _ = decode(run, embeddings, fit, prompts, config)
+    low_res, iou, _ = decode(run, embeddings, placement, prompts, config)
     chosen, chosen_iou = best_proposal(low_res, iou)
-    return united(fit.to_slice(chosen[:, 0]), chosen, chosen_iou)
+    return united(placement.to_slice(chosen[:, 0]), chosen, chosen_iou)
 
 
 def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam2DConfig, State]:
     """Return config and parameters of sam-med2d_b.pth, or of the same network without adapters (FT-SAM)."""
-    from samkit.models.convert2d import sam_config
+    from samkit.networks.convert2d import sam_config
 
     config = sam_config({name: tuple(tensor.shape) for name, tensor in state.items()})
     if config.image != 256:
@@ -62,7 +64,7 @@ def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam2DConfi
 
 def adopt(state: State, config: Sam2DConfig) -> State:
     """Return SAM's parameters at this network's size; the adapters stay fresh."""
-    from samkit.models.convert2d import resize_encoder
+    from samkit.networks.convert2d import resize_encoder
 
     return resize_encoder(state, config)
 

@@ -3,7 +3,7 @@
 The image encoder runs once per patch, the mask decoder once per click. Differs from SAM: one input channel;
 points are (i, j, k) voxel indices of the patch, not (x, y) pixels; there is always a mask prompt (zeros at the
 first click), so no `has_mask_input`; no boxes. Arrays are in IJK order on RAS axes, as TorchIO's `ToCanonical`
-gave them in training. The official quirks that the networks reproduce are listed in `models/sam3d.py`.
+gave them in training. The official quirks that the networks reproduce are listed in `networks/sam3d.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from samkit.errors import CheckpointError
 from samkit.methods._volume_clicks import build, click_graphs, configure, z_score
 from samkit.methods.method import ClickRecipe, State, VolumeMethod
-from samkit.models.sam3d_config import Sam3DConfig
+from samkit.networks.sam3d_config import Sam3DConfig
 
 
 def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam3DConfig, State]:

@@ -9,20 +9,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from samkit.runtime.client.remote_session import RemoteSession
     from samkit.runtime.opening import open_session
-    from samkit.runtime.remote_session import RemoteSession
-    from samkit.runtime.session import Session
-    from samkit.runtime.slice_session import SliceSession
-    from samkit.runtime.steps import SliceStep, Step
+    from samkit.runtime.session.slice_session import SliceSession
+    from samkit.runtime.session.steps import SliceStep, Step
+    from samkit.runtime.session.volume_session import Session
 
 __all__ = ["RemoteSession", "Session", "SliceSession", "SliceStep", "Step", "open_session"]
 
 _HOMES = {
-    "RemoteSession": "remote_session",
-    "Session": "session",
-    "SliceSession": "slice_session",
-    "SliceStep": "steps",
-    "Step": "steps",
+    "RemoteSession": "client.remote_session",
+    "Session": "session.volume_session",
+    "SliceSession": "session.slice_session",
+    "SliceStep": "session.steps",
+    "Step": "session.steps",
     "open_session": "opening",
 }
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from samkit.errors import PromptError
 from samkit.geometry import Triple
-from samkit.runtime.remote_session import RemoteSession, open_remote_session
-from samkit.runtime.triton_transport import Address, is_url
+from samkit.runtime.client.remote_session import RemoteSession, open_remote_session
+from samkit.runtime.client.triton_transport import Address, is_url
 
 if TYPE_CHECKING:
-    from samkit.runtime.session import Session
-    from samkit.runtime.slice_session import SliceSession
+    from samkit.runtime.session.slice_session import SliceSession
+    from samkit.runtime.session.volume_session import Session
 
 
 def open_session(
@@ -33,8 +33,8 @@ def open_session(
     """Return a session on an export folder, or on what a server serves: `triton://HOST:PORT/NAME`, `triton+http://...`.
 
     With a folder, a method of volumes gives a Session and a method of slices a SliceSession; their files are checked
-    against the manifest first, and `backend`, `device`, `precision` and `threads` are those of
-    `samkit.runtime.session.open_export`. With an address it is a RemoteSession, the server decides those four, and
+    against the manifest first, and `backend`, `device`, `precision` and `threads` are those of `open_export`. With an
+    address it is a RemoteSession, the server decides those four, and
     `timeout` [s] is how long one call may take, by default DEFAULT_TIMEOUT, and DECIDE_TIMEOUT for one that decides on
     many slices. `spacing` [mm] is for methods of volumes, `plane` and `intensities` (what becomes black and white) for
     those of slices; each is by default the method's own.
@@ -48,7 +48,7 @@ def open_session(
                 f"leave {'it' if len(decided) == 1 else 'them'} out"
             )
         return open_remote_session(str(target), spacing=spacing, plane=plane, intensities=intensities, timeout=timeout)
-    from samkit.runtime.session import open_export
+    from samkit.runtime.session.volume_session import open_export
 
     return open_export(
         target,

@@ -12,7 +12,7 @@ from samkit.command import run_command
 from samkit.errors import MissingDependencyError
 from samkit.methods import get_method
 from samkit.methods.method import Method, SliceMethod, SliceRecipe
-from samkit.models.sam2d_config import ARCHS
+from samkit.networks.sam2d_config import ARCHS
 from samkit.sequences import parse_pattern
 from samkit.training.plan import plan_training, recipes_of
 

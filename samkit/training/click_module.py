@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from samkit.methods.method import ClickRecipe
-from samkit.models.sam3d import Sam3D
+from samkit.networks.sam3d import Sam3D
 from samkit.training.click_samples import Sample, TrainingSamples, validation_rng
 from samkit.training.click_stages import REPORTED_CLICKS, dice_per_click, refinement_loss
 from samkit.training.run_module import RunModule

@@ -20,7 +20,7 @@ from samkit.clicks import first_click
 from samkit.errors import InputRefused
 from samkit.geometry import Grid, crop, crop_origin
 from samkit.methods.method import ClickRecipe, VolumeMethod
-from samkit.models.sam3d_config import Sam3DConfig
+from samkit.networks.sam3d_config import Sam3DConfig
 from samkit.prompts import FOREGROUND, Point
 from samkit.training.click_cases import CheckedCase, read_volume
 

@@ -22,8 +22,8 @@ from torch.nn import functional
 
 from samkit.clicks import first_click, next_click
 from samkit.masks import dice
-from samkit.models.sam3d import Sam3D
-from samkit.models.sam3d_config import LOGIT_STRIDE
+from samkit.networks.sam3d import Sam3D
+from samkit.networks.sam3d_config import LOGIT_STRIDE
 from samkit.prompts import Point
 from samkit.training.click_samples import Sample
 

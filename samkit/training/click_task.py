@@ -14,9 +14,9 @@ from samkit.errors import InputRefused
 from samkit.geometry import Triple
 from samkit.methods import get_method
 from samkit.methods.method import ClickRecipe, VolumeMethod
-from samkit.models.network import Network
-from samkit.models.sam3d import Sam3D
-from samkit.models.sam3d_config import Sam3DConfig
+from samkit.networks.network import Network
+from samkit.networks.sam3d import Sam3D
+from samkit.networks.sam3d_config import Sam3DConfig
 from samkit.training.click_cases import CheckedCase, CheckedCases, check_cases, find_cases
 from samkit.training.click_module import ClickModule
 from samkit.training.click_samples import TrainingSamples, cache_cases, validation_samples

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from samkit.models.yolo_config import YoloConfig
+from samkit.networks.yolo_config import YoloConfig
 
 BOX, OBJECTNESS, CLASSES = 0.05, 1.0, 0.5
 """Weights of the three parts, for three grids, 80 classes and inputs of 640 pixels."""

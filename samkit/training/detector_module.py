@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from samkit.detections import Letterbox, non_max_suppression
 from samkit.methods.method import DetectorRecipe
-from samkit.models.yolo import Yolo
+from samkit.networks.yolo import Yolo
 from samkit.training.detector_loss import detector_loss
 from samkit.training.detector_metric import detector_scores
 from samkit.training.detector_samples import DetectorSample, DetectorSamples, Picture

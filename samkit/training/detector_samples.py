@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from samkit.detections import Letterbox
 from samkit.errors import InputRefused
 from samkit.methods.method import DetectorRecipe
-from samkit.models.yolo_config import YoloConfig
+from samkit.networks.yolo_config import YoloConfig
 from samkit.training.box_augmentation import flip_boxes, jitter_colour, mosaic
 from samkit.training.box_labels import boxes_of
 from samkit.training.slice_cases import SliceCase
@@ -115,7 +115,7 @@ class DetectorSamples(Dataset[DetectorSample]):
 def on_input(picture: Picture, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the letterboxed picture (3, side, side), 0..1, and its boxes (n, 5) there."""
     height, width = picture.image.shape[:2]
-    letterbox = Letterbox.fit((height, width), side)
+    letterbox = Letterbox.placement((height, width), side)
     boxes = np.concatenate([letterbox.boxes(picture.boxes[:, :4]), picture.boxes[:, 4:]], axis=1)
     return letterbox.apply(picture.image), boxes.astype(np.float32)
 

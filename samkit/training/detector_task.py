@@ -9,9 +9,9 @@ from typing import Any, cast
 import numpy as np
 
 from samkit.methods.method import DetectorRecipe
-from samkit.models.network import Network
-from samkit.models.yolo import Yolo
-from samkit.models.yolo_config import YoloConfig
+from samkit.networks.network import Network
+from samkit.networks.yolo import Yolo
+from samkit.networks.yolo_config import YoloConfig
 from samkit.training.detector_module import DetectorModule
 from samkit.training.detector_samples import (
     ENOUGH,

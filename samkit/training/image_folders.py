@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from samkit.errors import InputRefused
-from samkit.runtime.pictures import SUFFIXES, is_picture, picture_shape, read_picture, read_picture_mask
+from samkit.imageio.pictures import SUFFIXES, is_picture, picture_shape, read_picture, read_picture_mask
 from samkit.training.slice_cases import FoundCases, LoadedCase, SliceCase, nothing_usable
 
 IMAGES = "images"

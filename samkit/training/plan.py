@@ -12,8 +12,8 @@ from samkit.checkpoints import CheckpointInfo
 from samkit.errors import CheckpointError
 from samkit.methods import get_method
 from samkit.methods.method import ClickRecipe, Method, Part, Recipe
-from samkit.models.config import NetworkConfig
-from samkit.models.sam2d_config import ARCHS, VitConfig
+from samkit.networks.config import NetworkConfig
+from samkit.networks.sam2d_config import ARCHS, VitConfig
 from samkit.training.recipe_checks import check_network, check_recipe
 from samkit.training.settings import parse_settings, settable
 

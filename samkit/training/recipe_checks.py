@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from samkit.methods.method import ClickRecipe, Recipe, SliceRecipe
-from samkit.models.config import NetworkConfig
-from samkit.models.sam3d_config import Sam3DConfig
+from samkit.networks.config import NetworkConfig
+from samkit.networks.sam3d_config import Sam3DConfig
 from samkit.training.augmentation import AUGMENTATIONS
 
 LOSSES = ("focal", "dice", "dice_squared", "bce", "ce", "dice_classes", "iou")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from samkit.methods.method import Recipe
-from samkit.models.network import Network
+from samkit.networks.network import Network
 from samkit.training.keys import KeySampler
 
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from samkit.methods.method import SliceMethod, SliceRecipe
-from samkit.models.network import Network
+from samkit.networks.network import Network
 from samkit.prompts import ABSENT
-from samkit.runtime.torch_runner import TorchRunner
+from samkit.runtime.backends.torch_runner import TorchRunner
 from samkit.training.run_module import RunModule
 from samkit.training.slice_losses import slice_loss
 from samkit.training.slice_prompts import error_points

@@ -14,8 +14,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from samkit.errors import InputRefused
-from samkit.fitting import Fit
 from samkit.methods.method import SliceMethod, SliceRecipe
+from samkit.placement import Placement
 from samkit.planes import Window
 from samkit.prompts import BOX_FIRST, BOX_LAST, SliceBox, SlicePoint, SlicePrompts
 from samkit.training.augmentation import augment
@@ -34,7 +34,7 @@ class SliceSample:
 
     image: np.ndarray
     """(C, S, S) float32."""
-    fit: Fit
+    placement: Placement
     labels: np.ndarray
     """(m, H, W) on the slice: each object's mask, or one map of classes; uint8."""
     points: tuple[np.ndarray, ...]
@@ -50,7 +50,7 @@ class SliceStore:
     def __init__(self, cases: Sequence[SliceCase], method: SliceMethod, config: Any, label: int | None) -> None:
         self.cases, self.method, self.config, self.label = cases, method, config, label
         self._kept: dict[int, LoadedCase] = {}
-        self._prepared: dict[tuple[int, int], tuple[np.ndarray, Fit]] = {}
+        self._prepared: dict[tuple[int, int], tuple[np.ndarray, Placement]] = {}
         self._bytes = 0
 
     def __getitem__(self, number: int) -> LoadedCase:
@@ -61,14 +61,14 @@ class SliceStore:
             self._kept[number] = loaded
         return loaded
 
-    def prepared(self, case: int, number: int) -> tuple[np.ndarray, Fit]:
+    def prepared(self, case: int, number: int) -> tuple[np.ndarray, Placement]:
         """Return the network's input (C, S, S) of a slice as it is, and its place there."""
         if (case, number) in self._prepared:
             return self._prepared[case, number]
-        image, fit = self.method.preprocess(self[case].images[number], self.config)
+        image, placement = self.method.preprocess(self[case].images[number], self.config)
         if self._has_room(image.nbytes):
-            self._prepared[case, number] = image, fit
-        return image, fit
+            self._prepared[case, number] = image, placement
+        return image, placement
 
     def _has_room(self, size: int) -> bool:
         fits = self._bytes + size <= CACHE_BYTES
@@ -112,15 +112,15 @@ def objects_of(labels: np.ndarray) -> list[np.ndarray]:
     return found
 
 
-def labels_on_input(labels: np.ndarray, fit: Fit, side: int) -> np.ndarray:
+def labels_on_input(labels: np.ndarray, placement: Placement, side: int) -> np.ndarray:
     """Return labels (..., H, W) of a slice on the network's square at `side` pixels, (..., side, side); 0 in padding.
 
     Nearest: each pixel of the square takes the label at its centre, in the fit's own alignment.
     """
-    centres = (np.arange(side) + 0.5) * fit.side / side
+    centres = (np.arange(side) + 0.5) * placement.side / side
     picked, inside = [], []
-    for size, content, offset in zip(fit.shape, fit.content, fit.offset, strict=True):
-        if fit.ends_aligned:
+    for size, content, offset in zip(placement.shape, placement.content, placement.offset, strict=True):
+        if placement.ends_aligned:
             at = np.rint((centres - 0.5 - offset) * (size - 1) / max(1, content - 1)).astype(int)
         else:
             at = np.floor((centres - offset) * size / content).astype(int)
@@ -162,21 +162,23 @@ class SliceSamples(Dataset[SliceSample]):
         labels = self.store[case].labels[number]
         if self.recipe.augment:
             image, labels = augment(self.recipe.augment, self.store[case].images[number], labels, rng)
-            prepared, fit = self.method.preprocess(image, self.config)
+            prepared, placement = self.method.preprocess(image, self.config)
         else:
-            prepared, fit = self.store.prepared(case, number)
+            prepared, placement = self.store.prepared(case, number)
         if not is_prompted(self.recipe):
             target = labels if self.recipe.output == "classes" else labels > 0
-            return SliceSample(prepared, fit, target[None].astype(np.uint8), (np.zeros((0, 3)),), key, (case, number))
+            return SliceSample(
+                prepared, placement, target[None].astype(np.uint8), (np.zeros((0, 3)),), key, (case, number)
+            )
         objects = objects_of(labels) or [labels > 0]  # an augmentation may turn everything out of the slice
         count = self.recipe.masks_per_image
         chosen = [objects[int(n)] for n in rng.permutation(len(objects))[:count]]
         # Each slice gives the same number of rows, as in SAM-Med2D: a few objects are asked for more than once.
         chosen += [objects[int(rng.integers(len(objects)))] for _ in range(count - len(chosen))]
-        points = tuple(self._prompt(mask, fit, rng) for mask in chosen)
-        return SliceSample(prepared, fit, np.stack(chosen).astype(np.uint8), points, key, (case, number))
+        points = tuple(self._prompt(mask, placement, rng) for mask in chosen)
+        return SliceSample(prepared, placement, np.stack(chosen).astype(np.uint8), points, key, (case, number))
 
-    def _prompt(self, mask: np.ndarray, fit: Fit, rng: np.random.Generator) -> np.ndarray:
+    def _prompt(self, mask: np.ndarray, placement: Placement, rng: np.random.Generator) -> np.ndarray:
         """Return one of the recipe's prompts for an object, (p, 3) x, y [pixels of the input] and label."""
         kind = self.recipe.prompts[int(rng.integers(len(self.recipe.prompts)))]
         if kind == "none" or not mask.any():
@@ -186,7 +188,7 @@ class SliceSamples(Dataset[SliceSample]):
         else:
             box = jittered_box(mask, rng, self.recipe.box_jitter) if kind == "box" else shifted_box(mask, rng)
             places, labels = box.reshape(2, 2), np.array([BOX_FIRST, BOX_LAST], np.float32)
-        return np.concatenate([fit.points_to_network(places), labels[:, None]], axis=1)
+        return np.concatenate([placement.points_to_network(places), labels[:, None]], axis=1)
 
     def round_rng(self, key: int) -> np.random.Generator:
         """Return the generator of a sample's later clicks."""

@@ -10,7 +10,7 @@ from typing import Any, Self, cast
 from samkit.errors import InputRefused
 from samkit.methods import get_method
 from samkit.methods.method import SliceMethod, SliceRecipe
-from samkit.models.network import Network
+from samkit.networks.network import Network
 from samkit.training.plan import TrainingPlan
 from samkit.training.slice_cases import FoundCases, SliceCase, check_slice_cases, hold_back
 from samkit.training.slice_module import SliceModule

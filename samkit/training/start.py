@@ -17,7 +17,7 @@ from samkit.errors import CheckpointError
 from samkit.manifest import file_sha256
 from samkit.methods import get_method
 from samkit.methods.method import Method, State
-from samkit.models.network import Network
+from samkit.networks.network import Network
 from samkit.training.plan import TrainingPlan, part_of
 
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from samkit.models.network import Network
+from samkit.networks.network import Network
 from samkit.training.plan import TrainingPlan
 from samkit.training.run_module import RunModule
 

@@ -1,1 +1,1 @@
-"""Triton serving: not part of this version (docs/serving.md)."""
+"""A Triton repository from exports: configs, the Python models Triton runs, and a real server on loopback."""

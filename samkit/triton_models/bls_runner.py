@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from samkit.methods.method import GraphSpec
-from samkit.runtime.runner import HostRunner, check_inputs
-from samkit.runtime.tensorrt_runner import fill_points
+from samkit.runtime.backends.runner import HostRunner, check_inputs
+from samkit.runtime.backends.tensorrt_runner import fill_points
 from samkit.tensors import Tensor, on_host
 from samkit.triton_models.model_config import request_rows
 from samkit.triton_models.python_backend import call

@@ -12,9 +12,9 @@ import samkit
 from samkit.errors import ManifestError, SamkitError
 from samkit.manifest import Manifest, file_sha256
 from samkit.methods import GraphSpec, SliceMethod, get_method
-from samkit.runtime import tritonclient_library
-from samkit.runtime.pycuda_device import describe_device
-from samkit.runtime.tensorrt_library import tensorrt_version
+from samkit.runtime.backends.pycuda_device import describe_device
+from samkit.runtime.backends.tensorrt_library import tensorrt_version
+from samkit.runtime.client import tritonclient_library
 from samkit.triton_models.model_config import DTYPES, ONNX_FILE, check_config, check_python_config, parse_config
 from samkit.triton_models.record import ENSEMBLE, ONNXRUNTIME, PYTHON, TENSORRT, Repository, ServedExport
 from samkit.triton_models.server_files import SHARED_BYTES, SHARED_MEMORY, check_numpy, find_server
@@ -113,7 +113,7 @@ def _in_graph_files(export: ServedExport, folder: Path) -> Iterator[str]:
     """Say where a config is not that of the ONNX file beside it, which the container's backend would not load then."""
     if find_spec("onnxruntime") is None:
         return  # a machine that only writes or checks
-    from samkit.runtime.onnxruntime_runner import read_file_tensors  # loads ONNX Runtime; --help does without
+    from samkit.runtime.backends.onnxruntime_runner import read_file_tensors  # loads ONNX Runtime; --help does without
 
     for model in (model for model, kind in export.models.items() if kind == ONNXRUNTIME):
         text, file = folder / model / "config.pbtxt", folder / model / "1" / ONNX_FILE

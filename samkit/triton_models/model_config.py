@@ -14,10 +14,10 @@ from typing import Any
 
 from samkit.errors import ManifestError, ServingError
 from samkit.methods import GraphSpec
-from samkit.runtime import wire
-from samkit.runtime.slices import encoder_batch
-from samkit.runtime.tensorrt_runner import POINTS
-from samkit.runtime.tritonclient_library import model_config
+from samkit.runtime.backends.tensorrt_runner import POINTS
+from samkit.runtime.client.tritonclient_library import model_config
+from samkit.runtime.loops.slices import encoder_batch
+from samkit.runtime.protocol import wire
 from samkit.tensors import TensorSpec
 from samkit.triton_models.limits import LIMITS, Limits
 

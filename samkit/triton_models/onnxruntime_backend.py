@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from samkit.errors import ServingError, TensorMismatchError
-from samkit.runtime.onnxruntime_runner import open_inference_session
+from samkit.runtime.backends.onnxruntime_runner import open_inference_session
 from samkit.triton_models.model_config import LARGEST
 from samkit.triton_models.python_backend import need_tensor, reply
 

@@ -26,17 +26,17 @@ import numpy as np
 from samkit.errors import ExportError, InputRefused, PromptError
 from samkit.geometry import Grid, Index, crop, voxel_ml_of
 from samkit.methods.method import SliceMethod, VolumeMethod
-from samkit.models.sam3d_config import Sam3DConfig
+from samkit.networks.sam3d_config import Sam3DConfig
 from samkit.planes import PlaneView
 from samkit.prompts import FOREGROUND, Box, Point, SliceBox, SlicePoint, prompt_json, prompts_from_json
-from samkit.runtime import wire
-from samkit.runtime.base_session import check_inside
-from samkit.runtime.refinement import Piece, Refiner, State
-from samkit.runtime.runner import Runner
-from samkit.runtime.session import Session, as_point, mask_parts, point_to_grid
-from samkit.runtime.slice_session import SliceSession
-from samkit.runtime.slices import Slices, SliceState
-from samkit.runtime.updates import paint
+from samkit.runtime.backends.runner import Runner
+from samkit.runtime.loops.refinement import Piece, Refiner, State
+from samkit.runtime.loops.slices import Slices, SliceState
+from samkit.runtime.protocol import wire
+from samkit.runtime.session.base_session import check_inside
+from samkit.runtime.session.slice_session import SliceSession
+from samkit.runtime.session.updates import paint
+from samkit.runtime.session.volume_session import Session, as_point, mask_parts, point_to_grid
 from samkit.triton_models.requests import ONE_CALL, Options, check_keys, read_prompts, read_scan, volumes_of
 from samkit.triton_models.served import Served
 

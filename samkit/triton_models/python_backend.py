@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from samkit.errors import SamkitError, ServingError, TensorMismatchError
-from samkit.runtime.wire import decode, error_text, read_error
+from samkit.runtime.protocol.wire import decode, error_text, read_error
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 """Of malloc.h."""

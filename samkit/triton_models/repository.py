@@ -24,7 +24,7 @@ from samkit.errors import ManifestError, ServingError
 from samkit.manifest import FILE_NAME as MANIFEST_FILE
 from samkit.manifest import Manifest, engine_file, file_sha256
 from samkit.methods import GraphSpec, SliceMethod, get_method
-from samkit.runtime.tritonclient_library import model_config
+from samkit.runtime.client.tritonclient_library import model_config
 from samkit.triton_models.limits import DEFAULTS, LIMITS, Limits
 from samkit.triton_models.model_config import (
     ENGINE_FILE,

@@ -11,10 +11,10 @@ from typing import Any, Self
 import samkit
 from samkit.manifest import Manifest
 from samkit.methods.method import GraphSpec, Method, SliceMethod
-from samkit.models.config import NetworkConfig
-from samkit.runtime.runner import Runner, add_substitutes
-from samkit.runtime.session import Session, described, make_session
-from samkit.runtime.slice_session import SliceSession
+from samkit.networks.config import NetworkConfig
+from samkit.runtime.backends.runner import Runner, add_substitutes
+from samkit.runtime.session.slice_session import SliceSession
+from samkit.runtime.session.volume_session import Session, described, make_session
 from samkit.triton_models.bls_runner import BlsRunner
 from samkit.triton_models.limits import Limits
 

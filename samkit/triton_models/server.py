@@ -35,7 +35,7 @@ import numpy as np
 from samkit.errors import ServingError
 from samkit.manifest import Manifest
 from samkit.methods import GraphSpec
-from samkit.runtime import tritonclient_library
+from samkit.runtime.client import tritonclient_library
 from samkit.triton_models.record import ONNXRUNTIME, Repository, ServedExport
 from samkit.triton_models.server_files import (
     SHARED_BYTES,
@@ -301,7 +301,9 @@ class EmbeddedServer:
 
     def _compare(self, name: str, export: ServedExport) -> None:
         """Raise ServingError unless the decoder of an export answers a known input as this process does."""
-        from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner  # loads ONNX Runtime; --help does without
+        from samkit.runtime.backends.onnxruntime_runner import (
+            OnnxRuntimeRunner,  # loads ONNX Runtime; --help does without
+        )
 
         plan = Manifest.load(self.repository / f"{name}_preprocess" / "1").plan
         (graph,) = (spec for spec in plan.specs if spec.name == CHECKED_GRAPH)

@@ -1,7 +1,7 @@
 """SessionHost: the sessions of one served export, each on a scan of its own, found by an unguessable token.
 
-No Triton here: requests are JSON objects and arrays (runtime/wire.py says which), and any number of threads may bring
-them. Requests of one session are worked on one after the other, those of different sessions side by side.
+No Triton here: requests are JSON objects and arrays (runtime/protocol/wire.py says which), and any number of threads
+may bring them. Requests of one session are worked on one after the other, those of different sessions side by side.
 
     host = SessionHost(served, served.runners())
     opened, _ = host.answer({"op": "open"}, None, {"volume": scan, "affine": affine})
@@ -37,12 +37,12 @@ from samkit.errors import (
     WrongTurn,
 )
 from samkit.prompts import Point, Prompt
-from samkit.runtime.embeddings import Embeddings, ScanEmbeddings
-from samkit.runtime.runner import Runner
-from samkit.runtime.session import Session, as_point
-from samkit.runtime.slice_session import SliceSession
-from samkit.runtime.steps import SliceStep, Step
-from samkit.runtime.updates import MaskUpdate
+from samkit.runtime.backends.runner import Runner
+from samkit.runtime.loops.embeddings import Embeddings, ScanEmbeddings
+from samkit.runtime.session.slice_session import SliceSession
+from samkit.runtime.session.steps import SliceStep, Step
+from samkit.runtime.session.updates import MaskUpdate
+from samkit.runtime.session.volume_session import Session, as_point
 from samkit.triton_models.requests import (
     OPENING,
     Options,

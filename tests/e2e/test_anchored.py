@@ -16,7 +16,7 @@ from samkit.methods import get_method
 from samkit.phantoms import make_phantom
 from samkit.prompts import BACKGROUND, FOREGROUND, Point
 from samkit.runtime import Session, open_session
-from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
+from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
 
 pytestmark = pytest.mark.xdist_group("anchored export")
 

@@ -23,7 +23,7 @@ from samkit.export.plan import plan_export
 from samkit.manifest import FILE_NAME, Manifest
 from samkit.prompts import SliceBox
 from samkit.runtime import open_session
-from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
+from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
 
 pytestmark = pytest.mark.xdist_group("export")
 COMMAND = Path(sys.executable).parent / "sam-export"

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 import samkit
-from samkit.benchmarks import graph_rows
-from samkit.benchmarks.latency import measure_latency
+from samkit.benchmarks.latency.command import graphs as graph_rows
+from samkit.benchmarks.latency.command import measure_latency
 from samkit.export.export import repeat_parity
 from samkit.manifest import Manifest, graph_file
 from samkit.phantoms import make_phantom
 from samkit.prompts import BACKGROUND, FOREGROUND, Point
 from samkit.runtime import open_session
-from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner, OrtTensor
-from samkit.runtime.torch_runner import open_torch_runners
+from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner, OrtTensor
+from samkit.runtime.backends.torch_runner import open_torch_runners
 
 pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("gpu")]
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from samkit.benchmarks import load
 from samkit.benchmarks.cli import main
-from samkit.benchmarks.readers import STAGES
-from samkit.benchmarks.run_file import load_run
-from samkit.benchmarks.tables import show
+from samkit.benchmarks.load.command import command as load
+from samkit.benchmarks.load.readers import STAGES
+from samkit.benchmarks.record.run import load_run
+from samkit.benchmarks.report.tables import show
 from samkit.errors import MissingDependencyError, ServingError
 from samkit.manifest import Manifest
 from samkit.triton_models import server as server_module

@@ -12,10 +12,10 @@ import nibabel
 import numpy as np
 import pytest
 
+from samkit.imageio.nifti import read_scan
 from samkit.manifest import Manifest, Weights
 from samkit.prompts import Point, write_clicks
 from samkit.runtime import open_session
-from samkit.runtime.images import read_scan
 
 OBLIQUE = np.array([[0.9, -0.2, 0.1, -30.0], [0.25, 1.1, -0.1, 12.0], [-0.1, 0.2, 1.9, 5.0], [0, 0, 0, 1]])
 
@@ -37,7 +37,7 @@ def scan(tmp_path):
 def run(*arguments, blocked=()):
     """Run sam-segment in a fresh interpreter; modules in `blocked` can't be imported there."""
     block = f"import sys; sys.modules.update(dict.fromkeys({list(blocked)!r}));"
-    code = f"{block} from samkit.runtime.cli import main; sys.argv[0] = 'sam-segment'; main()"
+    code = f"{block} from samkit.segment.cli import main; sys.argv[0] = 'sam-segment'; main()"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -290,7 +290,7 @@ def test_folder_without_manifest_is_refused(scan, tmp_path, capsys, monkeypatch)
 
 def call(capsys, monkeypatch, *arguments):
     """Run the command in this process; return exit code, stdout, stderr."""
-    from samkit.runtime.cli import main
+    from samkit.segment.cli import main
 
     monkeypatch.setattr(sys, "argv", ["sam-segment", *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:

@@ -12,9 +12,9 @@ import pytest
 from nibabel.freesurfer.mghformat import MGHImage
 from PIL import Image
 
+from samkit.imageio.nifti import read_scan
 from samkit.prompts import Box
 from samkit.runtime import open_session
-from samkit.runtime.images import read_scan
 
 OBLIQUE = np.array([[0.9, -0.2, 0.1, -30.0], [0.25, 1.1, -0.1, 12.0], [-0.1, 0.2, 1.9, 5.0], [0, 0, 0, 1]])
 BOX = "18,18,8,32,36,8"
@@ -52,7 +52,7 @@ def segment(capsys, monkeypatch, bright_slices):
     """Run the command in this process; return exit code, stdout, stderr."""
 
     def call(*arguments, export=bright_slices):
-        from samkit.runtime.cli import main
+        from samkit.segment.cli import main
 
         monkeypatch.setattr(sys, "argv", ["sam-segment", "--export", str(export), *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
@@ -71,7 +71,7 @@ def test_segments_without_torch(bright_slices, scan):
     code = "import sys; sys.modules.update(dict.fromkeys(['torch', 'monai', 'lightning', 'onnx']));"
     arguments = ["--export", bright_slices, "-i", scan, "-o", scan.with_name("m.nii.gz"), "--box", BOX, "--propagate"]
     done = subprocess.run(
-        [sys.executable, "-c", f"{code} from samkit.runtime.cli import main; main()", *map(str, arguments)],
+        [sys.executable, "-c", f"{code} from samkit.segment.cli import main; main()", *map(str, arguments)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 

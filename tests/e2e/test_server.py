@@ -20,10 +20,11 @@ import samkit
 from samkit.errors import MissingDependencyError, ServingError
 from samkit.geometry import Volume
 from samkit.manifest import Manifest
-from samkit.runtime import open_session, tritonclient_library
-from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
-from samkit.runtime.slices import encoder_batch
-from samkit.runtime.wire import read_error
+from samkit.runtime import open_session
+from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
+from samkit.runtime.client import tritonclient_library
+from samkit.runtime.loops.slices import encoder_batch
+from samkit.runtime.protocol.wire import read_error
 from samkit.triton_models import server as server_module
 from samkit.triton_models.model_config import graph_config, parse_config, python_config
 from samkit.triton_models.record import ONNXRUNTIME, PYTHON, Repository, ServedExport

@@ -32,10 +32,11 @@ from samkit.errors import (
     WrongTurn,
 )
 from samkit.geometry import Volume
+from samkit.imageio.nifti import read_scan
 from samkit.manifest import Manifest
 from samkit.methods import SliceMethod, get_method
-from samkit.runtime import open_session, wire
-from samkit.runtime.images import read_scan
+from samkit.runtime import open_session
+from samkit.runtime.protocol import wire
 from samkit.triton_models.limits import Limits
 from samkit.triton_models.model_config import parse_config
 from samkit.triton_models.repository import write_repository
@@ -210,7 +211,7 @@ def method_decides(name):
 
 
 def test_sam_segment_writes_the_same_bytes(one, shared, tmp_path, in_process):
-    from samkit.runtime import cli
+    from samkit.segment import cli
 
     name, export, server = one
     method = get_method(name)

@@ -16,8 +16,8 @@ import pytest
 from samkit import errors
 from samkit.errors import MissingDependencyError, PromptError, SamkitError
 from samkit.manifest import Manifest
-from samkit.runtime import wire
-from samkit.runtime.session import described
+from samkit.runtime.protocol import wire
+from samkit.runtime.session.volume_session import described
 from samkit.triton_models.limits import LIMITS, Limits
 from samkit.triton_models.model_config import ROLES, SESSION, role_ports
 from samkit.triton_models.requests import OPENING

@@ -22,7 +22,7 @@ from samkit.manifest import Manifest, engine_file
 from samkit.masks import dice
 from samkit.methods import get_method
 from samkit.runtime import open_session
-from samkit.runtime.tensorrt_runner import EngineTensor, TensorRTRunner
+from samkit.runtime.backends.tensorrt_runner import EngineTensor, TensorRTRunner
 
 pytestmark = [pytest.mark.tensorrt, pytest.mark.xdist_group("tensorrt"), pytest.mark.timeout(3600)]
 

@@ -11,11 +11,11 @@ import pytest
 
 import samkit
 import samkit.methods
-import samkit.models
+import samkit.networks
 from samkit.phantoms import make_phantom
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding-a-method.md"
-MODULES = ("samkit.models.plain_net", "samkit.methods.plain_net")
+MODULES = ("samkit.networks.plain_net", "samkit.methods.plain_net")
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def tenth(tmp_path, monkeypatch):
     """The page's two files, where a new method's would lie."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     assert len(blocks) == 2
-    for package, code in zip((samkit.models, samkit.methods), blocks, strict=True):
+    for package, code in zip((samkit.networks, samkit.methods), blocks, strict=True):
         folder = tmp_path / package.__name__
         folder.mkdir()
         (folder / "plain_net.py").write_text(code)
@@ -31,7 +31,7 @@ def tenth(tmp_path, monkeypatch):
     yield "plain-net"
     for name in MODULES:
         sys.modules.pop(name, None)
-    for package in (samkit.models, samkit.methods):
+    for package in (samkit.networks, samkit.methods):
         if hasattr(package, "plain_net"):
             del package.plain_net
 
@@ -51,7 +51,7 @@ def run(capsys, module, *arguments):
 
 def test_a_tenth_method_is_exported_verified_and_segmented_with(tenth, tmp_path, capsys):
     from samkit.export import cli as export
-    from samkit.runtime import cli as segment
+    from samkit.segment import cli as segment
 
     assert tenth in samkit.list_methods()
     made = run(capsys, export, "--method", tenth, "--size", "tiny", "--fp16", "--quiet", "--out", tmp_path / "export")

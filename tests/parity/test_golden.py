@@ -13,8 +13,8 @@ import samkit
 from samkit.checkpoints import load_network
 from samkit.export.graphs import write_graph
 from samkit.export.parity import relative_error
-from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
-from samkit.runtime.torch_runner import TorchRunner
+from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
+from samkit.runtime.backends.torch_runner import TorchRunner
 
 KEYS = {"sam-med3d": "sam_med3d_vit_b_ori.json", "m-sam": "m_sam_combined_lora_r16.json"}
 COMPARED = {"sam-med3d": 9, "m-sam": 9 + 8 + 6}

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from samkit.export.parity import relative_error
-from samkit.models.convert2d import lora_sam, sam_config
-from samkit.models.sam2d import Sam2D
+from samkit.networks.convert2d import lora_sam, sam_config
+from samkit.networks.sam2d import Sam2D
 
 pytestmark = pytest.mark.slow
 

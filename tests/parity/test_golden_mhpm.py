@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from samkit.models.mhpm import Mhpm
+from samkit.networks.mhpm import Mhpm
 
 
 def test_block_gives_the_outputs_of_its_ancestor(shared, recipe):

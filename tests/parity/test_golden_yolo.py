@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from samkit.checkpoints import read_state
-from samkit.models.yolo import Yolo
-from samkit.models.yolo_config import COCO_ANCHORS, yolo_config, yolo_state
+from samkit.networks.yolo import Yolo
+from samkit.networks.yolo_config import COCO_ANCHORS, yolo_config, yolo_state
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import pytest
 import samkit
 from samkit.errors import CheckpointError, InputRefused, UnknownMethodError
 from samkit.methods import Recipe
-from samkit.models.sam3d_config import Sam3DConfig
+from samkit.networks.sam3d_config import Sam3DConfig
 
 METHODS = samkit.list_methods()
 

@@ -6,7 +6,7 @@ import pytest
 from scipy import ndimage
 
 from samkit.errors import GeometryError
-from samkit.models.sam2d_config import SUBCORTICAL
+from samkit.networks.sam2d_config import SUBCORTICAL
 from samkit.phantoms import SEQUENCES, STRUCTURES, make_phantom, make_structures, write_phantoms
 
 SHAPE = (64, 72, 60)

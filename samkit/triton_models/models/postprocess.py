@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 import samkit.triton_models.python_backend as backend
-from samkit.runtime import wire
+from samkit.runtime.protocol import wire
 from samkit.triton_models.pipeline import postprocess
 from samkit.triton_models.served import Served
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import samkit.triton_models.python_backend as backend
-from samkit.runtime import wire
+from samkit.runtime.protocol import wire
 from samkit.triton_models.served import Served
 from samkit.triton_models.session_host import SessionHost
 

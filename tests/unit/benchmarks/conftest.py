@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samkit.benchmarks import run_file, statistics
+from samkit.benchmarks.record import run as run_file
+from samkit.benchmarks.record import statistics
 
 CASES = ("phantom 1", "phantom 2", "phantom 3")
 CLICKS = 4

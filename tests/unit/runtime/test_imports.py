@@ -16,8 +16,9 @@ import json
 import numpy as np
 from samkit.geometry import Volume
 from samkit.prompts import Box, Point
-from samkit.runtime import RemoteSession, wire
-from samkit.runtime.triton_transport import Address
+from samkit.runtime import RemoteSession
+from samkit.runtime.protocol import wire
+from samkit.runtime.client.triton_transport import Address
 
 class Fake:
     turn = 0
@@ -93,9 +94,9 @@ def run(code):
         "import samkit, samkit.runtime, samkit.methods",
         "import samkit; [samkit.get_method(name).graphs for name in samkit.list_methods()]",
         "from samkit.runtime import *",
-        "import samkit.runtime.cli, samkit.runtime.onnxruntime_runner, samkit.runtime.torch_runner",
+        "import samkit.segment.cli, samkit.runtime.backends.onnxruntime_runner, samkit.runtime.backends.torch_runner",
         "import sys; sys.argv = ['sam-segment', '--help']\n"
-        "from samkit.runtime.cli import main\ntry:\n    main()\nexcept SystemExit as done:\n    assert done.code == 0",
+        "from samkit.segment.cli import main\ntry:\n    main()\nexcept SystemExit as done:\n    assert done.code == 0",
     ],
 )
 def test_nothing_heavy_is_imported(code):

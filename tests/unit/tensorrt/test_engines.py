@@ -21,7 +21,7 @@ from samkit.export.engines import EngineSettings, build_engines, engine_profile
 from samkit.manifest import Manifest, engine_file
 from samkit.methods import get_method, list_methods
 from samkit.methods.method import GraphSpec
-from samkit.runtime import tensorrt_library
+from samkit.runtime.backends import tensorrt_library
 from samkit.tensors import Axis, TensorSpec
 
 pytestmark = pytest.mark.xdist_group("export")
@@ -186,7 +186,7 @@ def test_no_gpu_and_no_packages_are_told_apart(stand_ins, export, monkeypatch):
 
 @pytest.mark.parametrize("version", ["11.4"])
 def test_without_tensorrt_the_sentence_names_the_extra(export, monkeypatch):
-    monkeypatch.setattr("samkit.runtime.tensorrt_library.find_spec", lambda name: None)
+    monkeypatch.setattr("samkit.runtime.backends.tensorrt_library.find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"TensorRT is not installed.*samkit\[tensorrt\]"):
         build_engines(export)
 

@@ -35,7 +35,7 @@ def test_engines_are_built_from_an_export(stand_ins, quick, export, sam_export):
 
 
 def test_untested_version_is_said_however_quiet(stand_ins, quick, export, sam_export, monkeypatch):
-    monkeypatch.setattr("samkit.runtime.tensorrt_library.is_known", lambda version: False)
+    monkeypatch.setattr("samkit.runtime.backends.tensorrt_library.is_known", lambda version: False)
     code, _, err = sam_export("--build-engines", export, "--quiet")
     assert code == 0, err
     assert [line for line in err.splitlines() if "sam-export: TensorRT 11.4.0.106 is untested: calls were" in line]
@@ -55,7 +55,7 @@ def test_engines_can_be_left_out(stand_ins, quick, export, sam_export):
 
 
 def test_missing_tensorrt_is_said_or_an_error(export, sam_export, monkeypatch):
-    monkeypatch.setattr("samkit.runtime.tensorrt_library.find_spec", lambda name: None)
+    monkeypatch.setattr("samkit.runtime.backends.tensorrt_library.find_spec", lambda name: None)
     words = ("--method", "m-sam", "--size", "tiny", "--out", export, "--quiet")
     code, out, err = sam_export(*words)
     assert (code, json.loads(out)["engines"]) == (0, {})

@@ -9,11 +9,13 @@ from dataclasses import replace
 
 import pytest
 
-from samkit.benchmarks import graph_rows, machine, stages, turns
-from samkit.benchmarks.graph_rows import GraphTimer
+from samkit.benchmarks.latency.command import graphs as graph_rows
+from samkit.benchmarks.latency.command import stages
+from samkit.benchmarks.latency.graphs import GraphTimer
+from samkit.benchmarks.measure import machine, turns
 from samkit.export.engines import build_engines
 from samkit.manifest import Manifest
-from samkit.runtime import tensorrt_library
+from samkit.runtime.backends import tensorrt_library
 
 pytestmark = pytest.mark.xdist_group("export")
 

@@ -19,9 +19,10 @@ from samkit.export.engines import build_engines
 from samkit.geometry import Volume
 from samkit.manifest import Manifest
 from samkit.prompts import ABSENT, Point
-from samkit.runtime import open_session, pycuda_device, tensorrt_library
-from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
-from samkit.runtime.tensorrt_runner import TensorRTRunner, fill_points
+from samkit.runtime import open_session
+from samkit.runtime.backends import pycuda_device, tensorrt_library
+from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
+from samkit.runtime.backends.tensorrt_runner import TensorRTRunner, fill_points
 
 pytestmark = pytest.mark.xdist_group("export")
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from samkit.detections import box_iou, non_max_suppression
-from samkit.models.yolo import Yolo
-from samkit.models.yolo_config import YoloConfig
+from samkit.networks.yolo import Yolo
+from samkit.networks.yolo_config import YoloConfig
 from samkit.training.detector_loss import complete_iou, detector_loss, match
 
 ANCHORS = torch.tensor([[2.0, 2.0], [4.0, 4.0], [40.0, 40.0]])

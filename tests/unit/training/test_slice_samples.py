@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from samkit.errors import InputRefused
-from samkit.fitting import Fit
 from samkit.methods import get_method
+from samkit.placement import Placement
 from samkit.planes import Window
 from samkit.prompts import BOX_FIRST, BOX_LAST, FOREGROUND
 from samkit.training.slice_cases import LoadedCase, SliceCase
@@ -65,7 +65,7 @@ def test_prompts_point_at_their_object_on_the_input():
 
     for key in range(8):
         sample = samples[key]
-        target = labels_on_input(sample.labels, sample.fit, CONFIG.image)
+        target = labels_on_input(sample.labels, sample.placement, CONFIG.image)
         assert len(sample.points) == len(target) == 3
         for mask, points in zip(target, sample.points, strict=True):
             rows, columns = np.nonzero(mask)
@@ -131,9 +131,9 @@ def test_nothing_to_train_on_is_refused():
 def test_labels_move_with_the_slice():
     labels = np.zeros((40, 50), np.uint8)
     labels[10:20, 5:25] = 3
-    centred = labels_on_input(labels, Fit.centred((40, 50), 64), 64)
-    stretched = labels_on_input(labels, Fit.stretched((40, 50), 80), 40)
-    longest = labels_on_input(labels, Fit.longest_side((40, 50), 100), 100)
+    centred = labels_on_input(labels, Placement.centred((40, 50), 64), 64)
+    stretched = labels_on_input(labels, Placement.stretched((40, 50), 80), 40)
+    longest = labels_on_input(labels, Placement.longest_side((40, 50), 100), 100)
 
     np.testing.assert_array_equal(centred[12:52, 7:57], labels)
     assert centred.sum() == labels.sum()
@@ -143,13 +143,13 @@ def test_labels_move_with_the_slice():
 
 
 def test_labels_lie_on_the_input_where_their_pixels_do_also_with_aligned_ends():
-    fit = Fit.stretched((5, 9), 17, ends_aligned=True)
+    placement = Placement.stretched((5, 9), 17, ends_aligned=True)
     labels = np.arange(45, dtype=np.uint8).reshape(5, 9)
     centres = np.argwhere(labels >= 0)[:, ::-1]
 
-    on_input = labels_on_input(labels, fit, 17)
+    on_input = labels_on_input(labels, placement, 17)
 
-    x, y = fit.points_to_network(centres).astype(int).T
+    x, y = placement.points_to_network(centres).astype(int).T
     np.testing.assert_array_equal(on_input[y, x], labels.ravel())
 
 

@@ -13,14 +13,14 @@ from types import ModuleType
 import numpy as np
 from scipy import ndimage
 
-from samkit.fitting import Fit
 from samkit.geometry import Volume
 from samkit.manifest import ExportPlan, Manifest, Weights
 from samkit.methods import get_method
 from samkit.methods.method import Answer, GraphSpec
-from samkit.models.sam3d_config import Sam3DConfig
+from samkit.networks.sam3d_config import Sam3DConfig
+from samkit.placement import Placement
 from samkit.prompts import FOREGROUND
-from samkit.runtime.runner import HostRunner, check_inputs
+from samkit.runtime.backends.runner import HostRunner, check_inputs
 from samkit.tensors import Axis, TensorSpec
 from samkit.triton_models.limits import Limits
 from samkit.triton_models.served import Served
@@ -93,13 +93,13 @@ class SliceEncoder(HostRunner):
 
 
 def _preprocess(image, config):
-    fit = Fit(image.shape[:2], 64, image.shape[:2])
-    return fit.place(image.transpose(2, 0, 1)), fit
+    placement = Placement(image.shape[:2], 64, image.shape[:2])
+    return placement.place(image.transpose(2, 0, 1)), placement
 
 
-def _answer(run, embeddings, fit, prompts, config):
+def _answer(run, embeddings, placement, prompts, config):
     """What is bright: inside boxes, connected to foreground points and not to background ones; all without a prompt."""
-    height, width = fit.shape
+    height, width = placement.shape
     image = embeddings[0, 0, :height, :width]
     bright = image > 100
     parts, _ = ndimage.label(bright)

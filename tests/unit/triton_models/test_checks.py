@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from samkit.errors import MissingDependencyError
-from samkit.runtime import onnxruntime_runner
+from samkit.runtime.backends import onnxruntime_runner
 from samkit.triton_models import checks
 from samkit.triton_models.checks import find_problems
 from samkit.triton_models.repository import write_repository

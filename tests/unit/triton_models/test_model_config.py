@@ -13,9 +13,9 @@ import samkit
 from samkit.errors import ManifestError, MissingDependencyError, ServingError
 from samkit.manifest import Manifest
 from samkit.methods import GraphSpec
-from samkit.runtime import wire
-from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
-from samkit.runtime.tritonclient_library import model_config
+from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
+from samkit.runtime.client.tritonclient_library import model_config
+from samkit.runtime.protocol import wire
 from samkit.tensors import Axis, TensorSpec
 from samkit.triton_models.limits import LIMITS, Limits
 from samkit.triton_models.model_config import (
@@ -365,7 +365,7 @@ def test_every_config_says_what_may_be_changed_in_it():
 
 @pytest.mark.parametrize("function", ["grpc", "http", "model_config"])
 def test_missing_client_library_names_the_extra(monkeypatch, function):
-    from samkit.runtime import tritonclient_library
+    from samkit.runtime.client import tritonclient_library
 
     for name in ("tritonclient", "tritonclient.grpc", "tritonclient.http", "tritonclient.grpc.model_config_pb2"):
         monkeypatch.setitem(sys.modules, name, None)

@@ -17,8 +17,9 @@ from google.protobuf import json_format
 from samkit.errors import PromptError, SamkitError, ServingError, TensorMismatchError, UnknownSession
 from samkit.geometry import Volume
 from samkit.manifest import Manifest
-from samkit.runtime import open_session, wire
-from samkit.runtime.onnxruntime_runner import OnnxRuntimeRunner
+from samkit.runtime import open_session
+from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
+from samkit.runtime.protocol import wire
 from samkit.triton_models.limits import Limits
 from samkit.triton_models.model_config import parse_config
 from samkit.triton_models.repository import MODELS, write_repository

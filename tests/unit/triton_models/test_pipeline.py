@@ -14,7 +14,7 @@ import pytest
 from samkit.errors import GeometryError, InputRefused, PromptError, SamkitError, TensorMismatchError
 from samkit.geometry import Volume, voxel_to_world
 from samkit.prompts import BACKGROUND, FOREGROUND, SliceBox, SlicePrompts, prompts_from_json
-from samkit.runtime import wire
+from samkit.runtime.protocol import wire
 from samkit.triton_models.pipeline import postprocess, preprocess, refine
 
 the = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("stand_ins.py"))))

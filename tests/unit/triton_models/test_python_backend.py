@@ -13,7 +13,7 @@ import pytest
 
 from samkit import errors
 from samkit.errors import InputRefused, PromptError, ServingError, TensorMismatchError
-from samkit.runtime import wire
+from samkit.runtime.protocol import wire
 from samkit.triton_models import python_backend as backend
 
 the = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("stand_ins.py"))))

@@ -16,7 +16,7 @@ import pytest
 import samkit
 from samkit.errors import ManifestError, MissingDependencyError, ServingError
 from samkit.methods import get_method
-from samkit.runtime.runner import check_inputs
+from samkit.runtime.backends.runner import check_inputs
 from samkit.triton_models import server, server_files
 from samkit.triton_models.record import Repository
 from samkit.triton_models.server import CHECKED_GRAPH, EmbeddedServer, is_loopback, known_inputs, last_words

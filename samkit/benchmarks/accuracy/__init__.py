@@ -1,0 +1,1 @@
+"""sam-bench accuracy: masks of every backend against PyTorch float32 and the truth."""

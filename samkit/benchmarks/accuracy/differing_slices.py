@@ -1,0 +1,86 @@
+"""For each case the slice on which a backend and PyTorch disagree most, as small pictures for a report."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+
+from samkit.benchmarks.cases.simulated_user import Task
+from samkit.planes import PlaneView
+
+MOST_PIXELS = 256
+"""Rows and columns of a picture: what is larger is cut around the disagreement, because scaling would hide a pixel."""
+
+
+def worst_slice(
+    task: Task, plane: str, case: str, click: int, found: np.ndarray, reference: np.ndarray
+) -> dict[str, Any]:
+    """Return the slice with most differing voxels, or where there are none with most of PyTorch's mask.
+
+    `found` and `reference` are label maps of what is judged, `plane` says which way a volume is sliced. The answer is
+    an entry of a row's `slices`: image, both masks (0 and 255) as PNG in base64, and `flipped`, the voxels that differ.
+    """
+    scan = _scan(task)
+    if task.plane is not None:
+        shown, axis, index = task.plane.of(scan), task.plane.view.plane, task.plane.view.file_index(task.plane.number)
+        ours, theirs = found, reference
+    elif scan.ndim == 3 and task.subject.picture is None:
+        i, j, k = scan.shape
+        view = PlaneView.of((i, j, k), next(iter(task.subject.volumes.values())).affine, plane)
+        stacks = [view.slices(array) for array in (scan, found, reference)]
+        counts = (stacks[1] != stacks[2]).sum(axis=(1, 2))
+        counts = counts if counts.any() else (stacks[2] > 0).sum(axis=(1, 2))
+        number = int(counts.argmax())
+        shown, ours, theirs = (stack[number] for stack in stacks)
+        axis, index = plane, view.file_index(number)
+    else:
+        shown, axis, index, ours, theirs = scan, "picture", 0, found, reference
+    part = _part(ours, theirs)
+    return {
+        "case": case, "click": click, "axis": axis, "index": index,
+        "image": _png(_grey(shown)[part]),
+        "reference": _png(255 * (theirs[part] > 0).astype(np.uint8)),
+        "found": _png(255 * (ours[part] > 0).astype(np.uint8)),
+        "flipped": int(np.count_nonzero(ours != theirs)),
+    }  # fmt: skip
+
+
+def _scan(task: Task) -> np.ndarray:
+    """Return the picture, or the last of a scan's sequences: lesions show best there."""
+    if task.subject.picture is not None:
+        return task.subject.picture
+    array: np.ndarray = list(task.subject.volumes.values())[-1].array
+    return array
+
+
+def _part(ours: np.ndarray, theirs: np.ndarray) -> tuple[slice, slice]:
+    """Return rows and columns, at most MOST_PIXELS of each: where most voxels differ, or most of the masks is."""
+    marked = ours != theirs
+    marked = marked if marked.any() else (ours > 0) | (theirs > 0)
+    rows, columns = (min(size, MOST_PIXELS) for size in marked.shape)
+    sums = np.pad(marked.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    counts = sums[rows:, columns:] - sums[:-rows, columns:] - sums[rows:, :-columns] + sums[:-rows, :-columns]
+    # Many parts hold as many: the middle one of them
+    best = np.argwhere(counts == counts.max())
+    row, column = best[np.abs(best - best.mean(axis=0)).sum(axis=1).argmin()]
+    return slice(int(row), int(row) + rows), slice(int(column), int(column) + columns)
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    """Return an image (H, W) or (H, W, C) as uint8; a scan's slice from its 1st to its 99th percentile."""
+    if image.ndim == 3:
+        return np.clip(image[..., :3] if image.shape[2] >= 3 else image[..., 0], 0, 255).astype(np.uint8)
+    values = np.nan_to_num(np.asarray(image, np.float32))
+    low, high = np.percentile(values, (1, 99))
+    return (255 * np.clip((values - low) / max(float(high - low), 1e-6), 0, 1)).astype(np.uint8)
+
+
+def _png(image: np.ndarray) -> str:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()

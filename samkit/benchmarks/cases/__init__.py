@@ -1,0 +1,1 @@
+"""What is segmented in a benchmark, and who clicks."""

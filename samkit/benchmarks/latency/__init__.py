@@ -1,0 +1,1 @@
+"""sam-bench latency: how long graphs and a reader's steps take."""

@@ -1,0 +1,109 @@
+"""From nothing to the first mask: a new process that opens an export, reads a scan and answers one prompt.
+
+    python -m samkit.benchmarks.latency.cold_start EXPORT [NAME=]SCAN ... --prompts FILE.json --backend torch
+
+The parent takes the time, from before the process until its line of JSON is there, which says how much memory it took
+at most [MB, 10^6 bytes]. Linux only. What is imported up here is what `sam-segment` imports, and no more.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+
+from samkit.benchmarks.measure.memory import resident_mb
+from samkit.benchmarks.measure.originals import original_network, original_runners
+from samkit.command import run_command
+from samkit.errors import SamkitError
+from samkit.manifest import Manifest
+from samkit.prompts import Prompt, prompt_json, read_prompts
+from samkit.runtime.session.slice_session import SliceSession
+from samkit.runtime.session.volume_session import Session, described, make_session, open_export
+from samkit.segment.inputs import find_inputs, read_inputs
+
+ORIGINAL = "torch"
+"""The backend that is PyTorch on upstream's formulation, LoRA apart: not what `open_export` calls by that name."""
+
+
+def open_reader(
+    folder: Path, backend: str, precision: str, *, device: str = "cpu", threads: int | None = None
+) -> Session | SliceSession:
+    """Return a session on an export folder by ORIGINAL or a backend of `open_export`, and raise as they do."""
+    if backend != ORIGINAL:
+        return open_export(folder, backend=backend, precision=precision, device=device, threads=threads)
+    manifest = Manifest.load(folder)
+    method, config = described(manifest, folder)
+    network = original_network(manifest.plan, device=device, threads=threads)
+    runners = original_runners(network, manifest.plan, device)
+    return make_session(method, config, runners, precision, manifest, None, None, None)
+
+
+@click.command()
+@click.argument("export", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("scans", nargs=-1, required=True)
+@click.option("--prompts", "prompts_file", required=True, type=click.Path(path_type=Path))
+@click.option("--backend", required=True)
+@click.option("--precision", required=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(min=1))
+def cold_start(
+    export: Path,
+    scans: tuple[str, ...],
+    prompts_file: Path,
+    backend: str,
+    precision: str,
+    device: str,
+    threads: int | None,
+) -> None:
+    """Answer the first prompt of a file, or decide on the whole scan where it holds none."""
+    with open_reader(export, backend, precision, device=device, threads=threads) as session:
+        given = read_inputs(find_inputs(scans, session.method, session.config, {}), session.method)
+        session.set_volume({name: scan.volume for name, scan in given.scans.items()})
+        prompts = read_prompts(prompts_file)
+        if prompts:
+            session.add_prompt(prompts[0])
+        else:
+            session.segment_all()
+        voxels = int(session.mask().sum())
+        click.echo(json.dumps({"peak_mb": resident_mb("VmHWM"), "voxels": voxels}))
+
+
+def measure_cold_start(
+    export: Path,
+    scans: Mapping[str, Path],
+    prompts: Sequence[Prompt],
+    backend: str,
+    precision: str,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+) -> tuple[float, float]:
+    """Return how long a new process took until the first mask [s], and its peak memory [MB]; raises SamkitError."""
+    prompts_file = next(iter(scans.values())).with_name("prompts.json")
+    prompts_file.write_text(json.dumps([prompt_json(prompt) for prompt in prompts]))
+    command = [sys.executable, "-m", "samkit.benchmarks.latency.cold_start", str(export)]
+    command += [f"{name}={path}" if name else str(path) for name, path in scans.items()]
+    command += ["--prompts", str(prompts_file), "--backend", backend, "--precision", precision, "--device", device]
+    command += [] if threads is None else ["--threads", str(threads)]
+    start = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline() if process.stdout is not None else ""
+        seconds = time.perf_counter() - start
+    if process.returncode or not line:
+        raise SamkitError(f"{backend} {precision} gave no first mask; the message of its process stands above")
+    return seconds, float(json.loads(line)["peak_mb"])
+
+
+def main() -> None:
+    """Run the command."""
+    run_command(cold_start, "cold_start")
+
+
+if __name__ == "__main__":
+    main()

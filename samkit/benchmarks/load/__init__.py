@@ -1,0 +1,1 @@
+"""sam-bench load: readers on a server, and how cost grows."""

@@ -1,0 +1,194 @@
+"""Virtual readers: each works through scans of its own in a session on a server, alone or beside others.
+
+A reader opens a scan, clicks where the study says, now and then takes a click back, and goes on to the next scan. What
+it does next is drawn by a generator that is seeded with its number, so that two runs do the same, but for how far they
+come. Two modes: `think`, in which it waits before each call as a person does, exponentially distributed; and `closed`,
+in which each call follows at once. After a call that failed it pauses and opens a new session.
+
+Readers are threads of one process, which runs on the same machine as the server: `client_share` says how much of it
+they took.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from samkit.benchmarks.cases.phantom_scans import Study, brighter, click_on, open_study
+from samkit.benchmarks.measure.processes import memory_of, processor_seconds
+from samkit.errors import SamkitError
+
+if TYPE_CHECKING:
+    from samkit.runtime import RemoteSession
+
+Result = TypeVar("Result")
+
+MODES = ("think", "closed")
+STAGES = ("open", "scan", "first_click", "click", "undo")
+"""What is timed: the connection and what is served there; sending a scan, and what the method decides by itself; the
+first click on it, which waits for the encoder; every later one, with the whole mask; an undo."""
+UNDO_SHARE = 0.125
+"""How often a click is taken back."""
+PAUSE_SECONDS = 1.0
+"""After a call that failed."""
+MOST_CALLS = 10_000
+"""Of one reader in one level, whatever the time: a bound on what is kept and sent."""
+
+
+class Reader:
+    """One reader. `samples` has the seconds of each call by stage, `errors` how many failed, by their type."""
+
+    def __init__(
+        self,
+        number: int,
+        study: Study,
+        open_session: Callable[[], RemoteSession],
+        scans: Iterator[int],
+        think_s: float | None,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Get ready; nothing is opened yet.
+
+        `scans` says by how much the next scan is brighter (`studies.brighter`); readers may share an `itertools.count`.
+        `think_s` is the mean time between calls [s], None for none. `sleep` and `clock` are for tests.
+        """
+        self._study, self._open, self._scans, self._think_s = study, open_session, scans, think_s
+        self._rng = np.random.default_rng([0x4EAD, number])
+        self._sleep, self._clock = sleep, clock
+        self._session: RemoteSession | None = None
+        self._is_stopped = False
+        self._clicks: int | None = None
+        """How many of the study's points were clicked on this scan; None before there is one."""
+        self.samples: dict[str, list[float]] = {stage: [] for stage in STAGES}
+        self.errors: Counter[str] = Counter()
+
+    @property
+    def holds_a_scan(self) -> bool:
+        """Return whether the server keeps a session for this reader."""
+        return self._clicks is not None
+
+    def work(self, seconds: float) -> None:
+        """Work for so long; a call that has begun is waited for. Raises what is no SamkitError."""
+        until = self._clock() + seconds
+        for _ in range(MOST_CALLS):
+            if self._is_stopped:
+                return
+            if self._think_s is not None:
+                self._sleep(min(self._rng.exponential(self._think_s), max(0.0, until - self._clock())))
+            if self._clock() >= until:
+                return
+            try:
+                self._act()
+            except SamkitError as error:
+                self.errors[type(error).__name__] += 1
+                self.leave()
+                self._sleep(min(PAUSE_SECONDS, max(0.0, until - self._clock())))
+
+    def stop(self) -> None:
+        """Begin nothing more, whatever time is left; from any thread."""
+        self._is_stopped = True
+
+    def leave(self) -> None:
+        """Close the session, whatever state it is in."""
+        session, self._session, self._clicks = self._session, None, None
+        if session is not None:
+            with suppress(SamkitError):
+                session.close()
+
+    def _act(self) -> None:
+        """Do what comes next."""
+        points = self._study.points
+        if self._session is None:
+            self._session = self._timed("open", self._open)
+        elif self._clicks is None or self._clicks == len(points):
+            self._next_scan(self._session)
+        elif self._clicks > 1 and self._rng.random() < UNDO_SHARE:
+            self._timed("undo", self._session.undo)
+            self._clicks -= 1
+        else:
+            session, point = self._session, points[self._clicks]
+            self._timed("click" if self._clicks else "first_click", lambda: click_on(session, point))
+            self._clicks += 1
+
+    def _next_scan(self, session: RemoteSession) -> None:
+        scan = brighter(self._study, next(self._scans))  # made before the clock starts
+        self._timed("scan", lambda: open_study(session, scan))
+        self._clicks = 0
+
+    def _timed(self, stage: str, call: Callable[[], Result]) -> Result:
+        start = self._clock()
+        result = call()
+        self.samples[stage].append(self._clock() - start)
+        return result
+
+
+@dataclass(frozen=True)
+class Level:
+    """What so many readers at once met."""
+
+    readers: int
+    seconds: float
+    """From the first call to the last answer."""
+    samples: Mapping[str, tuple[float, ...]]
+    """Seconds of each call of all readers, by stage."""
+    errors: Mapping[str, int]
+    """Calls that failed, by the error's type."""
+    held: int
+    """Readers with a scan on the server at the end."""
+    client_share: float
+    """Of all processors' time, what the process of the readers took."""
+    server_share: float | None = None
+    """What all processes of the server took; None where they are not known."""
+    server_mb: Mapping[str, float] | None = None
+    """`rss` and `pss` of all processes of the server while all sessions were open [MB]."""
+
+    @property
+    def clicks_per_second(self) -> float:
+        """Return how many clicks were answered, first ones too; the time is all there was, with that for scans."""
+        return (len(self.samples["first_click"]) + len(self.samples["click"])) / self.seconds
+
+
+def run_level(readers: Sequence[Reader], seconds: float, pid: int | None = None) -> Level:
+    """Let readers work side by side for so long, and return what they met; all sessions are closed afterwards.
+
+    `pid` is the server's process where it runs on this machine.
+    """
+    before = 0.0 if pid is None else processor_seconds(pid)
+    own, start = time.process_time(), time.perf_counter()
+    try:
+        with ThreadPoolExecutor(len(readers), thread_name_prefix="reader") as pool:
+            try:
+                for work in [pool.submit(reader.work, seconds) for reader in readers]:
+                    work.result()
+            except BaseException:  # a bug, or Ctrl-C: nobody waits for the others' time to end
+                for reader in readers:
+                    reader.stop()
+                raise
+        took, own = time.perf_counter() - start, time.process_time() - own
+        used = None if pid is None else max(0.0, processor_seconds(pid) - before)  # less where some ended
+        held = sum(reader.holds_a_scan for reader in readers)
+        memory = None if pid is None else memory_of(pid)
+    finally:
+        for reader in readers:
+            reader.leave()
+    whole = took * (os.cpu_count() or 1)
+    return Level(
+        readers=len(readers),
+        seconds=took,
+        samples={stage: tuple(value for reader in readers for value in reader.samples[stage]) for stage in STAGES},
+        errors=dict(sum((reader.errors for reader in readers), Counter())),
+        held=held,
+        client_share=own / whole,
+        server_share=None if used is None else used / whole,
+        server_mb=None if memory is None else {kind: memory[kind] for kind in ("rss", "pss")},
+    )

@@ -1,0 +1,245 @@
+"""What must stand beside every timing: the processor, how busy it is, and how fast it multiplies and copies.
+
+A run is called unsettled where anything besides it took the processor, or where the same matrix product was not the
+same speed throughout; by how much is said. The limits (product, copy) are measured in between the timings, so that a
+share of them is of the machine as it was then.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from samkit.benchmarks.record.statistics import significant
+from samkit.methods import GraphSpec
+from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
+from samkit.runtime.backends.runner import Closing
+from samkit.tensors import Axis, TensorSpec
+
+SIDE = 2048
+COPIED_MB = 256
+"""Memory of one copy [MB, 10^6 bytes]: far beyond any cache."""
+MOST_SPREAD = 0.10
+"""How far the 5th and the 95th percentile of the matrix products may lie apart, as a share of their median."""
+MOST_STOLEN = 0.02
+"""Share of the processors' time that a hypervisor may have given to others."""
+MOST_BUSY = 0.05
+"""Share of the processors' time that others may use while this process waits, before the first run."""
+LOOK_SECONDS = 1.0
+"""How long it waits to see that. The load average would still count what ended a minute ago."""
+PACKAGES = (
+    "samkit", "numpy", "scipy", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "monai", "tritonclient",
+    "nvidia-pytriton",
+)  # fmt: skip
+"""Whose versions a run names, where they are installed."""
+
+
+class MatrixProduct(Closing):
+    """One float32 product of two square matrices in ONNX Runtime: what the processor can do at best."""
+
+    GFLOP = 2 * SIDE**3 / 1e9
+
+    def __init__(self, threads: int, device: str = "cpu") -> None:
+        """Open the session; raises MissingDependencyError where ONNX Runtime can't use `device`."""
+        square = (Axis.fixed("row", SIDE), Axis.fixed("column", SIDE))
+        left, right, out = (TensorSpec(name, "float32", square) for name in ("left", "right", "out"))
+        values = [helper.make_tensor_value_info(t.name, TensorProto.FLOAT, t.shape) for t in (left, right, out)]
+        node = helper.make_node("MatMul", ["left", "right"], ["out"])
+        model = helper.make_model(
+            helper.make_graph([node], "product", values[:2], values[2:]),
+            opset_imports=[helper.make_opsetid("", 20)],
+            ir_version=10,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "product.onnx"
+            onnx.save_model(model, path)
+            graph = GraphSpec("product", (left, right), (out,), {})
+            self._runner = OnnxRuntimeRunner(path, graph, device=device, threads=threads)
+        # Two inputs: a constant would be packed beforehand, and every activation product is not.
+        matrix = np.random.default_rng(0).standard_normal((SIDE, SIDE), np.float32)
+        first = self._runner.run_keeping({"left": matrix, "right": matrix}, ("out",))["out"]
+        self._inputs = {"left": first, "right": first}
+
+    def run(self) -> None:
+        """Compute the product once, of what lies on the device and stays there."""
+        self._runner.run_keeping(self._inputs, ("out",))
+
+    def close(self) -> None:
+        """Let go of the session's memory."""
+        self._runner.close()
+
+
+class Machine(Closing):
+    """The machine during one run: made before the first timing, asked for limits in between, described at the end."""
+
+    def __init__(self, threads: int | None = None, device: str = "cpu") -> None:
+        """Note how busy it is now; raises MissingDependencyError where ONNX Runtime can't use `device`."""
+        self.threads = threads or os.cpu_count() or 1
+        self.device = device
+        self._load, self._clocks = load(), clocks()
+        self._busy = _busy_share()
+        self._ticks = _ticks()
+        self._product = MatrixProduct(self.threads, device)
+        # Ones: pages of zeros that nobody wrote are all the same page
+        self._from, self._to = (np.ones(COPIED_MB * 10**6, np.uint8) for _ in range(2))
+        self._product.run()
+        self._copy()
+        self.products: list[float] = []
+        """Seconds of each matrix product."""
+        self.copies: list[float] = []
+        """Seconds of each copy."""
+
+    def sample(self) -> None:
+        """Measure the limits once more; call it between the timings, not within one."""
+        self.products.append(seconds_of(self._product.run))
+        self.copies.append(seconds_of(self._copy))
+
+    @property
+    def gflops(self) -> float:
+        """Return the median rate of the matrix products so far [10^9 operations per second]; it takes one if needed."""
+        if not self.products:
+            self.sample()
+        return MatrixProduct.GFLOP / float(np.median(self.products))
+
+    def describe(self) -> dict[str, Any]:
+        """Return the JSON form: what it is, what its limits were, and each reason why it was not settled."""
+        rate = self.gflops
+        reasons = self._unsettled()
+        return {
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "threads": self.threads,
+            "device": self.device,
+            "gpus": gpus(),
+            "memory_gb": _memory_gb(),
+            "system": f"{platform.system()} {platform.release()}",
+            "clock_mhz": {"before": self._clocks, "after": clocks()},
+            "load": {"before": self._load, "after": load()},
+            "busy_before": round(self._busy, 3),
+            "gemm_gflops": significant(rate, 4),
+            # A copy reads and writes every byte
+            "copy_gb_per_s": significant(2 * COPIED_MB / 1e3 / float(np.median(self.copies)), 4),
+            "gemm_samples_s": [significant(value) for value in self.products],
+            "copy_samples_s": [significant(value) for value in self.copies],
+            "settled": not reasons,
+            "unsettled": reasons,
+        }
+
+    def _unsettled(self) -> list[str]:
+        """Return a sentence for everything that disturbed the run, and by how much."""
+        found = []
+        if self._busy > MOST_BUSY:
+            found.append(
+                f"others used {self._busy:.0%} of the processors before the first run, and an idle machine has at most "
+                f"{MOST_BUSY:.0%}"
+            )
+        low, middle, high = np.percentile(self.products, (5, 50, 95))
+        if (spread := float(high - low) / float(middle)) > MOST_SPREAD:
+            found.append(
+                f"the same matrix product took {1e3 * low:.0f} to {1e3 * high:.0f} ms, {spread:.0%} apart, and a "
+                f"settled machine stays within {MOST_SPREAD:.0%}"
+            )
+        _, stolen, total = (after - before for after, before in zip(_ticks(), self._ticks, strict=True))
+        if total and stolen / total > MOST_STOLEN:
+            found.append(
+                f"the hypervisor gave {stolen / total:.1%} of the processors' time to others, and more than "
+                f"{MOST_STOLEN:.0%} moves timings"
+            )
+        return found
+
+    def _copy(self) -> None:
+        np.copyto(self._to, self._from)
+
+    def close(self) -> None:
+        """Let go of memory."""
+        self._product.close()
+        self._from = self._to = np.zeros(0, np.uint8)
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """Return how long `run` took [s]."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def processor() -> str:
+    """Return name, family and model as `lscpu` has them, or what Python knows elsewhere."""
+    text = _read(Path("/proc/cpuinfo"))
+    if not text:
+        return platform.processor() or platform.machine()
+    lines = (line.partition(":") for line in text.splitlines())
+    facts = {key.strip(): value.strip() for key, _, value in lines if key.strip()}
+    name = re.sub(r"\s+", " ", facts.get("model name", platform.machine()))
+    return f"{name}, family {facts.get('cpu family', '?')}, model {facts.get('model', '?')}"
+
+
+def clocks() -> list[float]:
+    """Return what each core says of its clock [MHz]; a virtual machine may say a constant. Empty where none says."""
+    return [round(float(value)) for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", _read(Path("/proc/cpuinfo")), re.M)]
+
+
+def load() -> float:
+    """Return how many processes wanted to run over the last minute; whatever is above our threads disturbs."""
+    return round(os.getloadavg()[0], 2)
+
+
+def gpus() -> list[dict[str, str]]:
+    """Return name, driver, clocks [MHz] and memory [MiB] of each GPU of NVIDIA's; none where nvidia-smi finds none."""
+    fields = ("name", "driver_version", "clocks.sm", "clocks.mem", "memory.total")
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [dict(zip(fields, (part.strip() for part in line.split(",")), strict=False)) for line in lines]
+
+
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Return the versions of Python and of those of `packages` that are installed."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _busy_share() -> float:
+    """Return the share of the processors' time that is used while this process waits."""
+    before = _ticks()
+    time.sleep(LOOK_SECONDS)
+    idle, _, total = (after - earlier for after, earlier in zip(_ticks(), before, strict=True))
+    return 1 - idle / total if total else 0.0
+
+
+def _ticks() -> tuple[int, int, int]:
+    """Return idle time, what a hypervisor took, and all time of the processors since they started; zeros if unknown."""
+    words = _read(Path("/proc/stat")).partition("\n")[0].split()[1:]
+    numbers = [int(word) for word in words[:8]]  # user, nice, system, idle, waiting for disks, two interrupts, stolen
+    return (numbers[3] + numbers[4], numbers[7], sum(numbers)) if len(numbers) == 8 else (0, 0, 0)
+
+
+def _memory_gb() -> float | None:
+    found = re.search(r"^MemTotal:\s*(\d+) kB", _read(Path("/proc/meminfo")), re.M)
+    return round(int(found[1]) * 1024 / 1e9, 1) if found else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,1 @@
+"""What a benchmark writes: runs, their rows, and the figures in them."""

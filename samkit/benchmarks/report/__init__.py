@@ -1,0 +1,1 @@
+"""sam-bench report and compare: tables and pictures of runs; nothing here runs a network."""

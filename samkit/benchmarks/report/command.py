@@ -1,0 +1,167 @@
+"""`sam-bench report`: one HTML file of any runs, made of their JSON alone, which asks no other host for anything.
+
+What is read first stands on top: what ran, whether the gate passed, how far from PyTorch, whether the machine was
+settled. Then one section for each run: plots, tables, and for each case the slice with the largest disagreement.
+Everything that comes from a run is escaped; a policy in the page forbids it scripts and every address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from samkit.benchmarks.record.run import Run, load_run
+from samkit.benchmarks.report.accuracy_tables import failures
+from samkit.benchmarks.report.cards import Card, card_of
+from samkit.benchmarks.report.paper_tables import paper_tables
+from samkit.benchmarks.report.pictures import Case, cases_of
+from samkit.benchmarks.report.plots import Plot, plots_of
+from samkit.benchmarks.report.table import Table
+from samkit.benchmarks.report.tables import definitions, facts, markdown, summary_tables, tables_of
+from samkit.errors import MissingDependencyError
+
+TEMPLATE = "report.html.j2"
+SHOWN = 6
+"""Cases of a run that are not folded away."""
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", default=Path("bench/report.html"), show_default=True, help="Where the page is written.",
+              type=click.Path(dir_okay=False, path_type=Path))  # fmt: skip
+@click.option("--tables", type=click.Path(dir_okay=False, path_type=Path), help="Write all tables as Markdown, too.")
+def command(files: tuple[Path, ...], out: Path, tables: Path | None) -> None:
+    """Write one HTML file of the runs in FILES; it holds slices of the cases, unless they were measured without."""
+    runs = [load_run(path) for path in files]
+    write_report(runs, out)
+    click.echo(out)
+    if tables is not None:
+        _write(tables, markdown(runs))
+        click.echo(tables)
+
+
+def write_report(runs: Sequence[Run], path: Path) -> None:
+    """Write the page of `runs`; a folder that is missing is made.
+
+    Raises InputRefused where a picture in a run is none, and MissingDependencyError without Jinja2 or Matplotlib.
+    """
+    _write(path, render(runs))
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def render(runs: Sequence[Run]) -> str:
+    """Return the page; the same runs give the same text."""
+    try:
+        import jinja2
+    except ImportError as error:
+        raise MissingDependencyError("the report needs Jinja2; pip install 'samkit[bench]'") from error
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    sections = [_section(run, place) for place, run in enumerate(runs, 1)]
+    papers_note, papers = paper_tables(runs)
+    return environment.get_template(TEMPLATE).render(
+        title="samkit: " + ", ".join(dict.fromkeys(run.kind for run in runs)),
+        subtitle=_subtitle(runs),
+        banners=_banners(runs, any(section.different or section.identical for section in sections)),
+        sections=sections,
+        shown=SHOWN,
+        failures=failures(runs),
+        summary=summary_tables(runs),
+        definitions=definitions() if any(run.kind == "accuracy" for run in runs) else None,
+        papers=papers,
+        papers_note=papers_note,
+    )
+
+
+# --- What is read first ---
+
+
+@dataclass(frozen=True)
+class Banner:
+    """What a reader must be told before any figure."""
+
+    title: str
+    words: str
+    grave: bool = False
+
+
+def _subtitle(runs: Sequence[Run]) -> str:
+    methods = dict.fromkeys(row["method"] for run in runs for row in run.rows)
+    machines = dict.fromkeys(str(run.machine.get("processor", "an unnamed processor")) for run in runs)
+    commits = dict.fromkeys(run.commit or "no commit" for run in runs)
+    return f"{', '.join(methods)}. On {'; '.join(machines)}. samkit {runs[0].samkit} at {', '.join(commits)}."
+
+
+def _banners(runs: Sequence[Run], pictured: bool) -> list[Banner]:
+    exports = [export for run in runs for export in run.exports]
+    found = [Banner("Not a medical device.", "Nothing here says that a mask is fit for a patient.")]
+    for kind, words in (
+        (
+            "demonstration",
+            "trained on phantoms, to show that everything works; metrics to the truth say nothing of the method.",
+        ),
+        ("random", "figures of time and of parity hold, Dice to the truth means nothing."),
+    ):
+        named = dict.fromkeys(
+            str(export["method"])
+            for export in exports
+            if export.get("weights") == kind or (kind == "demonstration" and export.get("demonstration"))
+        )
+        if named:
+            found.append(Banner(f"{kind.upper()} WEIGHTS ({', '.join(named)}):", words, grave=True))
+    if pictured:
+        found.append(
+            Banner("This file holds image data", "of the cases that were measured. Treat it as you treat their scans.")
+        )
+    for run in runs:
+        if run.kind != "accuracy" and run.machine.get("settled") is False:
+            reasons = "; ".join(run.machine.get("unsettled") or ["no reason given"])
+            found.append(Banner(f"The machine was NOT SETTLED during {run.kind}:", reasons))
+    return found
+
+
+# --- One run ---
+
+
+@dataclass(frozen=True)
+class Section:
+    """All of one run."""
+
+    id: str
+    title: str
+    card: Card
+    facts: Sequence[tuple[str, str]]
+    plots: Sequence[Plot]
+    tables: Sequence[Table]
+    different: Sequence[Case]
+    """Cases in which voxels differ, the most first."""
+    identical: Sequence[Case]
+
+
+def _section(run: Run, place: int) -> Section:
+    name = f"run-{place}"
+    cases = list(cases_of(run, name))
+    methods = list(dict.fromkeys(row["method"] for row in run.rows))
+    title = f"{run.kind.capitalize()}: {', '.join(methods) if len(methods) <= 3 else f'{len(methods)} methods'}"
+    return Section(
+        name,
+        title,
+        card_of(run),
+        facts(run),
+        plots_of(run),
+        tables_of(run),
+        sorted((case for case in cases if case.flipped), key=lambda case: -case.flipped),
+        [case for case in cases if not case.flipped],
+    )

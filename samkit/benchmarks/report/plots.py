@@ -1,0 +1,393 @@
+"""Plots of runs as SVG text, made of their rows alone: Dice over clicks, times, readers on a server, growth of cost.
+
+The same rows give the same text: no date, no chance in its ids, text as text. The colours are those of Okabe and Ito
+(2008), which colour-blind readers tell apart, and a backend has the same one everywhere. Lines that lie on each other
+are drawn ever thinner, so that all of them are seen.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from samkit.benchmarks.record.run import Row, Run
+from samkit.benchmarks.record.statistics import mean_interval
+from samkit.benchmarks.report.table import backend_of, by_backend, measured, method_of, number, part_of
+from samkit.errors import MissingDependencyError
+
+COLOURS: Mapping[tuple[str, str], str] = {
+    ("torch", "fp32"): "#5A5A5A",
+    ("torch-autocast", "bf16"): "#CC79A7",
+    ("torch-autocast", "fp16"): "#CC79A7",
+    ("torch-compile", "fp32"): "#009E73",
+    ("onnxruntime-no-fold", "fp32"): "#56B4E9",
+    ("onnxruntime", "fp32"): "#0072B2",
+    ("onnxruntime", "fp16"): "#E69F00",
+    ("tensorrt", "fp16"): "#D55E00",
+    ("tensorrt", "fp32"): "#8C510A",
+    ("triton", "fp32"): "#7B3294",
+}
+OTHER = "#000000"
+DASHES: Mapping[str, str] = {"trained": "-", "centre": "--", "automatic": ":"}
+STAGE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+MOST_TICKS = 120
+"""Samples of one row that are drawn."""
+MOST_POINTS = 30
+"""Samples of one size that are drawn."""
+WIDTH = 11.0
+"""Of a plot [inches of 72 points]; the page scales it."""
+_STYLE: Mapping[str, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E5E5E5",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a name with dollars is a name
+    "figure.constrained_layout.use": True,
+    "axes.formatter.useoffset": False,
+}
+_UNNAMED = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+"""What Matplotlib would write about itself, with addresses."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One picture of a section."""
+
+    title: str
+    caption: str
+    """How to read it."""
+    svg: str
+
+
+def plots_of(run: Run) -> list[Plot]:
+    """Return the plots of a run; none of what has no figures. Raises MissingDependencyError without Matplotlib."""
+    makers = {"accuracy": (_dice_plot,), "latency": (_graph_plot, _stage_plot), "load": (_level_plot, _scaling_plot)}
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingDependencyError("plots need Matplotlib; pip install 'samkit[bench]'") from error
+    with matplotlib.rc_context(dict(_STYLE)):
+        made = [maker([row for row in run.rows if measured(row)]) for maker in makers[run.kind]]
+    return [plot for plot in made if plot is not None]
+
+
+def colour_of(row: Row) -> str:
+    """Return the colour of a row's backend and precision."""
+    return COLOURS.get((row["backend"], row["precision"]), OTHER)
+
+
+# --- Accuracy ---
+
+
+def _dice_plot(rows: Sequence[Row]) -> Plot | None:
+    curves = [row for row in rows if row.get("dice_by_click")]
+    if not curves:
+        return None
+    methods = list(dict.fromkeys(method_of(row) for row in curves))
+    figure, panels = _panels(len(methods), columns=4, height=2.6, sharey=True)
+    for axes, method in zip(panels, methods, strict=True):
+        of_method = [row for row in curves if method_of(row) == method]
+        backends = by_backend(of_method)
+        for row in sorted(of_method, key=lambda row: backends.index(backend_of(row))):
+            _dice_curve(axes, row, max(1.2, 4.8 - 1.2 * backends.index(backend_of(row))), shade=0.3 / len(of_method))
+        counts = sorted({len(row["dice_by_click"][0]) for row in of_method})
+        axes.set_title(f"{method}, n = {' and '.join(map(str, counts))}")
+        axes.set_xlabel("click (0: before any)")
+        axes.set_ylim(-0.02, 1.02)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    _label_left(panels, 4, "Dice to the truth")
+    policies = [policy for policy in DASHES if any(row.get("policy") == policy for row in curves)]
+    keys = [_key(name, colour) for name, colour in _backends(curves).items()]
+    keys += [_key(f"clicks: {policy}", OTHER, DASHES[policy]) for policy in policies]
+    _legend(figure, keys)
+    caption = (
+        "Mean over n cases, or structures of cases; the band holds the mean in 95 of 100 bootstrap draws. Backends "
+        "that agree lie on each other, PyTorch the widest."
+    )
+    return Plot("Dice over clicks", caption, _svg(figure, "dice"))
+
+
+def _dice_curve(axes: Any, row: Row, width: float, *, shade: float) -> None:
+    first = 0 if row.get("policy") == "automatic" else 1
+    means = [mean_interval(cases) for cases in row["dice_by_click"] if cases]
+    clicks = np.arange(first, first + len(means))
+    style = {"color": colour_of(row), "linewidth": width, "linestyle": DASHES.get(str(row.get("policy")), "-.")}
+    if len(means) == 1:
+        style |= {"marker": "o", "markersize": 3 + 2 * width}
+    axes.fill_between(
+        clicks, [m.low for m in means], [m.high for m in means], color=colour_of(row), alpha=shade, linewidth=0
+    )
+    axes.plot(clicks, [m.value for m in means], **style)
+
+
+# --- Latency ---
+
+
+def _graph_plot(rows: Sequence[Row]) -> Plot | None:
+    return _time_plot([row for row in rows if "graph" in row], "Time of each graph", "graphs")
+
+
+def _stage_plot(rows: Sequence[Row]) -> Plot | None:
+    return _time_plot([row for row in rows if "stage" in row], "Time that a reader waits", "stages")
+
+
+def _time_plot(rows: Sequence[Row], title: str, name: str) -> Plot | None:
+    """Return a line for each row in groups of one method and part, on a logarithmic axis."""
+    timed = [row for row in rows if row.get("samples_ms")]
+    if not timed:
+        return None
+    groups: dict[str, list[Row]] = {}
+    for row in timed:
+        groups.setdefault(_group(row, timed), []).append(row)
+    order = by_backend(timed)
+    lines = sum(map(len, groups.values())) + len(groups)
+    figure = _figure(WIDTH, 1.5 + 0.13 * lines)
+    axes = figure.subplots()
+    height, middles = 0.0, []
+    for rows_ in groups.values():
+        start = height
+        for row in sorted(rows_, key=lambda row: order.index(backend_of(row))):
+            _time_line(axes, row, height)
+            height += 1
+        middles.append((start + height - 1) / 2)
+        axes.axhline(height, color="#D0D0D0", linewidth=0.6)
+        height += 1
+    axes.set_yticks(middles, list(groups))
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labeltop=True)
+    axes.grid(visible=False, axis="y")
+    axes.set_ylim(height - 0.5, -1)
+    _logarithmic(axes.xaxis)
+    axes.set_xlabel("time [ms], logarithmic")
+    _legend(figure, [_key(name, colour, width=3) for name, colour in _backends(timed).items()], "upper")
+    caption = (
+        "Each thin tick is one sample, the tall one the median; the line goes from the 5th to the 95th percentile. "
+        "Left is faster."
+    )
+    return Plot(title, caption, _svg(figure, name))
+
+
+_SETTINGS = ("threads", "batch", "points")
+
+
+def _group(row: Row, rows: Sequence[Row]) -> str:
+    given = {key: {other[key] for other in rows if other.get(key) is not None} for key in _SETTINGS}
+    more = [f"{key} {row[key]}" for key, values in given.items() if len(values) > 1 and row.get(key) is not None]
+    return ", ".join((f"{method_of(row)} {part_of(row)}", *more))
+
+
+def _time_line(axes: Any, row: Row, height: float) -> None:
+    samples = thinned(row["samples_ms"], MOST_TICKS)
+    low, middle, high = np.percentile(row["samples_ms"], (5, 50, 95))
+    colour = colour_of(row)
+    axes.plot((low, high), (height, height), color=colour, linewidth=1.2, solid_capstyle="butt")
+    # One path with gaps: a path for each tick would make the file five times as large
+    x = np.repeat(samples, 3)
+    y = np.tile((height - 0.22, height + 0.22, np.nan), len(samples))
+    axes.plot(x, y, color=colour, linewidth=0.6, alpha=0.6)
+    axes.plot((middle, middle), (height - 0.45, height + 0.45), color=colour, linewidth=3, solid_capstyle="butt")
+
+
+def thinned(samples: Sequence[float], most: int) -> list[float]:
+    """Return at most so many of the samples: the ends, and what lies evenly between them in order of size.
+
+    >>> thinned([5.0, 1.0, 3.0, 2.0, 4.0], 3)
+    [1.0, 3.0, 5.0]
+    """
+    ordered = sorted(samples)
+    if len(ordered) <= most:
+        return ordered
+    return [ordered[round(place)] for place in np.linspace(0, len(ordered) - 1, most)]
+
+
+# --- Load ---
+
+_LEVELS: Mapping[str, str] = {
+    "clicks_per_second": "clicks per second",
+    "server_rss_mb": "server memory, RSS [MB]",
+}
+
+
+def _level_plot(rows: Sequence[Row]) -> Plot | None:
+    levels = [row for row in rows if "scaling" not in row and row.get("sessions")]
+    groups: dict[str, list[Row]] = {}
+    for row in levels:
+        groups.setdefault(f"{method_of(row)}, {row.get('mode', 'closed')}", []).append(row)
+    if not groups:
+        return None
+    stages = list(dict.fromkeys(row["stage"] for row in levels))
+    colours = {stage: STAGE_COLOURS[n % len(STAGE_COLOURS)] for n, stage in enumerate(stages)}
+    figure = _figure(WIDTH, 0.9 + 2.6 * len(groups))
+    panels = figure.subplots(len(groups), 3, squeeze=False)
+    for (name, of_group), (left, *others) in zip(groups.items(), panels, strict=True):
+        for stage in stages:
+            _percentile_lines(left, [row for row in of_group if row["stage"] == stage], colours[stage])
+        _logarithmic(left.yaxis)
+        left.set_ylabel("time [ms], logarithmic")
+        left.set_title(name)
+        clicked = [row for row in of_group if row["stage"] == "click"] or of_group
+        for axes, (key, title) in zip(others, _LEVELS.items(), strict=True):
+            _level_line(axes, clicked, key)
+            axes.set_ylabel(title)
+        for axes in (left, *others):
+            axes.set_xlabel("sessions at once")
+            axes.set_xticks(sorted({row["sessions"] for row in of_group}))
+    keys = [_key(stage.replace("_", " "), colour) for stage, colour in colours.items()]
+    keys += [_key(f"p{percent}", OTHER, dash) for percent, dash in _PERCENT_DASHES.items()]
+    keys.append(_key("errors at this level", "#D55E00", "", marker="x"))
+    _legend(figure, keys)
+    return Plot(
+        "Readers on a server",
+        "closed: a reader clicks as soon as the mask is there; think: after a pause. A cross: requests failed there.",
+        _svg(figure, "levels"),
+    )
+
+
+_PERCENT_DASHES: Mapping[int, str] = {50: "-", 95: "--", 99: ":"}
+
+
+def _percentile_lines(axes: Any, rows: Sequence[Row], colour: str) -> None:
+    ordered = sorted(rows, key=lambda row: row["sessions"])
+    sessions = [row["sessions"] for row in ordered]
+    for percent, dash in _PERCENT_DASHES.items():
+        axes.plot(sessions, [row[f"p{percent}_ms"] for row in ordered], color=colour, linestyle=dash, marker=".")
+    _crosses(axes, ordered, "p99_ms")
+
+
+def _level_line(axes: Any, rows: Sequence[Row], key: str) -> None:
+    ordered = [row for row in sorted(rows, key=lambda row: row["sessions"]) if row.get(key) is not None]
+    axes.plot([row["sessions"] for row in ordered], [row[key] for row in ordered], color=STAGE_COLOURS[0], marker=".")
+    _crosses(axes, ordered, key)
+    axes.set_ylim(0, 1.1 * max((row[key] for row in ordered), default=1.0) or 1.0)
+
+
+def _crosses(axes: Any, rows: Sequence[Row], key: str) -> None:
+    failed = [row for row in rows if any((row.get("errors") or {}).values())]
+    places = [row["sessions"] for row in failed], [row[key] for row in failed]
+    axes.plot(*places, linestyle="", marker="x", markersize=9, markeredgewidth=2, color="#D55E00", zorder=5)
+
+
+def _scaling_plot(rows: Sequence[Row]) -> Plot | None:
+    scaled = [row for row in rows if "scaling" in row]
+    if not scaled:
+        return None
+    figure, panels = _panels(len(scaled), columns=3, height=2.9)
+    for axes, row in zip(panels, scaled, strict=True):
+        scaling = row["scaling"]
+        exponent = scaling["exponent"]
+        sizes = np.asarray(scaling["x"], float)
+        medians = np.array([np.median(values) for values in scaling["y_ms"]])
+        for size, values in zip(sizes, scaling["y_ms"], strict=True):
+            drawn = thinned(values, MOST_POINTS)
+            axes.plot([size] * len(drawn), drawn, linestyle="", marker=".", color=colour_of(row), alpha=0.35)
+        axes.plot(sizes, medians, linestyle="", marker="o", color=colour_of(row))
+        # Through the middle of the points, as least squares of logarithms go
+        centre, level = np.exp(np.log(sizes).mean()), np.exp(np.log(medians).mean())
+        axes.plot(sizes, level * (sizes / centre) ** exponent["value"], color=OTHER, linewidth=1)
+        axes.set_title(f"{part_of(row)}\n{method_of(row)}, {backend_of(row)}", fontsize=10)
+        # A decade at least, so that what hardly grows looks flat
+        axes.set_ylim(min(medians.min(), level / 3.2) / 1.3, max(medians.max(), level * 3.2) * 1.8)
+        _logarithmic(axes.xaxis)
+        _logarithmic(axes.yaxis)
+        axes.set_xlabel(str(scaling["over"]))
+        axes.set_ylabel("time [ms]")
+        words = f"exponent {number(exponent['value'])} [{number(exponent['low'])}, {number(exponent['high'])}]"
+        axes.text(0.04, 0.96, words, transform=axes.transAxes, va="top")
+    return Plot(
+        "How cost grows",
+        "Both axes are logarithmic: the slope is the exponent; 1 is proportional, 0 no dependence.",
+        _svg(figure, "scaling"),
+    )
+
+
+# --- What plots are made of ---
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height))
+
+
+def _panels(count: int, *, columns: int, height: float, sharey: bool = False) -> tuple[Any, list[Any]]:
+    """Return a figure and so many axes, `columns` in a row."""
+    across = min(count, columns)
+    down = -(-count // across)
+    figure = _figure(WIDTH * max(across, 2) / columns if count < columns else WIDTH, 0.8 + height * down)
+    axes = figure.subplots(down, across, squeeze=False, sharey=sharey).ravel()
+    for empty in axes[count:]:
+        empty.set_visible(False)
+    return figure, list(axes[:count])
+
+
+def _label_left(panels: Sequence[Any], columns: int, title: str) -> None:
+    for axes in panels[::columns]:
+        axes.set_ylabel(title)
+
+
+def _logarithmic(axis: Any) -> None:
+    """Make an axis logarithmic, with plain numbers at 1, 2 and 5 of each power of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 1e3 else (1.0,), numticks=30))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+
+
+def _short(value: float) -> str:
+    """Return a number as an axis has it.
+
+    >>> _short(0.05), _short(2000.0), _short(50000.0), _short(2e6)
+    ('0.05', '2000', '50k', '2M')
+    """
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if value >= (1e4 if unit == "k" else size):
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
+def _backends(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the colour of each backend, in the order of columns."""
+    colours = {backend_of(row): colour_of(row) for row in rows}
+    return {name: colours[name] for name in by_backend(rows)}
+
+
+def _key(name: str, colour: str, dash: str = "-", *, width: float = 2, marker: str = "") -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=colour, linestyle=dash, linewidth=width, marker=marker, label=name)
+
+
+def _legend(figure: Any, keys: Sequence[Any], place: str = "lower") -> None:
+    """Lay a legend outside the axes, with as many keys in a line as surely fit."""
+    longest = max(len(key.get_label()) for key in keys)
+    fitting = int(figure.get_size_inches()[0] / (0.6 + 0.085 * longest))
+    figure.legend(handles=keys, loc=f"outside {place} center", ncols=max(1, min(len(keys), fitting)))
+
+
+def _svg(figure: Any, name: str) -> str:
+    """Return a figure as SVG for a page: without prologue, and without ids that nothing in it refers to."""
+    import matplotlib
+
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": f"samkit {name}"}):
+        figure.savefig(file, format="svg", metadata=dict(_UNNAMED))
+    text = file.getvalue()
+    used = set(re.findall(r"#([\w.-]+)", text))
+    text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
+    return text[text.index("<svg") :].strip()

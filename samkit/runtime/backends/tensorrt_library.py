@@ -1,0 +1,281 @@
+"""TensorRT, as far as samkit uses it: an engine built from an ONNX file, and an engine run. The only file that
+imports tensorrt.
+
+One code path serves 10.16 and 11.4. TensorRT 11 has no precision flags and no EXPLICIT_BATCH any more, and neither is
+needed: the network is strongly typed, so the graph alone says what runs in which precision, and TF32 is switched off,
+so that float32 is float32.
+
+None of this was ever run: TensorRT's libraries can't be had where samkit is made. A test (tests/unit/tensorrt) walks
+every use in this file against lists of both APIs: it follows the annotations, which is why they are here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from samkit.errors import ExportError, ManifestError, MissingDependencyError, SamkitError
+from samkit.runtime.backends.runner import Closing
+
+if TYPE_CHECKING:
+    import tensorrt
+
+KNOWN_VERSIONS = ("10.16", "11.4")
+"""Those whose APIs every call was checked against."""
+
+Shape: TypeAlias = tuple[int, ...]
+Profile: TypeAlias = Mapping[str, tuple[Shape, Shape, Shape]]
+"""Input name to its smallest, usual and largest shape."""
+
+
+def import_tensorrt() -> ModuleType:
+    """Return the module `tensorrt`; raises MissingDependencyError where it is missing or does not load."""
+    if find_spec("tensorrt") is None:
+        raise MissingDependencyError(
+            "TensorRT is not installed, and engines need it; pip install 'samkit[tensorrt]' on a machine with an "
+            "NVIDIA GPU, or work in one of NVIDIA's TensorRT containers"
+        )
+    try:
+        import tensorrt
+    except (ImportError, OSError) as error:
+        raise MissingDependencyError(
+            f"TensorRT is installed and does not load ({error}); install the libraries of the same version, which "
+            "come from NVIDIA's own package index, and check the driver"
+        ) from error
+    return tensorrt
+
+
+def tensorrt_version() -> str:
+    """Return the full version, such as "11.4.0.106": an engine runs on exactly the one that built it."""
+    return str(import_tensorrt().__version__)
+
+
+def is_known(version: str) -> bool:
+    """Return whether calls were checked against this version's API.
+
+    >>> is_known("11.4.0.106"), is_known("10.1.0")
+    (True, False)
+    """
+    return ".".join(version.split(".")[:2]) in KNOWN_VERSIONS
+
+
+def untested_warning(version: str) -> str | None:
+    """Return what a user must be told about this version; None where its calls were checked."""
+    if is_known(version):
+        return None
+    known = " and ".join(KNOWN_VERSIONS)
+    return f"TensorRT {version} is untested: calls were checked against the APIs of {known} alone"
+
+
+class Log:
+    """What TensorRT says: each line goes to `write`, and errors are kept for our own sentences."""
+
+    def __init__(self) -> None:
+        self.write: Callable[[str], None] = lambda line: None
+        self._errors: deque[str] = deque(maxlen=20)
+
+    def take(self, severity: str, message: str, is_error: bool) -> None:
+        """Take one message."""
+        if is_error:
+            self._errors.append(" ".join(message.split()))
+        self.write(f"{severity}: {message}")
+
+    def last_error(self) -> str:
+        """Return TensorRT's last error in brackets with a space before it, or nothing; then forget all errors."""
+        last = f" ({self._errors[-1]})" if self._errors else ""
+        self._errors.clear()
+        return last
+
+
+LOG = Log()
+"""The only one: TensorRT keeps the first logger of a process for good, whatever later objects are given."""
+
+
+@cache
+def _logger(trt: ModuleType) -> tensorrt.ILogger:
+    """Return the object that TensorRT calls with every message; it lives as long as the process."""
+
+    class Logger(trt.ILogger):  # type: ignore[name-defined]  # known at run time alone
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity != trt.ILogger.VERBOSE:
+                is_error = severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
+                LOG.take(getattr(severity, "name", str(severity)), msg, is_error)
+
+    return Logger()
+
+
+# --- Building ---
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build leaves."""
+
+    engine: bytes
+    timing_cache: bytes
+    """What was timed, for the next build of the same graph on the same GPU."""
+    layers: str
+    """The engine inspector's JSON: what TensorRT made of the graph."""
+
+
+def build_engine(
+    onnx: Path,
+    profile: Profile,
+    *,
+    workspace_bytes: int,
+    optimization_level: int,
+    timing_cache: bytes,
+) -> Built:
+    """Return the engine of an ONNX file, for all shapes of `profile`.
+
+    `optimization_level` is 0 (fast to build) to 5; `timing_cache` is an earlier build's, or empty. Raises ExportError
+    with TensorRT's own errors.
+    """
+    trt = import_tensorrt()
+    logger = _logger(trt)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(onnx)):  # from a file, because weights may lie in another one beside it
+        raise ExportError(f"TensorRT can't parse {onnx.name}: {_parser_errors(parser)}")
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
+    config.builder_optimization_level = optimization_level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.clear_flag(trt.BuilderFlag.TF32)
+    cache = config.create_timing_cache(timing_cache)
+    if not config.set_timing_cache(cache, False):
+        raise ExportError(
+            f"TensorRT refuses the timing cache of {onnx.name}{LOG.last_error()}, which another GPU or version wrote; "
+            "delete the .timing-cache files of this export and build again"
+        )
+    shapes = builder.create_optimization_profile()
+    for name, (smallest, usual, largest) in profile.items():
+        try:
+            shapes.set_shape(name, smallest, usual, largest)
+        except ValueError as error:
+            raise ExportError(
+                f"TensorRT takes no shapes from {smallest} over {usual} to {largest} for '{name}' of {onnx.name} "
+                f"({error}); report this"
+            ) from error
+    if config.add_optimization_profile(shapes) < 0:
+        raise ExportError(f"TensorRT takes no profile {dict(profile)} for {onnx.name}{LOG.last_error()}; report this")
+    serialized = builder.build_serialized_network(network, config)
+    if serialized is None:
+        raise ExportError(f"TensorRT built no engine of {onnx.name}{LOG.last_error()}")
+    plan = bytes(serialized)
+    kept = config.get_timing_cache()
+    return Built(plan, bytes(kept.serialize()), _inspect(plan))
+
+
+def _parser_errors(parser: tensorrt.OnnxParser) -> str:
+    """Return the parser's errors, each with its node."""
+    found = []
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        found.append(f"node {error.node()} '{error.node_name()}' ({error.node_operator()}): {error.desc()}")
+    return " | ".join(found) or "no reason was given"
+
+
+def _inspect(plan: bytes) -> str:
+    """Return the engine inspector's JSON."""
+    trt = import_tensorrt()
+    runtime = trt.Runtime(_logger(trt))
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise ExportError(f"TensorRT can't load the engine it has just built{LOG.last_error()}")
+    inspector = engine.create_engine_inspector()
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+# --- Running ---
+
+
+class Engine(Closing):
+    """One engine with one execution context. The CUDA context must be current in every call."""
+
+    def __init__(self, plan: bytes, name: str) -> None:
+        """Load a serialised engine, which the caller trusts; raises ManifestError where TensorRT does not take it."""
+        trt = import_tensorrt()
+        self._name = name
+        # The runtime is needed for as long as the engine lives, and the engine for as long as its context.
+        self._runtime: tensorrt.Runtime | None = trt.Runtime(_logger(trt))
+        self._engine: tensorrt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise ManifestError(
+                f"TensorRT can't load {name}{LOG.last_error()}; build it again here: sam-export --build-engines"
+            )
+        self._context: tensorrt.IExecutionContext | None = self._engine.create_execution_context()
+        if self._context is None:
+            raise SamkitError(
+                f"TensorRT has no room to run {name}{LOG.last_error()}; free memory of the GPU and try again"
+            )
+
+    def tensors(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Return inputs and outputs: names to dtypes, as numpy calls them where it can."""
+        trt = import_tensorrt()
+        engine: tensorrt.ICudaEngine = self._engine
+        known = {
+            trt.DataType.FLOAT: "float32",
+            trt.DataType.HALF: "float16",
+            trt.DataType.INT32: "int32",
+            trt.DataType.INT64: "int64",
+            trt.DataType.BOOL: "bool",
+        }
+        inputs: dict[str, str] = {}
+        outputs: dict[str, str] = {}
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            kind = engine.get_tensor_dtype(name)
+            is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            (inputs if is_input else outputs)[name] = known.get(kind, str(kind))
+        return inputs, outputs
+
+    def feed(self, name: str, shape: Shape, address: int) -> None:
+        """Say where an input lies and which shape it has; raises SamkitError where the engine was not built for it."""
+        context: tensorrt.IExecutionContext = self._context
+        if not (context.set_input_shape(name, shape) and context.set_tensor_address(name, address)):
+            raise SamkitError(
+                f"{self._name} does not take '{name}' of shape {shape}{LOG.last_error()}; it was built for other "
+                "sizes, build it again: sam-export --build-engines"
+            )
+
+    def output_shapes(self, names: Sequence[str]) -> dict[str, Shape]:
+        """Return the shapes that outputs will have, now that all inputs are fed."""
+        context: tensorrt.IExecutionContext = self._context
+        missing = context.infer_shapes()
+        shapes = {name: tuple(int(size) for size in context.get_tensor_shape(name)) for name in names}
+        for name, shape in shapes.items():
+            if missing or min(shape, default=0) < 0:
+                raise SamkitError(
+                    f"{self._name} can't tell the shape of '{name}' (it is {shape}, not given: {list(missing)}); the "
+                    "graph has data-dependent shapes, which samkit's graphs never have; export again"
+                )
+        return shapes
+
+    def place_output(self, name: str, address: int) -> None:
+        """Say where an output goes."""
+        context: tensorrt.IExecutionContext = self._context
+        if not context.set_tensor_address(name, address):
+            raise SamkitError(f"{self._name} can't write '{name}'{LOG.last_error()}; this is a bug, report it")
+
+    def queue(self, stream: int) -> None:
+        """Run on a CUDA stream, without waiting; raises SamkitError with TensorRT's reason where it does not start."""
+        context: tensorrt.IExecutionContext = self._context
+        if not context.execute_async_v3(stream):
+            raise SamkitError(f"TensorRT could not run {self._name}{LOG.last_error()}; see the driver's log")
+
+    def close(self) -> None:
+        """Let go of execution context, engine and runtime, in this order."""
+        self._context = None
+        self._engine = None
+        self._runtime = None

@@ -1,0 +1,1 @@
+"""The loops of inference: refinement of a volume crop by crop, a volume slice by slice."""

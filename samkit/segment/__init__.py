@@ -1,0 +1,1 @@
+"""sam-segment: scans and prompts in, a mask beside them out."""

@@ -1,0 +1,71 @@
+"""What the report of a segmentation says besides its result: all that is needed to do it again."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import samkit
+from samkit.manifest import Weights, file_sha256
+from samkit.prompts import Point, Prompt, SlicePoint, prompt_json
+from samkit.runtime.client.remote_session import RemoteSession
+from samkit.runtime.session.volume_session import Session
+from samkit.segment.inputs import Given
+from samkit.segment.segmenting import AnySession
+
+_PACKAGES = ("numpy", "scipy", "nibabel", "pillow", "onnxruntime", "onnxruntime-gpu", "torch")
+_CLIENT_PACKAGES = ("numpy", "scipy", "nibabel", "pillow", "tritonclient")
+
+
+def provenance(session: AnySession, given: Given, prompts: Sequence[Prompt], mask_path: Path) -> dict[str, Any]:
+    """Return what a report adds. File names only: folders may name a patient."""
+    plan = session.manifest.plan
+    files = {name: given.scans[name].path if given.scans else path for name, path in given.files.items()}
+    first = next(iter(files.values()))
+    how = (
+        {"spacing_mm": list(session.spacing or ()), "crop_origins": [list(origin) for origin in session.origins]}
+        if isinstance(session, Session) or (isinstance(session, RemoteSession) and not session.is_sliced)
+        else {"inputs": {name: _file(path) for name, path in files.items()}}
+    )
+    return {
+        "mask": mask_path.name,
+        "samkit": samkit.__version__,
+        "manifest_sha256": session.manifest.digest,
+        "weights": _weights(plan.weights),
+        "other_weights": {name: _weights(weights) for name, weights in plan.others.items()},
+        "refinement": plan.refinement,
+        "input": first.name,
+        "input_sha256": file_sha256(first),
+        **how,
+        "output_sha256": file_sha256(mask_path),
+        "points_voxel": [prompt_json(prompt) for prompt in prompts if isinstance(prompt, (Point, SlicePoint))],
+        "boxes_voxel": [prompt_json(prompt) for prompt in prompts if not isinstance(prompt, (Point, SlicePoint))],
+        "providers": {graph: list(names) for graph, names in session.providers.items()},
+        "versions": {"python": platform.python_version(), **_versions(session)},
+    }
+
+
+def _file(path: Path) -> dict[str, str]:
+    return {"file": path.name, "sha256": file_sha256(path)}
+
+
+def _weights(weights: Weights) -> dict[str, str | None]:
+    return {"kind": weights.kind, "sha256": weights.sha256}
+
+
+def _versions(session: AnySession) -> dict[str, str]:
+    """Return versions of what took part here; a server tells of its samkit."""
+    found: dict[str, str] = {}
+    packages: tuple[str, ...] = _PACKAGES
+    if isinstance(session, RemoteSession):
+        found["server_samkit"] = session.manifest.samkit
+        packages = _CLIENT_PACKAGES
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,132 @@
+"""Guards the command around the trial: names of backends, the gate's lines and exit codes, rows of what did not run."""
+
+import shutil
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from samkit.benchmarks import cli
+from samkit.benchmarks.accuracy.candidates import BACKENDS, check_names, default_backends, open_contender
+from samkit.benchmarks.accuracy.command import command as accuracy
+from samkit.benchmarks.accuracy.gate import CallTape
+from samkit.benchmarks.record.run import Run, check_row
+from samkit.errors import CheckpointError, PromptError, SamkitError
+from samkit.manifest import Manifest
+
+
+def row(backend="onnxruntime", precision="fp32", device="cpu", **more):
+    return {
+        "kind": "accuracy", "method": "sam", "manifest": "ab", "backend": backend, "precision": precision,
+        "device": device, "stage": "masks", "parity_dice": 1.0, **more,
+    }  # fmt: skip
+
+
+def run_of(*rows):
+    return Run("accuracy", ("sam-bench",), "2026-11-22T00:00:00+00:00", 1.0, (), {}, {}, rows)
+
+
+def test_run_without_failures_passes():
+    accuracy.fail_where_broken(
+        run_of(row(failures=[]), row("tensorrt", device="cuda", not_run="no GPU")), ["onnxruntime"]
+    )
+
+
+def test_each_backend_gets_one_line_and_the_last_is_the_error(capsys):
+    rows = [row(failures=["first", "second"]), row(failures=["third"]), row(precision="fp16", failures=["fourth"])]
+    with pytest.raises(SamkitError, match=r"^fourth; export again, and report it if it stays$"):
+        accuracy.fail_where_broken(run_of(*rows), [])
+    assert capsys.readouterr().err == "sam-bench: first; export again, and report it if it stays\n"
+
+
+def test_first_case_that_broke_is_named_whatever_the_policy():
+    rows = [row(failures=["second"], failed_case=2), row(failures=["first"], failed_case=1), row(failures=["boxes"])]
+    with pytest.raises(SamkitError, match=r"^first; export again"):
+        accuracy.fail_where_broken(run_of(*rows), [])
+
+
+def test_backend_that_was_named_has_to_run_and_others_need_not():
+    rows = [row("tensorrt", device="cuda", not_run="there is no GPU")]
+    accuracy.fail_where_broken(run_of(*rows), ["onnxruntime"])
+    with pytest.raises(SamkitError, match=r"sam on tensorrt \(fp32\) was asked for and not run: there is no GPU"):
+        accuracy.fail_where_broken(run_of(*rows), ["tensorrt"])
+
+
+def test_detector_that_a_server_hides_is_no_failure():
+    hidden = row("triton", not_run="it shows no boxes", graph="detector")
+    del hidden["stage"]
+    accuracy.fail_where_broken(run_of(hidden), ["triton"])
+
+
+def test_backend_that_failed_is_a_failure_even_if_nobody_named_it():
+    with pytest.raises(SamkitError, match=r"sam on onnxruntime \(fp32\): it broke"):
+        accuracy.fail_where_broken(run_of(row(error="it broke")), [])
+
+
+def test_pytorch_always_runs_and_comes_first():
+    assert check_names(["onnxruntime", "torch", "onnxruntime"], ValueError) == ("torch", "onnxruntime")
+    with pytest.raises(ValueError, match="'onnx' is not known; give torch, onnxruntime"):
+        check_names(["onnx"], ValueError)
+
+
+def test_cuda_of_onnxruntime_runs_where_cuda_is_asked_for():
+    assert set(default_backends("cuda")) - set(default_backends("cpu")) == {"onnxruntime-cuda", "onnxruntime-cuda-fp16"}
+    assert "tensorrt" in default_backends("cpu")
+
+
+def test_backends_that_nobody_asked_for_have_a_row(bright_export):
+    rows = accuracy._left_out(Manifest.load(bright_export), ["torch", "tensorrt"])
+    for one in rows:
+        check_row(one)
+    found = {(one["backend"], one["precision"], one["device"]) for one in rows}
+    assert found == {(k.backend, k.precision, k.device) for k in BACKENDS.values() if k.device == "cuda"} - {
+        ("tensorrt", "fp32", "cuda")
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--backends", "onnx"], "the backend 'onnx' is not known"),
+        (["--server", "triton://h:1/sam", "--export", "."], "--server serves one export"),
+        (["--label", "2"], "--label names a value of the labels in --data"),
+        (["--min-parity-dice", "2"], "2.0 is not in the range"),
+    ],
+)
+def test_usage_is_refused(words, message, in_process, tmp_path):
+    code, _, err = in_process(cli.main, "sam-bench", "accuracy", "--export", tmp_path, *words)
+    assert code == 2
+    assert message in err
+
+
+def test_policy_that_a_method_does_not_know_is_refused(bright_export):
+    with pytest.raises(PromptError, match="sam-med3d knows the policies trained, centre and not automatic"):
+        accuracy.measure_accuracy([bright_export], backends=["torch"], policies=["automatic"])
+
+
+@pytest.mark.parametrize(("anonymous", "why"), [(False, "m_sam.pth is gone"), (True, "it may name a file")])
+def test_export_that_cannot_be_measured_is_refused_alone_and_a_row_among_others(
+    anonymous, why, bright_export, tmp_path, monkeypatch
+):
+    def refuse(*_):
+        raise CheckpointError("the checkpoint m_sam.pth is gone; put it back")
+
+    monkeypatch.setattr(accuracy, "open_reference", refuse)
+    still = SimpleNamespace(sample=lambda: None, describe=dict)
+    monkeypatch.setattr(accuracy, "Machine", lambda *_: nullcontext(still))  # the real one measures for seconds
+    with pytest.raises(CheckpointError):
+        accuracy.measure_accuracy([bright_export], backends=["torch"], cases=1)
+    exports = [bright_export, Path(shutil.copytree(bright_export, tmp_path / "other"))]
+    run = accuracy.measure_accuracy(exports, backends=["torch"], cases=1, anonymous=anonymous)
+    assert [why in row["error"] for row in run.rows] == [True, True]
+    with pytest.raises(SamkitError, match=why):
+        accuracy.fail_where_broken(run, [])
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-fp16", "onnxruntime-fp16"])
+def test_what_an_export_has_no_files_for_is_missing_and_did_not_fail(name, bright_export):
+    with ExitStack() as held:
+        absent = open_contender(name, bright_export, Manifest.load(bright_export), CallTape(), 1, None, held)
+    assert (absent.kind, absent.is_failure) == (BACKENDS[name], False)
+    assert ";" in absent.reason  # what was found, and what to do

@@ -1,0 +1,98 @@
+"""Guards the comparison of detectors: mAP of what each one finds, and how its boxes differ from PyTorch's."""
+
+import math
+
+import numpy as np
+import pytest
+
+from samkit.benchmarks.accuracy.detector import DETECTOR, DetectorBook, DetectorTrial
+from samkit.benchmarks.accuracy.gate import CallJudge, CallTape
+from samkit.benchmarks.cases.subjects import Subject
+from samkit.benchmarks.record.run import check_row
+from samkit.geometry import Volume
+from samkit.methods import get_method
+from samkit.runtime.backends.runner import HostRunner
+
+METHOD = get_method("medsam-yolo")
+CONFIG = METHOD.sizes["tiny"]
+SPEC = next(graph for graph in METHOD.graphs(CONFIG) if graph.name == DETECTOR)
+SIDE = CONFIG.detector.image
+IDENTITY = {"method": "medsam-yolo", "backend": "onnxruntime", "device": "cpu", "precision": "fp32"}
+
+
+class Finds(HostRunner):
+    """Finds the bright square of a picture as large as its input, moved and enlarged."""
+
+    graph = SPEC
+    providers = ("numpy",)
+
+    def __init__(self, moved=0.0, score=0.9):
+        self.moved, self.score = moved, score
+
+    def run(self, inputs):
+        rows, columns = np.nonzero(inputs["image"][0, 0] > 0.5)
+        x, y = (columns.min() + columns.max() + 1) / 2, (rows.min() + rows.max() + 1) / 2
+        box = [x + self.moved, y, np.ptp(columns) + 1, np.ptp(rows) + 1, 1.0, self.score]
+        return {"predictions": np.array([[box]], np.float32)}
+
+
+@pytest.fixture
+def subject():
+    """Four slices of the detector's own side; two hold a square of 20 pixels, one is dim but not empty."""
+    target = np.zeros((SIDE, SIDE, 4), bool)
+    target[30:50, 40:60, 1:3] = True
+    scan = Volume(np.where(target, 255, 0).astype(np.float32), np.diag([-1.0, -1, 1, 1]))
+    return Subject("case 1", {"": scan}, None, {"": target}, (1.0, 1.0, 1.0))
+
+
+def trial_of(subject, *runners):
+    """Return the trial after all slices, and what each of `runners` got."""
+    trial = DetectorTrial(Finds(), SIDE, IDENTITY)
+    channels = subject.volumes[""].array.transpose(2, 1, 0)[None].repeat(3, axis=0)
+    rivals = []
+    for runner in runners:
+        judge = CallJudge(CallTape(), {DETECTOR: SPEC}, "fp32")
+        judge.begin(DETECTOR)
+        rivals.append((runner, judge, DetectorBook(IDENTITY)))
+    trial.show(subject, channels, "axial", rivals)
+    return trial, [(judge, book) for _, judge, book in rivals]
+
+
+def test_detector_that_finds_what_pytorchs_finds_is_equal(subject):
+    trial, ((judge, book),) = trial_of(subject, Finds())
+    row = book.to_row(trial.wanted, 0.0, (), is_reference=False)
+    check_row(row)
+    assert len(trial.wanted) == 2  # slices that are empty are not shown
+    assert (row["map50"], row["map50_95"], row["parity_dice"], row["flipped_voxels"]) == (1.0, 1.0, 1.0, 0)
+    assert judge.broken == {}
+
+
+def test_moved_box_is_found_out(subject):
+    trial, ((judge, book),) = trial_of(subject, Finds(moved=5.0))
+    row = book.to_row(trial.wanted, 0.0, (), is_reference=False)
+    # 15 of 20 columns are shared: an IoU of 0.6, right at 0.50, 0.55 and 0.60
+    assert (row["map50"], row["map50_95"]) == (1.0, 0.3)
+    assert (row["parity_dice"], row["flipped_voxels"], row["parity_hd95_mm"]) == (0.75, 200, 5.0)
+    assert judge.broken[DETECTOR].where == "case 1, slice 1"
+
+
+def test_unsure_box_counts_for_the_mean_precision_alone(subject):
+    trial, ((_, book),) = trial_of(subject, Finds(score=0.1))
+    row = book.to_row(trial.wanted, 0.0, (), is_reference=False)
+    assert (row["map50"], row["parity_dice"]) == (1.0, 0.0)
+
+
+def test_nan_finds_nothing_and_breaks(subject):
+    trial, ((judge, book),) = trial_of(subject, Finds(moved=math.nan))
+    assert book.to_row(trial.wanted, 0.0, (), is_reference=False)["map50"] == 0
+    assert "relative error of nan" in judge.broken[DETECTOR].measure
+
+
+def test_boxes_of_a_picture_are_the_truth_where_they_are_given(subject):
+    picture = np.zeros((SIDE, SIDE, 3), np.float32)
+    picture[30:50, 40:60] = 255
+    boxed = Subject("case 1", {}, picture, {}, (1.0, 1.0), np.array([[0, 0, 9, 9, 0]], np.float32))
+    trial = DetectorTrial(Finds(), SIDE, IDENTITY)
+    trial.show(boxed, picture.transpose(2, 0, 1)[:, None], "axial", [])
+    row = trial.reference.to_row(trial.wanted, 0.0, (), is_reference=True)
+    assert (row["reference"], row["map50"]) == (True, 0.0)

@@ -1,0 +1,284 @@
+"""Guards `sam-bench load`: how far it goes up, what its rows say, whom it refuses to load."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from samkit.benchmarks.cases.phantom_scans import Study
+from samkit.benchmarks.load.command import command as load
+from samkit.benchmarks.load.readers import STAGES, Level
+from samkit.benchmarks.load.scaling import Scaling
+from samkit.benchmarks.record.run import Run, check_row, identity
+from samkit.errors import PromptError, SamkitError, ServingError
+from samkit.geometry import Volume
+from samkit.manifest import Manifest
+from samkit.prompts import Point
+
+ROW = {"kind": "load", "method": "m-sam", "backend": "triton", "device": "cpu", "precision": "fp32",
+       "mode": "think", "think_s": 2.0, "identity": ["mode", "think_s", "sessions"]}  # fmt: skip
+VOLUMES = {"": Volume(np.ones((2, 2, 2), np.float32), np.eye(4))}
+STUDY = Study("cube", VOLUMES, np.ones((2, 2, 2), bool), (Point((0, 0, 0), 1),) * 2)
+PLAN = SimpleNamespace(method="m-sam")
+
+
+def level(readers, errors=None, **samples):
+    met = dict.fromkeys(STAGES, (0.01,)) | samples
+    return Level(readers, 10.0, met, errors or {}, readers, 0.25, 0.5, {"rss": 900.0, "pss": 700.0})
+
+
+def reported(output):
+    return " ".join(output.replace("│", " ").split())
+
+
+# --- How far it goes ---
+
+
+def climbed(*levels, limit_ms=1000.0):
+    given = iter(levels)
+    work = load.Workload(sessions=(1, 2, 4, 8), limit_ms=limit_ms)
+    return load.climb(lambda readers: next(given), work, PLAN)
+
+
+def test_levels_go_up_to_the_last_where_nothing_stops_them():
+    found, stopped = climbed(*(level(n) for n in (1, 2, 4, 8)))
+
+    assert [one.readers for one in found] == [1, 2, 4, 8]
+    assert stopped == ""
+
+
+def test_levels_end_where_slow_clicks_pass_the_limit():
+    slow = (0.1,) * 90 + (2.0,) * 10
+
+    found, stopped = climbed(level(1), level(2, click=slow))
+
+    assert [one.readers for one in found] == [1, 2]
+    assert stopped == "with 2 readers the 95th percentile of a click was 2000 ms, above the limit of 1000"
+
+
+def test_levels_end_where_calls_fail():
+    found, stopped = climbed(level(1), level(2, {"AtCapacity": 3, "ServerTimeout": 1}))
+
+    assert len(found) == 2
+    assert stopped == "with 2 readers calls failed: AtCapacity 3 times, ServerTimeout 1 times"
+
+
+def test_a_last_level_without_a_click_says_nothing_of_their_time():
+    quick, none = (load.end_of(level(2, click=times), load.Workload(), PLAN) for times in ((0.01,), ()))
+
+    assert quick == "with 2, the most that were asked for, clicks stayed within 1000 ms at p95"
+    assert none.startswith("with 2, the most that were asked for, no click came up in 10 s, so nothing is known")
+
+
+def test_slow_calls_that_are_no_clicks_do_not_end_it():
+    found, _ = climbed(*(level(n, scan=(9.0,), first_click=(9.0,)) for n in (1, 2, 4, 8)))
+
+    assert len(found) == 4
+
+
+def test_where_nobody_clicks_the_decision_on_a_scan_is_what_counts():
+    assert load.Workload().judged(SimpleNamespace(method="brainseg-dmif")) == "scan"
+    assert load.Workload().judged(SimpleNamespace(method="medsam-yolo")) == "click"
+
+
+# --- Rows ---
+
+
+def test_a_level_is_a_row_for_each_stage():
+    rows = load.level_rows(level(2, click=(0.010, 0.020, 0.030)), ROW, STUDY)
+
+    for row in rows:
+        check_row(row)
+    assert [row["stage"] for row in rows] == list(STAGES)
+    assert len({identity(row) for row in rows}) == len(rows)
+    (click,) = (row for row in rows if row["stage"] == "click")
+    assert {key: click[key] for key in ("p50_ms", "count", "samples_ms", "sessions", "sessions_held")} == {
+        "p50_ms": 20.0, "count": 3, "samples_ms": [10.0, 20.0, 30.0], "sessions": 2, "sessions_held": 2,
+    }  # fmt: skip
+    assert (click["clicks_per_second"], click["server_rss_mb"], click["server_pss_mb"]) == (0.4, 900.0, 700.0)
+    assert (click["client_cpu_share"], click["server_cpu_share"]) == (0.25, 0.5)
+
+
+def test_samples_are_thinned_and_percentiles_are_those_of_all():
+    times = tuple(np.random.default_rng(1).exponential(0.1, 9999))
+
+    row = load.level_rows(level(1, click=times), ROW, STUDY)[STAGES.index("click")]
+
+    assert len(row["samples_ms"]) == load.MOST_SAMPLES
+    assert row["count"] == 9999
+    assert row["p99_ms"] == pytest.approx(1e3 * np.percentile(times, 99), rel=1e-4)
+
+
+def test_a_stage_that_never_came_up_says_so():
+    undo = load.level_rows(level(1, undo=()), ROW, STUDY)[-1]
+    failed = load.level_rows(level(1, {"AtCapacity": 7}, undo=()), ROW, STUDY)[-1]
+
+    assert undo["not_run"] == "no undo came up in 10 s; give --seconds more"
+    assert failed["error"] == "no undo was answered, calls failed: AtCapacity 7 times; see the server's log"
+    assert failed["errors"] == {"AtCapacity": 7}
+
+
+def test_a_reader_without_points_opens_and_scans():
+    rows = load.level_rows(level(1), ROW, replace(STUDY, points=()))
+
+    assert [(row["stage"], row["clicks_per_second"]) for row in rows] == [("open", None), ("scan", None)]
+
+
+def test_growth_is_told_apart_by_mode_and_not_by_sessions():
+    rows = [load.scaling_row(ROW | {"mode": mode}, Scaling("click", "sessions", {1.0: [0.1], 2.0: [0.3]}, mode))
+            for mode in ("think", "closed")]  # fmt: skip
+
+    for row in rows:
+        check_row(row)
+    assert [row["stage"] for row in rows] == ["click over sessions, think", "click over sessions, closed"]
+    assert rows[0]["identity"] == ["mode", "think_s"]
+    assert rows[0]["scaling"]["exponent"]["value"] == pytest.approx(np.log2(3), rel=1e-3)
+
+
+def test_growth_over_one_size_is_a_row_that_says_why():
+    row = load.scaling_row(ROW, Scaling("propagate", "slices", {2.0: [0.1]}))
+
+    check_row(row)
+    assert "needs two sizes of slices" in row["not_run"]
+
+
+def test_growth_that_could_not_be_measured_is_a_row(monkeypatch):
+    def failing(session, study, rounds):
+        raise SamkitError("ONNX Runtime can't run mask_decoder; export again")
+
+    monkeypatch.setattr(load, "_OVER", {"volume": failing})
+    in_process = {key: value for key, value in ROW.items() if key != "identity"} | {"backend": "onnxruntime"}
+
+    (row,) = load._grown("volume", None, STUDY, in_process, 1)
+
+    check_row(row)
+    assert row["error"] == "ONNX Runtime can't run mask_decoder; export again"
+
+
+@pytest.mark.parametrize(
+    ("over", "study", "why"),
+    [
+        ("volume", replace(STUDY, across=2), "works slice by slice"),
+        ("slices", STUDY, "works on volumes, not on slices"),
+        ("clicks", replace(STUDY, points=()), "takes no clicks"),
+    ],
+)
+def test_what_a_method_does_not_do_is_not_run(over, study, why):
+    (row,) = load._grown(over, None, study, ROW, 1)
+
+    check_row(row)
+    assert why in row["not_run"]
+
+
+# --- Exports and servers ---
+
+
+@pytest.fixture
+def served(monkeypatch, bright_export):
+    """A session at every address that says it serves `bright_export`; the machine is not measured."""
+    manifest = Manifest.load(bright_export)
+    description = SimpleNamespace(digest=manifest.digest, plan=manifest.plan, method=manifest.plan.method,
+                                  precision="fp32", providers={"mask_decoder": ("CPUExecutionProvider",)})  # fmt: skip
+
+    monkeypatch.setattr(load, "_open", lambda url: nullcontext(SimpleNamespace(manifest=description)))
+    return description
+
+
+def test_a_server_of_another_export_is_refused(served):
+    assert load._look_at("triton://127.0.0.1:1/x", served.digest).row["device"] == "cpu"
+    with pytest.raises(ServingError, match="give the folder that is served, or leave --export out"):
+        load._look_at("triton://127.0.0.1:1/x", "0" * 64)
+
+
+def test_a_server_on_a_gpu_says_so(served):
+    served.providers = {"mask_decoder": ("CUDAExecutionProvider", "CPUExecutionProvider")}
+    served.precision = "fp16"
+
+    row = load._look_at("triton://127.0.0.1:1/x", None).row
+
+    assert (row["device"], row["precision"]) == ("cuda", "fp16")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "localhost", "[::1]"])
+def test_this_machine_may_be_loaded(host):
+    load.check_own_machine(f"triton://{host}:8001/m-sam")
+
+
+@pytest.mark.parametrize("host", ["10.0.0.7", "reading-room.example", "[fe80::1]", "127.0.0.1.example"])
+def test_another_machine_is_loaded_only_where_it_is_said(host):
+    options = ["--server", f"triton://{host}:8001/m-sam"]
+
+    ended = CliRunner().invoke(load.command, options)
+
+    assert ended.exit_code == 2
+    assert "is not on this machine, and readers by the dozen keep others from their work" in reported(ended.output)
+
+
+def test_what_is_no_address_is_no_server():
+    with pytest.raises(PromptError, match="the address 'here' is no server's"):
+        load.check_own_machine("here")
+
+
+def test_not_loopback_goes_where_it_is_told(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(load, "measure_load", lambda exports, server, **words: asked.append(server) or empty_run())
+
+    ended = CliRunner().invoke(
+        load.command, ["--server", "triton://10.0.0.7:8001/m-sam", "--not-loopback", "--json", str(tmp_path / "x.json")]
+    )
+
+    assert ended.exit_code == 0, ended.output
+    assert asked == ["triton://10.0.0.7:8001/m-sam"]
+
+
+def empty_run(*rows):
+    return Run("load", ("sam-bench",), "2026-11-22T00:00:00+00:00", 1.0, (), {}, {}, rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "there is nothing to serve; give --export DIR, or --server URL"),
+        (["--export", "{here}", "--export", "{here}", "--server", "triton://127.0.0.1:1/x"], "--server serves one"),
+        (["--sessions", "1,4,2"], "'1,4,2' are no numbers that go up"),
+        (["--sessions", "0,1"], "'0,1' are no numbers that go up"),
+        (["--sessions", "many"], "'many' are no numbers that go up"),
+        (["--scaling", "volume,voxels"], "'voxels' is none of volume, slices, sessions, clicks"),
+        (["--seconds", "0"], "--seconds"),
+    ],
+)
+def test_options_that_say_nothing_are_refused(options, message, tmp_path):
+    ended = CliRunner().invoke(load.command, [option.format(here=tmp_path) for option in options])
+
+    assert ended.exit_code == 2
+    assert message in reported(ended.output)
+
+
+def test_a_part_that_failed_ends_the_command_after_all_is_saved(monkeypatch, tmp_path, in_process):
+    row = ROW | {"stage": "click", "error": "the server did not load its models"}
+    monkeypatch.setattr(load, "measure_load", lambda exports, **words: empty_run(row))
+    out = tmp_path / "load.json"
+
+    from samkit.benchmarks.cli import main
+
+    code, _, err = in_process(main, "sam-bench", "load", "--server", "triton://127.0.0.1:1/x", "--json", out)
+
+    assert code == 1
+    assert err.startswith("sam-bench: 1 part failed, the first: the server did not load its models")
+    assert out.exists()
+
+
+def test_help_needs_neither_torch_nor_a_server():
+    code = (
+        "import sys\nfor name in ('torch', 'monai', 'matplotlib', 'tritonclient'): sys.modules[name] = None\n"
+        "from samkit.benchmarks.load.command import command\ncommand(['--help'])"
+    )
+
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

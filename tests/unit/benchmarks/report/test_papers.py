@@ -1,0 +1,68 @@
+"""Guards the papers' tables: every cell has a column, every metric is one of ours, and every number is the paper's."""
+
+import re
+
+import pytest
+
+from samkit.benchmarks.record.metrics import DETECTOR_METRICS, METRICS
+from samkit.benchmarks.report.papers import load_papers, note
+from samkit.methods import list_methods
+
+METHODS = ("brainseg-dmif", "lmsfe-sam", "lora-sam", "m-sam", "medsam-yolo")
+TABLES = [(paper.method, table) for paper in load_papers() for table in paper.tables]
+
+
+def named(value):
+    return value if isinstance(value, str) else f"table {value.number}"
+
+
+def test_the_five_papers_are_there():
+    assert [paper.method for paper in load_papers()] == list(METHODS)
+    assert set(METHODS) <= set(list_methods())
+    assert [paper.method for paper in load_papers("lora-sam")] == ["lora-sam"]
+    assert load_papers("sam") == ()
+
+
+@pytest.mark.parametrize(("method", "table"), TABLES, ids=named)
+def test_every_cell_has_a_column_and_every_column_a_metric_or_a_reason(method, table):
+    assert {len(row) for row in table.rows} == {len(table.columns)}
+    for column in table.columns[1:]:
+        assert column.metric in {*METRICS, *DETECTOR_METRICS} if column.metric else column.why
+    for row in table.rows:
+        assert row[0]
+        assert all(cell is None or re.fullmatch(r"\d+(\.\d+)?", cell) for cell in row[1:])
+
+
+@pytest.mark.parametrize(("method", "table"), TABLES, ids=named)
+def test_figures_of_the_own_method_are_in_our_unit(method, table):
+    figures = table.own_figures()
+
+    assert figures or not any(column.metric for column in table.columns)
+    for column, value in figures:
+        metric = {**METRICS, **DETECTOR_METRICS}[column.metric]
+        assert 0 < value < (60 if metric.unit == "mm" else 1)
+
+
+def test_a_known_figure():
+    (paper,) = load_papers("m-sam")
+    figures = {column.group: value for column, value in paper.tables[0].own_figures()}
+    assert figures["BraTS21"] == pytest.approx(0.9208)
+
+
+def test_mean_distance_of_lora_sam_is_not_taken_for_a_hausdorff_distance():
+    (paper,) = load_papers("lora-sam")
+    found = {column.metric for table in paper.tables for column in table.columns if "HD" in column.name}
+    assert found == {"mean_distance_mm"}
+
+
+@pytest.mark.parametrize(("method", "table"), TABLES, ids=named)
+def test_every_number_stands_in_the_papers_text(method, table, shared):
+    text = (shared / "papers" / f"{method}.txt").read_text()
+    text = re.sub(r"(\.\d{3}) (\d)(?![\d.])", r"\1\2", text)  # 0.892 7 is 0.8927
+    numbers = set(re.findall(r"\d+(?:\.\d+)?", text))
+    missing = [cell for row in table.rows for cell in row[1:] if cell is not None and cell not in numbers]
+    assert missing == []
+
+
+def test_the_note_denies_targets():
+    assert "no figure here is a target that was met" in note()

@@ -1,0 +1,98 @@
+"""Fixtures of unit tests: exports that segment what is bright, and a server in this process."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from samkit.errors import SamkitError
+from samkit.manifest import Manifest
+from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
+from samkit.runtime.backends.runner import add_substitutes
+from samkit.runtime.protocol import wire
+from samkit.runtime.session.volume_session import described
+from samkit.triton_models.limits import Limits
+from samkit.triton_models.served import Served
+from samkit.triton_models.session_host import SessionHost
+
+
+@pytest.fixture(scope="session")
+def bright_slices(tmp_path_factory):
+    """The folder of an export of `sam` that segments what is bright, inside the boxes it is given."""
+    folder = tmp_path_factory.mktemp("bright-slices")
+    runpy.run_path(str(Path(__file__).parents[1] / "bright_slices.py"))["write_export"](folder, "sam")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bright_structures(tmp_path_factory):
+    """The folder of an export of `lora-sam` to which what is bright is the left thalamus."""
+    folder = tmp_path_factory.mktemp("bright-structures")
+    runpy.run_path(str(Path(__file__).parents[1] / "bright_slices.py"))["write_export"](folder, "lora-sam")
+    return folder
+
+
+@pytest.fixture
+def serve():
+    """Return a function that serves an export folder in this process, within limits, and gives the host."""
+    opened = []
+
+    def start(folder, **limits):
+        manifest = Manifest.load(folder)
+        method, config = described(manifest, folder)
+        runners = {
+            graph.name: OnnxRuntimeRunner(manifest.path(folder, graph.name, "fp32"), graph, threads=1)
+            for graph in manifest.plan.specs
+        }
+        opened.extend(runners.values())
+        add_substitutes(runners, method.graphs(config))
+        served = Served("bright", "fp32", manifest.digest, manifest, method, config, Limits(**limits))
+        return SessionHost(served, runners)
+
+    yield start
+    for runner in opened:
+        runner.close()
+
+
+@pytest.fixture
+def wired():
+    """The transport to such a host."""
+    return Wire
+
+
+class Wire:
+    """A transport to a host in this process. Each entry of `plan` spoils one call: what is raised instead of an answer,
+    before or after the host did the work.
+    """
+
+    def __init__(self, host):
+        self.host = host
+        self.plan = []
+        self.asked = []
+        self.timeouts = []
+        self.is_open = True
+
+    def call(self, inputs, timeout):
+        request = wire.decode(inputs[wire.REQUEST], wire.REQUEST)
+        self.asked.append(request["op"])
+        self.timeouts.append(timeout)
+        spoilt, when = self.plan.pop(0) if self.plan else (None, "")
+        if when == "before":
+            raise spoilt
+        token = inputs[wire.TOKEN][0].decode() if wire.TOKEN in inputs else None
+        tensors = {name: inputs.get(name) for name in (*wire.VOLUMES, wire.AFFINE)}
+        try:
+            answer, changed = self.host.answer(request, token, tensors)
+        except SamkitError as error:
+            raise wire.read_error(f"in model: {wire.error_text(error)}") from None
+        if spoilt is not None:
+            raise spoilt
+        return {wire.ANSWER: wire.encode(answer), wire.CHANGED: changed}
+
+    def close(self):
+        self.is_open = False
+
+    def spoil(self, error, when):
+        self.plan.append((error, when))

@@ -1,0 +1,205 @@
+"""`sam-segment --server` writes what `--export` writes, and refuses beside it what the server decides."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from samkit.runtime.client import remote_session
+from samkit.segment import cli
+
+URL = "triton://localhost:8001/bright"
+
+
+@pytest.fixture
+def sam_segment(in_process):
+    return functools.partial(in_process, cli.main, "sam-segment")
+
+
+@pytest.fixture
+def served(serve, wired, monkeypatch):
+    """Return a function that serves an export folder at every address, and gives the transports that were made."""
+
+    def start(folder, **limits):
+        host, made = serve(folder, **limits), []
+
+        def connect(address):
+            made.append(wired(host))
+            return made[-1]
+
+        monkeypatch.setattr(remote_session, "connect", connect)
+        return made
+
+    return start
+
+
+@pytest.fixture
+def scan(tmp_path):
+    """A bright ball in dimmer, slightly uneven tissue, on an oblique grid."""
+    i, j, k = np.indices((40, 44, 30))
+    inside = (i - 20) ** 2 + (j - 22) ** 2 + (k - 15) ** 2 < 49
+    affine = np.array([[0.9, -0.2, 0.1, -30.0], [0.25, 1.1, -0.1, 12.0], [-0.1, 0.2, 1.9, 5.0], [0, 0, 0, 1]])
+    path = tmp_path / "scan.nii.gz"
+    nibabel.save(nibabel.Nifti1Image((50 + (i + j + k) % 7 + 200 * inside).astype(np.int16), affine), path)
+    return path
+
+
+@pytest.fixture
+def both(sam_segment, tmp_path):
+    """Return a function that segments by the folder and by the server, and gives the two JSON lines and reports."""
+
+    def run(export, source, mask_name, *words):
+        written, results = [], []
+        for way, where in (("here", ("--export", export)), ("there", ("--server", URL))):
+            (tmp_path / way).mkdir()
+            report = tmp_path / f"{way}.json"
+            code, out, err = sam_segment(
+                *where, "-i", source, "-o", tmp_path / way / mask_name, "--report", report, *words
+            )
+            assert code == 0, err
+            written.append({path.name: path.read_bytes() for path in (tmp_path / way).iterdir()})
+            results.append((json.loads(out), json.loads(report.read_text())))
+        assert written[0] == written[1]
+        return *results, written[0]
+
+    return run
+
+
+def differing(here, there):
+    return {key for key in {**here, **there} if here.get(key) != there.get(key)}
+
+
+def test_clicks_give_the_same_bytes(bright_export, served, both, scan):
+    transports = served(bright_export)
+
+    (here, here_report), (there, there_report), written = both(
+        bright_export, scan, "mask.nii.gz", "--point", "20,22,15,+", "--point", "3,3,3,-", "--spacing", "1.5,1,1"
+    )
+
+    assert set(written) == {"mask.nii.gz"}
+    assert differing(here, there) == {"mask", "seconds", "backend", "device", "server"}
+    assert (there["backend"], there["device"], there["server"]) == ("triton", None, URL)
+    assert differing(here_report, there_report) == {
+        "seconds", "backend", "device", "server", "providers", "versions"
+    }  # fmt: skip
+    assert there_report["versions"]["server_samkit"]
+    assert here_report["spacing_mm"] == [1.5, 1, 1]
+    assert here_report["crop_origins"]
+    assert not transports[0].is_open
+    assert not transports[0].host._held
+    assert transports[0].asked == ["describe", "open", "check", "click", "click", "close"]
+
+
+def test_help_says_how_long_a_pass_over_a_scan_may_take(sam_segment):
+    code, out, _ = sam_segment("--help")
+
+    assert code == 0
+    assert "Default: 120, and 3600 for" in " ".join(out.split())
+
+
+def test_world_clicks_give_the_same_bytes(bright_export, served, both, scan):
+    served(bright_export)
+    affine = nibabel.load(scan).affine
+    place = ",".join(f"{v:.6f}" for v in affine[:3, :3] @ (20, 22, 15) + affine[:3, 3])
+
+    both(bright_export, scan, "mask.nii.gz", "--world", "--point", f"{place},+")
+
+
+def test_boxes_and_propagation_give_the_same_bytes(bright_slices, served, both, scan):
+    served(bright_slices)
+
+    (here, _), (there, there_report), _ = both(
+        bright_slices, scan, "mask.nii", "--box", "10,22,5,30,22,25", "--propagate", "--plane", "coronal",
+        "--intensities", "0,255",
+    )  # fmt: skip
+
+    assert differing(here, there) == {"mask", "seconds", "backend", "device", "server"}
+    assert there["plane"] == "coronal"
+    assert there_report["inputs"][""]["file"] == scan.name
+
+
+def test_a_picture_gives_the_same_bytes(bright_slices, served, both, tmp_path):
+    served(bright_slices)
+    picture = tmp_path / "picture.png"
+    i, j = np.indices((40, 50))
+    Image.fromarray((60 + 190 * ((i - 20) ** 2 + (j - 22) ** 2 < 49)).astype(np.uint8)).save(picture)
+
+    both(bright_slices, picture, "mask.png", "--box", "10,8,36,33")
+
+
+def test_a_label_map_and_its_table_give_the_same_bytes(bright_structures, served, both, scan):
+    served(bright_structures)
+
+    (here, _), (there, _), written = both(bright_structures, scan, "labels.nii.gz", "--intensities", "0,255")
+
+    assert set(written) == {"labels.nii.gz", "labels.tsv"}
+    assert here["structures"] == there["structures"]
+    assert any(here["structures"].values())
+
+
+# --- Options ---
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((), "neither --export nor --server is given"),
+        (("--server", URL, "--export", "."), "--export and --server are both given"),
+        (("--server", URL, "--backend", "onnxruntime"), "--backend is the server's to decide"),
+        (("--server", URL, "--device", "cpu"), "--device is the server's to decide"),
+        (("--server", URL, "--precision", "fp32"), "--precision is the server's to decide"),
+        (("--server", URL, "--threads", "2"), "--threads is the server's to decide"),
+        (("--server", URL, "--save-logits", "logits.nii"), "a server sends masks and no logits"),
+        (("--server", "http://localhost/x"), "needed is triton://HOST:PORT/NAME"),
+        (("--server", "exports/m-sam"), "needed is triton://HOST:PORT/NAME"),
+        (("--server", URL, "--timeout", "0"), "'--timeout'"),
+        (("--export", ".", "--timeout", "5"), "--timeout is for a server's answers"),
+    ],
+)
+def test_options_that_clash_are_usage_errors_before_anything_is_sent(sam_segment, monkeypatch, scan, words, sentence):
+    monkeypatch.setattr(remote_session, "connect", lambda address: pytest.fail("a server was asked"))
+    code, _, err = sam_segment(*words, "-i", scan, "-o", scan.with_name("mask.nii"), "--point", "1,2,3,+")
+
+    assert code == 2
+    assert sentence in err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        ((), 2, "no click was given"),
+        (("--point", "3,3,3,-"), 3, "none of the 1 click(s) is on the object"),
+        (("--point", "3,3,3,+", "--plane", "axial"), 2, "--plane is for 2D methods"),
+        (("--box", "1,1,1,2,2,1"), 2, "takes no box"),
+        (("--point", "3,3,3,+", "--point", "99,3,3,+"), 3, "lies outside the volume"),
+    ],
+)
+def test_what_is_refused_by_the_folder_is_refused_by_the_server(
+    bright_export, served, sam_segment, scan, words, code, sentence
+):
+    transports = served(bright_export)
+    ended = [
+        sam_segment(*where, "-i", scan, "-o", scan.with_name("mask.nii"), *words)
+        for where in (("--export", bright_export), ("--server", URL))
+    ]
+
+    for found, _, err in ended:
+        assert found == code
+        assert sentence in err
+    assert ended[0][2].splitlines()[-1] == ended[1][2].splitlines()[-1]
+    assert "click" not in transports[0].asked
+    assert not transports[0].is_open
+
+
+def test_a_scan_beyond_the_servers_limit_is_input_refused(bright_export, served, sam_segment, scan):
+    transports = served(bright_export, max_voxels=1000)
+    code, _, err = sam_segment("--server", URL, "-i", scan, "-o", scan.with_name("m.nii"), "--point", "1,2,3,+")
+
+    assert code == 3
+    assert "this server's limit is 1000" in err
+    assert "open" not in transports[0].asked

@@ -1,0 +1,503 @@
+"""Measure what serving costs: clicks through a server beside the same clicks in-process, first masks, and memory.
+
+    python -m tools.serving [--method m-sam] [--size full|small|tiny] [--clicks 10] [--rounds 5]
+        [--sessions 200] [--export FOLDER | --recipe FILE] [--scan FILE --point I,J,K,+ ...] [--json FILE]
+
+A method of volumes is exported, written as a repository and served by the embedded server on this machine, on a phantom
+or a scan that is given with its points. Three parts:
+
+1. Clicks. Three sessions on one scan, in-process, over gRPC and over HTTP, are given the same clicks, click by click in
+   turns; one sample is `click()` and the whole `.mask`. Embeddings are there already. All masks must be equal.
+2. From opening a session to the first mask: on a scan that the server never saw, and by a second session on the same
+   scan while the first is open, which must not run the encoder.
+3. Memory of all processes of the server while sessions are opened, clicked once and closed one after the other.
+
+Weights are the demonstration ones for `small`; for other sizes seeded random ones, or a recipe's (fp16.py says what
+that is). The goal for clicks is printed and not judged, because a shared machine is never twice the same.
+"""
+
+from __future__ import annotations
+
+import gc
+import http.client
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from samkit.benchmarks.cases.phantom_scans import SHAPES, click_on, make_study, numbered, with_clicks
+from samkit.benchmarks.measure.machine import MatrixProduct, load, processor, versions
+from samkit.benchmarks.measure.processes import memory_of
+from samkit.benchmarks.measure.turns import in_turn
+from samkit.benchmarks.record.statistics import late_slope, median_difference
+from samkit.command import run_command
+from samkit.errors import PromptError, SamkitError, ServingError
+from samkit.export.export import run_export
+from samkit.export.plan import plan_export
+from samkit.geometry import Volume
+from samkit.imageio.nifti import read_scan
+from samkit.manifest import Manifest
+from samkit.methods import VolumeMethod, get_method, list_methods
+from samkit.prompts import Point, parse_point
+from samkit.runtime import open_session
+from samkit.triton_models.repository import write_repository
+from samkit.triton_models.server import EmbeddedServer
+from tools.fp16 import read_recipe, write_weights
+
+if TYPE_CHECKING:
+    from samkit.runtime import RemoteSession, Session
+
+    AnySession: TypeAlias = Session | RemoteSession
+
+GOAL_MS = 10.0
+"""How much longer the median click through the server may take than the median click in-process."""
+REST_SECONDS = 0.05
+"""Pause before each sample. A person pauses, too; without one, threads of the run before would still be spinning, which
+ONNX Runtime's do for a while, and take the processor from the next competitor."""
+EVERY = 20
+"""Sessions between two readings of memory."""
+IN_PROCESS, GRPC, HTTP = "in-process", "gRPC", "HTTP"
+SERVED = (GRPC, HTTP)
+STAGES = ("crop", "encode", "decode", "merge", "restore")
+"""Stages of a click, as every session tells them."""
+PACKAGES = ("samkit", "numpy", "onnxruntime", "tritonclient", "grpcio", "nvidia-pytriton")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A scan and what is clicked on it."""
+
+    name: str
+    volume: Volume
+    points: tuple[Point, ...]
+
+
+@click.command()
+@click.option(
+    "--method",
+    "name",
+    default="m-sam",
+    show_default=True,
+    type=click.Choice([name for name in list_methods() if isinstance(get_method(name), VolumeMethod)]),
+)
+@click.option(
+    "--size",
+    default="full",
+    show_default=True,
+    type=click.Choice([size for size in SHAPES if size]),
+    help="small has the demonstration weights, the others random ones; tiny shows that it works.",
+)
+@click.option("--clicks", default=10, show_default=True, type=click.IntRange(min=1), help="Clicks on the phantom.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Turns of all clicks.")
+@click.option("--sessions", default=200, show_default=True, type=click.IntRange(min=0), help="For memory; 0: none.")
+@click.option(
+    "--export",
+    "export",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="An export that is there already; --size says nothing then but how large the phantom is.",
+)
+@click.option("--recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Weights, as in fp16.")
+@click.option("--keys", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of the listings.")
+@click.option("--scan", type=click.Path(exists=True, path_type=Path), help="A scan in place of the phantom.")
+@click.option("--point", "points", multiple=True, metavar="I,J,K,+", help="A click on that scan.")
+@click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), help="Write figures and all samples.")
+def serving(
+    name: str,
+    size: str,
+    clicks: int,
+    rounds: int,
+    sessions: int,
+    export: Path | None,
+    recipe: Path | None,
+    keys: Path | None,
+    scan: Path | None,
+    points: tuple[str, ...],
+    out: Path | None,
+) -> None:
+    """Print one table for each part."""
+    if (scan is None) != (not points):
+        raise click.UsageError("--scan and --point go together: clicks on a phantom are simulated, on a scan given")
+    if export is not None and recipe is not None:
+        raise click.UsageError("--export brings its weights, so --recipe has nothing to fill; leave one out")
+    with tempfile.TemporaryDirectory() as work:
+        folder = export_method(name, size, recipe, keys, Path(work)) if export is None else export
+        gc.collect()  # the exporter's programs hold the network in cycles
+        given = None if scan is None else read_subject(scan, points)
+        record = measure(folder, Path(work) / "repository", given, SHAPES[size], clicks, rounds, sessions)
+    record["command"] = ["python", "-m", "tools.serving", *sys.argv[1:]]
+    if out is not None:
+        out.write_text(json.dumps(record, indent=1) + "\n")
+    show(record)
+
+
+def export_method(name: str, size: str, recipe_path: Path | None, keys: Path | None, work: Path) -> Path:
+    """Export a method in float32 below `work` and return the folder."""
+    files: dict[str, Path] = {}
+    if recipe_path is not None:
+        keys = recipe_path.resolve().parent.parent / "keys" if keys is None else keys
+        files = write_weights(get_method(name), size, read_recipe(recipe_path), keys, work)
+    checkpoint = files.pop("checkpoint", None)
+    plan = plan_export(name, checkpoint=checkpoint, others=files, size=size if checkpoint is None else None)
+    run_export(plan, work / name, say=lambda line: click.echo(line, err=True))
+    return work / name
+
+
+def read_subject(path: Path, texts: Sequence[str]) -> Subject:
+    """Return a scan and points on it as sam-segment takes them; raises InputRefused and PromptError."""
+    points = [parse_point(text) for text in texts]
+    in_volume = tuple(point for point in points if isinstance(point, Point))
+    if len(in_volume) < len(points):
+        raise PromptError("a click on a scan has three indices; give --point I,J,K,+ or I,J,K,-")
+    return Subject("scan", read_scan(path).volume, in_volume)
+
+
+def measure(
+    export: Path,
+    repository: Path,
+    subject: Subject | None,
+    shape: tuple[int, int, int],
+    clicks: int,
+    rounds: int,
+    sessions: int,
+) -> dict[str, Any]:
+    """Serve an export and return the record of all parts; without a `subject` clicks are simulated on a phantom."""
+    plan = Manifest.load(export).plan
+    name = plan.method.replace("-", "_")
+    write_repository([export], repository)
+    record: dict[str, Any] = {
+        "method": plan.method, "size": plan.size, "weights": plan.weights.kind, "refinement": plan.refinement,
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "load_before": load()},
+        "versions": versions(PACKAGES),
+    }  # fmt: skip
+    with ExitStack() as stack:
+        product = stack.enter_context(MatrixProduct(os.cpu_count() or 1))
+        inside = _open(export)
+        stack.enter_context(inside)
+        if subject is None:
+            click.echo("clicks on the phantom ...", err=True)
+            study = with_clicks(make_study(plan, shape), inside, plan, clicks)
+            subject = Subject(study.name, study.volumes[""], study.points)
+        record |= {"scan": subject.name, "shape": list(subject.volume.array.shape),
+                   "dtype": subject.volume.array.dtype.name, "clicks": len(subject.points)}  # fmt: skip
+        click.echo("server ...", err=True)
+        server = stack.enter_context(EmbeddedServer(repository))
+        targets = {
+            GRPC: f"triton://{server.grpc}/{plan.method}",
+            HTTP: f"triton+http://{server.http}/{plan.method}",
+        }
+        click.echo("1. clicks ...", err=True)
+        with ExitStack() as opened:
+            held = {IN_PROCESS: inside}
+            for way in SERVED:
+                held[way] = _open(targets[way])
+                opened.enter_context(held[way])
+            record["click"] = measure_clicks(held, subject, rounds, product.run)
+        click.echo("2. first masks ...", err=True)
+        numbers = count(1)
+        encoder = Encoder(server.http, f"{name}_image_encoder")
+        record["first_mask"] = measure_first_masks(export, targets, subject, rounds, numbers, encoder)
+        if sessions:
+            click.echo("3. memory ...", err=True)
+            record["memory"] = measure_memory(server.pid, targets[GRPC], subject, sessions, numbers)
+    gflops = MatrixProduct.GFLOP / float(np.median(record["click"]["samples"]["product"]))
+    record["machine"] |= {"gemm_gflops": round(gflops, 1), "load_after": load()}
+    return record
+
+
+def _open(target: str | Path) -> AnySession:
+    """Return a session of a method of volumes on an export folder or an address."""
+    session: Any = open_session(target)
+    return session
+
+
+# --- 1. Clicks ---
+
+
+def measure_clicks(
+    sessions: Mapping[str, AnySession], subject: Subject, rounds: int, product: Callable[[], object]
+) -> dict[str, Any]:
+    """Return seconds of every click, of stages as the sessions tell them, and of calls that do nothing.
+
+    `sessions` are by way, IN_PROCESS and SERVED; with every round there is one run of `product`. Raises SamkitError
+    where two ways give different masks.
+    """
+    samples: dict[str, list[float]] = {way: [] for way in sessions}
+    stages: dict[str, list[dict[str, float]]] = {way: [] for way in sessions}
+    empty: dict[str, list[float]] = {way: [] for way in sessions if way != IN_PROCESS}
+    products: list[float] = []
+    crops: list[int] = []
+    changed: list[int] = []
+    for session in sessions.values():
+        session.set_image(subject.volume)
+        for point in subject.points:  # nothing is encoded later, and memory is there
+            click_on(session, point)
+        session.reset()
+    busy = load()
+    for turn in range(rounds):
+        products.append(_after_rest(product)[0])
+        for number, point in enumerate(subject.points):
+            masks: dict[str, np.ndarray] = {}
+            for way in in_turn(list(sessions), turn + number):
+                session = sessions[way]
+                seconds, masks[way] = _after_rest(partial(click_on, session, point))
+                samples[way].append(seconds)
+                stages[way].append(dict(session.steps[-1].seconds))
+            crops.append(sessions[IN_PROCESS].steps[-1].crops)
+            changed.append(sessions[IN_PROCESS].last_update().change[1].size)
+            if different := [way for way, mask in masks.items() if not np.array_equal(mask, masks[IN_PROCESS])]:
+                raise SamkitError(
+                    f"click {number + 1} gives another mask over {', '.join(different)} than in-process, so there is "
+                    "nothing to compare; run the server's tests"
+                )
+            for way in in_turn(list(empty), turn + number):
+                session = sessions[way]
+                empty[way].append(_after_rest(partial(session.check_point, point))[0])
+        for session in sessions.values():
+            session.reset()
+    return {
+        "rounds": rounds,
+        "load_before": busy,
+        "figures": click_figures(samples, stages, empty),
+        "samples": {**samples, "product": products},
+        "stages": stages,
+        "empty": empty,
+        "crops": crops,  # in use after every click: each that holds the click was decoded once, and each that followed
+        "changed": changed,  # voxels of the box that changed, which travel as bytes
+    }
+
+
+def _after_rest(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Return seconds and result of `run`, which begins on an idle processor."""
+    time.sleep(REST_SECONDS)
+    start = time.perf_counter()
+    result = run()
+    return time.perf_counter() - start, result
+
+
+def click_figures(
+    samples: Mapping[str, Sequence[float]],
+    stages: Mapping[str, Sequence[Mapping[str, float]]],
+    empty: Mapping[str, Sequence[float]],
+) -> dict[str, dict[str, Any]]:
+    """Return figures [ms] by way: percentiles, what lies between it and in-process, medians of stages."""
+    found: dict[str, dict[str, Any]] = {}
+    for way, seconds in samples.items():
+        figures: dict[str, Any] = {"p50": milliseconds(seconds, 50), "p95": milliseconds(seconds, 95)}
+        figures["stages"] = {stage: milliseconds([s[stage] for s in stages[way]], 50) for stage in (*STAGES, "total")}
+        if way in empty:
+            figures["above_in_process"] = round(figures["p50"] - milliseconds(samples[IN_PROCESS], 50), 2)
+            difference = median_difference(seconds, samples[IN_PROCESS])
+            figures["interval"] = (round(1e3 * difference.low, 2), round(1e3 * difference.high, 2))
+            figures["goal"] = judge(figures["interval"])
+            # Of one click each: what the client waited beyond the time that the session itself took
+            figures["around"] = milliseconds([t - s["total"] for t, s in zip(seconds, stages[way], strict=True)], 50)
+            figures["empty_call"] = milliseconds(empty[way], 50)
+        found[way] = figures
+    return found
+
+
+def judge(interval: tuple[float, float]) -> str:
+    """Return whether a difference in `interval` [ms] meets the goal, as far as these samples can tell.
+
+    >>> judge((2.0, 5.0)), judge((-100.0, 50.0)), judge((12.0, 20.0))
+    ('met', 'not decided: run again on an idle machine', 'missed')
+    """
+    low, high = interval
+    if high <= GOAL_MS:
+        return "met"
+    return "missed" if low > GOAL_MS else "not decided: run again on an idle machine"
+
+
+def milliseconds(seconds: Sequence[float] | np.ndarray, percent: float) -> float:
+    """Return a percentile of times in seconds [ms].
+
+    >>> milliseconds([0.001, 0.002, 0.004], 50)
+    2.0
+    """
+    return round(1e3 * float(np.percentile(seconds, percent)), 2)
+
+
+# --- 2. First masks ---
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The model of an encoder, as the server's statistics know it."""
+
+    server: str
+    """Host and port of HTTP."""
+    model: str
+
+    def runs(self) -> int:
+        """Return how many requests it has answered; raises ServingError where the server does not say."""
+        connection = http.client.HTTPConnection(self.server, timeout=30)
+        try:
+            connection.request("GET", f"/v2/models/{self.model}/stats")
+            answer = connection.getresponse().read()
+        finally:
+            connection.close()
+        return count_runs(answer, self.model)
+
+
+def count_runs(answer: bytes, model: str) -> int:
+    """Return the requests that a model has answered, of all its versions, from the server's JSON."""
+    try:
+        return sum(int(entry["inference_stats"]["success"]["count"]) for entry in json.loads(answer)["model_stats"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ServingError(
+            f"the server's statistics of {model} are not in the form of Triton's ({answer[:80]!r}); compare its version"
+        ) from error
+
+
+def measure_first_masks(
+    export: Path, targets: Mapping[str, str], subject: Subject, rounds: int, numbers: count[int], encoder: Encoder
+) -> dict[str, Any]:
+    """Return seconds from opening to the first mask, by part, and how often the encoder ran for it."""
+    rows: dict[str, list[dict[str, float]]] = {}
+    busy = load()
+    for turn in range(rounds):
+        for way in in_turn([IN_PROCESS, *targets], turn):
+            volume = numbered(subject.volume, next(numbers))
+            with ExitStack() as opened:
+                for state in ("cold", "warm") if way in targets else ("cold",):
+                    before = encoder.runs()
+                    session, seconds = _first_mask(targets.get(way, export), volume, subject.points[0])
+                    opened.enter_context(session)
+                    rows.setdefault(f"{way}, {state}", []).append({**seconds, "encoder_runs": encoder.runs() - before})
+    figures = {
+        way: {part: milliseconds([row[part] for row in samples], 50) for part in ("open", "scan", "click", "total")}
+        | {"encoder_runs": max(row["encoder_runs"] for row in samples)}
+        for way, samples in rows.items()
+    }
+    return {"rounds": rounds, "load_before": busy, "figures": figures, "samples": rows}
+
+
+def _first_mask(target: str | Path, volume: Volume, point: Point) -> tuple[AnySession, dict[str, float]]:
+    """Return an open session and the seconds that each part of its first mask took."""
+    times = [time.perf_counter()]
+    session = _open(target)
+    times.append(time.perf_counter())
+    session.set_image(volume)
+    times.append(time.perf_counter())
+    click_on(session, point)
+    times.append(time.perf_counter())
+    parts = dict(zip(("open", "scan", "click"), np.diff(times).tolist(), strict=True))
+    return session, {**parts, "total": times[-1] - times[0]}
+
+
+# --- 3. Memory ---
+
+
+def measure_memory(pid: int, target: str, subject: Subject, sessions: int, numbers: count[int]) -> dict[str, Any]:
+    """Return the memory [MB, 10^6 bytes] of a server after every EVERY sessions, and its slope."""
+    readings = [{"sessions": 0, **memory_of(pid)}]
+    start = time.perf_counter()
+    for number in range(1, sessions + 1):
+        with _open(target) as session:
+            session.set_image(numbered(subject.volume, next(numbers)))
+            click_on(session, subject.points[0])
+        if number % EVERY == 0:
+            readings.append({"sessions": number, **memory_of(pid)})
+    return {
+        "sessions": sessions,
+        "seconds": round(time.perf_counter() - start, 1),
+        "readings": readings,
+        **{f"{kind}_slope": growth(readings, kind) for kind in ("rss", "pss")},
+    }
+
+
+def growth(readings: Sequence[Mapping[str, Any]], kind: str) -> float | None:
+    """Return by how much `kind` grows [MB per 100 sessions], over the second half of `readings`."""
+    slope = late_slope(readings, "sessions", kind)
+    return None if slope is None else round(100 * slope, 2)
+
+
+# --- Tables ---
+
+
+def show(record: Mapping[str, Any]) -> None:
+    """Print one table for each part, and under them what they were measured on."""
+    console = Console(width=160)
+    shape = " x ".join(str(side) for side in record["shape"])
+    console.print(
+        f"{record['method']} {record['size']}, {record['weights']} weights, {record['refinement']}; {record['scan']} "
+        f"{shape} {record['dtype']}"
+    )
+    console.print(_click_table(record["click"]["figures"]))
+    for way in SERVED:
+        figures = record["click"]["figures"][way]
+        console.print(
+            f"{way}: p50 is {figures['above_in_process']:.1f} ms above in-process, in 95 of 100 cases "
+            f"{figures['interval'][0]:.1f} to {figures['interval'][1]:.1f}; the goal, at most {GOAL_MS:g}, is "
+            f"{figures['goal']}"
+        )
+    console.print(_first_mask_table(record["first_mask"]["figures"]))
+    if "memory" in record:
+        memory = record["memory"]
+        console.print(_memory_table(memory["readings"]))
+        if memory["rss_slope"] is not None:
+            slopes = " and ".join(f"{memory[f'{kind}_slope']} MB of {kind.upper()}" for kind in ("rss", "pss"))
+            console.print(f"slope over the second half: {slopes} per 100 sessions")
+    machine, loads = record["machine"], [record[part]["load_before"] for part in ("click", "first_mask")]
+    console.print(
+        f"{machine['processor']}; {machine['cores']} cores; a matrix product in the same rounds: "
+        f"{machine['gemm_gflops']} GF/s; load before each part: {', '.join(str(busy) for busy in loads)}"
+    )
+    console.print("; ".join(f"{package} {number}" for package, number in record["versions"].items()))
+    console.print(
+        f"{record['click']['rounds']} rounds of {record['clicks']} clicks; means of a click: "
+        f"{np.mean(record['click']['crops']):.1f} crops in use, {np.mean(record['click']['changed']) / 1e6:.2f} MB "
+        "changed; times are medians but for p95; loopback, no TLS"
+    )
+
+
+def _click_table(figures: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table(
+        "click and mask", "p50 ms", "p95 ms", "above", "around the session", "empty call", "session total", *STAGES
+    )
+    for way, found in figures.items():
+        table.add_row(
+            way,
+            f"{found['p50']:.1f}",
+            f"{found['p95']:.1f}",
+            *(f"{found[key]:.1f}" if key in found else "" for key in ("above_in_process", "around", "empty_call")),
+            *(f"{found['stages'][stage]:.1f}" for stage in ("total", *STAGES)),
+        )
+    return table
+
+
+def _first_mask_table(figures: Mapping[str, Mapping[str, float]]) -> Table:
+    table = Table("open to first mask", "open ms", "scan ms", "click ms", "total ms", "encoder runs of the server")
+    for way, found in figures.items():
+        parts = (f"{found[part]:.0f}" for part in ("open", "scan", "click", "total"))
+        table.add_row(way, *parts, f"{found['encoder_runs']:.0f}")
+    return table
+
+
+def _memory_table(readings: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table("sessions closed", "RSS MB", "PSS MB")
+    for reading in readings:
+        table.add_row(str(reading["sessions"]), f"{reading['rss']:.0f}", f"{reading['pss']:.0f}")
+    return table
+
+
+def main() -> None:
+    """Run the command."""
+    run_command(serving, "serving")
+
+
+if __name__ == "__main__":
+    main()
