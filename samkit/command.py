@@ -1,17 +1,36 @@
-"""How every command of samkit ends: one sentence and an exit code.
+"""How every command of samkit speaks and ends: progress on stderr, then one sentence and an exit code.
 
-Exit codes: 0 done, 1 a stage or parity failed, 2 usage, 3 input refused (errors.py has the table). Anything that is
-no SamkitError is our bug and keeps its traceback.
+The library logs to `logging.getLogger(__name__)` and names options as data; here that becomes lines and flags.
+
+Exit codes: 0 done, 1 a stage or parity failed, 2 usage, 3 input refused (errors.py has the table). Anything that is no
+SamkitError is our bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import NoReturn
 
 import click
 
-from samkit.errors import SamkitError
+from samkit.errors import OptionError, SamkitError
+
+
+class _Lines(logging.Handler):
+    """Writes each record as one line to stderr, whatever that is when it comes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(record.getMessage(), err=True)
+
+
+def show_progress(quiet: bool) -> None:
+    """Show what the library logs on stderr: all of it from INFO on, or warnings alone where it is to be quiet."""
+    logger = logging.getLogger("samkit")
+    if not any(isinstance(handler, _Lines) for handler in logger.handlers):
+        logger.addHandler(_Lines())
+    logger.propagate = False
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 def run_command(command: click.Command, name: str) -> NoReturn:
@@ -22,7 +41,8 @@ def run_command(command: click.Command, name: str) -> NoReturn:
     try:
         command.main(prog_name=name, standalone_mode=False)
     except SamkitError as error:
-        _fail(name, str(error), error.exit_code)
+        sentence = error.sentence(lambda option: _flag(command, option))
+        _fail(name, f"{sentence}; see {name} --help" if isinstance(error, OptionError) else sentence, error.exit_code)
     except click.exceptions.Exit as finished:  # --help and --version
         sys.exit(finished.exit_code)
     except click.UsageError as error:
@@ -32,6 +52,15 @@ def run_command(command: click.Command, name: str) -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         _fail(name, "interrupted", 130)
     sys.exit(0)
+
+
+def _flag(command: click.Command, option: str) -> str | None:
+    """Return how `command`, or one below it, spells the option of that Python name: its longest flag."""
+    below = command.commands.values() if isinstance(command, click.Group) else ()
+    for parameter in command.params:
+        if parameter.name == option and isinstance(parameter, click.Option):
+            return max((*parameter.opts, *parameter.secondary_opts), key=len)
+    return next((flag for one in below if (flag := _flag(one, option)) is not None), None)
 
 
 def _fail(name: str, sentence: str, exit_code: int) -> NoReturn:

@@ -2,6 +2,7 @@
 
 SamkitError                 exit code 1: a stage failed
 ├── UnknownMethodError      2  the name is not in samkit/methods/
+├── OptionError             2  options that make no sense, alone or together
 ├── PromptError             2  the clicks given can't drive a segmentation
 ├── MissingDependencyError  1  an optional package is needed for this stage
 ├── TensorMismatchError     1  an array does not fit the TensorSpec it was given for
@@ -24,15 +25,51 @@ Exit codes of every command: 0 done, 1 a stage or parity failed, 2 usage, 3 inpu
 else that escapes is our bug and keeps its traceback.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
 
 class SamkitError(Exception):
-    """Root of the tree. The message says what was found, what was needed, and what to do next."""
+    """Root of the tree. The message says what was found, what was needed, and what to do next.
+
+    Where it speaks of an option, the text has its Python name in braces and `options` lists that name: a command spells
+    it as its flag, everybody else reads the name.
+
+    >>> error = SamkitError("{fp16} is of folded graphs; leave {folded} as it is", options=("fp16", "folded"))
+    >>> str(error)
+    'fp16 is of folded graphs; leave folded as it is'
+    >>> error.sentence({"fp16": "--fp16", "folded": "--no-fold"}.get)
+    '--fp16 is of folded graphs; leave --no-fold as it is'
+    """
 
     exit_code = 1
+
+    def __init__(self, text: str, *, options: Sequence[str] = ()) -> None:
+        super().__init__(text)
+        self.text = text
+        self.options = tuple(options)
+
+    def sentence(self, spell: Callable[[str], str | None]) -> str:
+        """Return the message with each option as `spell` writes it, or by its name where that returns None."""
+        text = self.text
+        for name in self.options:
+            text = text.replace(f"{{{name}}}", spell(name) or name)
+        return text
+
+    def __str__(self) -> str:
+        """Return the message with the options' names."""
+        return self.sentence(lambda name: name)
 
 
 class UnknownMethodError(SamkitError):
     """The name is not in samkit/methods/."""
+
+    exit_code = 2
+
+
+class OptionError(SamkitError):
+    """Options that make no sense, alone or together; they are named as data."""
 
     exit_code = 2
 
@@ -65,8 +102,8 @@ class InputRefused(SamkitError):
 
     exit_code = 3
 
-    def __init__(self, code: str, reason: str, remedy: str) -> None:
-        super().__init__(f"{reason}; {remedy}")
+    def __init__(self, code: str, reason: str, remedy: str, *, options: Sequence[str] = ()) -> None:
+        super().__init__(f"{reason}; {remedy}", options=options)
         self.code = code
         self.reason = reason
         self.remedy = remedy

@@ -115,7 +115,7 @@ class DetectorSamples(Dataset[DetectorSample]):
 def on_input(picture: Picture, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the letterboxed picture (3, side, side), 0..1, and its boxes (n, 5) there."""
     height, width = picture.image.shape[:2]
-    letterbox = Letterbox.placement((height, width), side)
+    letterbox = Letterbox.fit((height, width), side)
     boxes = np.concatenate([letterbox.boxes(picture.boxes[:, :4]), picture.boxes[:, 4:]], axis=1)
     return letterbox.apply(picture.image), boxes.astype(np.float32)
 

@@ -147,7 +147,7 @@ class SliceModule(RunModule):
         chosen, predicted = self._choose(masks, iou, points)
         side, logits = chosen.shape[-1], chosen
         if self.recipe.loss_side == "input":
-            side = int(batch[0].fit.side)
+            side = int(batch[0].placement.side)
             logits = F.interpolate(chosen, (side, side), mode="bilinear", align_corners=False)
         target = torch.from_numpy(_targets(batch, side)).to(self.device, torch.float32)
         return slice_loss(self.recipe.losses, logits, target, predicted), chosen.detach()
@@ -188,7 +188,7 @@ class SliceModule(RunModule):
         self, chosen: Tensor, batch: Sequence[SliceSample], rngs: Sequence[np.random.Generator], count: int
     ) -> Tensor:
         """Return `count` clicks (n, count, 3) where the masks are wrong, x, y [pixels of the input] and label."""
-        side = int(batch[0].fit.side)
+        side = int(batch[0].placement.side)
         upsampled = F.interpolate(chosen, (side, side), mode="bilinear", align_corners=False)[:, 0]
         wanted, rows = _targets(batch, side)[:, 0] > 0, len(chosen) // len(batch)
         clicks = []
@@ -278,7 +278,7 @@ def _padded(rows: Sequence[np.ndarray], device: torch.device) -> Tensor:
 
 def _targets(batch: Sequence[SliceSample], side: int) -> np.ndarray:
     """Return the labels (n, 1, side, side) of all objects on the network's square."""
-    return np.concatenate([labels_on_input(sample.labels, sample.fit, side) for sample in batch])[:, None]
+    return np.concatenate([labels_on_input(sample.labels, sample.placement, side) for sample in batch])[:, None]
 
 
 def _overlap(found: np.ndarray, wanted: np.ndarray, structures: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import samkit
-from samkit.benchmarks.latency.command import graphs as graph_rows
+from samkit.benchmarks.latency import graphs as graph_rows
 from samkit.benchmarks.latency.command import measure_latency
 from samkit.export.export import repeat_parity
 from samkit.manifest import Manifest, graph_file

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from samkit.benchmarks.cli import main
-from samkit.benchmarks.load.command import command as load
+from samkit.benchmarks.load import command as load
 from samkit.benchmarks.load.readers import STAGES
 from samkit.benchmarks.record.run import load_run
 from samkit.benchmarks.report.tables import show

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).with_name("papers")
+FOLDER = Path(__file__).parents[3] / "docs" / "papers"
 _NOTE = (
     "As printed in the papers, on their data, splits, prompts and weights, none of which are those measured here: the "
     "figures are printed side by side for orientation, and no figure here is a target that was met or missed."

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from samkit.benchmarks.latency.command import graphs as graph_rows
-from samkit.benchmarks.latency.command import stages
+from samkit.benchmarks.latency import graphs as graph_rows
+from samkit.benchmarks.latency import stages
 from samkit.benchmarks.latency.graphs import GraphTimer
 from samkit.benchmarks.measure import machine, turns
 from samkit.export.engines import build_engines

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from samkit.benchmarks import cli
+from samkit.benchmarks.accuracy import command as accuracy
 from samkit.benchmarks.accuracy.candidates import BACKENDS, check_names, default_backends, open_contender
-from samkit.benchmarks.accuracy.command import command as accuracy
 from samkit.benchmarks.accuracy.gate import CallTape
 from samkit.benchmarks.record.run import Run, check_row
 from samkit.errors import CheckpointError, PromptError, SamkitError

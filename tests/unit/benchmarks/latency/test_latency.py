@@ -12,10 +12,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from samkit.benchmarks.latency.command import baselines as rivals
-from samkit.benchmarks.latency.command import cold_start, measure_latency, not_run_rows, stages
-from samkit.benchmarks.latency.command import command as latency
-from samkit.benchmarks.latency.command import graphs as graph_rows
+from samkit.benchmarks.latency import baselines as rivals
+from samkit.benchmarks.latency import cold_start, stages
+from samkit.benchmarks.latency import command as latency
+from samkit.benchmarks.latency import graphs as graph_rows
+from samkit.benchmarks.latency.command import measure_latency, not_run_rows
 from samkit.benchmarks.latency.graphs import GraphTimer
 from samkit.benchmarks.measure import machine, turns
 from samkit.benchmarks.measure.memory import resident_mb

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from samkit.benchmarks.cases.phantom_scans import Study
-from samkit.benchmarks.load.command import command as load
+from samkit.benchmarks.load import command as load
 from samkit.benchmarks.load.readers import STAGES, Level
 from samkit.benchmarks.load.scaling import Scaling
 from samkit.benchmarks.record.run import Run, check_row, identity

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from samkit.benchmarks.cases.phantom_scans import Study, padded, repeated
-from samkit.benchmarks.load.command import scaling
+from samkit.benchmarks.load import scaling
 from samkit.benchmarks.load.readers import STAGES, Level
 from samkit.benchmarks.load.scaling import Scaling
 from samkit.benchmarks.record.run import check_row
