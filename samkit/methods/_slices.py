@@ -87,6 +87,7 @@ def prompt_graphs(config: Sam2DConfig) -> tuple[GraphSpec, ...]:
             outputs=outputs,
             tolerance=DECODER_TOLERANCE,
             is_rewrite=True,
+            work_of="mask_decoder",
             substitute="mask_decoder",
         ),
     )

@@ -84,6 +84,7 @@ def click_graphs(config: Sam3DConfig) -> tuple[GraphSpec, ...]:
             tolerance=decoder_tolerance,
             refinements=("anchored",),
             is_rewrite=True,
+            work_of="mask_decoder",
         ),
     )
 

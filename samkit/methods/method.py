@@ -59,6 +59,8 @@ class GraphSpec:
     """The refinements in which it exists; empty: in all."""
     is_rewrite: bool = False
     """Whether the exact fast form alone has it: upstream's formulation does its work inside another graph."""
+    work_of: str | None = None
+    """The graph that does all of its work in upstream's formulation, where that has another name."""
     substitute: str | None = None
     """The graph that gives the same outputs where what it takes besides is zero: it runs where this one is missing."""
 

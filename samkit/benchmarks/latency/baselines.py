@@ -1,4 +1,4 @@
-"""What an exported graph is compared with: PyTorch eager, under autocast, compiled, and ONNX Runtime of `--no-fold`.
+"""What an exported graph is timed beside: PyTorch eager, under autocast, compiled, and ONNX Runtime of `--no-fold`.
 
 All of them run upstream's formulation with LoRA apart, on the weights that were exported. They do what a session does:
 images and prompts come from the host, logits go back there, embeddings stay on the device. Float32 is float32, without
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from samkit.benchmarks.latency.settings import AUTOCAST, COMPILE, EAGER
 from samkit.errors import MissingDependencyError
-from samkit.manifest import Manifest, engine_file
 from samkit.methods import GraphSpec
 from samkit.tensors import Tensor, on_host
 
@@ -25,16 +25,12 @@ if TYPE_CHECKING:
 
     from samkit.networks.network import Network
 
-EAGER, AUTOCAST, COMPILE, NO_FOLD = "torch", "torch-autocast", "torch-compile", "onnxruntime-no-fold"
-RIVALS = (EAGER, AUTOCAST, COMPILE, NO_FOLD)
 AUTOCAST_PRECISION = {"cuda": "fp16", "cpu": "bf16"}
 """What autocast computes in: on a CPU PyTorch has few float16 kernels."""
 COMPILER = "inductor"
 """Backend of torch.compile; on a CPU it needs a C++ compiler."""
 STAYING = frozenset({"image_embeddings", "image_features", "updated_embeddings"})
 """Tensors that never leave the device between the encoder and the clicks."""
-OFFICIAL = {"mask_decoder_no_mask": "mask_decoder", "mask_decoder_anchored": "mask_decoder"}
-"""The graph that does the same work in upstream's formulation, where it has another name."""
 
 Run = Callable[[], "dict[str, Tensor | torch.Tensor]"]
 """One run with its copies: outputs by name, where a session has them."""
@@ -50,39 +46,36 @@ def check_device(device: str) -> None:
         ) from error
     if device == "cuda" and not torch.cuda.is_available():
         raise MissingDependencyError(
-            f"PyTorch {torch.__version__} finds no CUDA device, and --device cuda needs one; check nvidia-smi and that "
-            "this PyTorch was built for CUDA, or leave --device out"
+            f"PyTorch {torch.__version__} finds no CUDA device, and {{device}} cuda needs one; check nvidia-smi and "
+            "that this PyTorch was built for CUDA, or leave {device} out",
+            options=("device",),
         )
 
 
-def missing_engine(manifest: Manifest, precision: str) -> str | None:
-    """Return why TensorRT can't take part in one precision, as far as an export says; None where all engines are."""
-    names = [engine_file(graph, precision) for graph in manifest.plan.graphs]
-    missing = [name for name in names if name not in manifest.engines]
-    return f"the export has no TensorRT engine {missing[0]}; sam-export --build-engines" if missing else None
-
-
-def torch_precision(rival: str, device: str) -> str:
-    """Return what PyTorch computes in as one of RIVALS."""
-    return AUTOCAST_PRECISION[device] if rival == AUTOCAST else "fp32"
+def torch_precision(baseline: str, device: str) -> str:
+    """Return what PyTorch computes in as one of BASELINES."""
+    return AUTOCAST_PRECISION[device] if baseline == AUTOCAST else "fp32"
 
 
 def torch_run(
-    network: Network, graph: GraphSpec, given: Mapping[str, np.ndarray], rival: str = EAGER, device: str = "cpu"
+    network: Network, graph: GraphSpec, inputs: Mapping[str, np.ndarray], baseline: str = EAGER, device: str = "cpu"
 ) -> Run:
-    """Return a run of one graph of `network`, which is on `device`, as one of RIVALS; it waits for the device."""
+    """Return a run of one graph of `network`, which is on `device`, as one of BASELINES; it waits for the device."""
     import torch
 
-    function: Callable[..., tuple[torch.Tensor, ...]] = _Graph(network, graph.name)
-    if rival == COMPILE:
+    def graph_of(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return network.run_graph(graph.name, *tensors)
+
+    function: Callable[..., tuple[torch.Tensor, ...]] = graph_of
+    if baseline == COMPILE:
         function = torch.compile(function, backend=COMPILER)
     half = torch.float16 if torch_precision(AUTOCAST, device) == "fp16" else torch.bfloat16
-    there = {name: torch.from_numpy(array).to(device) for name, array in given.items() if name in STAYING}
+    there = {name: torch.from_numpy(array).to(device) for name, array in inputs.items() if name in STAYING}
 
     def run() -> dict[str, Tensor | torch.Tensor]:
-        with _float32(), torch.autocast(device, half, enabled=rival == AUTOCAST):
+        with _float32(), torch.autocast(device, half, enabled=baseline == AUTOCAST):
             tensors = [
-                there[spec.name] if spec.name in there else torch.from_numpy(given[spec.name]).to(device)
+                there[spec.name] if spec.name in there else torch.from_numpy(inputs[spec.name]).to(device)
                 for spec in graph.inputs
             ]
             results = dict(zip([spec.name for spec in graph.outputs], function(*tensors), strict=True))
@@ -128,16 +121,6 @@ def as_arrays(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         name: value.float().cpu().numpy() if hasattr(value, "cpu") else on_host(value)
         for name, value in outputs.items()
     }
-
-
-class _Graph:
-    """One graph of a network as a function of tensors, which torch.compile takes."""
-
-    def __init__(self, network: Network, name: str) -> None:
-        self.network, self.name = network, name
-
-    def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self.network.run_graph(self.name, *tensors)
 
 
 @contextmanager

@@ -1,99 +1,48 @@
-"""From nothing to the first mask: a new process that opens an export, reads a scan and answers one prompt.
+"""From nothing to the first mask: what a new process does that opens an export, reads a scan and answers one prompt.
 
-    python -m samkit.benchmarks.latency.cold_start EXPORT [NAME=]SCAN ... --prompts FILE.json --backend torch
-
-The parent takes the time, from before the process until its line of JSON is there, which says how much memory it took
-at most [MB, 10^6 bytes]. Linux only. What is imported up here is what `sam-segment` imports, and no more.
+`stages.py` calls `first_mask` in one. What is imported up here is what `sam-segment` imports, and no more.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-
-import click
+from typing import Any
 
 from samkit.benchmarks.measure.originals import original_network, original_runners
-from samkit.benchmarks.measure.processes import ask_process, resident_mb
-from samkit.command import run_command
-from samkit.manifest import Manifest
-from samkit.prompts import Prompt, prompt_json, read_prompts
-from samkit.runtime.session.slice_session import SliceSession
-from samkit.runtime.session.volume_session import Session, described, make_session, open_export
-from samkit.segment.inputs import find_inputs, read_inputs
+from samkit.benchmarks.measure.processes import resident_mb
+from samkit.manifest import Export
+from samkit.prompts import prompts_from_json
+from samkit.runtime.opening import make_session, open_export
+from samkit.runtime.session.base import Session
+from samkit.segment.inputs import read_inputs
 
 ORIGINAL = "torch"
 """The backend that is PyTorch on upstream's formulation, LoRA apart: not what `open_export` calls by that name."""
 
 
 def open_reader(
-    folder: Path, backend: str, precision: str, *, device: str = "cpu", threads: int | None = None
-) -> Session | SliceSession:
+    folder: Path, *, backend: str, precision: str, device: str = "cpu", threads: int | None = None
+) -> Session:
     """Return a session on an export folder by ORIGINAL or a backend of `open_export`, and raise as they do."""
     if backend != ORIGINAL:
         return open_export(folder, backend=backend, precision=precision, device=device, threads=threads)
-    manifest = Manifest.load(folder)
-    method, config = described(manifest, folder)
-    network = original_network(manifest.plan, device=device, threads=threads)
-    runners = original_runners(network, manifest.plan, device)
-    return make_session(method, config, runners, precision, manifest, None, None, None)
+    export = Export.open(folder, verify=False)
+    network = original_network(export.plan, device=device, threads=threads)
+    return make_session(export, original_runners(network, export.plan, device), precision)
 
 
-@click.command()
-@click.argument("export", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("scans", nargs=-1, required=True)
-@click.option("--prompts", "prompts_file", required=True, type=click.Path(path_type=Path))
-@click.option("--backend", required=True)
-@click.option("--precision", required=True)
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--threads", type=click.IntRange(min=1))
-def cold_start(
-    export: Path,
-    scans: tuple[str, ...],
-    prompts_file: Path,
-    backend: str,
-    precision: str,
-    device: str,
-    threads: int | None,
-) -> None:
-    """Answer the first prompt of a file, or decide on the whole scan where it holds none."""
-    with open_reader(export, backend, precision, device=device, threads=threads) as session:
-        given = read_inputs(find_inputs(scans, session.method, session.config, {}), session.method)
-        session.set_volume({name: scan.volume for name, scan in given.scans.items()})
-        prompts = read_prompts(prompts_file)
+def first_mask(export: str, files: Mapping[str, str], prompts: list[Any], opening: Mapping[str, Any]) -> dict[str, Any]:
+    """Answer the first of some prompts, in the form of a clicks file, or decide on the whole scan where there is none.
+
+    `opening` is what `open_reader` is given. Returns the most memory that this process ever held [MB, 10^6 bytes], and
+    the mask's voxels.
+    """
+    with open_reader(Path(export), **opening) as session:
+        given = read_inputs({name: Path(file) for name, file in files.items()}, session.method)
+        session.set_image({name: scan.volume for name, scan in given.scans.items()}, automatic=False)
         if prompts:
-            session.add_prompt(prompts[0])
+            session.add(prompts_from_json(prompts, "the case")[0])
         else:
-            session.segment_all()
-        voxels = int(session.mask().sum())
-        click.echo(json.dumps({"peak_mb": resident_mb("VmHWM"), "voxels": voxels}))
-
-
-def measure_cold_start(
-    export: Path,
-    scans: Mapping[str, Path],
-    prompts: Sequence[Prompt],
-    backend: str,
-    precision: str,
-    *,
-    device: str = "cpu",
-    threads: int | None = None,
-) -> tuple[float, float]:
-    """Return how long a new process took until the first mask [s], and its peak memory [MB]; raises SamkitError."""
-    prompts_file = next(iter(scans.values())).with_name("prompts.json")
-    prompts_file.write_text(json.dumps([prompt_json(prompt) for prompt in prompts]))
-    words = [str(export), *(f"{name}={path}" if name else str(path) for name, path in scans.items())]
-    words += ["--prompts", str(prompts_file), "--backend", backend, "--precision", precision, "--device", device]
-    words += [] if threads is None else ["--threads", str(threads)]
-    seconds, found = ask_process(__name__, words, f"{backend} {precision} gave no first mask")
-    return seconds, float(found["peak_mb"])
-
-
-def main() -> None:
-    """Run the command."""
-    run_command(cold_start, "cold_start")
-
-
-if __name__ == "__main__":
-    main()
+            session.segment_automatically()
+        return {"peak_mb": resident_mb("VmHWM"), "voxels": int(session.mask().sum())}

@@ -1,4 +1,4 @@
-"""Rows of `sam-bench latency` about graphs: each file of an export beside its rivals, by turns, in one process.
+"""Rows of `sam-bench latency` about graphs: each file of an export beside its baselines, by turns, in one process.
 
 Before anything is timed, its outputs are compared with PyTorch eager's on the same inputs: the time of something that
 computes another thing is an error, and no figure. The inputs are seeded, and the embedding is the export's own. On a
@@ -8,113 +8,103 @@ CUDA device the TensorRT engines of the export take turns, too, with embeddings 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from samkit.benchmarks.latency.baselines import (
-    EAGER,
-    NO_FOLD,
-    OFFICIAL,
-    RIVALS,
     STAYING,
     Run,
     as_arrays,
     finished,
     forget_compiled,
-    missing_engine,
     torch_precision,
     torch_run,
     write_official,
 )
+from samkit.benchmarks.latency.candidates import ONNXRUNTIME, Candidate, attempt, candidates
+from samkit.benchmarks.latency.settings import BASELINES, EAGER, NO_FOLD, Settings
 from samkit.benchmarks.measure.flops import count_flops
 from samkit.benchmarks.measure.machine import Machine, MatrixProduct
 from samkit.benchmarks.measure.memory import measure_memory
 from samkit.benchmarks.measure.originals import original_network
 from samkit.benchmarks.measure.seeded_inputs import seeded_inputs
 from samkit.benchmarks.measure.turns import several, take_turns
-from samkit.benchmarks.record.run import Row
-from samkit.benchmarks.record.statistics import percentiles, significant
-from samkit.errors import MissingDependencyError
+from samkit.benchmarks.record.rows import Absent, Identity, LatencyRow, Times
+from samkit.benchmarks.record.statistics import significant
 from samkit.export.parity import output_error
-from samkit.manifest import Manifest
+from samkit.manifest import Export
 from samkit.methods import GraphSpec
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.runtime.backends.runner import Closing, Runner
 from samkit.runtime.loops.refinement import encode_image
-from samkit.runtime.session.volume_session import TENSORRT, described, open_runners
+from samkit.runtime.session.volume_session import TENSORRT, open_runners
 from samkit.tensors import Tensor, on_host
 
 TURN_SECONDS = 0.15
 """About how long one backend runs before the next one's turn."""
 LARGEST_ERROR = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.3}
 """Relative difference of an output from PyTorch eager's, norm over norm, up to which it is rounding. It is no judgement
-of accuracy, for which there is `sam-bench accuracy`: whoever feeds or computes something else is off by about 1."""
+of accuracy, for which there is `sam-bench accuracy`: whoever computes something else is off by about 1."""
 LIMIT = "float32 matrix product"
 """What `limit_share` is a share of, whatever a backend computes in: half precision on a GPU may pass it."""
-OURS = ("onnxruntime", "fp32")
-CPU_FLOAT16 = "a CPU computes float16 through float32; a GPU does not"
+OURS = (ONNXRUNTIME, "fp32")
 
 
 @dataclass(frozen=True)
-class _Entrant:
-    """One that takes turns."""
+class Work:
+    """One graph at one size, and the graph of upstream's formulation that does the same."""
 
-    backend: str
-    precision: str
     graph: GraphSpec
-    """What it runs: the export's graph, or the official one that does the same work."""
-    prepare: Callable[[], Run]
-    """Opens it."""
-    path: Path | None = None
-    """Its ONNX file, if it has one; it may not be there before `prepare`."""
+    official: GraphSpec
+    rows: int
+    points: int | None
+    """Of each row; None where the graph takes none."""
+    inputs: Mapping[str, Tensor]
+    """Of both graphs; embeddings lie where the export's own runners keep them."""
 
     @property
-    def key(self) -> str:
-        return f"{self.backend} {self.precision}"
+    def official_inputs(self) -> dict[str, np.ndarray]:
+        """Return what upstream's graph is given, on the host."""
+        return {tensor.name: on_host(self.inputs[tensor.name]) for tensor in self.official.inputs}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One that takes turns: a candidate or a baseline."""
+
+    identity: Identity
+    graph: GraphSpec
+    """What it runs: the export's graph, or the official one."""
+    open: Callable[[], Run]
+    is_folded: bool
+    path: Path | None = None
+    """Its ONNX file, if it has one; it may not be there before it is opened."""
+    note: str | None = None
 
 
 class GraphTimer(Closing):
-    """The graphs of one export, with their rivals."""
+    """The graphs of one export, with their baselines."""
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        rounds: int,
-        machine: Machine,
-        rivals: Collection[str] = RIVALS,
-        memory: bool = True,
-        binds: bool | None = None,
-        engines: bool | None = None,
-    ) -> None:
-        """Open the export's float32 files, checked against the manifest, and its original, on `machine`'s device with
-        its threads; `binds` as OnnxRuntimeRunner has it. `engines` says whether TensorRT's take part: by default
-        where the device is CUDA. Raises ManifestError, and MissingDependencyError without PyTorch or the device.
+    def __init__(self, export: Export, machine: Machine, settings: Settings, *, binds: bool | None = None) -> None:
+        """Open the export's float32 files and its original, on `machine`'s device with its threads; `binds` as
+        OnnxRuntimeRunner has it. Raises ManifestError, and MissingDependencyError without PyTorch or the device.
         """
-        self.manifest = Manifest.load(folder)
-        self.manifest.verify(folder, engines=False)
-        self._folder, self._rounds, self._machine = folder, rounds, machine
-        self._rivals, self._memory, self._binds = rivals, memory, binds
-        self._device, self._threads = machine.device, machine.threads
-        self._engines = machine.device == "cuda" if engines is None else engines
-        self._method, self._config = described(self.manifest, folder)
+        self._export, self._machine, self._settings, self._binds = export, machine, settings, binds
+        self._notes: dict[str, str] = {}  # of TensorRT
         self._encoded: dict[tuple[str, str, int], dict[str, Tensor]] = {}
-        self._warnings: list[str] = []  # of TensorRT
-        self._operations: dict[tuple[str, bool, int, int], float] = {}
+        self._count = cache(partial(count_flops, export.method, export.config))
         with ExitStack() as stack:
             self._scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            self._network = original_network(self.manifest.plan, device=self._device, threads=self._threads)
-            self._runners: dict[tuple[str, str], dict[str, Runner]] = {
-                OURS: {
-                    spec.name: self._open(self.manifest.path(folder, spec.name, "fp32"), spec, stack)
-                    for spec in self.manifest.plan.specs
-                }
+            self._network = original_network(export.plan, device=machine.device, threads=machine.threads)
+            files = {spec: export.path(spec.name, "fp32") for spec in export.specs}
+            self._runners: dict[tuple[str, str], Mapping[str, Runner]] = {
+                OURS: {spec.name: self._open(path, spec, stack) for spec, path in files.items()}
             }
             """Whole exports by backend and precision, for the embeddings."""
             self._stack = stack.pop_all()
@@ -123,239 +113,176 @@ class GraphTimer(Closing):
         """Let go of runners and scratch files."""
         self._stack.close()
 
-    def rows(
-        self, graphs: Collection[str] | None, batches: Sequence[int] = (1,), points: Sequence[int] = (1,)
-    ) -> Iterator[Row]:
-        """Yield the rows of those of `graphs` that the export has (None: all), for each batch and number of points."""
-        for spec in self.manifest.plan.specs:
-            if graphs is not None and spec.name not in graphs:
+    def rows(self) -> Iterator[LatencyRow | Absent]:
+        """Yield the rows of the graphs that are asked for, for each number of rows and points."""
+        for spec in self._export.specs:
+            if self._settings.graphs and spec.name not in self._settings.graphs:
                 continue
             axes = {axis.name: axis for tensor in spec.inputs for axis in tensor.axes}
-            for batch in batches:
-                for count in points if "points" in axes else (None,):
-                    asked = {"batch": batch, "points": count}
+            for rows in self._settings.batches:
+                for points in self._settings.points if "points" in axes else (None,):
+                    asked = {"batch": rows, "points": points}
                     refused = [axes[name] for name, size in asked.items() if size and not axes[name].takes(size)]
                     if refused:
-                        row = self._base(spec, batch, count) | _named(*OURS, self._device)
-                        yield row | {"not_run": f"the graph takes {refused[0].to_text()}"}
+                        work, ours = Work(spec, spec, rows, points, {}), Candidate(*OURS, self._machine.device)
+                        lack = f"the graph takes {refused[0].to_text()}"
+                        yield Absent("latency", self._of(ours, work), lack, is_failure=False)
                     else:
-                        yield from self._measure(spec, batch, count)
+                        yield from self._measure(self._work(spec, rows, points))
 
-    def _measure(self, spec: GraphSpec, batch: int, points: int | None) -> Iterator[Row]:
-        feed = self._feed(spec, batch, points)
+    def _measure(self, work: Work) -> Iterator[LatencyRow | Absent]:
+        expected = as_arrays(torch_run(self._network, work.official, work.official_inputs, device=self._machine.device)())
         with ExitStack() as opened:
-            official = self._official(spec)
-            eager = _torch_inputs(official, feed)
-            expected = as_arrays(torch_run(self._network, official, eager, EAGER, self._device)())
-            entrants = list(self._entrants(spec, feed, opened))
-            runs, errors, absent = _held_to(expected, entrants)
-            turns = {name: several(run, TURN_SECONDS) for name, run in runs.items()}
+            entries = [*self._candidates(work, opened), *self._baselines(work, opened)]
+            held = {entry.identity: attempt(entry.identity, partial(_held_to, expected, entry)) for entry in entries}
+            runs = {identity: found[0] for identity, found in held.items() if not isinstance(found, Absent)}
             first = len(self._machine.products)
-            samples = take_turns(turns, self._rounds, before=self._machine.sample)
+            turns = {identity: several(run, TURN_SECONDS) for identity, run in runs.items()}
+            seconds = take_turns(turns, self._settings.rounds, before=self._machine.sample)
             rate = MatrixProduct.GFLOP / float(np.median(self._machine.products[first:]))
-            for entrant in entrants:
-                row = self._row(spec, entrant, batch, points)
-                if entrant.key in absent:
-                    yield row | absent[entrant.key]
-                    continue
-                row["relative_error"] = significant(errors[entrant.key], 3)
-                row |= self._figures(entrant, samples[entrant.key], rate, batch, points or 1)
-                if self._memory and entrant.path is not None and self._device == "cpu":
-                    arrays = {tensor.name: on_host(feed[tensor.name]) for tensor in entrant.graph.inputs}
-                    row |= measure_memory(entrant.path, arrays, self._threads)
-                yield row
-            for rival, why in self._missing(spec):
-                yield self._base(spec, batch, points) | _named(*rival, self._device) | {"not_run": why}
+            for entry in entries:
+                found = held[entry.identity]
+                if isinstance(found, Absent):
+                    yield found
+                else:
+                    yield self._row(work, entry, found[1], seconds[entry.identity], rate)
+            yield from self._missing(work)
         forget_compiled()
 
-    # --- Inputs and entrants ---
+    # --- The work and who does it ---
 
-    def _feed(self, spec: GraphSpec, batch: int, points: int | None) -> dict[str, Tensor]:
-        """Return inputs for `spec` and for the official graph, embeddings where the export's own runners keep them."""
-        has_mask = self._official(spec).name == spec.name  # mask_decoder_no_mask stands for an answer without one
-        sizes = {"rows": batch, "points": points or 1}
-        feed: dict[str, Tensor] = {}
-        for graph in (self._official(spec), spec):
-            feed |= seeded_inputs(graph, self._config, has_mask=has_mask, **sizes)
-        return feed | self._embeddings(OURS, feed)
+    def _work(self, spec: GraphSpec, rows: int, points: int | None) -> Work:
+        official = next(graph for graph in self._export.graphs if graph.name == (spec.work_of or spec.name))
+        inputs: dict[str, Tensor] = {}
+        for graph in (official, spec):
+            has_mask = official is spec  # what does another's work stands for an answer without a mask
+            inputs |= seeded_inputs(graph, self._export.config, rows=rows, points=points or 1, has_mask=has_mask)
+        return Work(spec, official, rows, points, inputs | self._embeddings(OURS, inputs))
 
-    def _embeddings(self, name: tuple[str, str], feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return those of `feed` that an encoder makes, for as many images, by the runners called `name`."""
-        if not STAYING & feed.keys():
+    def _embeddings(self, name: tuple[str, str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return those of `inputs` that an encoder makes, for as many images, by the runners called `name`."""
+        if not STAYING & inputs.keys():
             return {}
-        images = int(feed["image_embeddings"].shape[0])
+        images = int(inputs["image_embeddings"].shape[0])
         if (*name, images) not in self._encoded:
             runners = self._runners[name]
-            image = seeded_inputs(runners["image_encoder"].graph, self._config, rows=images)["image"]
+            image = seeded_inputs(runners["image_encoder"].graph, self._export.config, rows=images)["image"]
             self._encoded[*name, images] = encode_image(runners, image)
-        return {tensor: value for tensor, value in self._encoded[*name, images].items() if tensor in feed}
+        return {tensor: value for tensor, value in self._encoded[*name, images].items() if tensor in inputs}
 
-    def _entrants(self, spec: GraphSpec, feed: Mapping[str, Tensor], opened: ExitStack) -> Iterator[_Entrant]:
-        """Yield all that take part; `opened` closes what is opened for this graph alone."""
-        official = self._official(spec)
-        given = _torch_inputs(official, feed)
+    def _candidates(self, work: Work, opened: ExitStack) -> Iterator[Entry]:
+        """Yield what was exported of the graph; `opened` closes what is opened for it alone."""
+        for one in candidates(self._export, self._settings):
+            if one.lack is not None:
+                continue
+            opens, path = partial(self._on_engine, work, one.precision), None
+            if one.backend == ONNXRUNTIME:
+                path = self._export.path(work.graph.name, one.precision)
+                opens = partial(self._on_file, work.graph, path, work, opened)
+                if (one.backend, one.precision) == OURS:  # it is open, for the embeddings
+                    opens = partial(_run, self._runners[OURS][work.graph.name], work.inputs, self._machine.device)
+            yield Entry(self._of(one, work), work.graph, opens, self._export.plan.folded, path, one.note)
 
-        def in_onnxruntime(path: Path, graph: GraphSpec) -> Run:
-            return _graph_run(self._open(path, graph, opened), feed, self._device)
+    def _baselines(self, work: Work, opened: ExitStack) -> Iterator[Entry]:
+        """Yield what runs upstream's formulation; `opened` closes what is opened for this graph alone."""
+        device = self._machine.device
+        for name in (name for name in BASELINES if name in self._settings.baselines):
+            identity = self._of(Candidate(name, torch_precision(name, device), device), work)
+            if name != NO_FOLD:
+                opens = partial(torch_run, self._network, work.official, work.official_inputs, name, device)
+                yield Entry(identity, work.official, opens, is_folded=False)
+            elif not work.official.is_rewrite:
+                path = self._scratch / f"{work.official.name}.onnx"
+                opens = partial(self._on_file, work.official, path, work, opened)
+                yield Entry(identity, work.official, opens, is_folded=False, path=path)
 
-        def without_folding(path: Path) -> Run:
-            if not path.exists():
-                write_official(self._network, official, path)
-            return in_onnxruntime(path, official)
+    def _missing(self, work: Work) -> Iterator[Absent]:
+        """Yield the rows of what can't take part, as far as the export says."""
+        found = [one for one in candidates(self._export, self._settings) if one.lack is not None]
+        device = self._machine.device
+        if "fp16" not in self._export.plan.precisions:
+            found.insert(0, Candidate(ONNXRUNTIME, "fp16", device, "the export has no float16 files; export with --fp16"))
+        if NO_FOLD in self._settings.baselines and work.official.is_rewrite:
+            lack = f"--no-fold has no {work.graph.name}: its mask_decoder does that work"
+            found.append(Candidate(NO_FOLD, "fp32", device, lack))
+        for one in found:
+            yield Absent("latency", self._of(one, work), str(one.lack), is_failure=False)
 
-        def in_torch(rival: str) -> Run:
-            return torch_run(self._network, official, given, rival, self._device)
+    def _of(self, one: Candidate, work: Work) -> Identity:
+        of_graph = {"graph": work.graph.name, "batch": work.rows, "points": work.points}
+        return one.identity(self._export, threads=self._machine.threads, **of_graph)
 
-        for precision in self.manifest.plan.precisions:
-            path = self.manifest.path(self._folder, spec.name, precision)
-            opens = partial(in_onnxruntime, path, spec)
-            if ("onnxruntime", precision) == OURS:
-                opens = partial(_graph_run, self._runners[OURS][spec.name], feed, self._device)
-            yield _Entrant("onnxruntime", precision, spec, opens, path)
-        if NO_FOLD in self._rivals and not official.is_rewrite:
-            path = self._scratch / f"{official.name}.onnx"
-            yield _Entrant(NO_FOLD, "fp32", official, partial(without_folding, path), path)
-        for rival in RIVALS:
-            if rival in self._rivals and rival != NO_FOLD:
-                yield _Entrant(rival, torch_precision(rival, self._device), official, partial(in_torch, rival))
-        for precision in self.manifest.plan.precisions if self._engines else ():
-            if missing_engine(self.manifest, precision) is None:
-                yield _Entrant(TENSORRT, precision, spec, partial(self._on_engine, spec, feed, precision))
+    # --- Runs ---
 
-    def _on_engine(self, spec: GraphSpec, feed: Mapping[str, Tensor], precision: str) -> Run:
+    def _on_file(self, graph: GraphSpec, path: Path, work: Work, opened: ExitStack) -> Run:
+        """Return a run of a file in ONNX Runtime; what `--no-fold` would export is written first."""
+        if not path.exists():
+            write_official(self._network, graph, path)
+        return _run(self._open(path, graph, opened), work.inputs, self._machine.device)
+
+    def _on_engine(self, work: Work, precision: str) -> Run:
         """Return a run of an engine, on embeddings in its own memory."""
         name = (TENSORRT, precision)
         if name not in self._runners:
-            self._runners[name], self._warnings = open_runners(
-                self._folder, self.manifest, TENSORRT, "cuda", precision, None
+            runners, warnings = open_runners(
+                self._export.folder, self._export.manifest, TENSORRT, "cuda", precision, None
             )
-            for runner in self._runners[name].values():
+            self._runners[name] = runners
+            self._notes |= {TENSORRT: "; ".join(warnings)} if warnings else {}
+            for runner in runners.values():
                 self._stack.callback(runner.close)
-        return _graph_run(self._runners[name][spec.name], {**feed, **self._embeddings(name, feed)}, self._device)
-
-    def _missing(self, spec: GraphSpec) -> Iterator[tuple[tuple[str, str], str]]:
-        """Yield backend and precision of what can't take part, and why."""
-        if self.manifest.plan.precision != "fp16":
-            yield ("onnxruntime", "fp16"), "the export has no float16 files; export with --fp16"
-        for precision in self.manifest.plan.precisions if self._engines else ():
-            if (why := missing_engine(self.manifest, precision)) is not None:
-                yield (TENSORRT, precision), why
-        if NO_FOLD in self._rivals and self._official(spec).is_rewrite:
-            yield (NO_FOLD, "fp32"), f"--no-fold has no {spec.name}: its mask_decoder does that work"
-
-    def _official(self, spec: GraphSpec) -> GraphSpec:
-        graphs = {graph.name: graph for graph in self._method.graphs(self._config)}
-        return graphs[OFFICIAL.get(spec.name, spec.name)]
+        inputs = {**work.inputs, **self._embeddings(name, work.inputs)}
+        return _run(self._runners[name][work.graph.name], inputs, self._machine.device)
 
     def _open(self, path: Path, spec: GraphSpec, stack: ExitStack) -> OnnxRuntimeRunner:
-        threads = self._threads if self._device == "cpu" else None
-        runner = OnnxRuntimeRunner(path, spec, device=self._device, threads=threads, binds=self._binds)
-        return stack.enter_context(runner)
+        device = self._machine.device
+        threads = self._machine.threads if device == "cpu" else None
+        return stack.enter_context(OnnxRuntimeRunner(path, spec, device=device, threads=threads, binds=self._binds))
 
     # --- Rows ---
 
-    def _base(self, spec: GraphSpec, batch: int, points: int | None) -> Row:
-        plan = self.manifest.plan
-        return {
-            "kind": "latency",
-            "method": plan.method,
-            "size": plan.size,
-            "weights": plan.weights.kind,
-            "manifest": self.manifest.digest,
-            "graph": spec.name,
-            "threads": self._threads,
-            "batch": batch,
-            "points": points,
-            "identity": ["threads", "batch", "points"],
-        }
-
-    def _row(self, spec: GraphSpec, entrant: _Entrant, batch: int, points: int | None) -> Row:
-        row = self._base(spec, batch, points) | _named(entrant.backend, entrant.precision, self._device)
-        if entrant.graph.name != spec.name:
-            row["official"] = entrant.graph.name
-        if (entrant.backend, entrant.precision, self._device) == ("onnxruntime", "fp16", "cpu"):
-            row["note"] = CPU_FLOAT16
-        if entrant.backend == TENSORRT and self._warnings:
-            row["note"] = "; ".join(self._warnings)
-        return row
-
-    def _figures(
-        self, entrant: _Entrant, samples: Sequence[Sequence[float]], rate: float, batch: int, points: int
-    ) -> dict[str, Any]:
-        """Return what follows from the seconds of each turn's runs; `rate` [GFLOP/s] is the matrix product's."""
-        milliseconds = [1e3 * second for turn in samples for second in turn]
-        figures: dict[str, Any] = {
-            "samples_ms": [significant(value) for value in milliseconds],
-            "turns": len(samples),
-            **percentiles(milliseconds),
-        }
-        folded = self.manifest.plan.folded and entrant.backend in ("onnxruntime", TENSORRT)
-        gflop = self._count(entrant.graph, folded, batch, points)
-        share = 1e3 * gflop / figures["p50_ms"] / rate
-        return figures | {"gflop": significant(gflop), "limit_share": significant(share, 4), "limit": LIMIT}
-
-    def _count(self, graph: GraphSpec, folded: bool, batch: int, points: int) -> float:
-        """Return the GFLOP of one run; rivals share what was counted."""
-        key = (graph.name, folded, batch, points)
-        if key not in self._operations:
-            counted = count_flops(self._method, self._config, graph, folded=folded, rows=batch, points=points)
-            self._operations[key] = counted
-        return self._operations[key]
+    def _row(
+        self, work: Work, entry: Entry, error: float, turns: Sequence[Sequence[float]], rate: float
+    ) -> LatencyRow:
+        """Return the row of one that was timed; `rate` is the matrix product's [GFLOP/s]."""
+        times = Times.of(chain.from_iterable(turns))
+        gflop = self._count(entry.graph, folded=entry.is_folded, rows=work.rows, points=work.points or 1)
+        memory: dict[str, float] = {}
+        if "memory" in self._settings.parts and entry.path is not None and self._machine.device == "cpu":
+            inputs = {tensor.name: on_host(work.inputs[tensor.name]) for tensor in entry.graph.inputs}
+            memory = measure_memory(entry.path, inputs, self._machine.threads)
+        return LatencyRow(
+            entry.identity,
+            times,
+            relative_error=significant(error, 3),
+            official=None if entry.graph.name == work.graph.name else entry.graph.name,
+            turns=len(turns),
+            gflop=significant(gflop),
+            limit_share=significant(1e3 * gflop / times.p50_ms / rate, 4),
+            limit=LIMIT,
+            note=self._notes.get(entry.identity.backend, entry.note),
+            **memory,
+        )
 
 
-def first_line(error: Exception) -> str:
-    """Return what kind of error it is, and the first line of what it says."""
-    return f"{type(error).__name__}: {(str(error).strip() or 'no reason').splitlines()[0]}"
-
-
-def _named(backend: str, precision: str, device: str) -> Row:
-    return {"backend": backend, "precision": precision, "device": "cuda" if backend == TENSORRT else device}
-
-
-def _held_to(
-    expected: Mapping[str, np.ndarray], entrants: Sequence[_Entrant]
-) -> tuple[dict[str, Run], dict[str, float], dict[str, dict[str, str]]]:
-    """Return, by key, the run of each entrant that computes `expected`, how far it is from that, and for the others the
-    row's `not_run` or `error`.
-    """
-    runs: dict[str, Run] = {}
-    errors: dict[str, float] = {}
-    absent: dict[str, dict[str, str]] = {}
-    for entrant in entrants:
-        try:
-            run = entrant.prepare()
-            found = expected if entrant.backend == EAGER else as_arrays(run())
-        except MissingDependencyError as error:
-            absent[entrant.key] = {"not_run": str(error)}
-            continue
-        except Exception as error:  # PyTorch's compiler, ONNX Runtime and TensorRT share no other base
-            absent[entrant.key] = {"error": first_line(error)}
-            continue
-        differences = {name: output_error(name, found[name], expected[name]) for name in expected}
-        if (fault := find_difference(differences, entrant.precision)) is not None:
-            absent[entrant.key] = {"error": fault}
-            continue
-        runs[entrant.key], errors[entrant.key] = run, max(differences.values())
-    return runs, errors, absent
-
-
-def find_difference(errors: Mapping[str, float], precision: str) -> str | None:
-    """Return a sentence where an output differs from PyTorch eager's by more than rounding; None where none does."""
+def _held_to(expected: Mapping[str, np.ndarray], entry: Entry) -> tuple[Run, float] | Absent:
+    """Return the run of one that computes `expected`, and how far it is from that; else the row that says so."""
+    run = entry.open()
+    found = expected if entry.identity.backend == EAGER else as_arrays(run())
+    errors = {name: output_error(name, found[name], expected[name]) for name in expected}
+    most = LARGEST_ERROR[entry.identity.precision]
     for name, error in errors.items():
-        if not error <= LARGEST_ERROR[precision]:  # `not <=`, because nan must fail
-            return (
+        if not error <= most:  # `not <=`, because nan must fail
+            fault = (
                 f"it computes something else: {name} is {error:.1e} from PyTorch eager's, and rounding is at most "
-                f"{LARGEST_ERROR[precision]:g}; find out why with sam-bench accuracy"
+                f"{most:g}; find out why with sam-bench accuracy"
             )
-    return None
+            return Absent("latency", entry.identity, fault, is_failure=True)
+    return run, max(errors.values())
 
 
-def _graph_run(runner: Runner, feed: Mapping[str, Tensor], device: str) -> Run:
-    """Return a run of one file or engine on those of `feed` that it takes."""
-    own = {tensor.name: feed[tensor.name] for tensor in runner.graph.inputs}
+def _run(runner: Runner, inputs: Mapping[str, Tensor], device: str) -> Run:
+    """Return a run of one file or engine on those of `inputs` that it takes."""
+    own = {tensor.name: inputs[tensor.name] for tensor in runner.graph.inputs}
     stay = [tensor.name for tensor in runner.graph.outputs if tensor.name in STAYING]
     return finished(lambda: dict(runner.run_keeping(own, stay)), device)
-
-
-def _torch_inputs(official: GraphSpec, feed: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {tensor.name: on_host(feed[tensor.name]) for tensor in official.inputs}

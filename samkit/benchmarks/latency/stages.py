@@ -13,72 +13,66 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from samkit.benchmarks.cases.simulated_user import CENTRE, make_task, set_scan
-from samkit.benchmarks.cases.subjects import Subject, phantom_subjects
-from samkit.benchmarks.latency.baselines import missing_engine
-from samkit.benchmarks.latency.cold_start import ORIGINAL, measure_cold_start, open_reader
-from samkit.benchmarks.latency.graphs import CPU_FLOAT16, first_line
+from samkit.benchmarks.cases.case import Case
+from samkit.benchmarks.cases.phantom_scans import phantom_cases
+from samkit.benchmarks.cases.simulated_user import CENTRE, make_task
+from samkit.benchmarks.latency.candidates import Candidate, attempt, candidates
+from samkit.benchmarks.latency.cold_start import ORIGINAL, first_mask, open_reader
+from samkit.benchmarks.latency.settings import Settings
 from samkit.benchmarks.measure.machine import Machine
+from samkit.benchmarks.measure.processes import call_alone
 from samkit.benchmarks.measure.turns import seconds_of, take_turns
-from samkit.benchmarks.record.run import Row
-from samkit.benchmarks.record.statistics import percentiles, significant
-from samkit.errors import MissingDependencyError, SamkitError
+from samkit.benchmarks.record.rows import Absent, Identity, LatencyRow, Times
+from samkit.errors import SamkitError
 from samkit.imageio.nifti import write_mask
-from samkit.manifest import ExportPlan, Manifest
+from samkit.manifest import Export
 from samkit.masks import dice
-from samkit.methods import Method, SliceMethod, get_method
-from samkit.prompts import FOREGROUND, Point
-from samkit.runtime.session.slice_session import SliceSession
-from samkit.runtime.session.volume_session import TENSORRT, Session
+from samkit.methods import SliceMethod
+from samkit.prompts import FOREGROUND, Point, prompt_json
+from samkit.runtime.session.base import Session
 from samkit.segment.inputs import read_inputs
 from samkit.segment.segmenting import segment_given
 
-AnySession: TypeAlias = Session | SliceSession
-Name: TypeAlias = tuple[str, str]
-"""Backend and precision."""
 STAGES = ("cold_start", "load", "encode", "click", "undo", "end_to_end")
 CLICKS = 4
-ALL = "all"
-"""Stands for every stage."""
 LEAST_DICE = 0.9
 """Of a mask with PyTorch's: less is another mask, and not rounding."""
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A phantom, where its files lie, and where a reader clicks: always on the same places, whatever the answer."""
+class CaseOnDisk:
+    """A phantom with a reader's clicks, always on the same places whatever the answer, and where its files lie."""
 
-    subject: Subject
+    case: Case
     files: Mapping[str, Path]
-    clicks: tuple[Point, ...]
 
     @classmethod
-    def make(cls, plan: ExportPlan, folder: Path) -> Reading:
+    def make(cls, export: Export, folder: Path) -> CaseOnDisk:
         """Write a phantom for the method of an export into `folder`."""
-        method = get_method(plan.method)
-        subject = phantom_subjects(method, plan.config, 1)[0]
+        case = next(phantom_cases(export.method, export.config, 1))
         files = {}
-        for name, volume in subject.volumes.items():
+        for name, volume in case.volumes.items():
             files[name] = folder / f"{name or 'scan'}.nii.gz"
             nib.save(nib.Nifti1Image(np.asarray(volume.array, np.float32), volume.affine), files[name])
-        return cls(subject, files, _clicks(subject, method, plan))
+        return cls(replace(case, clicks=_clicks(case, export)), files)
 
 
-def _clicks(subject: Subject, method: Method, plan: ExportPlan) -> tuple[Point, ...]:
+def _clicks(case: Case, export: Export) -> tuple[Point, ...]:
     """Return CLICKS points in the target, spread over it evenly; none where the method takes none."""
-    if isinstance(method, SliceMethod) and not method.prompts:
+    if isinstance(export.method, SliceMethod) and not export.method.prompts:
         return ()
-    task = make_task(0, subject, CENTRE, method, plan.config, plan.size)
+    task = make_task(0, case, CENTRE, export.method, export.config, export.plan.size)
     inside = np.argwhere(task.target)
     picked = inside[np.linspace(0, len(inside) - 1, CLICKS + 2).round().astype(int)[1:-1]]
     if task.plane is None:
@@ -87,167 +81,138 @@ def _clicks(subject: Subject, method: Method, plan: ExportPlan) -> tuple[Point, 
 
 
 @dataclass
-class _Contender:
-    """One backend, and what was measured of it."""
+class SessionTimer:
+    """The sessions of one backend on one case, and how long a reader waited for them."""
 
-    name: Name
+    identity: Identity
+    opening: Mapping[str, Any]
+    """What `open_reader` is given."""
+    on_disk: CaseOnDisk
     folder: Path
-    options: Mapping[str, Any]
-    seconds: dict[str, list[float]] = field(default_factory=dict)
+    """The export's."""
+    scratch: Path
+    """Where masks are written."""
+    note: str | None = None
+    absent: dict[str, Absent] = field(default_factory=dict)
+    """By stage, why there are no times."""
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     """By stage."""
     peaks_mb: list[float] = field(default_factory=list)
     """Of each cold start's process."""
-    absent: dict[str, dict[str, str]] = field(default_factory=dict)
-    """By stage, the row's `not_run` or `error` where there are no times; ALL for every stage."""
+    session: Session | None = None
     mask: np.ndarray | None = None
-    session: AnySession | None = None
 
-    def open(self) -> AnySession:
-        return open_reader(self.folder, *self.name, **self.options)
-
-    def warm(self, reading: Reading, opened: ExitStack) -> None:
-        """Open a session, which `opened` closes, and click in it; notes what fails, and raises only for PyTorch."""
-        try:
-            session = self.open()
-            opened.callback(session.close)
-            self.mask = _visit(session, reading)[1]
-        except MissingDependencyError as error:
-            self.absent[ALL] = {"not_run": str(error)}
-        except Exception as error:  # ONNX Runtime's and TensorRT's own share no other base
-            if self.name[0] == ORIGINAL:
-                raise
-            self.absent[ALL] = {"error": first_line(error)}
+    def warm_up(self, opened: ExitStack) -> None:
+        """Open a session, which `opened` closes, and read in it once; notes what fails, and raises PyTorch's."""
+        found = attempt(self.identity, partial(self._warmed, opened))
+        if isinstance(found, Absent):
+            self.absent = dict.fromkeys(STAGES, found)
         else:
-            self.session = session
+            self.session = found
 
-    def add(self, stages: Mapping[str, Sequence[float]]) -> None:
-        for stage, seconds in stages.items():
-            self.seconds.setdefault(stage, []).extend(seconds)
+    def _warmed(self, opened: ExitStack) -> Session:
+        session = opened.enter_context(open_reader(self.folder, **self.opening))
+        _, self.mask = visit(session, self.on_disk.case)
+        return session
 
-    def visit(self, reading: Reading, scratch: Path) -> None:
+    def take_turn(self) -> None:
+        """Read in the warm session, then do all that `sam-segment` does."""
         if self.session is not None:
-            self.add(_visit(self.session, reading)[0])
-            self.add(_once(self.open, reading, scratch))
+            for stage, seconds in visit(self.session, self.on_disk.case)[0].items():
+                self.seconds[stage] += seconds
+        start = time.perf_counter()
+        with open_reader(self.folder, **self.opening) as session:
+            loaded = time.perf_counter()
+            given = read_inputs(self.on_disk.files, session.method)
+            segment_given(session, given, self.on_disk.case.clicks, False)
+            write_mask(self.scratch / "mask.nii.gz", session.labels(), given.scan)
+            written = time.perf_counter()
+        self.seconds["load"].append(loaded - start)
+        self.seconds["end_to_end"].append(written - start)
 
-    def start_cold(self, reading: Reading) -> None:
+    def start_cold(self) -> None:
+        """Do it in a new process, unless that failed before."""
         if "cold_start" in self.absent:
             return
+        prompts = [prompt_json(point) for point in self.on_disk.case.clicks[:1]]
+        words = {"export": self.folder, "files": self.on_disk.files, "prompts": prompts, "opening": self.opening}
+        failure = f"{self.identity.backend} {self.identity.precision} gave no first mask"
         try:
-            spent, peak = measure_cold_start(self.folder, reading.files, reading.clicks[:1], *self.name, **self.options)
+            seconds, found = call_alone(first_mask, failure, **words)
         except SamkitError as error:
-            self.absent["cold_start"] = {"error": str(error)}
-            return
-        self.add({"cold_start": [spent]})
-        self.peaks_mb.append(peak)
+            self.absent["cold_start"] = Absent("latency", self.identity, str(error), is_failure=True)
+        else:
+            self.seconds["cold_start"].append(seconds)
+            self.peaks_mb.append(found["peak_mb"])
+
+    def row(self, stage: str, expected: np.ndarray | None) -> LatencyRow | Absent:
+        """Return the row of a stage, or why there is none; `expected` is PyTorch's mask."""
+        identity = replace(self.identity, stage=stage)
+        if stage in self.absent:
+            return replace(self.absent[stage], identity=identity)
+        if stage not in self.seconds:
+            why = "the method takes no prompt, and decides on a whole scan: end_to_end"
+            return Absent("latency", identity, why, is_failure=False)
+        overlap = np.nan if self.mask is None or expected is None else dice(self.mask, expected)
+        if not overlap >= LEAST_DICE:  # `not >=`, because nan must fail
+            fault = (
+                f"it came to another mask: Dice {overlap:.3f} with PyTorch's, and rounding leaves {LEAST_DICE:g} at "
+                "least; find out why with sam-bench accuracy"
+            )
+            return Absent("latency", identity, fault, is_failure=True)
+        return LatencyRow(
+            identity,
+            Times.of(self.seconds[stage]),
+            peak_mb=max(self.peaks_mb) if stage == "cold_start" else None,
+            clicks=len(self.on_disk.case.clicks),
+            scan=self.on_disk.case.shape,
+            note=self.note,
+        )
 
 
-def time_stages(
-    folder: Path, *, rounds: int, machine: Machine, cold_starts: int, engines: bool | None = None
-) -> Iterator[Row]:
-    """Yield the rows of one export, on `machine`'s device with its threads; raises as opening the originals does.
-
-    `engines` says whether TensorRT's take part: by default where the device is CUDA.
-    """
-    manifest = Manifest.load(folder)
-    contenders = list(_contenders(folder, manifest, machine, machine.device == "cuda" if engines is None else engines))
+def time_stages(export: Export, machine: Machine, settings: Settings) -> Iterator[LatencyRow | Absent]:
+    """Yield the rows of one export, on `machine`'s device with its threads; raises as opening the originals does."""
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as opened:
-        reading = Reading.make(manifest.plan, Path(scratch))
-        for contender in contenders:
-            if ALL not in contender.absent:
-                contender.warm(reading, opened)
-        there = [contender for contender in contenders if contender.session is not None]
-        visits = {contender.name: partial(contender.visit, reading, Path(scratch)) for contender in there}
-        take_turns(visits, rounds, before=machine.sample)
-        take_turns({contender.name: partial(contender.start_cold, reading) for contender in there}, cold_starts)
-    for contender in contenders:
+        on_disk = CaseOnDisk.make(export, Path(scratch))
+        timers = []
+        for one in (_original(machine.device), *candidates(export, settings)):
+            opening = {"backend": one.backend, "precision": one.precision, "device": one.device}
+            opening["threads"] = machine.threads
+            identity = one.identity(export, threads=machine.threads)
+            timer = SessionTimer(identity, opening, on_disk, export.folder, Path(scratch), one.note)
+            if one.lack is None:
+                timer.warm_up(opened)
+            else:
+                timer.absent = dict.fromkeys(STAGES, Absent("latency", identity, one.lack, is_failure=False))
+            timers.append(timer)
+        there = {timer.identity: timer for timer in timers if timer.session is not None}
+        turns = {identity: timer.take_turn for identity, timer in there.items()}
+        take_turns(turns, settings.rounds, before=machine.sample)
+        take_turns({identity: timer.start_cold for identity, timer in there.items()}, settings.cold_starts)
+    expected = next((timer.mask for timer in there.values()), None)
+    for timer in timers:
         for stage in STAGES:
-            if stage != "cold_start" or cold_starts:
-                yield _base(manifest, machine, reading, stage, contender) | _measured(contender, stage, there[0].mask)
+            if stage != "cold_start" or settings.cold_starts:
+                yield timer.row(stage, expected)
 
 
-def _contenders(folder: Path, manifest: Manifest, machine: Machine, engines: bool) -> Iterator[_Contender]:
-    """Yield the originals first, then what was exported."""
-    options = {"device": machine.device, "threads": machine.threads}
-    yield _Contender((ORIGINAL, "fp32"), folder, options)
-    for precision in manifest.plan.precisions:
-        yield _Contender(("onnxruntime", precision), folder, options)
-    for precision in manifest.plan.precisions if engines else ():
-        contender = _Contender((TENSORRT, precision), folder, {**options, "device": "cuda"})
-        if (why := missing_engine(manifest, precision)) is not None:
-            contender.absent[ALL] = {"not_run": why}
-        yield contender
+def _original(device: str) -> Candidate:
+    note = "PyTorch's sessions take embeddings to the host and back; its graphs do not" if device == "cuda" else None
+    return Candidate(ORIGINAL, "fp32", device, note=note)
 
 
-def _measured(contender: _Contender, stage: str, expected: np.ndarray | None) -> dict[str, Any]:
-    """Return the figures of a row, or why it has none; `expected` is PyTorch's mask."""
-    for key in (ALL, stage):
-        if key in contender.absent:
-            return dict(contender.absent[key])
-    if stage not in contender.seconds:
-        return {"not_run": "the method takes no prompt, and decides on a whole scan: end_to_end"}
-    overlap = np.nan if contender.mask is None or expected is None else dice(contender.mask, expected)
-    if not overlap >= LEAST_DICE:  # `not >=`, because nan must fail
-        return {
-            "error": f"it came to another mask: Dice {overlap:.3f} with PyTorch's, and rounding leaves {LEAST_DICE:g} "
-            "at least; find out why with sam-bench accuracy"
-        }
-    milliseconds = [1e3 * second for second in contender.seconds[stage]]
-    figures = {"samples_ms": [significant(value) for value in milliseconds], **percentiles(milliseconds)}
-    return figures | ({"peak_mb": max(contender.peaks_mb)} if stage == "cold_start" else {})
-
-
-def _base(manifest: Manifest, machine: Machine, reading: Reading, stage: str, contender: _Contender) -> Row:
-    plan, name = manifest.plan, contender.name
-    shape = next(iter(reading.subject.volumes.values())).array.shape
-    row: Row = {
-        "kind": "latency",
-        "method": plan.method,
-        "size": plan.size,
-        "weights": plan.weights.kind,
-        "manifest": manifest.digest,
-        "stage": stage,
-        "backend": name[0],
-        "device": contender.options["device"],
-        "precision": name[1],
-        "threads": machine.threads,
-        "identity": ["threads"],
-        "clicks": len(reading.clicks),
-        "scan": list(shape),
-    }
-    if name == ("onnxruntime", "fp16") and machine.device == "cpu":
-        row["note"] = CPU_FLOAT16
-    if name[0] == ORIGINAL and machine.device == "cuda":
-        row["note"] = "PyTorch's sessions take embeddings to the host and back; its graphs do not"
-    return row
-
-
-# --- One reading ---
-
-
-def _visit(session: AnySession, reading: Reading) -> tuple[dict[str, list[float]], np.ndarray]:
+def visit(session: Session, case: Case) -> tuple[dict[str, list[float]], np.ndarray]:
     """Go through the clicks in an open session and take them back; return the seconds of each stage, and the mask."""
-    set_scan(session, reading.subject)
-    if not reading.clicks:
-        session.segment_all()
-        return {"encode": [session.steps[-1].seconds["encode"]]}, session.mask()
-    clicks = [_seconds_of_click(session, point) for point in reading.clicks]
+    session.set_image(dict(case.volumes), automatic=False)
+    if not case.clicks:
+        mask = session.segment_automatically().mask
+        return {"encode": [session.steps[-1].seconds["encode"]]}, mask
+    clicks = [seconds_of(partial(_click, session, point)) for point in case.clicks]
     encode = session.steps[0].seconds["encode"]
     mask = session.mask()
-    undos = [seconds_of(lambda: session.undo().mask) for _ in reading.clicks]
+    undos = [seconds_of(lambda: session.undo().mask) for _ in case.clicks]
     return {"encode": [encode], "click": clicks[1:], "undo": undos}, mask
 
 
-def _seconds_of_click(session: AnySession, point: Point) -> float:
-    return seconds_of(lambda: session.click(point.index, structure=point.structure).mask)
-
-
-def _once(open_session: Callable[[], AnySession], reading: Reading, folder: Path) -> dict[str, list[float]]:
-    """Do all that `sam-segment` does, and return the seconds of `load` and `end_to_end`."""
-    start = time.perf_counter()
-    with open_session() as session:
-        loaded = time.perf_counter()
-        given = read_inputs(reading.files, session.method)
-        segment_given(session, given, reading.clicks, False, lambda line: None)
-        write_mask(folder / "mask.nii.gz", session.labels(), given.scan)
-        written = time.perf_counter()
-    return {"load": [loaded - start], "end_to_end": [written - start]}
+def _click(session: Session, point: Point) -> np.ndarray:
+    return session.click(point.index, structure=point.structure).mask

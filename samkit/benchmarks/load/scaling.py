@@ -2,40 +2,51 @@
 
 Each is samples at several sizes, on the same content, and the exponent of cost = c * size^e through them. Volumes are
 one head in more and more air, because a session only crops; slices are one slice over and over; clicks are those of one
-study, on embeddings that are there. All in-process but for sessions, which come from the readers on a server. Sizes
+case, on embeddings that are there. All in-process but for sessions, which come from the readers on a server. Sizes
 take turns in every round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TypeAlias
 
-from samkit.benchmarks.cases.phantom_scans import Study, click_on, open_study, padded, repeated
+from samkit.benchmarks.cases.case import Case
+from samkit.benchmarks.cases.phantom_scans import click_on, cost_case, open_case, padded, repeated, with_clicks
 from samkit.benchmarks.load.readers import Level
+from samkit.benchmarks.load.workload import CLICKS, SESSIONS, SLICES, VOLUME, Workload
+from samkit.benchmarks.measure.machine import Machine
 from samkit.benchmarks.measure.turns import seconds_of, take_turns
-from samkit.benchmarks.record.statistics import Estimate, fit_exponent, percentiles, significant
+from samkit.benchmarks.record.rows import Absent, Growth, Identity, LoadRow, Times
+from samkit.benchmarks.record.statistics import Estimate, fit_exponent, significant, spread
+from samkit.errors import SamkitError
 from samkit.geometry import Index
+from samkit.manifest import Export
+from samkit.runtime import Session, open_session
 
-if TYPE_CHECKING:
-    from samkit.runtime import Session, SliceSession
-
-VOLUME, SLICES, SESSIONS, CLICKS = "volume", "slices", "sessions", "clicks"
-SCALINGS = (VOLUME, SLICES, SESSIONS, CLICKS)
 UNITS: Mapping[str, str] = {VOLUME: "voxels", SLICES: "slices", SESSIONS: "sessions", CLICKS: "clicks"}
 FACTORS = (1.0, 4 / 3, 11 / 6, 2.5)
-"""Sides of the volumes, as multiples of the study's: 96, 128, 176 and 240 voxels for 96."""
+"""Sides of the volumes, as multiples of the case's: 96, 128, 176 and 240 voxels for 96."""
 STACKS = (2, 4, 8, 16)
 """Slices."""
 MOST_CLICKS = 20
-Call: TypeAlias = Callable[[Any, Study], object]
-"""What is timed, of a session and a study."""
+SHAPES: Mapping[str | None, Index] = {"tiny": (32, 32, 32)}
+"""Voxels of the smallest phantom that calls are timed on, by the network's size; else SHAPE."""
+SHAPE = (96, 96, 96)
 LEAST_SAMPLES = 5
 """Of readers at one level."""
 MOST_POINTS = 100
 """Samples at one size that the exponent is fitted through, spread evenly over all of them."""
+MOST_SAMPLES = 2000
+"""Kept in a row."""
+
+Call: TypeAlias = Callable[[Session, Case], object]
+"""What is timed, of a session and a case."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,96 +67,136 @@ class Scaling:
         """Return what a row calls it."""
         return f"{self.stage.replace('_', ' ')} over {self.over}{f', {self.mode}' * bool(self.mode)}"
 
-    @property
-    def lack(self) -> str | None:
-        """Return why no exponent can be fitted, None where one can."""
-        if len(self.samples) > 1:
-            return None
-        call = self.stage.replace("_", " ")
-        sizes = ", ".join(f"{size:g}" for size in self.samples) or "none"
-        return f"an exponent of {call} needs two sizes of {self.over} with samples enough, and there were: {sizes}"
-
     def exponent(self) -> Estimate:
         """Return the e of cost = c * size^e through MOST_POINTS samples of each size."""
         points = [(size, value) for size, values in self.samples.items() for value in spread(values, MOST_POINTS)]
         return fit_exponent(*zip(*points, strict=True))
 
-    def figures(self, most: int) -> dict[str, Any]:
-        """Return what a row holds: all samples in milliseconds, `most` at most, the fit, percentiles at the largest."""
+    def row(self, identity: Identity, most: int = MOST_SAMPLES) -> LoadRow | Absent:
+        """Return the row of it, with `most` samples at most, or why no exponent can be fitted."""
+        identity = replace(identity, stage=self.name)
+        if len(self.samples) < 2:
+            call = self.stage.replace("_", " ")
+            sizes = ", ".join(f"{size:g}" for size in self.samples) or "none"
+            lack = f"an exponent of {call} needs two sizes of {self.over} with samples enough, and there were: {sizes}"
+            return Absent("load", identity, lack, is_failure=False)
         each = max(1, most // len(self.samples))
-        y_ms = [[significant(1e3 * value) for value in spread(values, each)] for values in self.samples.values()]
-        return {
-            **percentiles([1e3 * value for value in self.samples[max(self.samples)]]),
-            "count": sum(len(values) for values in self.samples.values()),
-            "scaling": {"over": f"{self.over} [{UNITS[self.over]}]" if self.over == VOLUME else self.over,
-                        "unit": UNITS[self.over], "x": list(self.samples), "y_ms": y_ms,
-                        "exponent": self.exponent().to_dict(4)},
-        }  # fmt: skip
+        growth = Growth(
+            over=f"{self.over} [{UNITS[self.over]}]" if self.over == VOLUME else self.over,
+            unit=UNITS[self.over],
+            x=tuple(self.samples),
+            y_ms=tuple(tuple(significant(1e3 * v) for v in spread(values, each)) for values in self.samples.values()),
+            exponent=self.exponent().rounded(4),
+        )
+        largest = Times.of(self.samples[max(self.samples)], most=0)
+        count = sum(len(values) for values in self.samples.values())
+        return LoadRow(identity, replace(largest, count=count), scaling=growth)
 
 
-def spread(values: Sequence[float], most: int) -> list[float]:
-    """Return `most` of the values at most, in order of size, evenly spread between the least and the greatest.
+def growth_rows(export: Export, work: Workload, machine: Machine) -> Iterator[LoadRow | Absent]:
+    """Yield how calls in this process grow over what of VOLUME, SLICES and CLICKS is asked for."""
+    if not (wanted := [over for over in work.scaling if over in _OVER]):
+        return
+    identity = Identity.of(export.plan, export.digest, "onnxruntime", "fp32", "cpu")
+    with open_session(export.folder) as session:
+        case = cost_case(export.method, export.config, SHAPES.get(export.plan.size, SHAPE))
+        case = case if case.across is None else repeated(case, 1)
+        case = with_clicks(case, session, export.method, MOST_CLICKS)
+        for over in wanted:
+            machine.sample()
+            for row in grown(over, session, case, identity, work.rounds):
+                yield row
+                logger.info("%s: %s: %s", identity.method, row.identity.stage, _verdict(row))
 
-    >>> spread([5, 1, 2, 4, 3], 3)
-    [1, 3, 5]
-    """
-    ordered = sorted(values)
-    if len(ordered) <= most:
-        return ordered
-    return [ordered[round(number * (len(ordered) - 1) / max(1, most - 1))] for number in range(most)]
+
+def grown(over: str, session: Session, case: Case, identity: Identity, rounds: int) -> list[LoadRow | Absent]:
+    """Return the rows of calls over one of VOLUME, SLICES and CLICKS, or one that says why there is nothing."""
+    absent = partial(Absent, "load", replace(identity, stage=f"click over {over}"))
+    if why := _lacks(over, case):
+        return [absent(f"{identity.method} {why}", is_failure=False)]
+    try:
+        return [found.row(identity) for found in _OVER[over](session, case, rounds)]
+    except SamkitError as error:
+        return [absent(str(error), is_failure=True)]
 
 
-def over_volume(session: Session, study: Study, rounds: int) -> list[Scaling]:
+def _lacks(over: str, case: Case) -> str | None:
+    """Return why nothing can be timed over this, None where it can."""
+    if over == VOLUME and case.across is not None:
+        return "works slice by slice; what counts is their number"
+    if over == SLICES and case.across is None:
+        return "works on volumes, not on slices"
+    if over == CLICKS and not case.clicks:
+        return "takes no clicks"
+    return None
+
+
+def _verdict(row: LoadRow | Absent) -> str:
+    """Return the exponent of a row in words, or why it has none."""
+    if isinstance(row, Absent) or row.scaling is None:
+        return str(getattr(row, "reason", ""))
+    fit = row.scaling.exponent
+    return f"exponent {fit.value:.2f} ({fit.low:.2f} to {fit.high:.2f})"
+
+
+def over_volume(session: Session, case: Case, rounds: int) -> list[Scaling]:
     """Return times of setting a scan, of the first click on it, and of a second one, over voxels."""
-    larger = [padded(study, _enlarged(study.shape, factor)) for factor in FACTORS]
-    calls: dict[str, Call] = {"scan": open_study, "first_click": partial(_click, 0), "click": partial(_click, 1)}
-    samples = _in_turns(session, larger, calls, rounds, lambda one: one.target.size)
+    larger = [padded(case, _enlarged(case.shape, factor)) for factor in FACTORS]
+    calls: dict[str, Call] = {"scan": open_case, "first_click": partial(_click, 0), "click": partial(_click, 1)}
+    samples = _in_turns(session, larger, calls, rounds, lambda one: math.prod(one.shape))
     return [Scaling(stage, VOLUME, samples[stage]) for stage in calls]
 
 
-def over_slices(session: SliceSession, study: Study, rounds: int) -> list[Scaling]:
+def over_slices(session: Session, case: Case, rounds: int) -> list[Scaling]:
     """Return times of deciding on all of a stack, or of leading on through it from one click, over slices answered."""
-    stacks = [repeated(study, slices) for slices in STACKS]
+    stacks = [repeated(case, slices) for slices in STACKS]
     calls: dict[str, Call]
     if session.is_automatic:
-        calls = {"scan": _set_only, "decide": lambda held, one: held.segment_all()}
+        calls = {"scan": _set_only, "decide": lambda held, one: held.segment_automatically()}
     else:
-        calls = {"scan": open_study, "click": partial(_click, 0), "propagate": lambda held, one: held.propagate()}
+        calls = {"scan": open_case, "click": partial(_click, 0), "propagate": lambda held, one: held.propagate()}
     samples = _in_turns(session, stacks, calls, rounds, lambda one: len(session.steps[-1].slices))
     return [Scaling(stage, SLICES, samples[stage]) for stage in ("decide", "propagate") if stage in calls]
 
 
-def over_clicks(session: Session | SliceSession, study: Study, rounds: int) -> list[Scaling]:
+def over_clicks(session: Session, case: Case, rounds: int) -> list[Scaling]:
     """Return the time of the n-th click over n; embeddings are there, but for crops that only this click needs."""
-    open_study(session, study)
+    open_case(session, case)
 
     def click_all() -> list[float]:
         session.reset()
-        return [seconds_of(partial(click_on, session, point)) for point in study.points]
+        return [seconds_of(partial(click_on, session, point)) for point in case.clicks]
 
-    found = take_turns({"click": click_all}, rounds, uncounted=1)["click"]  # the first round encodes
+    found = take_turns({CLICKS: click_all}, rounds, uncounted=1)[CLICKS]  # the first round encodes
     return [Scaling("click", CLICKS, dict(enumerate(zip(*found, strict=True), start=1)))]
 
 
 def over_sessions(levels: Sequence[Level], stages: Sequence[str], mode: str) -> list[Scaling]:
     """Return times of each stage over the readers of a level, levels with fewer than LEAST_SAMPLES left out."""
     found = {stage: {float(level.readers): level.samples[stage] for level in levels} for stage in stages}
-    enough = {
-        stage: {x: times for x, times in of.items() if len(times) >= LEAST_SAMPLES} for stage, of in found.items()
-    }
-    return [Scaling(stage, SESSIONS, samples, mode) for stage, samples in enough.items()]
+    return [
+        Scaling(stage, SESSIONS, {x: times for x, times in of.items() if len(times) >= LEAST_SAMPLES}, mode)
+        for stage, of in found.items()
+    ]
+
+
+_OVER: Mapping[str, Callable[[Session, Case, int], list[Scaling]]] = {
+    VOLUME: over_volume,
+    SLICES: over_slices,
+    CLICKS: over_clicks,
+}
 
 
 def _in_turns(
-    session: Any, studies: Sequence[Study], calls: Mapping[str, Call], rounds: int, size: Callable[[Study], float]
+    session: Session, cases: Sequence[Case], calls: Mapping[str, Call], rounds: int, size: Callable[[Case], float]
 ) -> dict[str, dict[float, list[float]]]:
-    """Return seconds by call and size; a turn is all calls in order on one study."""
+    """Return seconds by call and size; a turn is all calls in order on one case."""
 
-    def turn(study: Study) -> tuple[float, dict[str, float]]:
-        seconds = {stage: seconds_of(partial(call, session, study)) for stage, call in calls.items()}
-        return float(size(study)), seconds
+    def turn(case: Case) -> tuple[float, dict[str, float]]:
+        seconds = {stage: seconds_of(partial(call, session, case)) for stage, call in calls.items()}
+        return float(size(case)), seconds
 
-    turns = {number: partial(turn, study) for number, study in enumerate(studies)}
+    turns = {number: partial(turn, case) for number, case in enumerate(cases)}
     found: dict[str, dict[float, list[float]]] = {stage: {} for stage in calls}
     for measured in take_turns(turns, rounds, uncounted=1).values():  # the first round fills memory
         for own_size, seconds in measured:
@@ -154,15 +205,15 @@ def _in_turns(
     return {stage: dict(sorted(samples.items())) for stage, samples in found.items()}
 
 
-def _click(number: int, session: Any, study: Study) -> None:
-    click_on(session, study.points[number])
+def _click(number: int, session: Session, case: Case) -> None:
+    click_on(session, case.clicks[number])
 
 
-def _set_only(session: Any, study: Study) -> None:
+def _set_only(session: Session, case: Case) -> None:
     """Set the scans without what `set_image` does by itself."""
-    session.set_volume(dict(study.volumes))
+    session.set_image(dict(case.volumes), automatic=False)
 
 
-def _enlarged(shape: Index, factor: float) -> Index:
+def _enlarged(shape: Sequence[int], factor: float) -> Index:
     i, j, k = (round(factor * side) for side in shape)
     return i, j, k

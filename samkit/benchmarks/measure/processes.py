@@ -1,7 +1,9 @@
-"""Memory and processor time of processes: of a new one that measures something alone, and of a server's.
+"""Processes: a function called in a new one, and the memory and processor time of those that run.
 
-A Triton server is one process for each model, so all that a process started counts. Linux only: everything is read from
-/proc. Processes that end while they are read are left out.
+    python -m samkit.benchmarks.measure.processes MODULE:FUNCTION '{"argument": ...}'
+
+A Triton server is one process for each model, so all that a process started counts. Linux only: memory and time are
+read from /proc. Processes that end while they are read are left out.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +26,16 @@ _USER, _SYSTEM = 11, 12
 """Where /proc/PID/stat has the clock ticks in user and in kernel mode, counted from the state."""
 
 
-def ask_process(module: str, words: Sequence[str], failure: str) -> tuple[float, dict[str, Any]]:
-    """Run `python -m MODULE WORDS`; return how long it took until its line of JSON was there [s], and the line.
+def call_alone(function: Callable[..., dict[str, Any]], failure: str, **arguments: Any) -> tuple[float, dict[str, Any]]:
+    """Call a module's function in a new process; return the seconds until its answer was there, and the answer.
 
-    The time begins before the process does. Raises SamkitError, `failure` and where to read on, where there is no line.
+    Arguments and answer travel as JSON, paths as text. The time begins before the process does. Raises SamkitError,
+    `failure` and where to read on, where there is no answer.
     """
+    target = f"{function.__module__}:{function.__name__}"
+    command = [sys.executable, "-m", "samkit.benchmarks.measure.processes", target, json.dumps(arguments, default=str)]
     start = time.perf_counter()
-    with subprocess.Popen([sys.executable, "-m", module, *words], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         line = process.stdout.readline() if process.stdout is not None else ""
         seconds = time.perf_counter() - start
     if process.returncode or not line:
@@ -37,8 +43,22 @@ def ask_process(module: str, words: Sequence[str], failure: str) -> tuple[float,
     return seconds, json.loads(line)
 
 
+def main() -> None:
+    """Call the function that the command names, and write its answer as one line."""
+    target, arguments = sys.argv[1:]
+    module, _, function = target.partition(":")
+    try:
+        answer = getattr(import_module(module), function)(**json.loads(arguments))
+    except SamkitError as error:
+        sys.exit(f"{function}: {error}")
+    sys.stdout.write(f"{json.dumps(answer)}\n")
+
+
 def resident_mb(name: str = "VmRSS") -> float:
-    """Return the resident memory of this process [MB, 10^6 bytes]: now, or with "VmHWM" the most there was."""
+    """Return the resident memory of this process [MB, 10^6 bytes]: now, or with "VmHWM" the most there was.
+
+    The kernel's other figure, `ru_maxrss`, is no use here: a child inherits its parent's.
+    """
     kilobytes = int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0])
     return round(kilobytes * 1024 / 1e6, 1)
 
@@ -112,3 +132,7 @@ def _stat(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return []
+
+
+if __name__ == "__main__":
+    main()

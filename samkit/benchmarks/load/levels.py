@@ -1,0 +1,238 @@
+"""Levels of readers on a server: more and more of them until clicks are slower than the limit, or calls fail; and rows.
+
+Server, readers and whatever else runs share one machine, so figures of a level are what this machine holds, not what a
+server alone could; every row says which part of the processors the readers took.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+from samkit.benchmarks.cases.case import Case
+from samkit.benchmarks.cases.phantom_scans import COST_SHAPES, cost_case, repeated, with_clicks
+from samkit.benchmarks.load.readers import STAGES, Level, Reader, run_level
+from samkit.benchmarks.load.scaling import MOST_SAMPLES, SESSIONS, over_sessions
+from samkit.benchmarks.load.workload import Workload
+from samkit.benchmarks.measure.machine import Machine
+from samkit.benchmarks.record.rows import Absent, Identity, LoadRow, Times
+from samkit.benchmarks.record.statistics import percentiles, significant
+from samkit.errors import MissingDependencyError, ServingError
+from samkit.manifest import Export, ExportPlan
+from samkit.methods import Method, SliceMethod, get_method
+from samkit.runtime import Session, open_session
+
+GROWING = ("scan", "first_click", "click")
+"""Stages whose growth with the number of readers is fitted."""
+CLICKS = 6
+"""Of a reader on one scan."""
+AUTOMATIC_SLICES = 8
+"""Slices of a scan for a method that decides on all of them by itself."""
+CALL_SECONDS = 60.0
+"""How long a reader waits for one answer; later it is an error."""
+REST_SECONDS = 0.5
+"""Between two levels: what was begun ends."""
+_ON_GPU = ("cuda", "tensorrt")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An export on a server, and what every row says of it."""
+
+    url: str
+    plan: ExportPlan
+    identity: Identity
+    pid: int | None = None
+    """Of the server, where it is ours."""
+
+    def open(self) -> Session:
+        """Return a session there."""
+        return open_session(self.url, timeout=CALL_SECONDS)
+
+    @classmethod
+    def look_at(cls, url: str, export: Export | None) -> Endpoint:
+        """Return what runs at `url`; raises ServingError where it serves another than `export`, which None allows."""
+        with open_session(url, timeout=CALL_SECONDS) as session:
+            plan, digest = session.manifest.plan, session.manifest.digest
+            providers, precision = session.providers, session.precision
+        if export is not None and digest != export.digest:
+            raise ServingError(
+                f"{url} serves an export of {plan.method} with digest {digest[:12]}, and the one given has "
+                f"{export.digest[:12]}; give the folder that is served, or leave {{exports}} out",
+                options=("exports",),
+            )
+        on_gpu = any(name.lower().startswith(_ON_GPU) for names in providers.values() for name in names)
+        device = "cuda" if on_gpu else "cpu"
+        return cls(url, plan, Identity.of(plan, digest, "triton", precision, device))
+
+
+def embedded_rows(export: Export, work: Workload, machine: Machine) -> list[LoadRow | Absent]:
+    """Serve an export on this machine's loopback, and return what readers met there, or why nothing ran."""
+    from samkit.triton_models.repository import write_repository
+    from samkit.triton_models.server import EmbeddedServer
+
+    identity = Identity.of(export.plan, export.digest, "triton", "fp32", "cpu")
+    logger.info("%s: a server ...", identity.method)
+    try:
+        with tempfile.TemporaryDirectory(prefix="sam-bench-load-") as folder:
+            repository = Path(folder) / "repository"
+            write_repository([export.folder], repository)
+            with EmbeddedServer(repository) as server:
+                url = f"triton://{server.grpc}/{identity.method}"
+                return list(reader_rows(Endpoint(url, export.plan, identity, server.pid), work, machine))
+    except (MissingDependencyError, ServingError) as error:
+        stage, is_failure = judged_stage(export.method), isinstance(error, ServingError)
+        identities = [of_mode(identity, mode, work) for mode in work.modes]
+        return [row for own in identities for row in _absent(own, work.sessions, stage, str(error), is_failure)]
+
+
+def reader_rows(endpoint: Endpoint, work: Workload, machine: Machine) -> Iterator[LoadRow | Absent]:
+    """Yield the rows of every level of every mode, and how calls grow with the readers where that is asked for."""
+    method, identity = get_method(endpoint.plan.method), endpoint.identity
+    logger.info("%s: clicks on a phantom ...", method.name)
+    with endpoint.open() as session:
+        case = with_clicks(_case(endpoint.plan, method), session, method, CLICKS)
+    scans, stage = count(1), judged_stage(method)
+    for mode in work.modes:
+        own = of_mode(identity, mode, work)
+        levels, stopped = climb(partial(_level, endpoint, case, mode, work, scans, machine), work, stage)
+        rows = [row for level in levels for row in level_rows(level, own, case, work.limit_ms)]
+        note = f"{method.name}, {mode}: {stopped or end_of(levels[-1], work, stage)}"
+        yield from (*rows[:-1], replace(rows[-1], note=note))
+        yield from _absent(own, work.sessions[len(levels) :], stage, f"not tried: {stopped}", False)
+        if SESSIONS in work.scaling:
+            for scaling in over_sessions(levels, [one for one in _met(case) if one in GROWING], mode):
+                yield scaling.row(own)
+
+
+def judged_stage(method: Method) -> str:
+    """Return the stage that the limit is for: clicks, or what is decided on a scan where nobody clicks."""
+    return "scan" if isinstance(method, SliceMethod) and "point" not in method.prompts else "click"
+
+
+def _case(plan: ExportPlan, method: Method) -> Case:
+    """Return what readers open: a head, or of it a few slices where the method decides on each of them."""
+    case = cost_case(method, plan.config, COST_SHAPES.get(plan.size, COST_SHAPES[None]))
+    is_short = isinstance(method, SliceMethod) and method.is_automatic
+    return repeated(case, AUTOMATIC_SLICES) if is_short else case
+
+
+def _met(case: Case) -> tuple[str, ...]:
+    """Return the stages that a reader comes through."""
+    return STAGES if len(case.clicks) > 1 else STAGES[:2]
+
+
+# --- One level after the other ---
+
+
+def climb(run: Callable[[int], Level], work: Workload, stage: str) -> tuple[list[Level], str]:
+    """Return the levels that were run, and why they went no further; the list of sessions may have ended."""
+    levels: list[Level] = []
+    for readers in work.sessions:
+        levels.append(run(readers))
+        if stopped := why_stop(levels[-1], stage, work.limit_ms):
+            return levels, stopped
+    return levels, ""
+
+
+def _level(
+    endpoint: Endpoint, case: Case, mode: str, work: Workload, scans: count[int], machine: Machine, readers: int
+) -> Level:
+    time.sleep(REST_SECONDS)
+    machine.sample()
+    think_s = work.think_s if mode == "think" else None
+    crowd = [Reader(number, case, endpoint.open, scans, think_s) for number in range(readers)]
+    level = run_level(crowd, work.seconds, endpoint.pid)
+    met = ((stage, level.samples[stage]) for stage in STAGES)
+    slowest = ", ".join(f"{stage} {percentiles(_ms(times))['p95_ms']:.0f}" for stage, times in met if times)
+    logger.info("%s, %s, %d at once: p95 [ms] %s; %.2f clicks/s", endpoint.plan.method, mode, readers, slowest,
+                level.clicks_per_second)  # fmt: skip
+    return level
+
+
+def why_stop(level: Level, stage: str, limit_ms: float) -> str | None:
+    """Return why more readers make no sense after a level, None where they do."""
+    with_readers = f"with {level.readers} reader{'s' * (level.readers > 1)}"
+    if level.errors:
+        return f"{with_readers} {errors_in_words(level.errors)}"
+    times = level.samples[stage]
+    if times and (p95 := percentiles(_ms(times))["p95_ms"]) > limit_ms:
+        return f"{with_readers} the 95th percentile of a {stage} was {p95:.0f} ms, above the limit of {limit_ms:g}"
+    return None
+
+
+def end_of(level: Level, work: Workload, stage: str) -> str:
+    """Return what became of the last level that was asked for, where nothing stopped it before."""
+    most = f"with {level.readers}, the most that were asked for,"
+    if not level.samples[stage]:
+        return (
+            f"{most} no {stage} came up in {level.seconds:.0f} s, so nothing is known of its time; give --seconds more"
+        )
+    return f"{most} {stage}s stayed within {work.limit_ms:g} ms at p95"
+
+
+def errors_in_words(errors: Mapping[str, int]) -> str:
+    """Return what failed, as part of a sentence.
+
+    >>> errors_in_words({"AtCapacity": 3})
+    'calls failed: AtCapacity 3 times'
+    """
+    return f"calls failed: {', '.join(f'{name} {times} times' for name, times in sorted(errors.items()))}"
+
+
+def _ms(seconds: Sequence[float]) -> list[float]:
+    return [1e3 * value for value in seconds]
+
+
+# --- Rows ---
+
+
+def of_mode(identity: Identity, mode: str, work: Workload) -> Identity:
+    """Return the identity of what readers meet in a mode."""
+    return replace(identity, mode=mode, think_s=work.think_s if mode == "think" else None)
+
+
+def level_rows(level: Level, identity: Identity, case: Case, limit_ms: float) -> list[LoadRow | Absent]:
+    """Return one row for each stage that a reader comes through; what did not come up says so."""
+    volumes = list(case.volumes.values())
+    times = f"{len(volumes)} x " if len(volumes) > 1 else ""
+    shared = {
+        "scan": f"{case.name}, {times}{' x '.join(map(str, case.shape))} {volumes[0].array.dtype.name}",
+        "limit_ms": limit_ms,
+        "sessions_held": level.held,
+        "seconds": significant(level.seconds, 4),
+        "clicks_per_second": significant(level.clicks_per_second, 4) if case.clicks else None,
+        "errors": dict(level.errors),
+        "server_rss_mb": None if level.server_mb is None else level.server_mb["rss"],
+        "server_pss_mb": None if level.server_mb is None else level.server_mb["pss"],
+        "client_cpu_share": significant(level.client_share, 3),
+        "server_cpu_share": None if level.server_share is None else significant(level.server_share, 3),
+    }
+    rows: list[LoadRow | Absent] = []
+    for stage in _met(case):
+        own, words = replace(identity, sessions=level.readers, stage=stage), stage.replace("_", " ")
+        if level.samples[stage]:
+            rows.append(LoadRow(own, Times.of(level.samples[stage], MOST_SAMPLES), **shared))
+        elif level.errors:
+            why = f"no {words} was answered, {errors_in_words(level.errors)}; see the server's log"
+            rows.append(Absent("load", own, why, is_failure=True))
+        else:
+            why = f"no {words} came up in {level.seconds:.0f} s; give --seconds more"
+            rows.append(Absent("load", own, why, is_failure=False))
+    return rows
+
+
+def _absent(
+    identity: Identity, sessions: Sequence[int], stage: str, why: str, is_failure: bool
+) -> Iterator[Absent]:
+    """Yield a row for each level that was not run, of the stage that decides about a level."""
+    for readers in sessions:
+        yield Absent("load", replace(identity, stage=stage, sessions=readers), why, is_failure)

@@ -1,0 +1,29 @@
+"""What readers are to do in `sam-bench load`. Nothing heavy is imported here: the command's help reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SESSION_LEVELS = (1, 2, 4, 8, 16)
+MODES = ("think", "closed")
+VOLUME, SLICES, SESSIONS, CLICKS = "volume", "slices", "sessions", "clicks"
+SCALINGS = (VOLUME, SLICES, SESSIONS, CLICKS)
+"""What cost may be fitted over."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What readers are to do, and over what the growth of cost is fitted."""
+
+    sessions: tuple[int, ...] = SESSION_LEVELS
+    """Readers of each level, in turn."""
+    modes: tuple[str, ...] = MODES
+    think_s: float = 2.0
+    """Mean time between two calls of a reader in the mode `think` [s]."""
+    seconds: float = 20.0
+    """How long a level takes."""
+    limit_ms: float = 1000.0
+    """Levels go up until the 95th percentile of clicks passes this [ms]."""
+    scaling: tuple[str, ...] = SCALINGS
+    rounds: int = 5
+    """Samples at each size."""
