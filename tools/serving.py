@@ -43,7 +43,7 @@ from samkit.benchmarks.measure.machine import MatrixProduct, load, processor, ve
 from samkit.benchmarks.measure.processes import memory_of
 from samkit.benchmarks.measure.turns import seconds_of, take_round, take_turns
 from samkit.benchmarks.record.statistics import late_slope, median_difference
-from samkit.command import run_command
+from samkit.command import run_command, show_progress
 from samkit.errors import PromptError, SamkitError, ServingError
 from samkit.export.export import run_export
 from samkit.export.plan import plan_export
@@ -125,6 +125,7 @@ def serving(
     out: Path | None,
 ) -> None:
     """Print one table for each part."""
+    show_progress(quiet=False, timed=True)
     if (scan is None) != (not points):
         raise click.UsageError("--scan and --point go together: clicks on a phantom are simulated, on a scan given")
     if export is not None and recipe is not None:
@@ -148,7 +149,7 @@ def export_method(name: str, size: str, recipe_path: Path | None, keys: Path | N
         files = write_weights(get_method(name), size, read_recipe(recipe_path), keys, work)
     checkpoint = files.pop("checkpoint", None)
     plan = plan_export(name, checkpoint=checkpoint, others=files, size=size if checkpoint is None else None)
-    run_export(plan, work / name, say=lambda line: click.echo(line, err=True))
+    run_export(plan, work / name)
     return work / name
 
 
