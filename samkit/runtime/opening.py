@@ -17,9 +17,7 @@ from samkit.runtime.client.triton_transport import Address, is_url
 from samkit.runtime.session.base import Session
 
 if TYPE_CHECKING:
-    from samkit.manifest import Manifest
-    from samkit.methods.method import Method
-    from samkit.networks.config import NetworkConfig
+    from samkit.manifest import Export
     from samkit.runtime.backends.runner import Runner
     from samkit.runtime.session.slice_session import SliceSession
     from samkit.runtime.session.volume_session import VolumeSession
@@ -89,7 +87,7 @@ def open_export(
     volumes, `plane` and `intensities` (what becomes black and white) for those of slices; each is by default the
     method's own.
     """
-    from samkit.manifest import Manifest
+    from samkit.manifest import Export
     from samkit.runtime.backends.runner import add_substitutes
     from samkit.runtime.session.volume_session import (
         BACKENDS,
@@ -97,43 +95,38 @@ def open_export(
         TENSORRT,
         default_device,
         default_precision,
-        described,
         open_runners,
     )
 
-    folder = Path(folder)
     device = default_device(backend) if device is None else device
     if backend not in BACKENDS or device not in DEVICES:
         raise ExportError(
             f"backend '{backend}' on device '{device}' is not known; backends are {', '.join(BACKENDS)}, devices "
             f"{', '.join(DEVICES)}"
         )
-    manifest = Manifest.load(folder)
-    if backend != TENSORRT:  # its runners check the very bytes that they load, and need nothing else of the export
-        manifest.verify(folder, engines=False)
-    method, config = described(manifest, folder)
+    # The runners of TensorRT check the very bytes that they load, and need nothing else of the export
+    export = Export.open(folder, verify=backend != TENSORRT)
     if precision is None:
-        precision = default_precision(manifest, backend, device)
+        precision = default_precision(export.manifest, backend, device)
     with ExitStack() as opened:
-        runners, warnings = open_runners(folder, manifest, backend, device, precision, threads)
+        runners, warnings = open_runners(export.folder, export.manifest, backend, device, precision, threads)
         for runner in runners.values():
             opened.callback(runner.close)
-        add_substitutes(runners, method.graphs(config))
-        session = make_session(method, config, runners, precision, manifest, spacing, plane, intensities)
+        add_substitutes(runners, export.graphs)
+        session = make_session(export, runners, precision, spacing=spacing, plane=plane, intensities=intensities)
         session.warn(*warnings)
         opened.pop_all()  # the session closes them from here on
     return session
 
 
 def make_session(
-    method: Method,
-    config: NetworkConfig,
+    export: Export,
     runners: Mapping[str, Runner],
     precision: str,
-    manifest: Manifest,
-    spacing: Triple | None,
-    plane: str | None,
-    intensities: tuple[float, float] | None,
+    *,
+    spacing: Triple | None = None,
+    plane: str | None = None,
+    intensities: tuple[float, float] | None = None,
 ) -> VolumeSession | SliceSession:
     """Return a session of the method's kind on `runners`; raises OptionError for an option of the other kind."""
     from samkit.methods.method import SliceMethod, VolumeMethod
@@ -141,6 +134,7 @@ def make_session(
     from samkit.runtime.session.slice_session import SliceSession
     from samkit.runtime.session.volume_session import VolumeSession
 
+    method, config, manifest = export.method, export.config, export.manifest
     if isinstance(method, SliceMethod):
         if spacing is not None:
             raise OptionError(
@@ -157,5 +151,5 @@ def make_session(
         raise OptionError(
             f"{{{option}}} is for methods of slices, and {method.name} works on volumes; leave it out", options=(option,)
         )
-    refinement = str(manifest.plan.refinement)
+    refinement = str(export.plan.refinement)
     return VolumeSession(method, config, refinement, runners, spacing=spacing, precision=precision, manifest=manifest)

@@ -20,10 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from samkit.errors import ExportError, GeometryError, InputRefused, ManifestError, PromptError
+from samkit.errors import ExportError, GeometryError, InputRefused, PromptError
 from samkit.geometry import Grid, Index, Triple, Volume
-from samkit.manifest import Manifest
-from samkit.methods import get_method
+from samkit.manifest import Export, Manifest
 from samkit.methods.method import Method, VolumeMethod
 from samkit.networks.config import NetworkConfig
 from samkit.networks.sam3d_config import Sam3DConfig
@@ -295,16 +294,8 @@ def open_runners(
 
 def described(manifest: Manifest, folder: Path) -> tuple[Method, NetworkConfig]:
     """Return method and network of the export in `folder`; raises ManifestError where the manifest leaves them open."""
-    plan = manifest.plan
-    if plan.config is None or plan.refinement is None:
-        raise ManifestError(f"the manifest of {folder.name} does not describe its network; export again")
-    method = get_method(plan.method)
-    needed = [graph.name for graph in method.graphs(plan.config) if graph.is_in(None, folded=False)]
-    if missing := [name for name in needed if name not in plan.graphs]:
-        raise ManifestError(
-            f"the export {folder.name} has no graph {missing[0]}, which {plan.method} needs; export again"
-        )
-    return method, plan.config
+    export = Export.of(folder, manifest)
+    return export.method, export.config
 
 
 def default_device(backend: str) -> str:
