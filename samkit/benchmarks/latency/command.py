@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,13 +92,13 @@ def measure_latency(exports: Sequence[Path], settings: Settings | None = None) -
     """
     from samkit.benchmarks.latency.baselines import check_device
     from samkit.benchmarks.latency.candidates import rows_of_gpu
-    from samkit.benchmarks.measure.machine import Machine, versions
-    from samkit.benchmarks.record import run as run_file
+    from samkit.benchmarks.measure.machine import Machine, finished_run
+    from samkit.benchmarks.record.run import describe_export
     from samkit.manifest import Export
 
     settings = Settings() if settings is None else settings
     check_device(settings.device)
-    started, start = run_file.now(), time.perf_counter()
+    started = datetime.now(UTC)
     opened = [Export.open(folder) for folder in exports]
     there = dict.fromkeys(name for export in opened for name in export.plan.graphs)
     if unknown := [name for name in settings.graphs if name not in there]:
@@ -116,20 +117,11 @@ def measure_latency(exports: Sequence[Path], settings: Settings | None = None) -
                 said = f"{export.plan.method} ({export.plan.size}), {machine.threads} threads"
                 logger.info("%s: %.0f s", said, time.perf_counter() - began)
         described = [machine.describe() for machine in machines]
-    return run_file.Run(
-        kind="latency",
-        command=("sam-bench", "latency"),
-        started=started,
-        seconds=round(time.perf_counter() - start, 1),
-        exports=tuple(run_file.describe_export(export) for export in opened),
-        machine=_together(described),
-        versions=versions(),
-        rows=(*rows, *(rows_of_gpu(rows) if settings.device == "cpu" else ())),
-        commit=run_file.commit(),
-        notes=(
-            "inputs of graphs are seeded, scans are phantoms; every backend was held to PyTorch eager's outputs first",
-        ),
-    )
+    if settings.device == "cpu":
+        rows += rows_of_gpu(rows)
+    exports_described = [describe_export(export.folder, export.manifest) for export in opened]
+    note = "inputs of graphs are seeded, scans are phantoms; every backend was held to PyTorch eager's outputs first"
+    return finished_run("latency", started, exports_described, _together(described), rows, (note,))
 
 
 def _rows(export: Export, machine: Machine, settings: Settings) -> Iterator[LatencyRow | Absent]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -131,7 +132,9 @@ class GraphTimer(Closing):
                         yield from self._measure(self._work(spec, rows, points))
 
     def _measure(self, work: Work) -> Iterator[LatencyRow | Absent]:
-        expected = as_arrays(torch_run(self._network, work.official, work.official_inputs, device=self._machine.device)())
+        expected = as_arrays(
+            torch_run(self._network, work.official, work.official_inputs, device=self._machine.device)()
+        )
         with ExitStack() as opened:
             entries = [*self._candidates(work, opened), *self._baselines(work, opened)]
             held = {entry.identity: attempt(entry.identity, partial(_held_to, expected, entry)) for entry in entries}
@@ -201,7 +204,9 @@ class GraphTimer(Closing):
         found = [one for one in candidates(self._export, self._settings) if one.lack is not None]
         device = self._machine.device
         if "fp16" not in self._export.plan.precisions:
-            found.insert(0, Candidate(ONNXRUNTIME, "fp16", device, "the export has no float16 files; export with --fp16"))
+            found.insert(
+                0, Candidate(ONNXRUNTIME, "fp16", device, "the export has no float16 files; export with --fp16")
+            )
         if NO_FOLD in self._settings.baselines and work.official.is_rewrite:
             lack = f"--no-fold has no {work.graph.name}: its mask_decoder does that work"
             found.append(Candidate(NO_FOLD, "fp32", device, lack))
@@ -241,13 +246,11 @@ class GraphTimer(Closing):
 
     # --- Rows ---
 
-    def _row(
-        self, work: Work, entry: Entry, error: float, turns: Sequence[Sequence[float]], rate: float
-    ) -> LatencyRow:
+    def _row(self, work: Work, entry: Entry, error: float, turns: Sequence[Sequence[float]], rate: float) -> LatencyRow:
         """Return the row of one that was timed; `rate` is the matrix product's [GFLOP/s]."""
         times = Times.of(chain.from_iterable(turns))
         gflop = self._count(entry.graph, folded=entry.is_folded, rows=work.rows, points=work.points or 1)
-        memory: dict[str, float] = {}
+        memory: dict[str, Any] = {}
         if "memory" in self._settings.parts and entry.path is not None and self._machine.device == "cpu":
             inputs = {tensor.name: on_host(work.inputs[tensor.name]) for tensor in entry.graph.inputs}
             memory = measure_memory(entry.path, inputs, self._machine.threads)

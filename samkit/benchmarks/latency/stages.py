@@ -124,7 +124,7 @@ class SessionTimer:
         with open_reader(self.folder, **self.opening) as session:
             loaded = time.perf_counter()
             given = read_inputs(self.on_disk.files, session.method)
-            segment_given(session, given, self.on_disk.case.clicks, False)
+            segment_given(session, given, self.on_disk.case.clicks, False, lambda line: None)
             write_mask(self.scratch / "mask.nii.gz", session.labels(), given.scan)
             written = time.perf_counter()
         self.seconds["load"].append(loaded - start)
@@ -177,9 +177,8 @@ def time_stages(export: Export, machine: Machine, settings: Settings) -> Iterato
         timers = []
         for one in (_original(machine.device), *candidates(export, settings)):
             opening = {"backend": one.backend, "precision": one.precision, "device": one.device}
-            opening["threads"] = machine.threads
             identity = one.identity(export, threads=machine.threads)
-            timer = SessionTimer(identity, opening, on_disk, export.folder, Path(scratch), one.note)
+            timer = SessionTimer(identity, {**opening, "threads": machine.threads}, on_disk, export.folder, Path(scratch), one.note)
             if one.lack is None:
                 timer.warm_up(opened)
             else:

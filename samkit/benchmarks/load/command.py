@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ipaddress
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,14 +110,14 @@ def measure_load(exports: Sequence[Path], work: Workload | None = None, *, serve
     """
     from samkit.benchmarks.load.levels import Endpoint, embedded_rows, reader_rows
     from samkit.benchmarks.load.scaling import growth_rows
-    from samkit.benchmarks.measure.machine import Machine, versions
-    from samkit.benchmarks.record.run import Run, commit, describe_export, now
+    from samkit.benchmarks.measure.machine import Machine, finished_run
+    from samkit.benchmarks.record.run import describe_export
     from samkit.manifest import Export
 
-    started, start = now(), time.perf_counter()
+    started = datetime.now(UTC)
     work = Workload() if work is None else work
     opened = [Export.open(folder, verify=False) for folder in exports]
-    described = [describe_export(export) for export in opened]
+    described = [describe_export(export.folder, export.manifest) for export in opened]
     rows: list[LoadRow | Absent] = []
     with Machine() as machine:
         for export in opened:
@@ -133,16 +133,6 @@ def measure_load(exports: Sequence[Path], work: Workload | None = None, *, serve
                               "demonstration": plan.is_demonstration, "manifest": found.identity.manifest})  # fmt: skip
             rows += reader_rows(found, work, machine)
         described_machine = machine.describe()
-    notes = (row.note for row in rows if row.note is not None)
-    return Run(
-        kind="load",
-        command=("sam-bench", "load"),
-        started=started,
-        seconds=round(time.perf_counter() - start, 1),
-        exports=tuple(described),
-        machine=described_machine,
-        versions=versions(),
-        rows=tuple(rows),
-        commit=commit(),
-        notes=(_PHANTOMS, _TOGETHER if server is None else _ELSEWHERE, *notes),
-    )
+    said = (row.note for row in rows if row.note is not None)
+    notes = (_PHANTOMS, _TOGETHER if server is None else _ELSEWHERE, *said)
+    return finished_run("load", started, described, described_machine, rows, notes)

@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.phantom_scans import COST_SHAPES, cost_case, repeated, with_clicks
 from samkit.benchmarks.load.readers import STAGES, Level, Reader, run_level
-from samkit.benchmarks.load.scaling import MOST_SAMPLES, SESSIONS, over_sessions
-from samkit.benchmarks.load.workload import Workload
+from samkit.benchmarks.load.scaling import MOST_SAMPLES, over_sessions
+from samkit.benchmarks.load.workload import SESSIONS, Workload
 from samkit.benchmarks.measure.machine import Machine
 from samkit.benchmarks.record.rows import Absent, Identity, LoadRow, Times
 from samkit.benchmarks.record.statistics import percentiles, significant
@@ -204,7 +205,7 @@ def level_rows(level: Level, identity: Identity, case: Case, limit_ms: float) ->
     """Return one row for each stage that a reader comes through; what did not come up says so."""
     volumes = list(case.volumes.values())
     times = f"{len(volumes)} x " if len(volumes) > 1 else ""
-    shared = {
+    shared: dict[str, Any] = {
         "scan": f"{case.name}, {times}{' x '.join(map(str, case.shape))} {volumes[0].array.dtype.name}",
         "limit_ms": limit_ms,
         "sessions_held": level.held,
@@ -230,9 +231,7 @@ def level_rows(level: Level, identity: Identity, case: Case, limit_ms: float) ->
     return rows
 
 
-def _absent(
-    identity: Identity, sessions: Sequence[int], stage: str, why: str, is_failure: bool
-) -> Iterator[Absent]:
+def _absent(identity: Identity, sessions: Sequence[int], stage: str, why: str, is_failure: bool) -> Iterator[Absent]:
     """Yield a row for each level that was not run, of the stage that decides about a level."""
     for readers in sessions:
         yield Absent("load", replace(identity, stage=stage, sessions=readers), why, is_failure)

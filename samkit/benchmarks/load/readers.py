@@ -59,7 +59,7 @@ class Reader:
     ) -> None:
         """Get ready; nothing is opened yet.
 
-        `scans` says by how much the next scan is brighter (`phantom_scans.brighter`); readers may share an `itertools.count`.
+        `scans` says by how much the next scan is brighter (`brighter`); readers may share an `itertools.count`.
         `think_s` is the mean time between calls [s], None for none. `sleep` and `clock` are for tests.
         """
         self._case, self._open, self._scans, self._think_s = case, open_session, scans, think_s

@@ -13,7 +13,8 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from samkit.benchmarks.measure.turns import seconds_of
+from samkit.benchmarks.record.rows import Row
+from samkit.benchmarks.record.run import Run, commit
 from samkit.benchmarks.record.statistics import significant
 from samkit.methods import GraphSpec
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
@@ -199,6 +202,29 @@ def gpus() -> list[dict[str, str]]:
     except (OSError, subprocess.CalledProcessError):
         return []
     return [dict(zip(fields, (part.strip() for part in line.split(",")), strict=False)) for line in lines]
+
+
+def finished_run(
+    kind: str,
+    started: datetime,
+    exports: Iterable[Mapping[str, Any]],
+    machine: Mapping[str, Any],
+    rows: Iterable[Row],
+    notes: Iterable[str],
+) -> Run:
+    """Return the run of `sam-bench KIND` that began at `started` and ends now."""
+    return Run(
+        kind=kind,
+        command=("sam-bench", kind),
+        started=started.isoformat(timespec="seconds"),
+        seconds=round((datetime.now(UTC) - started).total_seconds(), 1),
+        exports=tuple(exports),
+        machine=machine,
+        versions=versions(),
+        rows=tuple(rows),
+        commit=commit(),
+        notes=tuple(notes),
+    )
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
-from samkit.benchmarks.latency import baselines as rivals
-from samkit.benchmarks.latency import cold_start, stages
+from samkit.benchmarks.latency import baselines, candidates, cold_start, stages
 from samkit.benchmarks.latency import command as latency
 from samkit.benchmarks.latency import graphs as graph_rows
-from samkit.benchmarks.latency.command import measure_latency, not_run_rows
+from samkit.benchmarks.latency.candidates import rows_of_gpu
+from samkit.benchmarks.latency.command import measure_latency
 from samkit.benchmarks.latency.graphs import GraphTimer
+from samkit.benchmarks.latency.settings import BASELINES, PARTS, Settings
 from samkit.benchmarks.measure import machine, turns
-from samkit.benchmarks.measure.processes import resident_mb
-from samkit.benchmarks.record import run as run_file
-from samkit.errors import ExportError, ManifestError, MissingDependencyError, PromptError, SamkitError
+from samkit.benchmarks.measure.processes import call_alone, resident_mb
+from samkit.benchmarks.record.rows import Absent, Identity, LatencyRow
+from samkit.benchmarks.record.run import load_run
+from samkit.errors import ExportError, ManifestError, MissingDependencyError, OptionError, SamkitError
 from samkit.export.export import run_export
 from samkit.export.plan import plan_export
-from samkit.manifest import Manifest
+from samkit.manifest import Export
+from samkit.prompts import prompt_json
 
 pytestmark = pytest.mark.xdist_group("export")  # so that exports and rows are made once
 
-RIVALS = {"onnxruntime-no-fold", "torch", "torch-autocast"}
+QUICK = tuple(name for name in BASELINES if name != "torch-compile")
 """Those that every graph meets here; torch.compile takes many seconds for each, and has a test of its own."""
 
 
@@ -40,7 +42,7 @@ def quick():
         patch.setattr(turns, "QUIET_SECONDS", 0.0)
         patch.setattr(machine, "COPIED_MB", 1)
         patch.setattr(machine, "SIDE", 64)
-        patch.setattr(rivals, "COMPILER", "eager")
+        patch.setattr(baselines, "COMPILER", "eager")
         yield patch
 
 
@@ -53,20 +55,40 @@ def sam_export(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(tiny_export, quick):
-    """Graphs and stages of M-SAM."""
-    return measure_latency([tiny_export], rounds=2, threads=1, cold_starts=1, rivals=RIVALS)
+def rows(tiny_export, quick):
+    """Graphs and stages of M-SAM, as they were measured."""
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        honest = machine.finished_run
+        patch.setattr(machine, "finished_run", lambda *words: found.append(words[4]) or honest(*words))
+        measure_latency([tiny_export], Settings(rounds=2, threads=(1,), cold_starts=1, baselines=QUICK))
+    return found[0]
 
 
 @contextmanager
-def timing(folder, **options):
+def timing(folder, *, binds=None, **asked):
     """Give the timer of an export's graphs, one round, on one thread."""
-    with machine.Machine(1) as here, GraphTimer(folder, rounds=1, machine=here, memory=False, **options) as timer:
+    settings = Settings(**{"rounds": 1, "parts": ("graphs",), **asked})
+    with machine.Machine(1) as here, GraphTimer(Export.open(folder), here, settings, binds=binds) as timer:
         yield timer
 
 
-def of(run, **wanted):
-    return [row for row in run.rows if all(row.get(key) == value for key, value in wanted.items())]
+def timed_stages(folder):
+    with machine.Machine(1) as here:
+        return list(stages.time_stages(Export.open(folder), here, Settings(rounds=1, cold_starts=0)))
+
+
+def of(rows, **wanted):
+    return [row for row in rows if all(getattr(row.identity, key) == value for key, value in wanted.items())]
+
+
+def graphs_of(rows):
+    return [row for row in rows if row.identity.graph is not None]
+
+
+def by_backend(rows):
+    """Those that could have been measured."""
+    return {row.identity.backend: row for row in rows if isinstance(row, LatencyRow) or row.is_failure}
 
 
 # --- Graphs ---
