@@ -55,14 +55,9 @@ def sam_export(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def rows(tiny_export, quick):
-    """Graphs and stages of M-SAM, as they were measured."""
-    found = []
-    with pytest.MonkeyPatch.context() as patch:
-        honest = machine.finished_run
-        patch.setattr(machine, "finished_run", lambda *words: found.append(words[4]) or honest(*words))
-        measure_latency([tiny_export], Settings(rounds=2, threads=(1,), cold_starts=1, baselines=QUICK))
-    return found[0]
+def run(tiny_export, quick):
+    """Graphs and stages of M-SAM."""
+    return measure_latency([tiny_export], Settings(rounds=2, threads=(1,), cold_starts=1, baselines=QUICK))
 
 
 @contextmanager
@@ -78,99 +73,97 @@ def timed_stages(folder):
         return list(stages.time_stages(Export.open(folder), here, Settings(rounds=1, cold_starts=0)))
 
 
-def of(rows, **wanted):
-    return [row for row in rows if all(getattr(row.identity, key) == value for key, value in wanted.items())]
-
-
-def graphs_of(rows):
-    return [row for row in rows if row.identity.graph is not None]
+def of(run, **wanted):
+    return [row for row in run.rows if all(getattr(row.identity, key) == value for key, value in wanted.items())]
 
 
 def by_backend(rows):
-    """Those that could have been measured."""
+    """Those that were measured, and those that failed."""
     return {row.identity.backend: row for row in rows if isinstance(row, LatencyRow) or row.is_failure}
 
 
 # --- Graphs ---
 
 
-def test_every_graph_meets_every_rival(run):
+def test_every_graph_meets_every_baseline(run):
     for graph in ("image_encoder", "mask_decoder"):
-        rows = of(run, graph=graph, device="cpu")
-        assert [row["backend"] for row in rows if row["backend"] != "onnxruntime"] == sorted(RIVALS)
-        assert [row["precision"] for row in rows if row["backend"] == "onnxruntime"] == ["fp32", "fp16"]
+        found = [row.identity for row in of(run, graph=graph, device="cpu")]
+        assert [one.backend for one in found if one.backend != "onnxruntime"] == sorted(QUICK)
+        assert [one.precision for one in found if one.backend == "onnxruntime"] == ["fp32", "fp16"]
 
 
 def test_rewritten_graph_meets_what_does_its_work_in_upstreams_formulation(sam_export, quick):
-    with timing(sam_export, rivals=["torch"]) as timer:
-        ours, eager, absent = timer.rows(["mask_decoder_no_mask"])
+    with timing(sam_export, baselines=("torch",), graphs=("mask_decoder_no_mask",)) as timer:
+        ours, eager, absent = timer.rows()
 
-    assert (eager["graph"], eager["official"]) == ("mask_decoder_no_mask", "mask_decoder")
-    assert "official" not in ours
-    assert ours["relative_error"] < 1e-5
-    assert absent["not_run"] == "the export has no float16 files; export with --fp16"
+    assert (eager.identity.graph, eager.official) == ("mask_decoder_no_mask", "mask_decoder")
+    assert ours.official is None
+    assert ours.relative_error < 1e-5
+    assert absent.reason == "the export has no float16 files; export with --fp16"
+    assert not absent.is_failure
 
 
 def test_all_compute_the_same_and_say_how_far_they_are_from_pytorch_eager(run):
     """Even in half precision, as far as that goes; a wrong input would show here."""
-    for row in (row for row in run.rows if "graph" in row and "p50_ms" in row):
-        error = row["relative_error"]
-        if row["precision"] == "fp32":
-            assert error < 1e-5
+    timed = [row for row in run.rows if row.identity.graph is not None and isinstance(row, LatencyRow)]
+    assert timed
+    for row in timed:
+        if row.identity.precision == "fp32":
+            assert row.relative_error < 1e-5
         else:
-            assert 1e-6 < error < 5e-2
-        assert row["backend"] != "torch" or error == 0
+            assert 1e-6 < row.relative_error < 5e-2
+        assert row.identity.backend != "torch" or row.relative_error == 0
 
 
 def test_rows_have_all_samples_their_share_of_the_machine_and_memory_of_a_process_of_its_own(run):
-    assert len({run_file.identity(row) for row in run.rows}) == len(run.rows)
+    assert len({row.identity.key() for row in run.rows}) == len(run.rows)
     for row in of(run, backend="onnxruntime", device="cpu"):
-        if "graph" in row:
-            assert len(row["samples_ms"]) == row["turns"] == 2
-            assert row["limit_share"] > 0
-            assert row["gflop"] > 0
-            assert row["threads"] == 1
-            assert 0 < row["loaded_mb"] <= row["peak_mb"]
-            assert row["above_session_mb"] == pytest.approx(row["peak_mb"] - row["loaded_mb"], abs=0.1)
-    assert all("float32" in row["note"] for row in of(run, backend="onnxruntime", precision="fp16", device="cpu"))
+        if row.identity.graph is not None:
+            assert len(row.times.samples_ms) == row.turns == 2
+            assert row.limit_share > 0
+            assert row.gflop > 0
+            assert row.identity.threads == 1
+            assert 0 < row.loaded_mb <= row.peak_mb
+            assert row.above_session_mb == pytest.approx(row.peak_mb - row.loaded_mb, abs=0.1)
+    assert all("float32" in row.note for row in of(run, backend="onnxruntime", precision="fp16", device="cpu"))
 
 
 def test_more_work_counts_more_operations(sam_export, quick):
-    with (
-        machine.Machine(1) as here,
-        GraphTimer(sam_export, rounds=1, machine=here, rivals=(), memory=False) as timer,
-    ):
-        rows = list(timer.rows(["image_encoder", "mask_decoder"], batches=(1, 2), points=(1, 4)))
+    asked = {"graphs": ("image_encoder", "mask_decoder"), "batches": (1, 2), "points": (1, 4)}
+    with timing(sam_export, baselines=(), **asked) as timer:
+        rows = list(timer.rows())
 
-    gflop = {(row["graph"], row["batch"], row["points"]): row["gflop"] for row in rows if "gflop" in row}
+    timed = [row for row in rows if isinstance(row, LatencyRow)]
+    gflop = {(row.identity.graph, row.identity.batch, row.identity.points): row.gflop for row in timed}
     assert gflop["image_encoder", 2, None] == pytest.approx(2 * gflop["image_encoder", 1, None], rel=1e-3)
     assert gflop["mask_decoder", 1, 1] < gflop["mask_decoder", 1, 4] < gflop["mask_decoder", 2, 4]
-    assert {row["backend"] for row in rows} == {"onnxruntime"}
+    assert {row.identity.backend for row in rows} == {"onnxruntime"}
 
 
 def test_what_a_graph_does_not_take_is_a_row_or_refused(sam_export, quick):
-    with timing(sam_export, rivals=()) as timer:
-        (row,) = timer.rows(["image_encoder"], batches=(9,))
+    with timing(sam_export, baselines=(), graphs=("image_encoder",), batches=(9,)) as timer:
+        (row,) = timer.rows()
 
-    assert row["not_run"] == "the graph takes batch=1..8"
-    with pytest.raises(PromptError, match="none of these exports has a graph decoder, they have image_encoder, "):
-        measure_latency([sam_export], rounds=1, graphs=["image_encoder", "decoder"])
+    assert row.reason == "the graph takes batch=1..8"
+    assert not row.is_failure
+    with pytest.raises(OptionError, match="none of these exports has a graph decoder, they have image_encoder, "):
+        measure_latency([sam_export], Settings(rounds=1, graphs=("image_encoder", "decoder")))
 
 
 def test_compiled_network_computes_the_same(sam_export, quick):
-    with timing(sam_export, rivals=["torch-compile"]) as timer:
-        rows = {row["backend"]: row for row in timer.rows(["image_encoder"])}
+    with timing(sam_export, baselines=("torch-compile",), graphs=("image_encoder",)) as timer:
+        rows = by_backend(timer.rows())
 
-    assert 0 <= rows["torch-compile"]["relative_error"] < 1e-5
-    assert rows["torch-compile"]["p50_ms"] > 0
+    assert 0 <= rows["torch-compile"].relative_error < 1e-5
+    assert rows["torch-compile"].times.p50_ms > 0
 
 
 def test_bound_tensors_give_the_same_outputs(tiny_export, quick):
     """As on CUDA: embeddings go from one runner to another without a copy."""
-    with timing(tiny_export, rivals=(), binds=True) as timer:
-        rows = list(timer.rows(None))
+    with timing(tiny_export, baselines=(), binds=True) as timer:
+        rows = list(timer.rows())
     assert len(rows) == 4
-    assert all(row["relative_error"] < (1e-5 if row["precision"] == "fp32" else 5e-2) for row in rows)
+    assert all(row.relative_error < (1e-5 if row.identity.precision == "fp32" else 5e-2) for row in rows)
 
 
 def test_weights_stay_apart_from_lora(tiny_export, quick):
@@ -182,19 +175,20 @@ def test_weights_stay_apart_from_lora(tiny_export, quick):
 
 @pytest.mark.parametrize("wrong", [lambda value: 1.1 * value, lambda value: value * np.nan])
 def test_time_of_something_that_computes_another_thing_is_an_error(wrong, sam_export, quick, monkeypatch):
-    honest = graph_rows._graph_run
+    honest = graph_rows._run
 
-    def planted(runner, feed, device):
-        run = honest(runner, feed, device)
+    def planted(runner, inputs, device):
+        run = honest(runner, inputs, device)
         return lambda: {name: wrong(value) for name, value in run().items()}
 
-    monkeypatch.setattr(graph_rows, "_graph_run", planted)
-    with timing(sam_export, rivals=["torch"]) as timer:
-        ours, eager, *_ = timer.rows(["image_encoder"])
+    monkeypatch.setattr(graph_rows, "_run", planted)
+    with timing(sam_export, baselines=("torch",), graphs=("image_encoder",)) as timer:
+        ours, eager, *_ = timer.rows()
 
-    assert "it computes something else: image_embeddings is" in ours["error"]
-    assert "p50_ms" not in ours
-    assert eager["p50_ms"] > 0
+    assert isinstance(ours, Absent)
+    assert ours.is_failure
+    assert "it computes something else: image_embeddings is" in ours.reason
+    assert eager.times.p50_ms > 0
 
 
 def test_what_torch_cannot_compile_is_an_error_row_and_the_others_have_their_times(sam_export, quick, monkeypatch):
@@ -205,11 +199,11 @@ def test_what_torch_cannot_compile_is_an_error_row_and_the_others_have_their_tim
         return compiled
 
     monkeypatch.setattr(torch, "compile", refuse)
-    with timing(sam_export, rivals=["torch", "torch-compile"]) as timer:
-        rows = {row["backend"]: row for row in timer.rows(["image_encoder"]) if "not_run" not in row}
+    with timing(sam_export, baselines=("torch", "torch-compile"), graphs=("image_encoder",)) as timer:
+        rows = by_backend(timer.rows())
 
-    assert rows["torch-compile"]["error"] == "RuntimeError: no C++ compiler"
-    assert all("p50_ms" in row for backend, row in rows.items() if backend != "torch-compile")
+    assert rows["torch-compile"].reason == "RuntimeError: no C++ compiler"
+    assert all(isinstance(row, LatencyRow) for backend, row in rows.items() if backend != "torch-compile")
 
 
 def test_what_fails_is_an_error_row_and_the_others_have_their_times(sam_export, quick, monkeypatch):
@@ -219,11 +213,11 @@ def test_what_fails_is_an_error_row_and_the_others_have_their_times(sam_export, 
         raise ExportError("no file of --no-fold")
 
     monkeypatch.setattr(graph_rows, "write_official", refuse)
-    with timing(sam_export, rivals=["torch", "onnxruntime-no-fold"]) as timer:
-        rows = {row["backend"]: row for row in timer.rows(["image_encoder"]) if "not_run" not in row}
+    with timing(sam_export, baselines=("torch", "onnxruntime-no-fold"), graphs=("image_encoder",)) as timer:
+        rows = by_backend(timer.rows())
 
-    assert rows["onnxruntime-no-fold"]["error"] == "ExportError: no file of --no-fold"
-    assert all(rows[backend]["p50_ms"] > 0 for backend in ("onnxruntime", "torch"))
+    assert rows["onnxruntime-no-fold"].reason == "ExportError: no file of --no-fold"
+    assert all(rows[backend].times.p50_ms > 0 for backend in ("onnxruntime", "torch"))
 
 
 # --- Stages ---
@@ -232,70 +226,77 @@ def test_what_fails_is_an_error_row_and_the_others_have_their_times(sam_export, 
 def test_stages_are_those_of_a_reader(run):
     count = stages.CLICKS
     for backend, precision in (("torch", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "fp16")):
-        rows = {row["stage"]: row for row in of(run, backend=backend, precision=precision, device="cpu")
-                if "stage" in row}  # fmt: skip
+        found = of(run, backend=backend, precision=precision, device="cpu", graph=None)
+        rows = {row.identity.stage: row for row in found}
         assert tuple(rows) == stages.STAGES
-        samples = {stage: len(row["samples_ms"]) for stage, row in rows.items()}
+        samples = {stage: len(row.times.samples_ms) for stage, row in rows.items()}
         assert samples == {"cold_start": 1, "load": 2, "encode": 2, "click": 2 * (count - 1), "undo": 2 * count,
                            "end_to_end": 2}  # fmt: skip
-        assert rows["cold_start"]["peak_mb"] > 50
-        assert rows["end_to_end"]["p50_ms"] > rows["load"]["p50_ms"]
+        assert rows["cold_start"].peak_mb > 50
+        assert rows["end_to_end"].times.p50_ms > rows["load"].times.p50_ms
 
 
 def test_method_without_prompts_has_no_clicks_to_wait_for(quick):
-    absent = stages._measured(stages._Contender(("torch", "fp32"), Path(), {}), "click", None)
+    identity = Identity("brainseg-dmif", "torch", "cpu", "fp32")
+    absent = stages.SessionTimer(identity, {}, None, None, None).row("click", None)
 
-    assert absent == {"not_run": "the method takes no prompt, and decides on a whole scan: end_to_end"}
+    assert absent.reason == "the method takes no prompt, and decides on a whole scan: end_to_end"
+    assert (absent.identity.stage, absent.is_failure) == ("click", False)
+
+
+def timed_stages(folder):
+    with machine.Machine(1) as here:
+        return list(stages.time_stages(Export.open(folder), here, Settings(rounds=1, cold_starts=0)))
 
 
 def test_session_with_another_mask_is_an_error(sam_export, quick, monkeypatch):
-    honest = stages._visit
+    honest = stages.visit
 
-    def planted(session, reading):
-        seconds, mask = honest(session, reading)
+    def planted(session, case):
+        seconds, mask = honest(session, case)
         return seconds, mask if "torch" in session.providers["image_encoder"][0] else ~mask
 
-    monkeypatch.setattr(stages, "_visit", planted)
-    with machine.Machine(1) as here:
-        rows = list(stages.time_stages(sam_export, rounds=1, machine=here, cold_starts=0))
+    monkeypatch.setattr(stages, "visit", planted)
 
-    assert all("it came to another mask" in row["error"] for row in rows if row["backend"] == "onnxruntime")
-    assert all("p50_ms" in row for row in rows if row["backend"] == "torch")
+    for row in timed_stages(sam_export):
+        assert isinstance(row, Absent) == (row.identity.backend == "onnxruntime")
+        assert isinstance(row, LatencyRow) or "it came to another mask" in row.reason
 
 
 def test_session_that_fails_is_an_error_and_the_others_have_their_times(sam_export, quick, monkeypatch):
-    honest = stages._visit
+    honest = stages.visit
 
-    def planted(session, reading):
+    def planted(session, case):
         if "torch" not in session.providers["image_encoder"][0]:
             raise RuntimeError("out of memory\nat great length")
-        return honest(session, reading)
+        return honest(session, case)
 
-    monkeypatch.setattr(stages, "_visit", planted)
-    with machine.Machine(1) as here:
-        rows = list(stages.time_stages(sam_export, rounds=1, machine=here, cold_starts=0))
+    monkeypatch.setattr(stages, "visit", planted)
 
-    assert {row["error"] for row in rows if row["backend"] == "onnxruntime"} == {"RuntimeError: out of memory"}
-    assert all("p50_ms" in row for row in rows if row["backend"] == "torch")
+    for row in timed_stages(sam_export):
+        assert isinstance(row, Absent) == (row.identity.backend == "onnxruntime")
+        assert isinstance(row, LatencyRow) or (row.reason, row.is_failure) == ("RuntimeError: out of memory", True)
+
+
+def first_mask(folder, scratch, **opening):
+    on_disk = stages.CaseOnDisk.make(Export.open(folder), scratch)
+    prompts = [prompt_json(on_disk.case.clicks[0])]
+    words = {"export": folder, "files": on_disk.files, "prompts": prompts, "opening": opening}
+    return call_alone(cold_start.first_mask, "no first mask came", **words)
 
 
 def test_memory_of_a_cold_start_is_not_that_of_its_parent(sam_export, tmp_path):
     """The kernel hands `ru_maxrss` down to a child."""
     ballast = np.ones(400_000_000, np.uint8)
-    reading = stages.Reading.make(Manifest.load(sam_export).plan, tmp_path)
 
-    _, peak = cold_start.measure_cold_start(
-        sam_export, reading.files, reading.clicks[:1], "onnxruntime", "fp32", threads=1
-    )
+    _, found = first_mask(sam_export, tmp_path, backend="onnxruntime", precision="fp32", threads=1)
 
-    assert peak < ballast.nbytes / 1e6 < resident_mb()
+    assert found["peak_mb"] < ballast.nbytes / 1e6 < resident_mb()
 
 
 def test_cold_start_that_fails_says_so(sam_export, tmp_path, capfd):
-    reading = stages.Reading.make(Manifest.load(sam_export).plan, tmp_path)
-
-    with pytest.raises(SamkitError, match="onnxruntime fp16 gave no first mask"):
-        cold_start.measure_cold_start(sam_export, reading.files, reading.clicks[:1], "onnxruntime", "fp16")
+    with pytest.raises(SamkitError, match="no first mask came; the message of its process stands above"):
+        first_mask(sam_export, tmp_path, backend="onnxruntime", precision="fp16")
     assert "export again with --fp16" in capfd.readouterr().err
 
 
@@ -304,48 +305,50 @@ def test_cold_start_that_fails_says_so(sam_export, tmp_path, capfd):
 
 def test_what_nobody_could_measure_has_rows_that_say_why(run):
     for graph in ("image_encoder", "mask_decoder"):
-        rows = [row for row in of(run, graph=graph, device="cuda") if row["points"] in (None, 1)]
-        assert {(row["backend"], row["precision"]) for row in rows} == {*latency.ON_GPU, latency.TENSORRT}
-        assert all("p50_ms" not in row and row["not_run"] for row in rows)
-    assert {row["backend"] for row in of(run, stage="click", device="cuda")} == {"onnxruntime", "torch", "tensorrt"}
+        rows = [row for row in of(run, graph=graph, device="cuda") if row.identity.points in (None, 1)]
+        found = {(row.identity.backend, row.identity.precision) for row in rows}
+        assert found == {*candidates.ON_GPU, candidates.ENGINES}
+        assert all(isinstance(row, Absent) and row.reason and not row.is_failure for row in rows)
+    clicks = of(run, stage="click", device="cuda")
+    assert {row.identity.backend for row in clicks} == {"onnxruntime", "torch", "tensorrt"}
 
 
 def test_on_a_machine_with_a_gpu_what_was_not_asked_for_says_how_to_ask(run, monkeypatch):
-    monkeypatch.setattr(machine, "gpus", lambda: [{"name": "a GPU"}])
+    monkeypatch.setattr(candidates, "gpus", lambda: [{"name": "a GPU"}])
 
-    assert {row["not_run"] for row in not_run_rows(run.rows)} == {latency.NOT_ASKED}
+    assert {row.reason for row in rows_of_gpu(run.rows)} == {candidates.NOT_ASKED}
 
 
-@pytest.mark.parametrize("part", latency.PARTS)
+@pytest.mark.parametrize("part", PARTS)
 def test_changed_file_is_refused_and_no_row(part, sam_export, tmp_path):
     folder = shutil.copytree(sam_export, tmp_path / "export")
     (folder / "mask_decoder.onnx").write_bytes(b"other graph")
 
     with pytest.raises(ManifestError, match="changed since it was exported"):
-        measure_latency([folder], rounds=1, parts=[part])
+        measure_latency([folder], Settings(rounds=1, parts=(part,)))
 
 
 def test_run_goes_through_its_file(run, tmp_path):
     run.save(tmp_path / "run.json")
 
-    assert run_file.load_run(tmp_path / "run.json").rows == tuple(json.loads(json.dumps(run.rows)))
+    assert load_run(tmp_path / "run.json").rows == run.rows
     assert [export["method"] for export in run.exports] == ["m-sam"]
     assert run.machine["threads"] == 1
 
 
 def test_several_numbers_of_threads_are_told_apart(sam_export, quick):
-    found = measure_latency([sam_export], rounds=1, threads=(1, 2), parts=["graphs"], graphs=["mask_decoder"],
-                            rivals=())  # fmt: skip
+    asked = Settings(rounds=1, threads=(1, 2), parts=("graphs",), graphs=("mask_decoder",), baselines=())
+    found = measure_latency([sam_export], asked)
 
-    assert {row["threads"] for row in of(found, backend="onnxruntime")} == {1, 2}
+    assert {row.identity.threads for row in of(found, backend="onnxruntime")} == {1, 2}
     assert set(found.machine["at_threads"]) == {"1", "2"}
 
 
 def test_command_saves_says_what_was_unsettled_and_fails_where_our_files_did(run, monkeypatch, tmp_path):
-    bad = {**of(run, backend="onnxruntime")[0], "error": "it computes something else"}
+    bad = Absent("latency", of(run, backend="onnxruntime")[0].identity, "it computes something else", is_failure=True)
     unsettled = {**run.machine, "unsettled": ["load before the first run was 3"]}
-    broken = run_file.Run(**{**run.__dict__, "rows": (bad,), "machine": unsettled})
-    monkeypatch.setattr(latency, "measure_latency", lambda exports, **options: broken)
+    broken = replace(run, rows=(bad,), machine=unsettled)
+    monkeypatch.setattr(latency, "measure_latency", lambda exports, settings: broken)
 
     out = tmp_path / "new" / "latency.json"
     ended = CliRunner().invoke(latency.command, ["--export", str(tmp_path), "--json", str(out)])
@@ -353,11 +356,23 @@ def test_command_saves_says_what_was_unsettled_and_fails_where_our_files_did(run
     assert isinstance(ended.exception, SamkitError)
     assert "m-sam image_encoder onnxruntime fp32: it computes something else" in str(ended.exception)
     assert "UNSETTLED MACHINE: load before the first run was 3" in ended.stderr
-    assert run_file.load_run(out).rows[0]["error"] == "it computes something else"
+    assert load_run(out).rows == (bad,)
+
+
+@pytest.mark.parametrize("option", ["--baseline", "--rival"])
+def test_options_become_settings_by_their_names(option, run, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(latency, "measure_latency", lambda exports, settings: asked.append(settings) or run)
+    words = ["--export", str(tmp_path), "--json", str(tmp_path / "run.json"), "--batch", "1,4", "--part", "graphs"]
+
+    ended = CliRunner().invoke(latency.command, [*words, option, "torch", "--threads", "2"])
+
+    assert ended.exit_code == 0, ended.output
+    assert asked == [Settings(threads=(2,), batches=(1, 4), parts=("graphs",), baselines=("torch",))]
 
 
 def test_without_a_device_the_command_is_one_sentence(sam_export, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
-    with pytest.raises(MissingDependencyError, match="finds no CUDA device, and --device cuda needs one"):
-        measure_latency([sam_export], rounds=1, device="cuda")
+    with pytest.raises(MissingDependencyError, match="finds no CUDA device, and device cuda needs one"):
+        measure_latency([sam_export], Settings(rounds=1, device="cuda"))
