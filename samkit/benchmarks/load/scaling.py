@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.phantom_scans import click_on, open_case, padded, repeated
 from samkit.benchmarks.load.readers import Level
-from samkit.benchmarks.measure.machine import seconds_of
+from samkit.benchmarks.measure.turns import seconds_of, take_turns
 from samkit.benchmarks.record.statistics import Estimate, fit_exponent, percentiles, significant
 from samkit.geometry import Index
 
@@ -120,14 +120,13 @@ def over_slices(session: SliceSession, case: Case, rounds: int) -> list[Scaling]
 def over_clicks(session: Session | SliceSession, case: Case, rounds: int) -> list[Scaling]:
     """Return the time of the n-th click over n; embeddings are there, but for crops that only this click needs."""
     open_case(session, case)
-    samples: dict[float, list[float]] = {number: [] for number, _ in enumerate(case.clicks, start=1)}
-    for turn in range(1 + rounds):
+
+    def click_all() -> list[float]:
         session.reset()
-        for number, point in enumerate(case.clicks, start=1):
-            seconds = seconds_of(partial(click_on, session, point))
-            if turn:  # the first round encodes
-                samples[number].append(seconds)
-    return [Scaling("click", CLICKS, samples)]
+        return [seconds_of(partial(click_on, session, point)) for point in case.clicks]
+
+    found = take_turns({"click": click_all}, rounds, uncounted=1)["click"]  # the first round encodes
+    return [Scaling("click", CLICKS, dict(enumerate(zip(*found, strict=True), start=1)))]
 
 
 def over_sessions(levels: Sequence[Level], stages: Sequence[str], mode: str) -> list[Scaling]:
@@ -142,15 +141,18 @@ def over_sessions(levels: Sequence[Level], stages: Sequence[str], mode: str) -> 
 def _in_turns(
     session: Any, cases: Sequence[Case], calls: Mapping[str, Call], rounds: int, size: Callable[[Case], float]
 ) -> dict[str, dict[float, list[float]]]:
-    """Return seconds by call and size; every case gets all calls in order, and who begins moves on by one."""
+    """Return seconds by call and size; a turn is all calls in order on one case."""
+
+    def turn(case: Case) -> tuple[float, dict[str, float]]:
+        seconds = {stage: seconds_of(partial(call, session, case)) for stage, call in calls.items()}
+        return float(size(case)), seconds
+
+    turns = {number: partial(turn, case) for number, case in enumerate(cases)}
     found: dict[str, dict[float, list[float]]] = {stage: {} for stage in calls}
-    for turn in range(1 + rounds):
-        first = turn % len(cases)
-        for case in (*cases[first:], *cases[:first]):
-            seconds = {stage: seconds_of(partial(call, session, case)) for stage, call in calls.items()}
-            if turn:  # the first round fills memory
-                for stage, value in seconds.items():
-                    found[stage].setdefault(float(size(case)), []).append(value)
+    for measured in take_turns(turns, rounds, uncounted=1).values():  # the first round fills memory
+        for own_size, seconds in measured:
+            for stage, value in seconds.items():
+                found[stage].setdefault(own_size, []).append(value)
     return {stage: dict(sorted(samples.items())) for stage, samples in found.items()}
 
 
