@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from samkit.imageio.nifti import read_scan
+from samkit.imageio.reading import read_scan
 from samkit.manifest import Manifest, Weights
 from samkit.prompts import Point, write_clicks
 from samkit.runtime import open_session
