@@ -29,7 +29,7 @@ from samkit.imageio.writing import (
     write_mask,
     write_picture,
 )
-from samkit.manifest import Manifest
+from samkit.manifest import Export
 from samkit.methods.method import Method, SliceMethod
 from samkit.planes import PLANES
 from samkit.prompts import (
@@ -45,7 +45,7 @@ from samkit.prompts import (
 from samkit.runtime.client.remote_session import DECIDE_TIMEOUT, DEFAULT_TIMEOUT, RemoteSession, open_remote_session
 from samkit.runtime.opening import open_session
 from samkit.runtime.session.interactive import to_voxel
-from samkit.runtime.session.volume_session import BACKENDS, DEVICES, default_device, described
+from samkit.runtime.session.volume_session import BACKENDS, DEVICES, default_device
 from samkit.segment.inputs import find_inputs
 from samkit.segment.outputs import check_name, table_path, write_table
 from samkit.segment.report import provenance
@@ -346,7 +346,7 @@ class _Place:
 
 
 def _in_folder(opened: ExitStack, export: Path, ran: dict[str, Any], seen: dict[str, Any]) -> _Place:
-    method, config = described(Manifest.load(export), export)
+    there = Export.open(export, verify=False)
 
     def start() -> AnySession:
         session = open_session(export, **ran, **seen)
@@ -354,8 +354,8 @@ def _in_folder(opened: ExitStack, export: Path, ran: dict[str, Any], seen: dict[
         return session
 
     return _Place(
-        method,
-        config,
+        there.method,
+        there.config,
         start,
         {"backend": ran["backend"], "device": ran["device"]},
         f"on {ran['backend']}, {ran['device']}",
