@@ -48,7 +48,7 @@ from samkit.errors import PromptError, SamkitError, ServingError
 from samkit.export.export import run_export
 from samkit.export.plan import plan_export
 from samkit.geometry import Volume
-from samkit.imageio.nifti import read_scan
+from samkit.imageio.reading import read_scan
 from samkit.manifest import Manifest
 from samkit.methods import VolumeMethod, get_method, list_methods
 from samkit.prompts import Point, parse_point

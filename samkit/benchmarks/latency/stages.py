@@ -34,14 +34,14 @@ from samkit.benchmarks.measure.turns import seconds_of, take_turns
 from samkit.benchmarks.record.run import Row
 from samkit.benchmarks.record.statistics import percentiles, significant
 from samkit.errors import MissingDependencyError, SamkitError
-from samkit.imageio.nifti import write_mask
+from samkit.imageio.study import read_study
+from samkit.imageio.writing import write_mask
 from samkit.manifest import ExportPlan, Manifest
 from samkit.masks import dice
 from samkit.methods import Method, SliceMethod, get_method
 from samkit.prompts import FOREGROUND, Point
 from samkit.runtime.session.slice_session import SliceSession
 from samkit.runtime.session.volume_session import TENSORRT, Session
-from samkit.segment.inputs import read_inputs
 from samkit.segment.segmenting import segment_given
 
 AnySession: TypeAlias = Session | SliceSession
@@ -247,7 +247,7 @@ def _once(open_session: Callable[[], AnySession], reading: Reading, folder: Path
     start = time.perf_counter()
     with open_session() as session:
         loaded = time.perf_counter()
-        given = read_inputs(reading.files, session.method)
+        given = read_study(reading.files)
         segment_given(session, given, reading.clicks, False, lambda line: None)
         write_mask(folder / "mask.nii.gz", session.labels(), given.scan)
         written = time.perf_counter()
