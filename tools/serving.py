@@ -48,7 +48,7 @@ from samkit.errors import PromptError, SamkitError, ServingError
 from samkit.export.export import run_export
 from samkit.export.plan import plan_export
 from samkit.geometry import Volume
-from samkit.imageio.nifti import read_scan
+from samkit.imageio.reading import read_scan
 from samkit.manifest import Manifest
 from samkit.methods import VolumeMethod, get_method, list_methods
 from samkit.prompts import Point, parse_point
@@ -187,8 +187,8 @@ def measure(
         if subject is None:
             click.echo("clicks on the phantom ...", err=True)
             method = get_method(plan.method)
-            study = with_clicks(cost_case(method, plan.config, shape), inside, method, clicks)
-            subject = Subject(study.name, study.volumes[""], study.clicks)
+            case = with_clicks(cost_case(method, plan.config, shape), inside, method, clicks)
+            subject = Subject(case.name, case.volumes[""], case.clicks)
         record |= {"scan": subject.name, "shape": list(subject.volume.array.shape),
                    "dtype": subject.volume.array.dtype.name, "clicks": len(subject.points)}  # fmt: skip
         click.echo("server ...", err=True)

@@ -25,7 +25,7 @@ import numpy as np
 
 from samkit.benchmarks.cases.case import Case
 from samkit.errors import GeometryError, InputRefused
-from samkit.imageio.nifti import read_scan
+from samkit.imageio.reading import read_scan
 from samkit.methods import Method, SliceMethod
 from samkit.planes import PlaneView
 from samkit.training import click_cases

@@ -15,7 +15,7 @@ from samkit.manifest import Export
 from samkit.prompts import prompts_from_json
 from samkit.runtime.opening import make_session, open_export
 from samkit.runtime.session.base import Session
-from samkit.segment.inputs import read_inputs
+from samkit.imageio.study import read_study
 
 ORIGINAL = "torch"
 """The backend that is PyTorch on upstream's formulation, LoRA apart: not what `open_export` calls by that name."""
@@ -39,8 +39,8 @@ def first_mask(export: str, files: Mapping[str, str], prompts: list[Any], openin
     the mask's voxels.
     """
     with open_reader(Path(export), **opening) as session:
-        given = read_inputs({name: Path(file) for name, file in files.items()}, session.method)
-        session.set_image({name: scan.volume for name, scan in given.scans.items()}, automatic=False)
+        study = read_study({name: Path(file) for name, file in files.items()})
+        session.set_image({name: scan.volume for name, scan in study.scans.items()}, automatic=False)
         if prompts:
             session.add(prompts_from_json(prompts, "the case")[0])
         else:

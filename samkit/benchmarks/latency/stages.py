@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from samkit.benchmarks.cases.case import Case
@@ -35,13 +34,14 @@ from samkit.benchmarks.measure.processes import call_alone
 from samkit.benchmarks.measure.turns import seconds_of, take_turns
 from samkit.benchmarks.record.rows import Absent, Identity, LatencyRow, Times
 from samkit.errors import SamkitError
-from samkit.imageio.nifti import write_mask
 from samkit.manifest import Export
 from samkit.masks import dice
 from samkit.methods import SliceMethod
 from samkit.prompts import FOREGROUND, Point, prompt_json
 from samkit.runtime.session.base import Session
-from samkit.segment.inputs import read_inputs
+from samkit.geometry import Volume
+from samkit.imageio.study import read_study
+from samkit.imageio.writing import write_mask, write_volume
 from samkit.segment.segmenting import segment_given
 
 STAGES = ("cold_start", "load", "encode", "click", "undo", "end_to_end")
@@ -64,7 +64,7 @@ class CaseOnDisk:
         files = {}
         for name, volume in case.volumes.items():
             files[name] = folder / f"{name or 'scan'}.nii.gz"
-            nib.save(nib.Nifti1Image(np.asarray(volume.array, np.float32), volume.affine), files[name])
+            write_volume(files[name], Volume(np.asarray(volume.array, np.float32), volume.affine))
         return cls(replace(case, clicks=_clicks(case, export)), files)
 
 
@@ -123,9 +123,9 @@ class SessionTimer:
         start = time.perf_counter()
         with open_reader(self.folder, **self.opening) as session:
             loaded = time.perf_counter()
-            given = read_inputs(self.on_disk.files, session.method)
-            segment_given(session, given, self.on_disk.case.clicks, False, lambda line: None)
-            write_mask(self.scratch / "mask.nii.gz", session.labels(), given.scan)
+            study = read_study(self.on_disk.files)
+            segment_given(session, study, self.on_disk.case.clicks, False, lambda line: None)
+            write_mask(self.scratch / "mask.nii.gz", session.labels(), study.scan)
             written = time.perf_counter()
         self.seconds["load"].append(loaded - start)
         self.seconds["end_to_end"].append(written - start)

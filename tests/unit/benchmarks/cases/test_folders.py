@@ -7,7 +7,7 @@ from PIL import Image
 
 from samkit.benchmarks.cases.folders import FolderCases
 from samkit.errors import InputRefused
-from samkit.imageio.nifti import read_scan
+from samkit.imageio.reading import read_scan
 from samkit.methods import get_method
 from samkit.training.volume_slices import STRUCTURE_NAMES
 
