@@ -12,17 +12,19 @@ what needs one is left out, and said.
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from samkit.command import run_command
+from samkit.command import run_command, show_progress
 from samkit.errors import MissingDependencyError, SamkitError
 from samkit.methods import VolumeMethod, get_method, list_methods
 from samkit.triton_models.server_files import check_numpy, find_server
@@ -31,18 +33,8 @@ AT_ONCE = 2
 """Exports at once, with one thread each."""
 FULL_SIZE = ("m-sam", "sam-med3d")
 """What is timed at full size, too."""
-QUICK_RIVALS = ("torch", "torch-autocast")
-"""What every method is timed against: compiling and exporting once more take minutes each."""
-ALL_RIVALS = ("sam",)
-"""What is timed against all rivals, and whose memory is measured."""
-FULL_SIZE_GRAPHS = ("image_encoder", "mask_decoder")
-FULL_SIZE_RIVALS = ("torch",)
-"""What `--no-fold` takes at full size, `tools.rewrites` measures."""
-LOADED = "m-sam"
-"""What readers work with on a server."""
 BACKENDS = "torch,onnxruntime,onnxruntime-fp16"
-SERVED = f"{BACKENDS},triton"
-CUDA_BACKENDS = "torch,onnxruntime-cuda,onnxruntime-cuda-fp16"
+EXPORT = "sam-export --no-engines --quiet --force"
 REAL: Mapping[str, tuple[str, ...]] = {
     "m-sam": ("hippocampus",),
     "sam-med3d": ("hippocampus",),
@@ -57,6 +49,45 @@ REAL: Mapping[str, tuple[str, ...]] = {
 """The folders of real images that each method's kind of data is in."""
 
 Command = list[str]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One command of sam-bench, on exports of some methods."""
+
+    words: str
+    """Of the command, as a shell takes them; `{backends}` are those that run here."""
+    methods: tuple[str, ...] = tuple(list_methods())
+    most: int | None = None
+    """How many of them are taken, the first that are asked for; None: all."""
+    is_full: bool = False
+    """Whether it is of full-size exports."""
+    needs_server: bool = False
+
+
+# Compiling and exporting once more take minutes for each method, so one alone meets all baselines. What `--no-fold`
+# takes at full size, tools.rewrites measures.
+PHANTOMS: Mapping[str, Measure] = {
+    "accuracy": Measure("accuracy --backends {backends} --cases 2 --clicks 5"),
+    "latency": Measure(
+        "latency --baseline torch --baseline torch-autocast --part graphs --part stages --rounds 2 --cold-starts 1"
+    ),
+    "baselines": Measure("latency --part graphs --part memory --rounds 2", ("sam",)),
+    "full-size": Measure(
+        "latency --graph image_encoder --graph mask_decoder --baseline torch --part graphs --rounds 2",
+        FULL_SIZE, is_full=True,
+    ),
+    "load": Measure("load --sessions 1,2,4 --seconds 8", ("m-sam", *list_methods()), most=1, needs_server=True),
+}  # fmt: skip
+CUDA: Mapping[str, Measure] = {
+    "cuda-accuracy": Measure(
+        "accuracy --device cuda --backends torch,onnxruntime-cuda,onnxruntime-cuda-fp16 --cases 2 --clicks 5"
+    ),
+    "cuda-latency": Measure("latency --device cuda"),
+    "cuda-full-size": Measure("latency --device cuda --part graphs", FULL_SIZE, is_full=True),
+}
+"""By the file that each writes."""
 
 
 @click.command()
@@ -70,15 +101,14 @@ def suite(out: Path, data: Path | None, names: tuple[str, ...], device: str, kee
     """Export, measure, report."""
     if data is not None and device != "cpu":
         raise click.UsageError("--data is measured on the CPU; for a GPU call sam-bench accuracy --data --device cuda")
+    show_progress(quiet=False)
     methods = names or tuple(list_methods())
-    served = device == "cpu" and _has_server()
     exports = [] if keep_exports else export_commands(out, methods, full_size=data is None)
     if data is not None:
-        name, measures = "real", real_commands(out, methods, data, served=served)
-    elif device == "cuda":
-        name, measures = "cuda", cuda_commands(out, methods)
+        name, table = "real", real_images(data)
     else:
-        name, measures = "report", bench_commands(out, methods, served=served)
+        name, table = ("cuda", CUDA) if device == "cuda" else ("report", PHANTOMS)
+    measures = measure_commands(out, methods, table, is_served=device == "cpu" and _has_server())
     if dry_run:
         for command in (*exports, *measures.values(), report_command(out, name, list(measures))):
             click.echo(shlex.join(command))
@@ -98,58 +128,45 @@ def suite(out: Path, data: Path | None, names: tuple[str, ...], device: str, kee
 
 
 def export_commands(out: Path, methods: Sequence[str], *, full_size: bool) -> list[Command]:
-    """Return what makes the exports."""
-    base = ["sam-export", "--no-engines", "--quiet", "--force"]
+    """Return what makes the exports: the long ones first, so that the last ones to finish are short."""
     full = [name for name in FULL_SIZE if name in methods and full_size]
-    # The long ones first, so that the last ones to finish are short
     return [
-        *([*base, "--method", name, "--size", "full", "--out", str(_folder(out, name, full=True))] for name in full),
-        *([*base, "--method", name, "--fp16", "--out", str(_folder(out, name))] for name in methods),
+        *(
+            [*EXPORT.split(), "--method", n, "--size", "full", "--out", str(_folder(out, n, is_full=True))]
+            for n in full
+        ),
+        *([*EXPORT.split(), "--method", n, "--fp16", "--out", str(_folder(out, n))] for n in methods),
     ]
 
 
-def bench_commands(out: Path, methods: Sequence[str], *, served: bool = True) -> dict[Path, Command]:
-    """Return what measures the exports on phantoms, by the file that it writes."""
-    full = [name for name in FULL_SIZE if name in methods]
-    loaded = LOADED if LOADED in methods else methods[0]
-    small = _exports(out, methods)
-    backends = SERVED if served else BACKENDS
-    found = {"accuracy": ["accuracy", *small, "--backends", backends, "--cases", "2", "--clicks", "5"]}
-    parts = _each("--part", ("graphs", "stages"))
-    quick = [*_each("--rival", QUICK_RIVALS), *parts, "--rounds", "2", "--cold-starts", "1"]
-    found["latency"] = ["latency", *small, *quick]
-    if compared := [name for name in ALL_RIVALS if name in methods]:
-        found["rivals"] = ["latency", *_exports(out, compared), *_each("--part", ("graphs", "memory")), "--rounds", "2"]
-    if full:
-        graphs = [*_each("--graph", FULL_SIZE_GRAPHS), *_each("--rival", FULL_SIZE_RIVALS), "--part", "graphs"]
-        found["full-size"] = ["latency", *_exports(out, full, full=True), *graphs, "--rounds", "2"]
-    if served:
-        found["load"] = ["load", *_exports(out, [loaded]), "--sessions", "1,2,4", "--seconds", "8"]
-    return _writing(out, found)
+def real_images(data: Path) -> dict[str, Measure]:
+    """Return what measures exports on the folders in `data`."""
+    found = {}
+    for name, folders in REAL.items():
+        clicks = 5 if isinstance(get_method(name), VolumeMethod) else 3
+        for folder in folders:
+            words = (
+                f"accuracy --backends {{backends}} --cases 4 --clicks {clicks} --data {shlex.quote(str(data / folder))}"
+            )
+            found[f"real-{name}-{folder}"] = Measure(words, (name,))
+    return found
 
 
-def real_commands(out: Path, methods: Sequence[str], data: Path, *, served: bool = True) -> dict[Path, Command]:
-    """Return what measures the exports on real images, by the file that it writes."""
-    backends = SERVED if served else BACKENDS
-    found: dict[str, Command] = {}
-    for name in methods:
-        clicks = "5" if isinstance(get_method(name), VolumeMethod) else "3"
-        words = ["accuracy", *_exports(out, [name]), "--backends", backends, "--cases", "4", "--clicks", clicks]
-        found |= {f"real-{name}-{folder}": [*words, "--data", str(data / folder)] for folder in REAL[name]}
-    return _writing(out, found)
-
-
-def cuda_commands(out: Path, methods: Sequence[str]) -> dict[Path, Command]:
-    """Return what measures the exports on a GPU, by the file that it writes."""
-    words = [*_exports(out, methods), "--device", "cuda"]
-    full = [name for name in FULL_SIZE if name in methods]
-    found = {
-        "cuda-accuracy": ["accuracy", *words, "--backends", CUDA_BACKENDS, "--cases", "2", "--clicks", "5"],
-        "cuda-latency": ["latency", *words],
-    }
-    if full:
-        found["cuda-full-size"] = ["latency", *_exports(out, full, full=True), "--device", "cuda", "--part", "graphs"]
-    return _writing(out, found)
+def measure_commands(
+    out: Path, methods: Sequence[str], table: Mapping[str, Measure], *, is_served: bool = True
+) -> dict[Path, Command]:
+    """Return what measures the exports, by the file that it writes; without a server what needs one is left out."""
+    backends = f"{BACKENDS},triton" if is_served else BACKENDS
+    found = {}
+    for name, measure in table.items():
+        asked = [method for method in dict.fromkeys(measure.methods) if method in methods][: measure.most]
+        if asked and (is_served or not measure.needs_server):
+            words = [word.replace("{backends}", backends) for word in shlex.split(measure.words)]
+            folders = [str(_folder(out, method, is_full=measure.is_full)) for method in asked]
+            exports = [word for folder in folders for word in ("--export", folder)]
+            path = out / f"{name}.json"
+            found[path] = ["sam-bench", *words, *exports, "--json", str(path)]
+    return found
 
 
 def report_command(out: Path, name: str, files: Sequence[Path]) -> Command:
@@ -158,21 +175,8 @@ def report_command(out: Path, name: str, files: Sequence[Path]) -> Command:
     return ["sam-bench", "report", *written, "--out", str(out / f"{name}.html"), "--tables", str(out / f"{name}.md")]
 
 
-def _writing(out: Path, found: Mapping[str, Command]) -> dict[Path, Command]:
-    paths = {name: out / f"{name}.json" for name in found}
-    return {paths[name]: ["sam-bench", *words, "--json", str(paths[name])] for name, words in found.items()}
-
-
-def _exports(out: Path, methods: Sequence[str], *, full: bool = False) -> Command:
-    return _each("--export", [str(_folder(out, name, full=full)) for name in methods])
-
-
-def _each(option: str, values: Sequence[str]) -> Command:
-    return [word for value in values for word in (option, value)]
-
-
-def _folder(out: Path, method: str, *, full: bool = False) -> Path:
-    return out / "exports" / (f"{method}-full" if full else method)
+def _folder(out: Path, method: str, *, is_full: bool = False) -> Path:
+    return out / "exports" / (f"{method}-full" if is_full else method)
 
 
 def _has_server() -> bool:
@@ -181,7 +185,7 @@ def _has_server() -> bool:
         find_server()
         check_numpy()
     except MissingDependencyError as error:
-        click.echo(f"bench: without Triton and load: {error}", err=True)
+        logger.warning("bench: without Triton and load: %s", error)
         return False
     return True
 
@@ -197,7 +201,7 @@ def run_together(commands: Sequence[Command]) -> list[Command]:
     while waiting or running:
         while waiting and len(running) < AT_ONCE:
             command = waiting.pop(0)
-            click.echo(shlex.join(command), err=True)
+            logger.info(shlex.join(command))
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             running.append((command, subprocess.Popen(_program(command), stdout=subprocess.DEVNULL, env=environment)))
         time.sleep(0.1)
@@ -208,7 +212,7 @@ def run_together(commands: Sequence[Command]) -> list[Command]:
 
 def _run(command: Command) -> int:
     """Run one command alone and return its exit code."""
-    click.echo(shlex.join(command), err=True)
+    logger.info(shlex.join(command))
     return subprocess.run(_program(command)).returncode
 
 

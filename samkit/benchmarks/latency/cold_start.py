@@ -11,11 +11,11 @@ from typing import Any
 
 from samkit.benchmarks.measure.originals import original_network, original_runners
 from samkit.benchmarks.measure.processes import resident_mb
+from samkit.imageio.study import read_study
 from samkit.manifest import Export
 from samkit.prompts import prompts_from_json
 from samkit.runtime.opening import make_session, open_export
 from samkit.runtime.session.base import Session
-from samkit.imageio.study import read_study
 
 ORIGINAL = "torch"
 """The backend that is PyTorch on upstream's formulation, LoRA apart: not what `open_export` calls by that name."""

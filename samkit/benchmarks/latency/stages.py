@@ -34,14 +34,14 @@ from samkit.benchmarks.measure.processes import call_alone
 from samkit.benchmarks.measure.turns import seconds_of, take_turns
 from samkit.benchmarks.record.rows import Absent, Identity, LatencyRow, Times
 from samkit.errors import SamkitError
+from samkit.geometry import Volume
+from samkit.imageio.study import read_study
+from samkit.imageio.writing import write_mask, write_volume
 from samkit.manifest import Export
 from samkit.masks import dice
 from samkit.methods import SliceMethod
 from samkit.prompts import FOREGROUND, Point, prompt_json
 from samkit.runtime.session.base import Session
-from samkit.geometry import Volume
-from samkit.imageio.study import read_study
-from samkit.imageio.writing import write_mask, write_volume
 from samkit.segment.segmenting import segment_given
 
 STAGES = ("cold_start", "load", "encode", "click", "undo", "end_to_end")
@@ -178,7 +178,9 @@ def time_stages(export: Export, machine: Machine, settings: Settings) -> Iterato
         for one in (_original(machine.device), *candidates(export, settings)):
             opening = {"backend": one.backend, "precision": one.precision, "device": one.device}
             identity = one.identity(export, threads=machine.threads)
-            timer = SessionTimer(identity, {**opening, "threads": machine.threads}, on_disk, export.folder, Path(scratch), one.note)
+            timer = SessionTimer(
+                identity, {**opening, "threads": machine.threads}, on_disk, export.folder, Path(scratch), one.note
+            )
             if one.lack is None:
                 timer.warm_up(opened)
             else:

@@ -17,9 +17,8 @@ OUT = Path("bench")
 
 
 COMMANDS = {
-    "report": suite.bench_commands(OUT, list_methods()),
-    "real": suite.real_commands(OUT, list_methods(), Path("data")),
-    "cuda": suite.cuda_commands(OUT, list_methods()),
+    name: suite.measure_commands(OUT, list_methods(), table)
+    for name, table in (("report", suite.PHANTOMS), ("real", suite.real_images(Path("data"))), ("cuda", suite.CUDA))
 }
 
 
@@ -46,8 +45,28 @@ def test_every_measure_is_a_command_that_sam_bench_takes(name, tmp_path, monkeyp
 
 
 def test_full_size_exports_have_the_graphs_that_are_timed():
+    words = suite.PHANTOMS["full-size"].words.split()
+    timed = {after for word, after in zip(words, words[1:], strict=False) if word == "--graph"}
+
+    assert timed == {"image_encoder", "mask_decoder"}
     for name in suite.FULL_SIZE:
-        assert set(suite.FULL_SIZE_GRAPHS) <= set(plan_export(name, size="full").graphs)
+        assert timed <= set(plan_export(name, size="full").graphs)
+
+
+def test_what_needs_a_server_is_left_out_without_one_and_else_takes_one_method():
+    alone = suite.measure_commands(OUT, ["sam"], suite.PHANTOMS, is_served=False)
+    served = suite.measure_commands(OUT, ["sam"], suite.PHANTOMS)
+
+    assert [path.stem for path in alone] == ["accuracy", "latency", "baselines"]
+    assert [path.stem for path in served] == ["accuracy", "latency", "baselines", "load"]
+    assert served[OUT / "load.json"].count("--export") == 1
+    assert "torch,onnxruntime,onnxruntime-fp16" in alone[OUT / "accuracy.json"]
+    assert "torch,onnxruntime,onnxruntime-fp16,triton" in served[OUT / "accuracy.json"]
+
+
+def test_a_folder_of_scans_may_have_spaces_in_its_name():
+    for command in suite.measure_commands(OUT, ["sam"], suite.real_images(Path("my data"))).values():
+        assert "my data/breast-ultrasound" in command
 
 
 def test_every_method_is_measured_and_has_real_images():

@@ -68,11 +68,6 @@ def timing(folder, *, binds=None, **asked):
         yield timer
 
 
-def timed_stages(folder):
-    with machine.Machine(1) as here:
-        return list(stages.time_stages(Export.open(folder), here, Settings(rounds=1, cold_starts=0)))
-
-
 def of(run, **wanted):
     return [row for row in run.rows if all(getattr(row.identity, key) == value for key, value in wanted.items())]
 
