@@ -17,11 +17,12 @@ import click
 from samkit.benchmarks.measure.originals import original_network, original_runners
 from samkit.benchmarks.measure.processes import ask_process, resident_mb
 from samkit.command import run_command
+from samkit.imageio.study import read_study
 from samkit.manifest import Manifest
 from samkit.prompts import Prompt, prompt_json, read_prompts
 from samkit.runtime.session.slice_session import SliceSession
 from samkit.runtime.session.volume_session import Session, described, make_session, open_export
-from samkit.segment.inputs import find_inputs, read_inputs
+from samkit.segment.inputs import find_inputs
 
 ORIGINAL = "torch"
 """The backend that is PyTorch on upstream's formulation, LoRA apart: not what `open_export` calls by that name."""
@@ -59,7 +60,7 @@ def cold_start(
 ) -> None:
     """Answer the first prompt of a file, or decide on the whole scan where it holds none."""
     with open_reader(export, backend, precision, device=device, threads=threads) as session:
-        given = read_inputs(find_inputs(scans, session.method, session.config, {}), session.method)
+        given = read_study(find_inputs(scans, session.method, session.config, {}))
         session.set_volume({name: scan.volume for name, scan in given.scans.items()})
         prompts = read_prompts(prompts_file)
         if prompts:
