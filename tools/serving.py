@@ -31,13 +31,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import click
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.phantom_scans import COST_SHAPES, click_on, cost_case, numbered, with_clicks
 from samkit.benchmarks.measure.machine import MatrixProduct, load, processor, versions
 from samkit.benchmarks.measure.processes import memory_of
@@ -49,18 +50,13 @@ from samkit.export.export import run_export
 from samkit.export.plan import plan_export
 from samkit.geometry import Volume
 from samkit.imageio.reading import read_scan
-from samkit.manifest import Manifest
+from samkit.manifest import Export
 from samkit.methods import VolumeMethod, get_method, list_methods
 from samkit.prompts import Point, parse_point
-from samkit.runtime import open_session
+from samkit.runtime import Session, open_session
 from samkit.triton_models.repository import write_repository
 from samkit.triton_models.server import EmbeddedServer
 from tools.fp16 import read_recipe, write_weights
-
-if TYPE_CHECKING:
-    from samkit.runtime import RemoteSession, Session
-
-    AnySession: TypeAlias = Session | RemoteSession
 
 GOAL_MS = 10.0
 """How much longer the median click through the server may take than the median click in-process."""
@@ -71,15 +67,6 @@ SERVED = (GRPC, HTTP)
 STAGES = ("crop", "encode", "decode", "merge", "restore")
 """Stages of a click, as every session tells them."""
 PACKAGES = ("samkit", "numpy", "onnxruntime", "tritonclient", "grpcio", "nvidia-pytriton")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A scan and what is clicked on it."""
-
-    name: str
-    volume: Volume
-    points: tuple[Point, ...]
 
 
 @click.command()
@@ -133,8 +120,10 @@ def serving(
     with tempfile.TemporaryDirectory() as work:
         folder = export_method(name, size, recipe, keys, Path(work)) if export is None else export
         gc.collect()  # the exporter's programs hold the network in cycles
-        given = None if scan is None else read_subject(scan, points)
-        record = measure(folder, Path(work) / "repository", given, COST_SHAPES[size], clicks, rounds, sessions)
+        given = None if scan is None else read_case(scan, points)
+        record = measure(
+            Export.open(folder), Path(work) / "repository", given, COST_SHAPES[size], clicks, rounds, sessions
+        )
     record["command"] = ["python", "-m", "tools.serving", *sys.argv[1:]]
     if out is not None:
         out.write_text(json.dumps(record, indent=1) + "\n")
@@ -153,28 +142,28 @@ def export_method(name: str, size: str, recipe_path: Path | None, keys: Path | N
     return work / name
 
 
-def read_subject(path: Path, texts: Sequence[str]) -> Subject:
+def read_case(path: Path, texts: Sequence[str]) -> Case:
     """Return a scan and points on it as sam-segment takes them; raises InputRefused and PromptError."""
     points = [parse_point(text) for text in texts]
     in_volume = tuple(point for point in points if isinstance(point, Point))
     if len(in_volume) < len(points):
         raise PromptError("a click on a scan has three indices; give --point I,J,K,+ or I,J,K,-")
-    return Subject("scan", read_scan(path).volume, in_volume)
+    return Case("scan", {"": read_scan(path).volume}, {}, clicks=in_volume)
 
 
 def measure(
-    export: Path,
+    export: Export,
     repository: Path,
-    subject: Subject | None,
+    case: Case | None,
     shape: tuple[int, int, int],
     clicks: int,
     rounds: int,
     sessions: int,
 ) -> dict[str, Any]:
-    """Serve an export and return the record of all parts; without a `subject` clicks are simulated on a phantom."""
-    plan = Manifest.load(export).plan
+    """Serve an export and return the record of all parts; without a `case` clicks are simulated on a phantom."""
+    plan = export.plan
     name = plan.method.replace("-", "_")
-    write_repository([export], repository)
+    write_repository([export.folder], repository)
     record: dict[str, Any] = {
         "method": plan.method, "size": plan.size, "weights": plan.weights.kind, "refinement": plan.refinement,
         "machine": {"processor": processor(), "cores": os.cpu_count(), "load_before": load()},
@@ -182,15 +171,12 @@ def measure(
     }  # fmt: skip
     with ExitStack() as stack:
         product = stack.enter_context(MatrixProduct(os.cpu_count() or 1))
-        inside = _open(export)
-        stack.enter_context(inside)
-        if subject is None:
+        inside = stack.enter_context(open_session(export.folder))
+        if case is None:
             click.echo("clicks on the phantom ...", err=True)
-            method = get_method(plan.method)
-            case = with_clicks(cost_case(method, plan.config, shape), inside, method, clicks)
-            subject = Subject(case.name, case.volumes[""], case.clicks)
-        record |= {"scan": subject.name, "shape": list(subject.volume.array.shape),
-                   "dtype": subject.volume.array.dtype.name, "clicks": len(subject.points)}  # fmt: skip
+            case = with_clicks(cost_case(export.method, export.config, shape), inside, export.method, clicks)
+        record |= {"scan": case.name, "shape": list(case.shape), "dtype": case.first.array.dtype.name,
+                   "clicks": len(case.clicks)}  # fmt: skip
         click.echo("server ...", err=True)
         server = stack.enter_context(EmbeddedServer(repository))
         targets = {
@@ -201,32 +187,25 @@ def measure(
         with ExitStack() as opened:
             held = {IN_PROCESS: inside}
             for way in SERVED:
-                held[way] = _open(targets[way])
-                opened.enter_context(held[way])
-            record["click"] = measure_clicks(held, subject, rounds, product.run)
+                held[way] = opened.enter_context(open_session(targets[way]))
+            record["click"] = measure_clicks(held, case, rounds, product.run)
         click.echo("2. first masks ...", err=True)
         numbers = count(1)
         encoder = Encoder(server.http, f"{name}_image_encoder")
-        record["first_mask"] = measure_first_masks(export, targets, subject, rounds, numbers, encoder)
+        record["first_mask"] = measure_first_masks(export.folder, targets, case, rounds, numbers, encoder)
         if sessions:
             click.echo("3. memory ...", err=True)
-            record["memory"] = measure_memory(server.pid, targets[GRPC], subject, sessions, numbers)
+            record["memory"] = measure_memory(server.pid, targets[GRPC], case, sessions, numbers)
     gflops = MatrixProduct.GFLOP / float(np.median(record["click"]["samples"]["product"]))
     record["machine"] |= {"gemm_gflops": round(gflops, 1), "load_after": load()}
     return record
-
-
-def _open(target: str | Path) -> AnySession:
-    """Return a session of a method of volumes on an export folder or an address."""
-    session: Any = open_session(target)
-    return session
 
 
 # --- 1. Clicks ---
 
 
 def measure_clicks(
-    sessions: Mapping[str, AnySession], subject: Subject, rounds: int, product: Callable[[], object]
+    sessions: Mapping[str, Session], case: Case, rounds: int, product: Callable[[], object]
 ) -> dict[str, Any]:
     """Return seconds of every click, of stages as the sessions tell them, and of calls that do nothing.
 
@@ -240,27 +219,27 @@ def measure_clicks(
     crops: list[int] = []
     changed: list[int] = []
     for session in sessions.values():
-        session.set_image(subject.volume)
-        for point in subject.points:  # nothing is encoded later, and memory is there
+        session.set_image(case.first)
+        for point in case.clicks:  # nothing is encoded later, and memory is there
             click_on(session, point)
         session.reset()
     busy = load()
     for turn in range(rounds):
         products += take_round({"product": partial(seconds_of, product)}, turn).values()
-        for number, point in enumerate(subject.points):
+        for number, point in enumerate(case.clicks):
             clicked = take_round({way: partial(_click, sessions[way], point) for way in sessions}, turn + number)
             masks = {way: mask for way, (_, mask) in clicked.items()}
             for way, session in sessions.items():
                 samples[way].append(clicked[way][0])
                 stages[way].append(dict(session.steps[-1].seconds))
-            crops.append(sessions[IN_PROCESS].steps[-1].crops)
+            crops.append(sessions[IN_PROCESS].steps[-1].crops or 0)
             changed.append(sessions[IN_PROCESS].last_update().change[1].size)
             if different := [way for way, mask in masks.items() if not np.array_equal(mask, masks[IN_PROCESS])]:
                 raise SamkitError(
                     f"click {number + 1} gives another mask over {', '.join(different)} than in-process, so there is "
                     "nothing to compare; run the server's tests"
                 )
-            checks = {way: partial(seconds_of, partial(sessions[way].check_point, point)) for way in empty}
+            checks = {way: partial(seconds_of, partial(sessions[way].check, point)) for way in empty}
             for way, seconds in take_round(checks, turn + number).items():
                 empty[way].append(seconds)
         for session in sessions.values():
@@ -277,7 +256,7 @@ def measure_clicks(
     }
 
 
-def _click(session: AnySession, point: Point) -> tuple[float, np.ndarray]:
+def _click(session: Session, point: Point) -> tuple[float, np.ndarray]:
     """Return how long a click and its whole mask took, and the mask."""
     start = time.perf_counter()
     mask = click_on(session, point)
@@ -360,17 +339,17 @@ def count_runs(answer: bytes, model: str) -> int:
 
 
 def measure_first_masks(
-    export: Path, targets: Mapping[str, str], subject: Subject, rounds: int, numbers: count[int], encoder: Encoder
+    export: Path, targets: Mapping[str, str], case: Case, rounds: int, numbers: count[int], encoder: Encoder
 ) -> dict[str, Any]:
     """Return seconds from opening to the first mask, by part, and how often the encoder ran for it."""
     busy = load()
 
     def turn(target: str | Path, states: Sequence[str]) -> list[dict[str, float]]:
-        volume, found = numbered(subject.volume, next(numbers)), []
+        volume, found = numbered(case.first, next(numbers)), []
         with ExitStack() as opened:
             for _ in states:
                 before = encoder.runs()
-                session, seconds = _first_mask(target, volume, subject.points[0])
+                session, seconds = _first_mask(target, volume, case.clicks[0])
                 opened.enter_context(session)
                 found.append({**seconds, "encoder_runs": encoder.runs() - before})
         return found
@@ -390,10 +369,10 @@ def measure_first_masks(
     return {"rounds": rounds, "load_before": busy, "figures": figures, "samples": rows}
 
 
-def _first_mask(target: str | Path, volume: Volume, point: Point) -> tuple[AnySession, dict[str, float]]:
+def _first_mask(target: str | Path, volume: Volume, point: Point) -> tuple[Session, dict[str, float]]:
     """Return an open session and the seconds that each part of its first mask took."""
     times = [time.perf_counter()]
-    session = _open(target)
+    session = open_session(target)
     times.append(time.perf_counter())
     session.set_image(volume)
     times.append(time.perf_counter())
@@ -406,14 +385,14 @@ def _first_mask(target: str | Path, volume: Volume, point: Point) -> tuple[AnySe
 # --- 3. Memory ---
 
 
-def measure_memory(pid: int, target: str, subject: Subject, sessions: int, numbers: count[int]) -> dict[str, Any]:
+def measure_memory(pid: int, target: str, case: Case, sessions: int, numbers: count[int]) -> dict[str, Any]:
     """Return the memory [MB, 10^6 bytes] of a server after every EVERY sessions, and its slope."""
     readings = [{"sessions": 0, **memory_of(pid)}]
     start = time.perf_counter()
     for number in range(1, sessions + 1):
-        with _open(target) as session:
-            session.set_image(numbered(subject.volume, next(numbers)))
-            click_on(session, subject.points[0])
+        with open_session(target) as session:
+            session.set_image(numbered(case.first, next(numbers)))
+            click_on(session, case.clicks[0])
         if number % EVERY == 0:
             readings.append({"sessions": number, **memory_of(pid)})
     return {

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.measure import turns
 from samkit.benchmarks.record.statistics import median_difference
 from samkit.errors import PromptError, SamkitError, ServingError
@@ -16,9 +17,8 @@ from samkit.geometry import Volume
 from samkit.prompts import Point
 from tools import serving
 
-SUBJECT = serving.Subject(
-    "two clicks", Volume(np.ones((2, 2, 2)), np.eye(4)), (Point((0, 0, 0), 1), Point((1, 1, 1), 0))
-)
+CLICKS = (Point((0, 0, 0), 1), Point((1, 1, 1), 0))
+CASE = Case("two clicks", {"": Volume(np.ones((2, 2, 2)), np.eye(4))}, {}, clicks=CLICKS)
 SECONDS = {**dict.fromkeys(serving.STAGES, 0.001), "total": 0.005}
 
 
@@ -52,7 +52,7 @@ class FakeSession:
     def reset(self):
         self._mask[:] = False
 
-    def check_point(self, point):
+    def check(self, point):
         self.calls.append(f"{self.way} checks")
 
     def click(self, index, positive, structure=""):
@@ -76,7 +76,7 @@ def sessions(calls, wrong=None):
 
 
 def measured_clicks(calls, wrong=None):
-    return serving.measure_clicks(sessions(calls, wrong), SUBJECT, 2, lambda: calls.append("product"))
+    return serving.measure_clicks(sessions(calls, wrong), CASE, 2, lambda: calls.append("product"))
 
 
 def test_sessions_take_turns_click_by_click_and_who_begins_changes():
@@ -163,7 +163,7 @@ def test_statistics_of_another_form_are_refused(answer):
 @pytest.mark.parametrize("texts", [("1,2,3,+", "4,5,+"), ("1,2,3", "1,2,3,+")])
 def test_points_on_a_scan_have_three_indices_and_a_sign(texts, tmp_path):
     with pytest.raises(PromptError):
-        serving.read_subject(tmp_path / "scan.nii.gz", texts)
+        serving.read_case(tmp_path / "scan.nii.gz", texts)
 
 
 @pytest.mark.parametrize(
