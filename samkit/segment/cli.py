@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,9 @@ import numpy as np
 from click.core import ParameterSource
 
 import samkit
-from samkit.command import run_command
+from samkit.command import run_command, show_progress
 from samkit.errors import InputRefused, PromptError
-from samkit.geometry import Triple
+from samkit.geometry import Triple, Volume
 from samkit.imageio.nifti import MASK_SUFFIXES, check_output, replacing, write_logits, write_mask
 from samkit.manifest import Export
 from samkit.methods.method import Method, SliceMethod
@@ -32,15 +33,17 @@ from samkit.prompts import (
     parse_structure,
     read_prompts,
 )
-from samkit.runtime.client.remote_session import DECIDE_TIMEOUT, DEFAULT_TIMEOUT, RemoteSession, open_remote_session
+from samkit.runtime.client.remote_session import DEFAULT_TIMEOUT, LONG_TIMEOUT, open_remote_session
 from samkit.runtime.opening import open_session
-from samkit.runtime.session.interactive import to_voxel
+from samkit.runtime.session.base import Session, to_voxel
 from samkit.runtime.session.volume_session import BACKENDS, DEVICES, default_device
 from samkit.segment.inputs import Given, find_inputs, read_inputs, source_files
 from samkit.segment.outputs import PICTURE_SUFFIX, check_name, table_path, write_picture, write_table
 from samkit.segment.report import provenance
-from samkit.segment.segmenting import AnySession, Say, segment_given
+from samkit.segment.segmenting import segment_image
 from samkit.sequences import parse_pattern
+
+_LOG = logging.getLogger(__name__)
 
 NOTICE = "not a medical device"
 
@@ -97,7 +100,7 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
-    help=f"Of --server: how long one answer may take [s]. Default: {DEFAULT_TIMEOUT:g}, and {DECIDE_TIMEOUT:g} for an "
+    help=f"Of --server: how long one answer may take [s]. Default: {DEFAULT_TIMEOUT:g}, and {LONG_TIMEOUT:g} for an "
     "automatic method's pass over a volume and for --propagate, each of which is one answer.",
 )
 @click.option(
@@ -233,7 +236,8 @@ def segment(
     Methods that need no prompt segment every slice by themselves; prompts then decide on their own slices. Exit codes:
     0 done, 1 a stage failed, 2 usage (also: no prompt where one is needed), 3 input refused. Not a medical device.
     """
-    say: Say = (lambda text: None) if quiet else (lambda text: click.echo(text, err=True))
+    show_progress(quiet)
+    say = _LOG.info
     start = time.perf_counter()
     _check_place(context, export, server)
     if backend == "torch" and precision == "fp16":
@@ -286,13 +290,13 @@ def segment(
         warnings = [*given.warnings, *session.warnings]
         for warning in warnings:
             say(f"warning: {warning}")
-        done = segment_given(session, given, used, propagate, say)
+        done = segment_image(session, _image(given), used, propagate=propagate)
         for stage, spent in done.seconds.items():
             seconds[stage] = seconds.get(stage, 0.0) + spent
         for warning in done.warnings:
             say(f"warning: {warning}")
         begun = time.perf_counter()
-        if logits_path is not None and not isinstance(session, RemoteSession):
+        if logits_path is not None:
             write_logits(logits_path, session.logits(), given.scan)
         _write(session.labels(), given, mask_path, table, names)
         seconds["write"] = time.perf_counter() - begun
@@ -327,7 +331,7 @@ class _Place:
 
     method: Method
     config: Any
-    start: Callable[[], AnySession]
+    start: Callable[[], Session]
     figures: dict[str, str | None]
     """What the JSON line says of it."""
     said: str
@@ -338,7 +342,7 @@ class _Place:
 def _in_folder(opened: ExitStack, export: Path, ran: dict[str, Any], seen: dict[str, Any]) -> _Place:
     there = Export.open(export, verify=False)
 
-    def start() -> AnySession:
+    def start() -> Session:
         session = open_session(export, **ran, **seen)
         opened.callback(session.close)
         return session
@@ -413,6 +417,12 @@ def _check_picture(of_scans: dict[str, object]) -> None:
     for option, value in of_scans.items():
         if value:
             raise click.UsageError(f"{option} is for scans, and a picture is given; leave it out")
+
+
+def _image(given: Given) -> Mapping[str, Volume] | np.ndarray:
+    if given.picture is not None:
+        return given.picture
+    return {name: scan.volume for name, scan in given.scans.items()}
 
 
 def _described(given: Given) -> str:

@@ -48,10 +48,10 @@ POINTS = [Point((20, 22, 18), 1), Point((24, 20, 18), 0), Point((12.5, 22, 18), 
 def logits(folder, volume: Volume, **options):
     """The logits after each of the clicks."""
     with open_session(folder, **options) as session:
-        session.set_volume(volume)
+        session.set_image(volume)
         found = []
         for point in POINTS:
-            session.add_point(point)
+            session.add(point)
             found.append(session.logits())
     return found
 

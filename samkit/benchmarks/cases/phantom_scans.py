@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,13 +20,10 @@ from samkit.methods import Method, SliceMethod, get_method
 from samkit.phantoms import SEQUENCES, make_phantom, make_structures
 from samkit.planes import PlaneView
 from samkit.prompts import FOREGROUND, Point
-from samkit.runtime.session.updates import MaskUpdate
 from samkit.sequences import sequence_of
 
 if TYPE_CHECKING:
-    from samkit.runtime import RemoteSession, Session, SliceSession
-
-    AnySession: TypeAlias = Session | SliceSession | RemoteSession
+    from samkit.runtime import Session
 
 SEED = 7
 SHAPES: Mapping[str | None, Index] = {
@@ -118,7 +115,7 @@ def slice_axis(method: SliceMethod, volumes: Mapping[str, Volume]) -> int:
     return PlaneView.of((i, j, k), first.affine, method.plane).axes[0]
 
 
-def with_clicks(study: Study, session: AnySession, plan: ExportPlan, clicks: int) -> Study:
+def with_clicks(study: Study, session: Session, plan: ExportPlan, clicks: int) -> Study:
     """Return the study with at most so many clicks, each in the middle of the worst error that `session` has left.
 
     They are all in the target's slice where the method is one of slices, and none where it takes no points. The session
@@ -203,12 +200,11 @@ def _with(index: Triple, axis: int, value: float) -> Triple:
 # --- What a reader does ---
 
 
-def open_study(session: AnySession, study: Study) -> None:
+def open_study(session: Session, study: Study) -> None:
     """Set the study's scans; a method that needs no prompt decides at once."""
     session.set_image(dict(study.volumes))
 
 
-def click_on(session: AnySession, point: Point) -> np.ndarray:
+def click_on(session: Session, point: Point) -> np.ndarray:
     """Return the whole mask after a click."""
-    update: MaskUpdate = session.click(point.index, point.label == FOREGROUND, structure=point.structure)
-    return update.mask
+    return session.click(point.index, point.label == FOREGROUND, structure=point.structure).mask

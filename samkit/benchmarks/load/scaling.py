@@ -20,7 +20,7 @@ from samkit.benchmarks.record.statistics import Estimate, fit_exponent, percenti
 from samkit.geometry import Index
 
 if TYPE_CHECKING:
-    from samkit.runtime import Session, SliceSession
+    from samkit.runtime import Session
 
 VOLUME, SLICES, SESSIONS, CLICKS = "volume", "slices", "sessions", "clicks"
 SCALINGS = (VOLUME, SLICES, SESSIONS, CLICKS)
@@ -103,19 +103,19 @@ def over_volume(session: Session, study: Study, rounds: int) -> list[Scaling]:
     return [Scaling(stage, VOLUME, samples[stage]) for stage in calls]
 
 
-def over_slices(session: SliceSession, study: Study, rounds: int) -> list[Scaling]:
+def over_slices(session: Session, study: Study, rounds: int) -> list[Scaling]:
     """Return times of deciding on all of a stack, or of leading on through it from one click, over slices answered."""
     stacks = [repeated(study, slices) for slices in STACKS]
     calls: dict[str, Call]
     if session.is_automatic:
-        calls = {"scan": _set_only, "decide": lambda held, one: held.segment_all()}
+        calls = {"scan": _set_only, "decide": lambda held, one: held.segment_automatically()}
     else:
         calls = {"scan": open_study, "click": partial(_click, 0), "propagate": lambda held, one: held.propagate()}
     samples = _in_turns(session, stacks, calls, rounds, lambda one: len(session.steps[-1].slices))
     return [Scaling(stage, SLICES, samples[stage]) for stage in ("decide", "propagate") if stage in calls]
 
 
-def over_clicks(session: Session | SliceSession, study: Study, rounds: int) -> list[Scaling]:
+def over_clicks(session: Session, study: Study, rounds: int) -> list[Scaling]:
     """Return the time of the n-th click over n; embeddings are there, but for crops that only this click needs."""
     open_study(session, study)
 
@@ -160,7 +160,7 @@ def _click(number: int, session: Any, study: Study) -> None:
 
 def _set_only(session: Any, study: Study) -> None:
     """Set the scans without what `set_image` does by itself."""
-    session.set_volume(dict(study.volumes))
+    session.set_image(dict(study.volumes), automatic=False)
 
 
 def _enlarged(shape: Index, factor: float) -> Index:

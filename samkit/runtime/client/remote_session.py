@@ -133,8 +133,8 @@ class RemoteSession(Session):
         """Take over `transport` and ask what is served.
 
         `timeout` [s] is for one call, with all its attempts: by default DEFAULT_TIMEOUT, and LONG_TIMEOUT for
-        `segment_automatically` and `propagate`. `plane`, `intensities` and `spacing` go to the server with every scan, which
-        refuses those that its method does not have. `sleep` and `clock` are for tests.
+        `segment_automatically` and `propagate`. `plane`, `intensities` and `spacing` go to the server with every scan,
+        which refuses those that its method does not have. `sleep` and `clock` are for tests.
         """
         if timeout is not None and not timeout > 0:
             raise PromptError(f"the time for one call is {timeout} s, it must be above 0; e.g. timeout=120")
@@ -374,7 +374,10 @@ class RemoteSession(Session):
         told = self._described
         if told.samkit == samkit.__version__:
             return told.warnings
-        return (*told.warnings, f"the server runs samkit {told.samkit}, and this is {samkit.__version__}: masks may differ")
+        return (
+            *told.warnings,
+            f"the server runs samkit {told.samkit}, and this is {samkit.__version__}: masks may differ",
+        )
 
     # --- Life ---
 
@@ -483,17 +486,13 @@ class RemoteSession(Session):
         self._undone.clear()
         self._doubted.clear()
 
-    def _show(
-        self, answer: dict[str, Any], labels: _Labels, change: Callable[[], Part], step: Step | None
-    ) -> None:
+    def _show(self, answer: dict[str, Any], labels: _Labels, change: Callable[[], Part], step: Step | None) -> None:
         """Make `labels`, and all else that any answer tells, the present state."""
         self._set = replace(
             self._opened(),
             turn=int(answer["turn"]),
             labels=labels,
-            update=MaskUpdate(
-                labels.array, change, volume_ml=answer["volume_ml"], iou=tuple(answer["iou"]), step=step
-            ),
+            update=MaskUpdate(labels.array, change, volume_ml=answer["volume_ml"], iou=tuple(answer["iou"]), step=step),
             prompted=tuple(int(index) for index in answer["prompted"]),
             origins=tuple((int(i), int(j), int(k)) for i, j, k in answer["origins"]),
         )
@@ -550,7 +549,7 @@ class RemoteSession(Session):
         if self._is_closed:
             raise ServingError("this session is closed, and calls need an open one; use open_session again")
         if self._set is None:
-            raise PromptError("no volume or picture is set; call set_image first")
+            raise PromptError("no image is set; call set_image first")
         return self._set
 
 

@@ -99,7 +99,7 @@ class Session(Closing, ABC):
 
     @property
     def plane(self) -> str | None:
-        """Return along which slices are taken; None for a method of volumes."""
+        """Return along which slices are taken; None for a method of volumes, and for a picture."""
         return None
 
     @property
@@ -178,8 +178,7 @@ class Session(Closing, ABC):
         nothing of five pixels is left, the slice is empty, the volume ends, or the next slice has prompts of its own.
         """
         raise PromptError(
-            f"{self.method.name} works on volumes, and only the mask of a slice leads on to others; leave {{propagate}} "
-            "out",
+            f"{self.method.name} works on volumes, and only masks of slices lead on to others; leave {{propagate}} out",
             options=("propagate",),
         )
 

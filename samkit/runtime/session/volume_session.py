@@ -22,9 +22,8 @@ import numpy as np
 
 from samkit.errors import ExportError, GeometryError, InputRefused, PromptError
 from samkit.geometry import Grid, Index, Triple, Volume
-from samkit.manifest import Export, Manifest
-from samkit.methods.method import Method, VolumeMethod
-from samkit.networks.config import NetworkConfig
+from samkit.manifest import Manifest
+from samkit.methods.method import VolumeMethod
 from samkit.networks.sam3d_config import Sam3DConfig
 from samkit.prompts import Box, Point, Prompt, SliceBox, SlicePoint
 from samkit.runtime.backends.runner import Runner
@@ -201,7 +200,7 @@ class VolumeSession(LocalSession[_Clicked]):
 
     def _opened(self) -> _Opened:
         if self._set is None:
-            raise PromptError("no volume is set; call set_image first")
+            raise PromptError("no image is set; call set_image first")
         return self._set
 
     def close(self) -> None:
@@ -223,9 +222,7 @@ def as_point(prompt: Prompt, method: str) -> Point:
             options=("points",),
         )
     if prompt.structure:
-        raise PromptError(
-            f"{method} tells no structures apart; give {{points}} without a name", options=("points",)
-        )
+        raise PromptError(f"{method} tells no structures apart; give {{points}} without a name", options=("points",))
     return prompt
 
 
@@ -290,12 +287,6 @@ def open_runners(
                 runners[graph.name] = opened.enter_context(runner)
         opened.pop_all()
     return runners, warnings
-
-
-def described(manifest: Manifest, folder: Path) -> tuple[Method, NetworkConfig]:
-    """Return method and network of the export in `folder`; raises ManifestError where the manifest leaves them open."""
-    export = Export.of(folder, manifest)
-    return export.method, export.config
 
 
 def default_device(backend: str) -> str:
