@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from samkit.imageio.study import Study
 from samkit.methods.method import SliceMethod
 from samkit.prompts import Prompt
-from samkit.runtime.session.base import Image, Session
+from samkit.runtime.session.base import Session
 from samkit.runtime.session.steps import Step
 
 _LOG = logging.getLogger(__name__)
@@ -30,18 +31,18 @@ class Segmentation:
     warnings: list[str]
 
 
-def segment_image(
-    session: Session, image: Image | Mapping[str, Image], prompts: Sequence[Prompt], *, propagate: bool = False
+def segment_study(
+    session: Session, study: Study, prompts: Sequence[Prompt], *, propagate: bool = False
 ) -> Segmentation:
-    """Prompt an image, let an automatic method segment the slices that no prompt is on, then let masks propagate.
+    """Prompt a study, let an automatic method segment the slices that no prompt is on, then let masks propagate.
 
     Raises PromptError and InputRefused for prompts that the method does not take before the first minute is spent.
     """
-    session.set_image(image, automatic=False)
+    session.set_image(study.image, automatic=False)
     session.check(*prompts)
     for together in session.by_step(prompts):
         session.add(*together)
-        _LOG.info("%s", _prompted(session.steps[-1], len(prompts)))
+        _LOG.info(_prompted(session.steps[-1], len(prompts)))
     if session.is_automatic:
         session.segment_automatically(_tenths())
         _LOG.info("%s", _passed(session.steps[-1], "segmented"))

@@ -17,11 +17,12 @@ import click
 from samkit.benchmarks.measure.originals import original_network, original_runners
 from samkit.benchmarks.measure.processes import ask_process, resident_mb
 from samkit.command import run_command
+from samkit.imageio.study import read_study
 from samkit.manifest import Export
 from samkit.prompts import Prompt, prompt_json, read_prompts
 from samkit.runtime.opening import make_session, open_export
 from samkit.runtime.session.base import Session
-from samkit.segment.inputs import find_inputs, read_inputs
+from samkit.segment.inputs import find_inputs
 
 ORIGINAL = "torch"
 """The backend that is PyTorch on upstream's formulation, LoRA apart: not what `open_export` calls by that name."""
@@ -57,7 +58,7 @@ def cold_start(
 ) -> None:
     """Answer the first prompt of a file, or decide on the whole scan where it holds none."""
     with open_reader(export, backend, precision, device=device, threads=threads) as session:
-        given = read_inputs(find_inputs(scans, session.method, session.config, {}), session.method)
+        given = read_study(find_inputs(scans, session.method, session.config, {}))
         session.set_image({name: scan.volume for name, scan in given.scans.items()}, automatic=False)
         prompts = read_prompts(prompts_file)
         if prompts:

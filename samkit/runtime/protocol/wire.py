@@ -118,7 +118,7 @@ def error_text(error: SamkitError) -> str:
     if error.options:  # a command at the other end spells them its way
         data |= {"text": error.text, "options": list(error.options)}
     if isinstance(error, InputRefused):
-        data |= {"code": error.code, "reason": error.reason, "remedy": error.remedy}
+        data |= {"code": error.code, "reason": error.reason, "remedy": error.remedy, "parts": list(error.parts)}
     return _MARK + json.dumps(data)
 
 
@@ -139,7 +139,7 @@ def read_error(text: str) -> SamkitError | None:
             kind = ServingError  # of a newer server
         options = tuple(str(name) for name in data.get("options", ()))
         if kind is InputRefused:
-            return InputRefused(data["code"], data["reason"], data["remedy"], options=options)
+            return InputRefused(data["code"], *data["parts"], options=options)
         error: SamkitError = kind(data.get("text", data["message"]), options=options)
         return error
     except (ValueError, KeyError, TypeError, RecursionError):
