@@ -104,6 +104,7 @@ def suite(out: Path, data: Path | None, names: tuple[str, ...], device: str, kee
     show_progress(quiet=False)
     methods = names or tuple(list_methods())
     exports = [] if keep_exports else export_commands(out, methods, full_size=data is None)
+    table: Mapping[str, Measure]
     if data is not None:
         name, table = "real", real_images(data)
     else:

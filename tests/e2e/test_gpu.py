@@ -13,6 +13,8 @@ import pytest
 import samkit
 from samkit.benchmarks.latency import graphs as graph_rows
 from samkit.benchmarks.latency.command import measure_latency
+from samkit.benchmarks.latency.settings import Settings
+from samkit.benchmarks.record.rows import LatencyRow
 from samkit.export.export import repeat_parity
 from samkit.manifest import Manifest, graph_file
 from samkit.phantoms import make_phantom
@@ -84,9 +86,9 @@ def test_clicks_and_undo_on_the_device(refinement, precision, export_of):
     def logits(device):
         found = []
         with open_session(export_of("m-sam", refinement), device=device, precision=precision) as session:
-            session.set_volume(volume)
+            session.set_image(volume)
             for click in CLICKS:
-                session.add_point(click)
+                session.add(click)
                 found.append(session.logits())
             session.undo()
             session.undo()
@@ -104,11 +106,11 @@ def test_clicks_and_undo_on_the_device(refinement, precision, export_of):
 def test_timings_compare_equal_outputs_on_the_device(name, export_of, monkeypatch):
     monkeypatch.setattr(graph_rows, "TURN_SECONDS", 0.0)  # one run a turn: the command does the timing
     folder = export_of(name, "anchored" if name == "m-sam" else None)
-    run = measure_latency([folder], rounds=1, device=DEVICE, cold_starts=1)
+    run = measure_latency([folder], Settings(rounds=1, device=DEVICE, cold_starts=1))
 
-    measured = [row for row in run.rows if "not_run" not in row]
-    assert measured
-    assert all(row["device"] == DEVICE and "error" not in row for row in measured)
-    for row in measured:
-        if "graph" in row and row["precision"] == "fp32":
-            assert row["relative_error"] < 1e-4
+    tried = [row for row in run.rows if isinstance(row, LatencyRow) or row.is_failure]
+    assert tried
+    assert all(row.identity.device == DEVICE and isinstance(row, LatencyRow) for row in tried)
+    for row in tried:
+        if row.identity.graph is not None and row.identity.precision == "fp32":
+            assert row.relative_error < 1e-4

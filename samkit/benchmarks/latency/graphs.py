@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
@@ -28,7 +28,7 @@ from samkit.benchmarks.latency.baselines import (
     torch_run,
     write_official,
 )
-from samkit.benchmarks.latency.candidates import ONNXRUNTIME, Candidate, attempt, candidates
+from samkit.benchmarks.latency.candidates import attempt, candidates, identity_of, lack_of, note_on
 from samkit.benchmarks.latency.settings import BASELINES, EAGER, NO_FOLD, Settings
 from samkit.benchmarks.measure.flops import count_flops
 from samkit.benchmarks.measure.machine import Machine, MatrixProduct
@@ -41,20 +41,20 @@ from samkit.benchmarks.record.statistics import significant
 from samkit.export.parity import output_error
 from samkit.manifest import Export
 from samkit.methods import GraphSpec
+from samkit.precisions import BASE, PRECISIONS
+from samkit.runtime.backends import DEFAULT, Variant, open_runners
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.runtime.backends.runner import Closing, Runner
 from samkit.runtime.loops.refinement import encode_image
-from samkit.runtime.session.volume_session import TENSORRT, open_runners
 from samkit.tensors import Tensor, on_host
 
 TURN_SECONDS = 0.15
 """About how long one backend runs before the next one's turn."""
-LARGEST_ERROR = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.3}
+LARGEST_ERROR = {"bf16": 0.3} | {precision.name: precision.rounding for precision in PRECISIONS}
 """Relative difference of an output from PyTorch eager's, norm over norm, up to which it is rounding. It is no judgement
 of accuracy, for which there is `sam-bench accuracy`: whoever computes something else is off by about 1."""
 LIMIT = "float32 matrix product"
 """What `limit_share` is a share of, whatever a backend computes in: half precision on a GPU may pass it."""
-OURS = (ONNXRUNTIME, "fp32")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,6 @@ class Entry:
     is_folded: bool
     path: Path | None = None
     """Its ONNX file, if it has one; it may not be there before it is opened."""
-    note: str | None = None
 
 
 class GraphTimer(Closing):
@@ -97,17 +96,18 @@ class GraphTimer(Closing):
         OnnxRuntimeRunner has it. Raises ManifestError, and MissingDependencyError without PyTorch or the device.
         """
         self._export, self._machine, self._settings, self._binds = export, machine, settings, binds
-        self._notes: dict[str, str] = {}  # of TensorRT
-        self._encoded: dict[tuple[str, str, int], dict[str, Tensor]] = {}
+        self._warnings: dict[str, tuple[str, ...]] = {}  # by backend
+        self._encoded: dict[tuple[Variant, int], dict[str, Tensor]] = {}
         self._count = cache(partial(count_flops, export.method, export.config))
+        self._ours = Variant(DEFAULT.name, BASE.name, machine.device)
         with ExitStack() as stack:
             self._scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             self._network = original_network(export.plan, device=machine.device, threads=machine.threads)
-            files = {spec: export.path(spec.name, "fp32") for spec in export.specs}
-            self._runners: dict[tuple[str, str], Mapping[str, Runner]] = {
-                OURS: {spec.name: self._open(path, spec, stack) for spec, path in files.items()}
+            files = {spec: export.path(spec.name, BASE.name) for spec in export.specs}
+            self._runners: dict[Variant, Mapping[str, Runner]] = {
+                self._ours: {spec.name: self._open(path, spec, stack) for spec, path in files.items()}
             }
-            """Whole exports by backend and precision, for the embeddings."""
+            """Whole exports, for the embeddings."""
             self._stack = stack.pop_all()
 
     def close(self) -> None:
@@ -125,97 +125,92 @@ class GraphTimer(Closing):
                     asked = {"batch": rows, "points": points}
                     refused = [axes[name] for name, size in asked.items() if size and not axes[name].takes(size)]
                     if refused:
-                        work, ours = Work(spec, spec, rows, points, {}), Candidate(*OURS, self._machine.device)
-                        lack = f"the graph takes {refused[0].to_text()}"
-                        yield Absent("latency", self._of(ours, work), lack, is_failure=False)
+                        identity = self._identity(self._ours, Work(spec, spec, rows, points, {}))
+                        yield Absent("latency", identity, f"the graph takes {refused[0].to_text()}", is_failure=False)
                     else:
                         yield from self._measure(self._work(spec, rows, points))
 
     def _measure(self, work: Work) -> Iterator[LatencyRow | Absent]:
-        expected = as_arrays(
-            torch_run(self._network, work.official, work.official_inputs, device=self._machine.device)()
-        )
+        eager = torch_run(self._network, work.official, work.official_inputs, device=self._machine.device)
+        expected = as_arrays(eager())
         with ExitStack() as opened:
-            entries = [*self._candidates(work, opened), *self._baselines(work, opened)]
+            found = [*self._candidates(work, opened), *self._baselines(work, opened)]
+            entries = [entry for entry in found if isinstance(entry, Entry)]
             held = {entry.identity: attempt(entry.identity, partial(_held_to, expected, entry)) for entry in entries}
-            runs = {identity: found[0] for identity, found in held.items() if not isinstance(found, Absent)}
+            runs = {identity: each[0] for identity, each in held.items() if not isinstance(each, Absent)}
             first = len(self._machine.products)
             turns = {identity: several(run, TURN_SECONDS) for identity, run in runs.items()}
             seconds = take_turns(turns, self._settings.rounds, before=self._machine.sample)
             rate = MatrixProduct.GFLOP / float(np.median(self._machine.products[first:]))
             for entry in entries:
-                found = held[entry.identity]
-                if isinstance(found, Absent):
-                    yield found
+                each = held[entry.identity]
+                if isinstance(each, Absent):
+                    yield each
                 else:
-                    yield self._row(work, entry, found[1], seconds[entry.identity], rate)
-            yield from self._missing(work)
+                    yield self._row(work, entry, each[1], seconds[entry.identity], rate)
+            yield from (row for row in found if isinstance(row, Absent))
         forget_compiled()
 
     # --- The work and who does it ---
 
     def _work(self, spec: GraphSpec, rows: int, points: int | None) -> Work:
-        official = next(graph for graph in self._export.graphs if graph.name == (spec.work_of or spec.name))
+        official = next(graph for graph in self._export.graphs if graph.name == spec.official)
         inputs: dict[str, Tensor] = {}
         for graph in (official, spec):
             has_mask = official is spec  # what does another's work stands for an answer without a mask
             inputs |= seeded_inputs(graph, self._export.config, rows=rows, points=points or 1, has_mask=has_mask)
-        return Work(spec, official, rows, points, inputs | self._embeddings(OURS, inputs))
+        return Work(spec, official, rows, points, inputs | self._embeddings(self._ours, inputs))
 
-    def _embeddings(self, name: tuple[str, str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return those of `inputs` that an encoder makes, for as many images, by the runners called `name`."""
+    def _embeddings(self, one: Variant, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return those of `inputs` that an encoder makes, for as many images, by the runners of one."""
         if not STAYING & inputs.keys():
             return {}
         images = int(inputs["image_embeddings"].shape[0])
-        if (*name, images) not in self._encoded:
-            runners = self._runners[name]
+        if (one, images) not in self._encoded:
+            runners = self._runners[one]
             image = seeded_inputs(runners["image_encoder"].graph, self._export.config, rows=images)["image"]
-            self._encoded[*name, images] = encode_image(runners, image)
-        return {tensor: value for tensor, value in self._encoded[*name, images].items() if tensor in inputs}
+            self._encoded[one, images] = encode_image(runners, image)
+        return {tensor: value for tensor, value in self._encoded[one, images].items() if tensor in inputs}
 
-    def _candidates(self, work: Work, opened: ExitStack) -> Iterator[Entry]:
+    def _candidates(self, work: Work, opened: ExitStack) -> Iterator[Entry | Absent]:
         """Yield what was exported of the graph; `opened` closes what is opened for it alone."""
         for one in candidates(self._export, self._settings):
-            if one.lack is not None:
+            identity, path = self._identity(one, work), None
+            if (lack := lack_of(self._export, one)) is not None:
+                yield Absent("latency", identity, lack, is_failure=False)
                 continue
-            opens, path = partial(self._on_engine, work, one.precision), None
-            if one.backend == ONNXRUNTIME:
+            opens = partial(self._on_backend, work, one)
+            if one.backend == DEFAULT.name and one != self._ours:  # ours is open, for the embeddings
+                opens = partial(
+                    self._on_file, work.graph, self._export.path(work.graph.name, one.precision), work, opened
+                )
+            if one.backend == DEFAULT.name:
                 path = self._export.path(work.graph.name, one.precision)
-                opens = partial(self._on_file, work.graph, path, work, opened)
-                if (one.backend, one.precision) == OURS:  # it is open, for the embeddings
-                    opens = partial(_run, self._runners[OURS][work.graph.name], work.inputs, self._machine.device)
-            yield Entry(self._of(one, work), work.graph, opens, self._export.plan.folded, path, one.note)
+            yield Entry(identity, work.graph, opens, self._export.plan.folded, path)
+        for precision in PRECISIONS:
+            one = replace(self._ours, precision=precision.name)
+            if precision.name not in self._export.plan.precisions:
+                yield Absent("latency", self._identity(one, work), str(lack_of(self._export, one)), is_failure=False)
 
-    def _baselines(self, work: Work, opened: ExitStack) -> Iterator[Entry]:
+    def _baselines(self, work: Work, opened: ExitStack) -> Iterator[Entry | Absent]:
         """Yield what runs upstream's formulation; `opened` closes what is opened for this graph alone."""
         device = self._machine.device
         for name in (name for name in BASELINES if name in self._settings.baselines):
-            identity = self._of(Candidate(name, torch_precision(name, device), device), work)
+            identity = self._identity(Variant(name, torch_precision(name, device), device), work)
             if name != NO_FOLD:
                 opens = partial(torch_run, self._network, work.official, work.official_inputs, name, device)
                 yield Entry(identity, work.official, opens, is_folded=False)
-            elif not work.official.is_rewrite:
+            elif work.official.is_rewrite:
+                lack = f"--no-fold has no {work.graph.name}: its mask_decoder does that work"
+                yield Absent("latency", identity, lack, is_failure=False)
+            else:
                 path = self._scratch / f"{work.official.name}.onnx"
                 opens = partial(self._on_file, work.official, path, work, opened)
                 yield Entry(identity, work.official, opens, is_folded=False, path=path)
 
-    def _missing(self, work: Work) -> Iterator[Absent]:
-        """Yield the rows of what can't take part, as far as the export says."""
-        found = [one for one in candidates(self._export, self._settings) if one.lack is not None]
-        device = self._machine.device
-        if "fp16" not in self._export.plan.precisions:
-            found.insert(
-                0, Candidate(ONNXRUNTIME, "fp16", device, "the export has no float16 files; export with --fp16")
-            )
-        if NO_FOLD in self._settings.baselines and work.official.is_rewrite:
-            lack = f"--no-fold has no {work.graph.name}: its mask_decoder does that work"
-            found.append(Candidate(NO_FOLD, "fp32", device, lack))
-        for one in found:
-            yield Absent("latency", self._of(one, work), str(one.lack), is_failure=False)
-
-    def _of(self, one: Candidate, work: Work) -> Identity:
-        of_graph = {"graph": work.graph.name, "batch": work.rows, "points": work.points}
-        return one.identity(self._export, threads=self._machine.threads, **of_graph)
+    def _identity(self, one: Variant, work: Work) -> Identity:
+        size = {"batch": work.rows, "points": work.points}
+        return identity_of(self._export, one, self._machine.threads, graph=work.graph.name, **size)
 
     # --- Runs ---
 
@@ -225,19 +220,14 @@ class GraphTimer(Closing):
             write_official(self._network, graph, path)
         return _run(self._open(path, graph, opened), work.inputs, self._machine.device)
 
-    def _on_engine(self, work: Work, precision: str) -> Run:
-        """Return a run of an engine, on embeddings in its own memory."""
-        name = (TENSORRT, precision)
-        if name not in self._runners:
-            runners, warnings = open_runners(
-                self._export.folder, self._export.manifest, TENSORRT, "cuda", precision, None
-            )
-            self._runners[name] = runners
-            self._notes |= {TENSORRT: "; ".join(warnings)} if warnings else {}
-            for runner in runners.values():
+    def _on_backend(self, work: Work, one: Variant) -> Run:
+        """Return a run on a backend that has opened the whole export, on embeddings in its own memory."""
+        if one not in self._runners:
+            self._runners[one], self._warnings[one.backend] = open_runners(self._export, one)
+            for runner in self._runners[one].values():
                 self._stack.callback(runner.close)
-        inputs = {**work.inputs, **self._embeddings(name, work.inputs)}
-        return _run(self._runners[name][work.graph.name], inputs, self._machine.device)
+        inputs = {**work.inputs, **self._embeddings(one, work.inputs)}
+        return _run(self._runners[one][work.graph.name], inputs, self._machine.device)
 
     def _open(self, path: Path, spec: GraphSpec, stack: ExitStack) -> OnnxRuntimeRunner:
         device = self._machine.device
@@ -248,6 +238,7 @@ class GraphTimer(Closing):
 
     def _row(self, work: Work, entry: Entry, error: float, turns: Sequence[Sequence[float]], rate: float) -> LatencyRow:
         """Return the row of one that was timed; `rate` is the matrix product's [GFLOP/s]."""
+        one = Variant(entry.identity.backend, entry.identity.precision, entry.identity.device)
         times = Times.of(chain.from_iterable(turns))
         gflop = self._count(entry.graph, folded=entry.is_folded, rows=work.rows, points=work.points or 1)
         memory: dict[str, Any] = {}
@@ -263,7 +254,7 @@ class GraphTimer(Closing):
             gflop=significant(gflop),
             limit_share=significant(1e3 * gflop / times.p50_ms / rate, 4),
             limit=LIMIT,
-            note=self._notes.get(entry.identity.backend, entry.note),
+            note="; ".join(self._warnings.get(one.backend, ())) or note_on(one),
             **memory,
         )
 

@@ -31,10 +31,5 @@ class Settings:
     points: tuple[int, ...] = (1,)
     """Points of each row, one measurement each."""
     cold_starts: int = COLD_STARTS
-    engines: bool | None = None
-    """Whether TensorRT's engines take turns, too; None: where the device is CUDA."""
-
-    @property
-    def takes_engines(self) -> bool:
-        """Return whether TensorRT's engines take turns."""
-        return self.device == "cuda" if self.engines is None else self.engines
+    engines: bool = False
+    """Whether backends that run on a GPU alone take turns on a CPU's machine, too."""

@@ -26,7 +26,7 @@ import numpy as np
 from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.phantom_scans import phantom_cases
 from samkit.benchmarks.cases.simulated_user import CENTRE, make_task
-from samkit.benchmarks.latency.candidates import Candidate, attempt, candidates
+from samkit.benchmarks.latency.candidates import attempt, candidates, identity_of, lack_of, note_on
 from samkit.benchmarks.latency.cold_start import ORIGINAL, first_mask, open_reader
 from samkit.benchmarks.latency.settings import Settings
 from samkit.benchmarks.measure.machine import Machine
@@ -40,9 +40,11 @@ from samkit.imageio.writing import write_mask, write_volume
 from samkit.manifest import Export
 from samkit.masks import dice
 from samkit.methods import SliceMethod
+from samkit.precisions import BASE
 from samkit.prompts import FOREGROUND, Point, prompt_json
+from samkit.runtime.backends import Variant
 from samkit.runtime.session.base import Session
-from samkit.segment.segmenting import segment_given
+from samkit.segment.segmenting import segment_study
 
 STAGES = ("cold_start", "load", "encode", "click", "undo", "end_to_end")
 CLICKS = 4
@@ -85,14 +87,11 @@ class SessionTimer:
     """The sessions of one backend on one case, and how long a reader waited for them."""
 
     identity: Identity
-    opening: Mapping[str, Any]
-    """What `open_reader` is given."""
     on_disk: CaseOnDisk
     folder: Path
     """The export's."""
     scratch: Path
     """Where masks are written."""
-    note: str | None = None
     absent: dict[str, Absent] = field(default_factory=dict)
     """By stage, why there are no times."""
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -101,6 +100,11 @@ class SessionTimer:
     """Of each cold start's process."""
     session: Session | None = None
     mask: np.ndarray | None = None
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        """Return what `open_reader` is given."""
+        return {name: getattr(self.identity, name) for name in ("backend", "precision", "device", "threads")}
 
     def warm_up(self, opened: ExitStack) -> None:
         """Open a session, which `opened` closes, and read in it once; notes what fails, and raises PyTorch's."""
@@ -124,7 +128,7 @@ class SessionTimer:
         with open_reader(self.folder, **self.opening) as session:
             loaded = time.perf_counter()
             study = read_study(self.on_disk.files)
-            segment_given(session, study, self.on_disk.case.clicks, False, lambda line: None)
+            segment_study(session, study, self.on_disk.case.clicks)
             write_mask(self.scratch / "mask.nii.gz", session.labels(), study.scan)
             written = time.perf_counter()
         self.seconds["load"].append(loaded - start)
@@ -166,8 +170,14 @@ class SessionTimer:
             peak_mb=max(self.peaks_mb) if stage == "cold_start" else None,
             clicks=len(self.on_disk.case.clicks),
             scan=self.on_disk.case.shape,
-            note=self.note,
+            note=self._note(),
         )
+
+    def _note(self) -> str | None:
+        one = Variant(self.identity.backend, self.identity.precision, self.identity.device)
+        if (one.backend, one.device) == (ORIGINAL, "cuda"):
+            return "PyTorch's sessions take embeddings to the host and back; its graphs do not"
+        return note_on(one)
 
 
 def time_stages(export: Export, machine: Machine, settings: Settings) -> Iterator[LatencyRow | Absent]:
@@ -175,16 +185,13 @@ def time_stages(export: Export, machine: Machine, settings: Settings) -> Iterato
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as opened:
         on_disk = CaseOnDisk.make(export, Path(scratch))
         timers = []
-        for one in (_original(machine.device), *candidates(export, settings)):
-            opening = {"backend": one.backend, "precision": one.precision, "device": one.device}
-            identity = one.identity(export, threads=machine.threads)
-            timer = SessionTimer(
-                identity, {**opening, "threads": machine.threads}, on_disk, export.folder, Path(scratch), one.note
-            )
-            if one.lack is None:
+        for one in (Variant(ORIGINAL, BASE.name, machine.device), *candidates(export, settings)):
+            identity = identity_of(export, one, machine.threads)
+            timer = SessionTimer(identity, on_disk, export.folder, Path(scratch))
+            if (lack := lack_of(export, one) if one.backend != ORIGINAL else None) is None:
                 timer.warm_up(opened)
             else:
-                timer.absent = dict.fromkeys(STAGES, Absent("latency", identity, one.lack, is_failure=False))
+                timer.absent = dict.fromkeys(STAGES, Absent("latency", identity, lack, is_failure=False))
             timers.append(timer)
         there = {timer.identity: timer for timer in timers if timer.session is not None}
         turns = {identity: timer.take_turn for identity, timer in there.items()}
@@ -195,11 +202,6 @@ def time_stages(export: Export, machine: Machine, settings: Settings) -> Iterato
         for stage in STAGES:
             if stage != "cold_start" or settings.cold_starts:
                 yield timer.row(stage, expected)
-
-
-def _original(device: str) -> Candidate:
-    note = "PyTorch's sessions take embeddings to the host and back; its graphs do not" if device == "cuda" else None
-    return Candidate(ORIGINAL, "fp32", device, note=note)
 
 
 def visit(session: Session, case: Case) -> tuple[dict[str, list[float]], np.ndarray]:

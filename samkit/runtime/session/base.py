@@ -21,8 +21,7 @@ import numpy as np
 
 from samkit.errors import PromptError
 from samkit.geometry import Index, Triple, Volume, world_to_voxel
-from samkit.imageio.nifti import read_scan
-from samkit.imageio.pictures import is_picture, read_picture
+from samkit.imageio.reading import is_picture, read_picture, read_scan
 from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, Prompt, SliceBox, SlicePoint
 from samkit.runtime.backends.runner import Closing
 from samkit.runtime.session.steps import Step
@@ -99,7 +98,7 @@ class Session(Closing, ABC):
 
     @property
     def plane(self) -> str | None:
-        """Return along which slices are taken; None for a method of volumes."""
+        """Return along which slices are taken; None for a method of volumes, and for a picture."""
         return None
 
     @property
@@ -178,8 +177,7 @@ class Session(Closing, ABC):
         nothing of five pixels is left, the slice is empty, the volume ends, or the next slice has prompts of its own.
         """
         raise PromptError(
-            f"{self.method.name} works on volumes, and only the mask of a slice leads on to others; leave {{propagate}} "
-            "out",
+            f"{self.method.name} works on volumes, and only masks of slices lead on to others; leave {{propagate}} out",
             options=("propagate",),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_every_measure_is_a_command_that_sam_bench_takes(name, tmp_path, monkeyp
 
 def test_full_size_exports_have_the_graphs_that_are_timed():
     words = suite.PHANTOMS["full-size"].words.split()
-    timed = {after for word, after in zip(words, words[1:], strict=False) if word == "--graph"}
+    timed = {after for word, after in pairwise(words) if word == "--graph"}
 
     assert timed == {"image_encoder", "mask_decoder"}
     for name in suite.FULL_SIZE:

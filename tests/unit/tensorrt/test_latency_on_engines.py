@@ -12,12 +12,15 @@ import pytest
 from samkit.benchmarks.latency import graphs as graph_rows
 from samkit.benchmarks.latency import stages
 from samkit.benchmarks.latency.graphs import GraphTimer
+from samkit.benchmarks.latency.settings import Settings
 from samkit.benchmarks.measure import machine, turns
+from samkit.benchmarks.record.rows import Absent, LatencyRow
 from samkit.export.engines import build_engines
-from samkit.manifest import Manifest
+from samkit.manifest import Export, Manifest
 from samkit.runtime.backends import tensorrt_library
 
 pytestmark = pytest.mark.xdist_group("export")
+ASKED = Settings(rounds=1, parts=("graphs",), engines=True)
 
 
 @pytest.fixture(params=["11.4"])
@@ -38,10 +41,14 @@ def here(monkeypatch):
 
 def rows_of_graphs(folder, here):
     """The rows of all graphs on TensorRT."""
-    with GraphTimer(folder, rounds=1, machine=here, rivals=(), memory=False, engines=True) as timer:
-        rows = list(timer.rows(None))
-    assert {row["device"] for row in rows if row["backend"] == "onnxruntime"} == {"cpu"}
-    return [row for row in rows if row["backend"] == "tensorrt"]
+    with GraphTimer(Export.open(folder), here, replace(ASKED, baselines=())) as timer:
+        rows = list(timer.rows())
+    assert {row.identity.device for row in rows if row.identity.backend == "onnxruntime"} == {"cpu"}
+    return [row for row in rows if row.identity.backend == "tensorrt"]
+
+
+def rows_of_stages(folder, here, *, cold_starts):
+    return list(stages.time_stages(Export.open(folder), here, replace(ASKED, cold_starts=cold_starts)))
 
 
 def test_engines_take_turns_with_embeddings_of_their_own_encoder(stand_ins, quick, export, here, cuda, monkeypatch):
@@ -50,43 +57,43 @@ def test_engines_take_turns_with_embeddings_of_their_own_encoder(stand_ins, quic
 
     rows = rows_of_graphs(export, here)
 
-    assert [(row["graph"], row["precision"], row["device"]) for row in rows] == [
+    assert [(row.identity.graph, row.identity.precision, row.identity.device) for row in rows] == [
         ("image_encoder", "fp32", "cuda"), ("mask_decoder", "fp32", "cuda"),
     ]  # fmt: skip
     for row in rows:
-        assert 0 < row["relative_error"] < 1e-5
-        assert len(row["samples_ms"]) == 1
-        assert row["limit_share"] > 0
-        assert "is untested" in row["note"]
+        assert 0 < row.relative_error < 1e-5
+        assert len(row.times.samples_ms) == 1
+        assert row.limit_share > 0
+        assert "is untested" in row.note
     assert cuda().left() == {}
 
 
 def test_readers_wait_for_engines_too(stand_ins, quick, export, here):
     build_engines(export)
 
-    rows = list(stages.time_stages(export, rounds=1, machine=here, cold_starts=1, engines=True))
+    rows = rows_of_stages(export, here, cold_starts=1)
 
-    waited = {row["stage"]: row for row in rows if row["backend"] == "tensorrt"}
+    waited = {row.identity.stage: row for row in rows if row.identity.backend == "tensorrt"}
     assert tuple(waited) == stages.STAGES
-    assert all(row["p50_ms"] > 0 and row["device"] == "cuda" for row in waited.values())
+    assert all(row.times.p50_ms > 0 and row.identity.device == "cuda" for row in waited.values())
 
 
 def test_export_without_engines_says_what_builds_them(stand_ins, quick, export, here):
     sentence = "the export has no TensorRT engine image_encoder.fp32.plan; sam-export --build-engines"
 
-    rows = [
-        *rows_of_graphs(export, here),
-        *stages.time_stages(export, rounds=1, machine=here, cold_starts=0, engines=True),
-    ]
+    rows = [*rows_of_graphs(export, here), *rows_of_stages(export, here, cold_starts=0)]
 
-    assert {row["not_run"] for row in rows if row["backend"] == "tensorrt"} == {sentence}
+    absent = [row for row in rows if row.identity.backend == "tensorrt"]
+    assert {(row.reason, row.is_failure) for row in absent} == {(sentence, False)}
 
 
 def test_engines_where_tensorrt_is_missing_are_not_run(stand_ins, quick, export, here, monkeypatch):
     build_engines(export)
     monkeypatch.setattr(tensorrt_library, "find_spec", lambda name: None)
 
-    assert all("TensorRT is not installed" in row["not_run"] for row in rows_of_graphs(export, here))
+    for row in rows_of_graphs(export, here):
+        assert "TensorRT is not installed" in row.reason
+        assert not row.is_failure
 
 
 def test_engine_of_another_gpu_is_an_error_and_the_others_have_their_times(stand_ins, quick, export, here):
@@ -96,7 +103,10 @@ def test_engine_of_another_gpu_is_an_error_and_the_others_have_their_times(stand
     )
     assert Manifest.load(export).engines
 
-    assert all("was built for GPU another" in row["error"] for row in rows_of_graphs(export, here))
+    for row in rows_of_graphs(export, here):
+        assert "was built for GPU another" in row.reason
+        assert row.is_failure
 
-    rows = list(stages.time_stages(export, rounds=1, machine=here, cold_starts=1, engines=True))
-    assert all(("error" in row) == (row["backend"] == "tensorrt") for row in rows)
+    for row in rows_of_stages(export, here, cold_starts=1):
+        assert isinstance(row, Absent) == (row.identity.backend == "tensorrt")
+        assert isinstance(row, LatencyRow) or row.is_failure
