@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import logging
 import sys
 from pathlib import Path
 
@@ -173,6 +174,16 @@ def _write_bright_graphs(folder, config):
             constant("tiny", np.float32(1e-6)),
         ],
     )
+
+
+@pytest.fixture(autouse=True)
+def untouched_logging():
+    """A command run in this process must not decide what the tests after it see of the log."""
+    logger = logging.getLogger("samkit")
+    before = (list(logger.handlers), logger.level, logger.propagate)
+    yield
+    logger.handlers[:], logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
 
 
 @pytest.fixture

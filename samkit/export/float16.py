@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -29,10 +30,11 @@ from samkit.methods import GraphSpec
 from samkit.runtime.backends.runner import Runner
 from samkit.tensors import Tensor
 
-Say = Callable[[str], None]
 Check = Callable[[Mapping[str, Runner], str], dict[str, dict[str, Any]]]
 """Runs the parity procedure on runners, in a precision; returns figures by graph, raises ParityError."""
 KeptByGraph = Mapping[str, Sequence[Kept]]
+
+_log = logging.getLogger(__name__)
 
 LEAST_SHARE = 0.5
 """Share of the products below which float16 gains nothing."""
@@ -41,7 +43,7 @@ SENSITIVE_SHARES = (0.125, 0.25, 0.45)
 
 
 def write_float16(
-    folder: Path, specs: Sequence[GraphSpec], check: Check, say: Say, keep_list: KeptByGraph | None = None
+    folder: Path, specs: Sequence[GraphSpec], check: Check, keep_list: KeptByGraph | None = None
 ) -> dict[str, Any]:
     """Write the float16 file of every graph in `folder` beside its float32 file; return notes by file name.
 
@@ -49,7 +51,7 @@ def write_float16(
     fewer than half of the products could run in float16, ParityError where the masks moved too far.
     """
     with tempfile.TemporaryDirectory(dir=folder) as made:
-        conversion = _Conversion(folder, Path(made), specs, check, say)
+        conversion = _Conversion(folder, Path(made), specs, check)
         if keep_list is not None:
             notes = conversion.attempt("as the keep-list says", conversion.completed(keep_list))
         else:
@@ -62,8 +64,8 @@ def write_float16(
 class _Conversion:
     """The graphs of one export on their way to float16, and why the last attempt failed."""
 
-    def __init__(self, folder: Path, made: Path, specs: Sequence[GraphSpec], check: Check, say: Say) -> None:
-        self.folder, self.made, self.specs, self.check, self.say = folder, made, specs, check, say
+    def __init__(self, folder: Path, made: Path, specs: Sequence[GraphSpec], check: Check) -> None:
+        self.folder, self.made, self.specs, self.check = folder, made, specs, check
         self.graphs = {spec.name: TypedGraph(onnx.load(folder / graph_file(spec.name, "fp32"))) for spec in specs}
         self.failed: ParityError | None = None
         self._first: dict[str, Mapping[str, Tensor]] = {}
@@ -107,11 +109,11 @@ class _Conversion:
         for spec in self.specs:
             model = convert_to_fp16(self.graphs[spec.name], nodes[spec.name])
             save_graph(model, self._file(spec, "fp16"), spec, folded=True)
-        self.say(f"float16, {name}: emulated against PyTorch float32")
+        _log.info("float16, %s: emulated against PyTorch float32", name)
         try:
             figures = self._gate()
         except ParityError as error:
-            self.say(f"float16, {name}: {error}")
+            _log.info("float16, %s: %s", name, error)
             self.failed = error
             return None
         return {
@@ -138,7 +140,7 @@ class _Conversion:
 
     def _measure(self) -> dict[str, Ranges]:
         """Return what every tensor of the float32 graphs reached along the procedure."""
-        self.say("float16: ranges of every tensor, along the float32 graphs")
+        _log.info("float16: ranges of every tensor, along the float32 graphs")
         with ExitStack() as stack:
             runners = {
                 spec.name: stack.enter_context(RangeRunner(self._file(spec, "fp32"), spec, self.made))
@@ -163,7 +165,7 @@ class _Conversion:
 
     def _effects(self, kept: KeptByGraph) -> dict[str, dict[str, float]]:
         """Return, by graph, how far rounding each product that is not `kept` moves the outputs."""
-        self.say("float16: which products' rounding matters most")
+        _log.info("float16: which products' rounding matters most")
         effects = {}
         for spec in self.specs:
             stays = {entry.node for entry in kept[spec.name]}
@@ -191,7 +193,8 @@ class _Conversion:
             common = max(set(reasons), key=reasons.count)
             raise ExportError(
                 f"float16 gains nothing here: {products - in_half} of {products} matrix products and convolutions have "
-                f"to stay in float32 (most often: {common}); export without --fp16, or look at these weights"
+                f"to stay in float32 (most often: {common}); export without {{fp16}}, or look at these weights",
+                options=("fp16",),
             )
 
 

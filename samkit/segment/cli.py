@@ -18,7 +18,17 @@ import samkit
 from samkit.command import run_command
 from samkit.errors import InputRefused, PromptError
 from samkit.geometry import Triple
-from samkit.imageio.nifti import MASK_SUFFIXES, check_output, replacing, write_logits, write_mask
+from samkit.imageio.reading import files_of
+from samkit.imageio.study import Study, read_study
+from samkit.imageio.writing import (
+    MASK_SUFFIXES,
+    PICTURE_SUFFIX,
+    check_output,
+    replacing,
+    write_logits,
+    write_mask,
+    write_picture,
+)
 from samkit.manifest import Export
 from samkit.methods.method import Method, SliceMethod
 from samkit.planes import PLANES
@@ -36,8 +46,8 @@ from samkit.runtime.client.remote_session import DECIDE_TIMEOUT, DEFAULT_TIMEOUT
 from samkit.runtime.opening import open_session
 from samkit.runtime.session.interactive import to_voxel
 from samkit.runtime.session.volume_session import BACKENDS, DEVICES, default_device
-from samkit.segment.inputs import Given, find_inputs, read_inputs, source_files
-from samkit.segment.outputs import PICTURE_SUFFIX, check_name, table_path, write_picture, write_table
+from samkit.segment.inputs import find_inputs
+from samkit.segment.outputs import check_name, table_path, write_table
 from samkit.segment.report import provenance
 from samkit.segment.segmenting import AnySession, Say, segment_given
 from samkit.sequences import parse_pattern
@@ -259,11 +269,11 @@ def segment(
         outputs = [path for path in (mask_path, table, logits_path, report_path) if path is not None]
         if len({path.resolve() for path in outputs}) < len(outputs):
             raise click.UsageError("-o, its table, --save-logits and --report name the same file")
-        sources = [source for path in files.values() for source in source_files(path)]
+        sources = [source for path in files.values() for source in files_of(path)]
         for path in outputs:
             check_output(path, [*sources, *([clicks] if clicks else []), *place.files])
 
-        given = read_inputs(files, method)
+        given = read_study(files)
         check_name(mask_path, given)
         if given.picture is not None:
             _check_picture(
@@ -415,7 +425,7 @@ def _check_picture(of_scans: dict[str, object]) -> None:
             raise click.UsageError(f"{option} is for scans, and a picture is given; leave it out")
 
 
-def _described(given: Given) -> str:
+def _described(given: Study) -> str:
     if given.picture is not None:
         (path,) = given.files.values()
         height, width = given.picture.shape[:2]
@@ -428,7 +438,7 @@ def _described(given: Given) -> str:
 # --- What comes out ---
 
 
-def _write(labels: np.ndarray, given: Given, mask_path: Path, table: Path | None, names: Sequence[str]) -> None:
+def _write(labels: np.ndarray, given: Study, mask_path: Path, table: Path | None, names: Sequence[str]) -> None:
     """Write the mask, or the label map and its table, which tells of the structures `names`."""
     if given.picture is not None:
         write_picture(mask_path, labels, is_mask=table is None)

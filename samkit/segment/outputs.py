@@ -1,25 +1,23 @@
-"""Masks and label maps as files: NIfTI beside a scan, PNG beside a picture, and a table of the structures' sizes."""
+"""What lies beside a scan or a picture afterwards: how its mask may be named, and a table of structures' sizes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
 import numpy as np
 
-from samkit.imageio.nifti import MASK_SUFFIXES, replacing
-from samkit.segment.inputs import Given
+from samkit.errors import OptionError
+from samkit.imageio.study import Study
+from samkit.imageio.writing import MASK_SUFFIXES, PICTURE_SUFFIX, replacing
 
-PICTURE_SUFFIX = ".png"
 
-
-def check_name(path: Path, given: Given) -> None:
-    """Raise click.UsageError unless `path` is named as what will be written there."""
-    wanted = MASK_SUFFIXES if given.picture is None else (PICTURE_SUFFIX,)
+def check_name(path: Path, study: Study) -> None:
+    """Raise OptionError unless `path` is named as what will be written there."""
+    wanted = MASK_SUFFIXES if study.picture is None else (PICTURE_SUFFIX,)
     if not path.name.endswith(wanted):
-        kind = "scan" if given.picture is None else "picture"
-        raise click.UsageError(f"the mask of a {kind} must end in {' or '.join(wanted)}, and it is '{path.name}'")
+        kind = "scan" if study.picture is None else "picture"
+        raise OptionError(f"the mask of a {kind} must end in {' or '.join(wanted)}, and it is '{path.name}'")
 
 
 def table_path(path: Path) -> Path:
@@ -30,15 +28,6 @@ def table_path(path: Path) -> Path:
     """
     stem = path.name.removesuffix(".gz")
     return path.with_name(stem[: stem.rindex(".")] + ".tsv")
-
-
-def write_picture(path: Path, labels: np.ndarray, *, is_mask: bool) -> None:
-    """Write labels (H, W) as an 8-bit grey PNG, complete or not at all; a mask becomes 0 and 255."""
-    from PIL import Image
-
-    values = np.where(labels > 0, 255, 0).astype(np.uint8) if is_mask else labels
-    with replacing(path) as file:
-        Image.fromarray(values).save(file, "PNG")
 
 
 def write_table(path: Path, labels: np.ndarray, structures: Sequence[str], voxel_ml: float | None) -> None:

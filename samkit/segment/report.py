@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import samkit
+from samkit.imageio.study import Study
 from samkit.manifest import Weights, file_sha256
 from samkit.prompts import Point, Prompt, SlicePoint, prompt_json
 from samkit.runtime.client.remote_session import RemoteSession
 from samkit.runtime.session.volume_session import Session
-from samkit.segment.inputs import Given
 from samkit.segment.segmenting import AnySession
 
 _PACKAGES = ("numpy", "scipy", "nibabel", "pillow", "onnxruntime", "onnxruntime-gpu", "torch")
 _CLIENT_PACKAGES = ("numpy", "scipy", "nibabel", "pillow", "tritonclient")
 
 
-def provenance(session: AnySession, given: Given, prompts: Sequence[Prompt], mask_path: Path) -> dict[str, Any]:
+def provenance(session: AnySession, given: Study, prompts: Sequence[Prompt], mask_path: Path) -> dict[str, Any]:
     """Return what a report adds. File names only: folders may name a patient."""
     plan = session.manifest.plan
     files = {name: given.scans[name].path if given.scans else path for name, path in given.files.items()}

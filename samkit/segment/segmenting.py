@@ -9,13 +9,13 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from samkit.errors import InputRefused
+from samkit.imageio.study import Study
 from samkit.methods.method import SliceMethod
 from samkit.prompts import Prompt
 from samkit.runtime.client.remote_session import RemoteSession
 from samkit.runtime.session.slice_session import SliceSession
 from samkit.runtime.session.steps import SliceStep
 from samkit.runtime.session.volume_session import Session, as_point
-from samkit.segment.inputs import Given
 
 AnySession: TypeAlias = Session | SliceSession | RemoteSession
 Say: TypeAlias = Callable[[str], None]
@@ -33,14 +33,14 @@ class Done:
     warnings: list[str] = field(default_factory=list)
 
 
-def segment_given(session: AnySession, given: Given, prompts: Sequence[Prompt], propagate: bool, say: Say) -> Done:
+def segment_given(session: AnySession, given: Study, prompts: Sequence[Prompt], propagate: bool, say: Say) -> Done:
     """Segment what is given in the way of the session's method; raises PromptError and InputRefused."""
     if isinstance(session, SliceSession) or (isinstance(session, RemoteSession) and session.is_sliced):
         return segment_slices(session, given, prompts, propagate, say)
     return segment_volume(session, given, prompts, say)
 
 
-def segment_volume(session: Session | RemoteSession, given: Given, prompts: Sequence[Prompt], say: Say) -> Done:
+def segment_volume(session: Session | RemoteSession, given: Study, prompts: Sequence[Prompt], say: Say) -> Done:
     """Click on a scan; raises PromptError and InputRefused for prompts that the method does not take, before any."""
     if len(given.scans) > 1:
         raise InputRefused(
@@ -65,7 +65,7 @@ def segment_volume(session: Session | RemoteSession, given: Given, prompts: Sequ
 
 
 def segment_slices(
-    session: SliceSession | RemoteSession, given: Given, prompts: Sequence[Prompt], propagate: bool, say: Say
+    session: SliceSession | RemoteSession, given: Study, prompts: Sequence[Prompt], propagate: bool, say: Say
 ) -> Done:
     """Prompt slices or a picture, let an automatic method decide on the others, then let masks lead on."""
     if given.picture is not None:

@@ -115,7 +115,7 @@ def objects_of(labels: np.ndarray) -> list[np.ndarray]:
 def labels_on_input(labels: np.ndarray, placement: Placement, side: int) -> np.ndarray:
     """Return labels (..., H, W) of a slice on the network's square at `side` pixels, (..., side, side); 0 in padding.
 
-    Nearest: each pixel of the square takes the label at its centre, in the fit's own alignment.
+    Nearest: each pixel of the square takes the label at its centre, in the placement's own alignment.
     """
     centres = (np.arange(side) + 0.5) * placement.side / side
     picked, inside = [], []

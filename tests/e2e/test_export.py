@@ -177,7 +177,7 @@ def test_same_plan_is_kept_and_another_refused(copied_export, monkeypatch):
     monkeypatch.setattr(export_module, "_make", never)
     kept = run_export(plan_export("m-sam", size="tiny", precision="fp16"), copied_export)
     assert kept == Manifest.load(copied_export)
-    with pytest.raises(ExportError, match=r"holds another export .* pass --force to replace it"):
+    with pytest.raises(ExportError, match=r"holds another export .* pass force to replace it"):
         run_export(plan_export("m-sam", size="tiny"), copied_export)
 
 

@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from samkit.imageio.nifti import read_scan
+from samkit.imageio.reading import read_scan
 from samkit.manifest import Manifest, Weights
 from samkit.prompts import Point, write_clicks
 from samkit.runtime import open_session
@@ -157,7 +157,7 @@ def images(folder):
     return {
         "not a NIfTI": (raw("text.nii", b"this is no scan" * 100), "not a NIfTI file"),
         "not a gzip": (raw("text.nii.gz", b"this is no scan" * 100), "not a NIfTI file"),
-        "other suffix": (raw("scan.dcm", plain), "not a NIfTI file by its name"),
+        "other suffix": (raw("scan.dcm", plain), "of no format that is known, by its name"),
         "truncated": (raw("cut.nii", plain[: len(plain) // 2]), "truncated"),
         "truncated gzip": (raw("cut.nii.gz", whole[: len(whole) // 2]), "truncated"),
         "2D": (write("slice.nii", good[:, :, 0]), "a slice, not a volume"),

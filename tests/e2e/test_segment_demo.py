@@ -13,7 +13,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from scipy import ndimage
 
 from samkit.geometry import voxel_to_world, world_to_voxel
-from samkit.imageio.nifti import read_scan
+from samkit.imageio.reading import read_scan
 from samkit.phantoms import make_phantom
 from samkit.prompts import FOREGROUND, Point
 from samkit.runtime import open_session

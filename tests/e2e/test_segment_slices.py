@@ -12,7 +12,7 @@ import pytest
 from nibabel.freesurfer.mghformat import MGHImage
 from PIL import Image
 
-from samkit.imageio.nifti import read_scan
+from samkit.imageio.reading import read_scan
 from samkit.prompts import Box
 from samkit.runtime import open_session
 
@@ -167,8 +167,8 @@ def test_picture_gives_a_picture(segment, picture, tmp_path):
         (["--box", BOX, "--spacing", "1,1,1"], 2, "sam works on slices as they are; leave --spacing out"),
         (["--box", BOX, "--plane", "oblique"], 2, "'oblique' is not one of"),
         (["--box", BOX, "--sequence", "t1c"], 2, "--sequence is written NAME=PATTERN"),
-        (["--box", BOX, "--sequence", "t1c=s*"], 2, "give a folder with -i"),
-        (["--box", BOX, "-i", "b.nii"], 2, "of several -i each names its sequence"),
+        (["--box", BOX, "--sequence", "t1c=s*"], 2, "give a folder with --input"),
+        (["--box", BOX, "-i", "b.nii"], 2, "of several --input each names its sequence"),
     ],
 )
 def test_bad_request_ends_with_its_exit_code(arguments, exit_code, words, segment, scan, tmp_path):

@@ -29,7 +29,7 @@ import numpy as np
 from samkit.benchmarks.cases.phantom_scans import largest_object, phantom_scans, slice_axis
 from samkit.errors import GeometryError, InputRefused
 from samkit.geometry import Volume
-from samkit.imageio.nifti import read_scan
+from samkit.imageio.reading import read_scan
 from samkit.methods import Method, SliceMethod
 from samkit.phantoms import SEQUENCES
 from samkit.planes import PlaneView

@@ -19,8 +19,7 @@ import numpy as np
 
 from samkit.errors import PromptError
 from samkit.geometry import Triple, Volume, world_to_voxel
-from samkit.imageio.nifti import read_scan
-from samkit.imageio.pictures import is_picture, read_picture
+from samkit.imageio.reading import is_picture, read_picture, read_scan
 from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, Prompt, SliceBox, SlicePoint
 from samkit.runtime.session.updates import MaskUpdate
 

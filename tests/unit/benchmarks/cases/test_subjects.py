@@ -9,7 +9,7 @@ from PIL import Image
 
 from samkit.benchmarks.cases.subjects import PHANTOM_SEED, each_subject, phantom_subjects, read_subjects
 from samkit.errors import InputRefused
-from samkit.imageio.nifti import read_scan
+from samkit.imageio.reading import read_scan
 from samkit.methods import SliceMethod, get_method, list_methods
 from samkit.planes import PlaneView
 from samkit.training.volume_slices import STRUCTURE_NAMES

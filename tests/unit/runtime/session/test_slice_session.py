@@ -13,7 +13,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 
 from samkit.errors import GeometryError, InputRefused, ManifestError, PromptError, TensorMismatchError
 from samkit.geometry import Volume, voxel_to_world, world_to_voxel
-from samkit.imageio.nifti import read_scan
+from samkit.imageio.reading import read_scan
 from samkit.methods import sam
 from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, SliceBox, SlicePoint, SlicePrompts
 from samkit.runtime import SliceSession, open_session
