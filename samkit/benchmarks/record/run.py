@@ -23,7 +23,8 @@ from typing import Any
 
 from samkit import __version__
 from samkit.benchmarks.record.json_form import from_json, to_json
-from samkit.benchmarks.record.rows import Row, read_row, to_dict
+from samkit.benchmarks.record import rows as records
+from samkit.benchmarks.record.rows import read_row, to_dict
 from samkit.errors import InputRefused, SamkitError
 from samkit.manifest import Manifest
 
@@ -48,13 +49,18 @@ class Run:
     """What `machine.Machine` says: processor, GPU, clocks, load, threads, limits, whether it was settled."""
     versions: Mapping[str, str]
     """Of Python and of the packages that took part."""
-    rows: tuple[Row, ...]
+    rows: tuple[records.Row, ...]
     samkit: str = __version__
     commit: str | None = None
     """Of the checkout that ran, with "+changes" where it was not clean; None outside one."""
     notes: tuple[str, ...] = ()
     """What a reader of any table made of this must be told."""
     schema_version: int = field(default=SCHEMA_VERSION)
+
+    def __post_init__(self) -> None:
+        # Until everybody who makes rows makes records
+        rows = tuple(read_row(row) if isinstance(row, dict) else row for row in self.rows)
+        object.__setattr__(self, "rows", rows)
 
     @property
     def command_line(self) -> str:
@@ -148,3 +154,18 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{found[0]}+changes" if found[1] else found[0]
+
+
+# --- For those who still make rows as JSON ---
+
+Row = dict[str, Any]
+
+
+def check_row(row: Row) -> None:
+    """Raise SamkitError where a row is none."""
+    read_row(row)
+
+
+def identity(row: Row) -> tuple[tuple[str, Any], ...]:
+    """Return what tells this row from the others of its run."""
+    return read_row(row).identity.key()
