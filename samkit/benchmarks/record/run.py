@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from samkit import __version__
-from samkit.benchmarks.record.json_form import from_json, to_json
 from samkit.benchmarks.record import rows as records
+from samkit.benchmarks.record.json_form import from_json, to_json
 from samkit.benchmarks.record.rows import read_row, to_dict
 from samkit.errors import InputRefused, SamkitError
 from samkit.manifest import Manifest

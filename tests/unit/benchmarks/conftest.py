@@ -34,7 +34,8 @@ def made_run(kind, rows, **changes):
     given = {
         "kind": kind, "command": ("sam-bench", kind, "--export", "exports/m-sam"), "exports": exports,
         "started": "2026-11-22T00:00:00+00:00", "seconds": 60.0, "machine": MACHINE, "commit": "abc1234",
-        "versions": {"python": "3.11.7", "torch": "2.13.0", "onnxruntime": "1.25.0"}, "rows": tuple(map(read_row, rows)),
+        "versions": {"python": "3.11.7", "torch": "2.13.0", "onnxruntime": "1.25.0"},
+        "rows": tuple(map(read_row, rows)),
     }  # fmt: skip
     return Run(**(given | changes))
 

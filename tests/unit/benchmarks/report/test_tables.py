@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from samkit.benchmarks.report import tables
 from samkit.benchmarks.record.figures import number, overlap
+from samkit.benchmarks.report import tables
 from samkit.benchmarks.report.papers import FOLDER, paper_tables
 from samkit.benchmarks.report.tables import tables_of
 
@@ -288,5 +288,3 @@ def test_numbers_keep_three_digits(value, words):
 
 def test_a_dice_that_is_not_1_does_not_look_like_1():
     assert [overlap(value) for value in (1.0, 0.999999, 0.5, math.inf)] == ["1.0000", "0.9999", "0.5000", "inf"]
-
-
