@@ -9,7 +9,8 @@ import pytest
 from samkit.benchmarks.cli import main
 from samkit.benchmarks.load import command as load
 from samkit.benchmarks.load.readers import STAGES
-from samkit.benchmarks.record.rows import to_dict
+from samkit.benchmarks.load.workload import Workload
+from samkit.benchmarks.record.rows import LoadRow
 from samkit.benchmarks.record.run import load_run
 from samkit.benchmarks.report.tables import show
 from samkit.errors import MissingDependencyError, ServingError
@@ -21,7 +22,7 @@ from samkit.triton_models.server import EmbeddedServer
 from samkit.triton_models.server_files import find_server
 
 pytestmark = pytest.mark.xdist_group("export")
-SHORT = load.Workload(sessions=(1, 3), modes=("closed",), seconds=2.0, limit_ms=1e6)
+SHORT = Workload(sessions=(1, 3), modes=("closed",), seconds=2.0, limit_ms=1e6, scaling=())
 
 
 @pytest.fixture
@@ -44,16 +45,22 @@ def test_readers_of_an_export_are_answered_and_every_row_is_there(tiny_export, t
     run = load_run(out)
     assert run.command[:2] == ("sam-bench", "load")
     assert [one["manifest"] for one in run.exports] == [Manifest.load(tiny_export).digest]
-    levels = [row for row in map(to_dict, run.rows) if "sessions" in row]
-    assert [(row["sessions"], row["stage"]) for row in levels] == [(n, stage) for n in (1, 2) for stage in STAGES]
-    assert all(row["errors"] == {} and row["sessions_held"] == row["sessions"] for row in levels)
-    clicks = [row for row in levels if row["stage"] == "click"]
-    assert all(0 < row["p50_ms"] <= row["p99_ms"] and row["server_rss_mb"] >= row["server_pss_mb"] for row in clicks)
-    assert all(row["client_cpu_share"] > 0 and row["server_cpu_share"] > 0 for row in clicks)
-    rest = {row["stage"]: row for row in map(to_dict, run.rows) if "sessions" not in row}
-    assert rest["click over sessions, closed"]["scaling"]["x"] == [1.0, 2.0]
-    assert rest["click over clicks"]["backend"] == "onnxruntime"
-    assert "works on volumes, not on slices" in rest["click over slices"]["not_run"]
+    levels = [row for row in run.rows if row.identity.sessions is not None]
+    met = [(row.identity.sessions, row.identity.stage) for row in levels]
+    assert met == [(readers, stage) for readers in (1, 2) for stage in STAGES]
+    for row in levels:  # an undo need not come up in two seconds
+        assert row.identity.stage == "undo" or isinstance(row, LoadRow)
+        assert isinstance(row, LoadRow) or not row.is_failure
+    timed = [row for row in levels if isinstance(row, LoadRow)]
+    assert all(row.errors == {} and row.sessions_held == row.identity.sessions for row in timed)
+    clicks = [row for row in timed if row.identity.stage == "click"]
+    assert all(0 < row.times.p50_ms <= row.times.p99_ms for row in clicks)
+    assert all(row.server_rss_mb >= row.server_pss_mb > 0 for row in clicks)
+    assert all(row.client_cpu_share > 0 and row.server_cpu_share > 0 for row in clicks)
+    rest = {row.identity.stage: row for row in run.rows if row.identity.sessions is None}
+    assert rest["click over sessions, closed"].scaling.x == (1.0, 2.0)
+    assert rest["click over clicks"].identity.backend == "onnxruntime"
+    assert "works on volumes, not on slices" in rest["click over slices"].reason
     assert "click over sessions" in shown
 
 
@@ -63,18 +70,24 @@ def test_a_server_that_runs_is_loaded_until_it_is_full(tiny_export, tmp_path):
     with EmbeddedServer(tmp_path / "repository") as server:
         url = f"triton://{server.grpc}/m-sam"
 
-        run = load.measure_load([], server=url, work=SHORT, scaling=())
+        run = load.measure_load([], SHORT, server=url)
         show(run)
-        afterwards = load.measure_load([tiny_export], server=url, work=replace(SHORT, sessions=(2,)), scaling=())
+        afterwards = load.measure_load([tiny_export], replace(SHORT, sessions=(2,)), server=url)
 
     digest = Manifest.load(tiny_export).digest
-    assert all(row["manifest"] == digest for row in map(to_dict, run.rows))
-    alone, full = ([row for row in map(to_dict, run.rows) if row["sessions"] == readers] for readers in (1, 3))
-    assert all(row["errors"] == {} for row in alone)
-    assert all(row["errors"].keys() == {"AtCapacity"} and row["sessions_held"] == 2 for row in full)
+    assert all(row.identity.manifest == digest for row in run.rows)
+    alone, full = ([row for row in run.rows if row.identity.sessions == readers] for readers in (1, 3))
+    assert all(row.errors == {} if isinstance(row, LoadRow) else not row.is_failure for row in alone)
+    for row in full:
+        if isinstance(row, LoadRow):
+            assert row.errors.keys() == {"AtCapacity"}
+            assert row.sessions_held == 2
+        else:
+            assert "calls failed: AtCapacity" in row.reason
     assert run.rows[0].server_rss_mb is None
     assert "m-sam, closed: with 3 readers calls failed: AtCapacity" in run.notes[-1]
-    assert all(row.errors == {} for row in afterwards.rows)  # every session of the readers before was closed
+    # Every session of the readers before was closed
+    assert all(row.errors == {} if isinstance(row, LoadRow) else not row.is_failure for row in afterwards.rows)
     assert afterwards.notes[-1].startswith("m-sam, closed: with 2, the most that were asked for, clicks stayed within")
 
 
@@ -84,7 +97,7 @@ def test_without_a_server_there_are_rows_that_say_so(tiny_export, monkeypatch):
 
     monkeypatch.setattr(server_module, "find_server", missing)
 
-    rows = load.measure_load([tiny_export], work=SHORT, scaling=("clicks",), rounds=1).rows
+    rows = load.measure_load([tiny_export], replace(SHORT, scaling=("clicks",), rounds=1)).rows
 
     assert [(row.identity.sessions, row.word, row.reason) for row in rows[:2]] == [
         (1, "not_run", "no server is installed; pip install 'samkit[serve]'"),
@@ -99,6 +112,6 @@ def test_a_server_that_does_not_start_is_a_row(tiny_export, monkeypatch):
 
     monkeypatch.setattr(EmbeddedServer, "start", broken)
 
-    rows = load.measure_load([tiny_export], work=SHORT, scaling=()).rows
+    rows = load.measure_load([tiny_export], SHORT).rows
 
     assert [row.reason for row in rows if row.is_failure] == ["the server did not load its models within 60 s"] * 2

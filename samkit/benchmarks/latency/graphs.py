@@ -98,14 +98,14 @@ class GraphTimer(Closing):
         self._export, self._machine, self._settings, self._binds = export, machine, settings, binds
         self._warnings: dict[str, tuple[str, ...]] = {}  # by backend
         self._encoded: dict[tuple[Variant, int], dict[str, Tensor]] = {}
-        self._count = cache(partial(count_flops, export.method, export.config))
+        self._graphs = {graph.name: graph for graph in export.graphs}
+        self._gflop = cache(self._count)
         self._ours = Variant(DEFAULT.name, BASE.name, machine.device)
         with ExitStack() as stack:
             self._scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             self._network = original_network(export.plan, device=machine.device, threads=machine.threads)
-            files = {spec: export.path(spec.name, BASE.name) for spec in export.specs}
             self._runners: dict[Variant, Mapping[str, Runner]] = {
-                self._ours: {spec.name: self._open(path, spec, stack) for spec, path in files.items()}
+                self._ours: {s.name: self._open(export.path(s.name, BASE.name), s, stack) for s in export.specs}
             }
             """Whole exports, for the embeddings."""
             self._stack = stack.pop_all()
@@ -154,10 +154,10 @@ class GraphTimer(Closing):
     # --- The work and who does it ---
 
     def _work(self, spec: GraphSpec, rows: int, points: int | None) -> Work:
-        official = next(graph for graph in self._export.graphs if graph.name == spec.official)
+        official = self._graphs[spec.official]
         inputs: dict[str, Tensor] = {}
         for graph in (official, spec):
-            has_mask = official is spec  # what does another's work stands for an answer without a mask
+            has_mask = spec.official == spec.name  # what does another's work stands for an answer without a mask
             inputs |= seeded_inputs(graph, self._export.config, rows=rows, points=points or 1, has_mask=has_mask)
         return Work(spec, official, rows, points, inputs | self._embeddings(self._ours, inputs))
 
@@ -240,7 +240,7 @@ class GraphTimer(Closing):
         """Return the row of one that was timed; `rate` is the matrix product's [GFLOP/s]."""
         one = Variant(entry.identity.backend, entry.identity.precision, entry.identity.device)
         times = Times.of(chain.from_iterable(turns))
-        gflop = self._count(entry.graph, folded=entry.is_folded, rows=work.rows, points=work.points or 1)
+        gflop = self._gflop(entry.graph.name, entry.is_folded, work.rows, work.points or 1)
         memory: dict[str, Any] = {}
         if "memory" in self._settings.parts and entry.path is not None and self._machine.device == "cpu":
             inputs = {tensor.name: on_host(work.inputs[tensor.name]) for tensor in entry.graph.inputs}
@@ -257,6 +257,10 @@ class GraphTimer(Closing):
             note="; ".join(self._warnings.get(one.backend, ())) or note_on(one),
             **memory,
         )
+
+    def _count(self, graph: str, folded: bool, rows: int, points: int) -> float:
+        export = self._export
+        return count_flops(export.method, export.config, self._graphs[graph], folded=folded, rows=rows, points=points)
 
 
 def _held_to(expected: Mapping[str, np.ndarray], entry: Entry) -> tuple[Run, float] | Absent:

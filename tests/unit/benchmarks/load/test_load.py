@@ -14,19 +14,21 @@ from click.testing import CliRunner
 
 from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.load import command as load
+from samkit.benchmarks.load import levels, scaling
 from samkit.benchmarks.load.readers import STAGES, Level
-from samkit.benchmarks.load.scaling import Scaling
-from samkit.benchmarks.record.run import Run, check_row, identity
-from samkit.errors import PromptError, SamkitError, ServingError
+from samkit.benchmarks.load.scaling import MOST_SAMPLES, Scaling, grown
+from samkit.benchmarks.load.workload import Workload
+from samkit.benchmarks.record.rows import Absent, Identity
+from samkit.benchmarks.record.run import Run
+from samkit.errors import OptionError, PromptError, SamkitError, ServingError
 from samkit.geometry import Volume
-from samkit.manifest import Manifest
+from samkit.manifest import Export
+from samkit.methods import get_method
 from samkit.prompts import Point
 
-ROW = {"kind": "load", "method": "m-sam", "backend": "triton", "device": "cpu", "precision": "fp32",
-       "mode": "think", "think_s": 2.0, "identity": ["mode", "think_s", "sessions"]}  # fmt: skip
+IDENTITY = Identity("m-sam", "triton", "cpu", "fp32", mode="think", think_s=2.0)
 VOLUMES = {"": Volume(np.ones((2, 2, 2), np.float32), np.eye(4))}
 CASE = Case("cube", VOLUMES, {"": np.ones((2, 2, 2), bool)}, clicks=(Point((0, 0, 0), 1),) * 2)
-PLAN = SimpleNamespace(method="m-sam")
 
 
 def level(readers, errors=None, **samples):
@@ -41,10 +43,10 @@ def reported(output):
 # --- How far it goes ---
 
 
-def climbed(*levels, limit_ms=1000.0):
-    given = iter(levels)
-    work = load.Workload(sessions=(1, 2, 4, 8), limit_ms=limit_ms)
-    return load.climb(lambda readers: next(given), work, PLAN)
+def climbed(*met, limit_ms=1000.0):
+    given = iter(met)
+    work = Workload(sessions=(1, 2, 4, 8), limit_ms=limit_ms)
+    return levels.climb(lambda readers: next(given), work, "click")
 
 
 def test_levels_go_up_to_the_last_where_nothing_stops_them():
@@ -71,7 +73,7 @@ def test_levels_end_where_calls_fail():
 
 
 def test_a_last_level_without_a_click_says_nothing_of_their_time():
-    quick, none = (load.end_of(level(2, click=times), load.Workload(), PLAN) for times in ((0.01,), ()))
+    quick, none = (levels.end_of(level(2, click=times), Workload(), "click") for times in ((0.01,), ()))
 
     assert quick == "with 2, the most that were asked for, clicks stayed within 1000 ms at p95"
     assert none.startswith("with 2, the most that were asked for, no click came up in 10 s, so nothing is known")
@@ -84,82 +86,83 @@ def test_slow_calls_that_are_no_clicks_do_not_end_it():
 
 
 def test_where_nobody_clicks_the_decision_on_a_scan_is_what_counts():
-    assert load.Workload().judged(SimpleNamespace(method="brainseg-dmif")) == "scan"
-    assert load.Workload().judged(SimpleNamespace(method="medsam-yolo")) == "click"
+    assert levels.judged_stage(get_method("brainseg-dmif")) == "scan"
+    assert levels.judged_stage(get_method("medsam-yolo")) == "click"
 
 
 # --- Rows ---
 
 
-def test_a_level_is_a_row_for_each_stage():
-    rows = load.level_rows(level(2, click=(0.010, 0.020, 0.030)), ROW, CASE)
+def level_rows(found, case=CASE):
+    return levels.level_rows(found, IDENTITY, case, 1000.0)
 
-    for row in rows:
-        check_row(row)
-    assert [row["stage"] for row in rows] == list(STAGES)
-    assert len({identity(row) for row in rows}) == len(rows)
-    (click,) = (row for row in rows if row["stage"] == "click")
-    assert {key: click[key] for key in ("p50_ms", "count", "samples_ms", "sessions", "sessions_held")} == {
-        "p50_ms": 20.0, "count": 3, "samples_ms": [10.0, 20.0, 30.0], "sessions": 2, "sessions_held": 2,
-    }  # fmt: skip
-    assert (click["clicks_per_second"], click["server_rss_mb"], click["server_pss_mb"]) == (0.4, 900.0, 700.0)
-    assert (click["client_cpu_share"], click["server_cpu_share"]) == (0.25, 0.5)
+
+def test_a_level_is_a_row_for_each_stage():
+    rows = level_rows(level(2, click=(0.010, 0.020, 0.030)))
+
+    assert [row.identity.stage for row in rows] == list(STAGES)
+    assert len({row.identity.key() for row in rows}) == len(rows)
+    (click,) = (row for row in rows if row.identity.stage == "click")
+    assert click.times.p50_ms == 20.0
+    assert (click.times.n, click.times.samples_ms) == (3, (10.0, 20.0, 30.0))
+    assert (click.identity.sessions, click.sessions_held) == (2, 2)
+    assert (click.clicks_per_second, click.server_rss_mb, click.server_pss_mb) == (0.4, 900.0, 700.0)
+    assert (click.client_cpu_share, click.server_cpu_share) == (0.25, 0.5)
 
 
 def test_samples_are_thinned_and_percentiles_are_those_of_all():
     times = tuple(np.random.default_rng(1).exponential(0.1, 9999))
 
-    row = load.level_rows(level(1, click=times), ROW, CASE)[STAGES.index("click")]
+    row = level_rows(level(1, click=times))[STAGES.index("click")]
 
-    assert len(row["samples_ms"]) == load.MOST_SAMPLES
-    assert row["count"] == 9999
-    assert row["p99_ms"] == pytest.approx(1e3 * np.percentile(times, 99), rel=1e-4)
+    assert len(row.times.samples_ms) == MOST_SAMPLES
+    assert row.times.n == 9999
+    assert row.times.p99_ms == pytest.approx(1e3 * np.percentile(times, 99), rel=1e-4)
 
 
 def test_a_stage_that_never_came_up_says_so():
-    undo = load.level_rows(level(1, undo=()), ROW, CASE)[-1]
-    failed = load.level_rows(level(1, {"AtCapacity": 7}, undo=()), ROW, CASE)[-1]
+    undo = level_rows(level(1, undo=()))[-1]
+    failed = level_rows(level(1, {"AtCapacity": 7}, undo=()))
 
-    assert undo["not_run"] == "no undo came up in 10 s; give --seconds more"
-    assert failed["error"] == "no undo was answered, calls failed: AtCapacity 7 times; see the server's log"
-    assert failed["errors"] == {"AtCapacity": 7}
+    assert (undo.reason, undo.is_failure) == ("no undo came up in 10 s; give --seconds more", False)
+    sentence = "no undo was answered, calls failed: AtCapacity 7 times; see the server's log"
+    assert (failed[-1].reason, failed[-1].is_failure) == (sentence, True)
+    assert all(row.errors == {"AtCapacity": 7} for row in failed[:-1])
 
 
-def test_a_reader_without_points_opens_and_scans():
-    rows = load.level_rows(level(1), ROW, replace(CASE, clicks=()))
+def test_a_reader_without_clicks_opens_and_scans():
+    rows = level_rows(level(1), replace(CASE, clicks=()))
 
-    assert [(row["stage"], row["clicks_per_second"]) for row in rows] == [("open", None), ("scan", None)]
+    assert [(row.identity.stage, row.clicks_per_second) for row in rows] == [("open", None), ("scan", None)]
 
 
 def test_growth_is_told_apart_by_mode_and_not_by_sessions():
-    rows = [load.scaling_row(ROW | {"mode": mode}, Scaling("click", "sessions", {1.0: [0.1], 2.0: [0.3]}, mode))
+    samples = {1.0: [0.1], 2.0: [0.3]}
+    rows = [Scaling("click", "sessions", samples, mode).row(replace(IDENTITY, mode=mode))
             for mode in ("think", "closed")]  # fmt: skip
 
-    for row in rows:
-        check_row(row)
-    assert [row["stage"] for row in rows] == ["click over sessions, think", "click over sessions, closed"]
-    assert rows[0]["identity"] == ["mode", "think_s"]
-    assert rows[0]["scaling"]["exponent"]["value"] == pytest.approx(np.log2(3), rel=1e-3)
+    assert [row.identity.stage for row in rows] == ["click over sessions, think", "click over sessions, closed"]
+    assert rows[0].identity.settings == ("mode", "think_s")
+    assert rows[0].scaling.exponent.value == pytest.approx(np.log2(3), rel=1e-3)
 
 
 def test_growth_over_one_size_is_a_row_that_says_why():
-    row = load.scaling_row(ROW, Scaling("propagate", "slices", {2.0: [0.1]}))
+    row = Scaling("propagate", "slices", {2.0: [0.1]}).row(IDENTITY)
 
-    check_row(row)
-    assert "needs two sizes of slices" in row["not_run"]
+    assert row.identity.stage == "propagate over slices"
+    assert "needs two sizes of slices" in row.reason
+    assert not row.is_failure
 
 
 def test_growth_that_could_not_be_measured_is_a_row(monkeypatch):
     def failing(session, case, rounds):
         raise SamkitError("ONNX Runtime can't run mask_decoder; export again")
 
-    monkeypatch.setattr(load, "_OVER", {"volume": failing})
-    in_process = {key: value for key, value in ROW.items() if key != "identity"} | {"backend": "onnxruntime"}
+    monkeypatch.setattr(scaling, "_OVER", {"volume": failing})
 
-    (row,) = load._grown("volume", None, CASE, in_process, 1)
+    (row,) = grown("volume", None, CASE, IDENTITY, 1)
 
-    check_row(row)
-    assert row["error"] == "ONNX Runtime can't run mask_decoder; export again"
+    assert (row.reason, row.is_failure) == ("ONNX Runtime can't run mask_decoder; export again", True)
 
 
 @pytest.mark.parametrize(
@@ -171,10 +174,10 @@ def test_growth_that_could_not_be_measured_is_a_row(monkeypatch):
     ],
 )
 def test_what_a_method_does_not_do_is_not_run(over, case, why):
-    (row,) = load._grown(over, None, case, ROW, 1)
+    (row,) = grown(over, None, case, IDENTITY, 1)
 
-    check_row(row)
-    assert why in row["not_run"]
+    assert why in row.reason
+    assert not row.is_failure
 
 
 # --- Exports and servers ---
@@ -182,29 +185,31 @@ def test_what_a_method_does_not_do_is_not_run(over, case, why):
 
 @pytest.fixture
 def served(monkeypatch, bright_export):
-    """A session at every address that says it serves `bright_export`; the machine is not measured."""
-    manifest = Manifest.load(bright_export)
-    record = SimpleNamespace(digest=manifest.digest, plan=manifest.plan)
-    session = SimpleNamespace(manifest=record, method=SimpleNamespace(name=manifest.plan.method),
-                              precision="fp32", providers={"mask_decoder": ("CPUExecutionProvider",)})  # fmt: skip
+    """A session at every address, on `bright_export`; the machine is not measured."""
+    export = Export.open(bright_export)
+    session = SimpleNamespace(manifest=export.manifest, precision="fp32",
+                              providers={"mask_decoder": ("CPUExecutionProvider",)})  # fmt: skip
 
-    monkeypatch.setattr(load, "_open", lambda url: nullcontext(session))
-    return session
+    monkeypatch.setattr(levels, "open_session", lambda url, timeout: nullcontext(session))
+    return SimpleNamespace(session=session, export=export)
 
 
 def test_a_server_of_another_export_is_refused(served):
-    assert load._look_at("triton://127.0.0.1:1/x", served.manifest.digest).row["device"] == "cpu"
-    with pytest.raises(ServingError, match="give the folder that is served, or leave --export out"):
-        load._look_at("triton://127.0.0.1:1/x", "0" * 64)
+    url = "triton://127.0.0.1:1/x"
+    other = replace(served.export, manifest=replace(served.export.manifest, artifacts=()))
+
+    assert levels.Endpoint.look_at(url, served.export).identity.device == "cpu"
+    with pytest.raises(ServingError, match="give the folder that is served, or leave exports out"):
+        levels.Endpoint.look_at(url, other)
 
 
 def test_a_server_on_a_gpu_says_so(served):
-    served.providers = {"mask_decoder": ("CUDAExecutionProvider", "CPUExecutionProvider")}
-    served.precision = "fp16"
+    served.session.providers = {"mask_decoder": ("CUDAExecutionProvider", "CPUExecutionProvider")}
+    served.session.precision = "fp16"
 
-    row = load._look_at("triton://127.0.0.1:1/x", None).row
+    identity = levels.Endpoint.look_at("triton://127.0.0.1:1/x", None).identity
 
-    assert (row["device"], row["precision"]) == ("cuda", "fp16")
+    assert (identity.device, identity.precision) == ("cuda", "fp16")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "localhost", "[::1]"])
@@ -214,12 +219,11 @@ def test_this_machine_may_be_loaded(host):
 
 @pytest.mark.parametrize("host", ["10.0.0.7", "reading-room.example", "[fe80::1]", "127.0.0.1.example"])
 def test_another_machine_is_loaded_only_where_it_is_said(host):
-    options = ["--server", f"triton://{host}:8001/m-sam"]
+    ended = CliRunner().invoke(load.command, ["--server", f"triton://{host}:8001/m-sam"])
 
-    ended = CliRunner().invoke(load.command, options)
-
-    assert ended.exit_code == 2
-    assert "is not on this machine, and readers by the dozen keep others from their work" in reported(ended.output)
+    assert isinstance(ended.exception, OptionError)
+    assert "is not on this machine, and readers by the dozen keep others from their work" in str(ended.exception)
+    assert ended.exception.options == ("not_loopback",)
 
 
 def test_what_is_no_address_is_no_server():
@@ -229,7 +233,7 @@ def test_what_is_no_address_is_no_server():
 
 def test_not_loopback_goes_where_it_is_told(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(load, "measure_load", lambda exports, server, **words: asked.append(server) or empty_run())
+    monkeypatch.setattr(load, "measure_load", lambda exports, work, server: asked.append(server) or empty_run())
 
     ended = CliRunner().invoke(
         load.command, ["--server", "triton://10.0.0.7:8001/m-sam", "--not-loopback", "--json", str(tmp_path / "x.json")]
@@ -263,8 +267,8 @@ def test_options_that_say_nothing_are_refused(options, message, tmp_path):
 
 
 def test_a_part_that_failed_ends_the_command_after_all_is_saved(monkeypatch, tmp_path, in_process):
-    row = ROW | {"stage": "click", "error": "the server did not load its models"}
-    monkeypatch.setattr(load, "measure_load", lambda exports, **words: empty_run(row))
+    row = Absent("load", replace(IDENTITY, stage="click"), "the server did not load its models", is_failure=True)
+    monkeypatch.setattr(load, "measure_load", lambda exports, work, server: empty_run(row))
     out = tmp_path / "load.json"
 
     from samkit.benchmarks.cli import main

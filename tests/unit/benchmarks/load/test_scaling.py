@@ -10,11 +10,12 @@ from samkit.benchmarks.cases.phantom_scans import padded, repeated
 from samkit.benchmarks.load import scaling
 from samkit.benchmarks.load.readers import STAGES, Level
 from samkit.benchmarks.load.scaling import Scaling
-from samkit.benchmarks.record.run import check_row
+from samkit.benchmarks.record.rows import Identity, read_row, to_dict
 from samkit.errors import SamkitError
 from samkit.geometry import Volume, voxel_to_world
 from samkit.prompts import Point
 
+IDENTITY = Identity("m-sam", "onnxruntime", "cpu", "fp32")
 VALUES = np.arange(1.0, 1 + 4 * 4 * 4).reshape(4, 4, 4)
 TARGET = np.zeros((4, 4, 4), bool)
 TARGET[1:3, 1:3, 2] = True
@@ -28,13 +29,13 @@ def test_the_exponent_is_that_of_the_times(exponent):
     noise = np.random.default_rng(3)
     samples = {x: [0.01 * x**exponent * noise.uniform(0.95, 1.05) for _ in range(20)] for x in (1.0, 2.0, 4.0, 8.0)}
 
-    figures = Scaling("click", "sessions", samples).figures(2000)
+    row = Scaling("click", "sessions", samples).row(IDENTITY)
 
-    found = figures["scaling"]["exponent"]
-    assert found["low"] <= exponent <= found["high"]
-    assert found["high"] - found["low"] < 0.1
-    assert figures["p50_ms"] == pytest.approx(10 * 8**exponent, rel=0.05)
-    assert figures["scaling"]["x"] == [1.0, 2.0, 4.0, 8.0]
+    found = row.scaling.exponent
+    assert found.low <= exponent <= found.high
+    assert found.high - found.low < 0.1
+    assert row.times.p50_ms == pytest.approx(10 * 8**exponent, rel=0.05)
+    assert row.scaling.x == (1.0, 2.0, 4.0, 8.0)
 
 
 def test_a_size_with_many_samples_counts_no_more_than_others():
@@ -43,15 +44,16 @@ def test_a_size_with_many_samples_counts_no_more_than_others():
     found = Scaling("click", "sessions", samples)
 
     assert found.exponent().value == pytest.approx(np.log2(3) / 2, abs=0.01)
-    assert [len(values) for values in found.figures(300)["scaling"]["y_ms"]] == [100, 100, 100]
-    assert found.figures(300)["count"] == 5400
+    row = found.row(IDENTITY, most=300)
+    assert [len(values) for values in row.scaling.y_ms] == [100, 100, 100]
+    assert row.times.n == 5400
 
 
 @pytest.mark.parametrize("samples", [{}, {8.0: [0.1, 0.2]}])
 def test_of_one_size_there_is_no_exponent(samples):
-    found = Scaling("propagate", "slices", samples)
+    row = Scaling("propagate", "slices", samples).row(IDENTITY)
 
-    assert found.lack.startswith("an exponent of propagate needs two sizes of slices")
+    assert row.reason.startswith("an exponent of propagate needs two sizes of slices")
 
 
 def test_thinning_keeps_the_ends_and_the_middle():
@@ -177,8 +179,8 @@ def test_clicks_are_timed_where_embeddings_are_there():
 
 
 def test_figures_make_a_row():
-    found = Scaling("click", "volume", {1.0: [0.1], 8.0: [0.2]})
+    row = Scaling("click", "volume", {1.0: [0.1], 8.0: [0.2]}).row(IDENTITY)
 
-    check_row({"kind": "load", "method": "m-sam", "backend": "onnxruntime", "device": "cpu", "precision": "fp32",
-               "stage": found.name} | found.figures(2000))  # fmt: skip
-    assert found.figures(2000)["scaling"]["over"] == "volume [voxels]"
+    assert read_row(to_dict(row)) == row
+    assert row.identity.stage == "click over volume"
+    assert (row.scaling.over, row.scaling.unit) == ("volume [voxels]", "voxels")
