@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from samkit.errors import InputRefused
+from samkit.geometry import Volume
 from samkit.imageio.reading import is_picture, read_picture, read_scan
 from samkit.imageio.scan import Scan
 
@@ -28,6 +29,11 @@ class Study:
     def scan(self) -> Scan:
         """Return the first scan: what is written has its geometry."""
         return next(iter(self.scans.values()))
+
+    @property
+    def image(self) -> Mapping[str, Volume] | np.ndarray:
+        """Return what a session is given: the volumes by sequence, or the picture."""
+        return {name: scan.volume for name, scan in self.scans.items()} if self.picture is None else self.picture
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from samkit.networks.config import NetworkConfig
 from samkit.placement import Placement
+from samkit.precisions import Tolerance
 from samkit.prompts import SlicePrompts
 from samkit.tensors import Tensor, TensorSpec
 
@@ -34,19 +35,6 @@ IMAGES = "images"
 
 
 @dataclass(frozen=True)
-class Tolerance:
-    """How far a converted graph may drift from PyTorch float32 on the same input."""
-
-    relative: float
-    """Largest norm(ours - torch) / norm(torch) of any output."""
-    min_dice: float
-    """Smallest Dice of the masks; masks under 1000 voxels may differ in at most `max_voxels` instead."""
-    max_voxels: int = 5
-    max_hd95: float = 1.0
-    """Largest 95th percentile of the distances between the masks' surfaces [voxels of the mask's grid]."""
-
-
-@dataclass(frozen=True)
 class GraphSpec:
     """One exported graph = one ONNX file = one engine = one Triton model."""
 
@@ -54,13 +42,19 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     tolerance: Mapping[str, Tolerance]
-    """Per precision, `fp32` and `fp16`; the reasons stand in docs/numerics.md."""
+    """Per precision, by its name: ENCODER_TOLERANCE or DECODER_TOLERANCE of `samkit.precisions`."""
     refinements: tuple[str, ...] = ()
     """The refinements in which it exists; empty: in all."""
     is_rewrite: bool = False
     """Whether the exact fast form alone has it: upstream's formulation does its work inside another graph."""
-    substitute: str | None = None
-    """The graph that gives the same outputs where what it takes besides is zero: it runs where this one is missing."""
+    works_for: str | None = None
+    """The graph of upstream's formulation that gives the same outputs, where that has another name: this one is
+    compared with it, and where this one is missing it runs in its place, if what it takes besides may be zeros."""
+
+    @property
+    def official(self) -> str:
+        """Return the name of the graph of upstream's formulation that gives these outputs."""
+        return self.works_for or self.name
 
     def is_in(self, refinement: str | None, folded: bool) -> bool:
         """Return whether an export has this graph; a refinement that is not known yet (None) has those of all."""
@@ -243,12 +237,21 @@ class Method:
     """What files from the official script were trained with."""
     iou_is_trained: bool = False
     """Whether `iou_predictions` was ever given a loss; if not, it must not rank anything."""
+    prompts: frozenset[str] = field(default_factory=frozenset)
+    """What a user may give: box, point. Empty where the method takes none."""
+    is_automatic: bool = False
+    """Whether a slice without prompts gets an answer, too: then a whole volume does."""
+    sequences: Callable[[Any], tuple[str, ...]] = lambda config: ()
+    """The co-registered sequences it needs, in order; none where it takes one grey volume or a colour image."""
+    structures: Callable[[Any], tuple[str, ...]] = lambda config: ()
+    """Names of the labels 1, 2, ...; none where there is one mask."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeMethod(Method):
     """Clicks on a volume: each one refines the mask in cubic crops."""
 
+    prompts: frozenset[str] = frozenset({"point"})
     preprocess: Callable[[np.ndarray, Any], np.ndarray]
     """One crop (patch, patch, patch) of raw intensities to the network's input, float32."""
     mask_threshold: float = 0.0
@@ -275,14 +278,6 @@ class SliceMethod(Method):
 
     plane: str = "axial"
     """Which slices of a volume: axial, coronal or sagittal."""
-    prompts: frozenset[str] = field(default_factory=frozenset)
-    """What a user may give: box, point. Empty where the method takes none."""
-    is_automatic: bool = False
-    """Whether a slice without prompts gets an answer, too: then a whole volume does."""
-    sequences: Callable[[Any], tuple[str, ...]] = lambda config: ()
-    """The co-registered sequences it needs, in order; none where it takes one grey volume or a colour image."""
-    structures: Callable[[Any], tuple[str, ...]] = lambda config: ()
-    """Names of the labels 1, 2, ...; none where there is one mask."""
     window: Callable[[Any], tuple[int, int] | None] = lambda config: None
     """Height and width [pixels] that slices are cut to around what is not zero in the volume; None takes them whole."""
     preprocess: Callable[[np.ndarray, Any], tuple[np.ndarray, Placement]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ import numpy as np
 from click.core import ParameterSource
 
 import samkit
-from samkit.command import run_command
+from samkit.command import run_command, show_progress
 from samkit.errors import InputRefused, PromptError
 from samkit.geometry import Triple
 from samkit.imageio.reading import files_of
@@ -42,15 +43,17 @@ from samkit.prompts import (
     parse_structure,
     read_prompts,
 )
-from samkit.runtime.client.remote_session import DECIDE_TIMEOUT, DEFAULT_TIMEOUT, RemoteSession, open_remote_session
+from samkit.runtime.client.remote_session import DEFAULT_TIMEOUT, LONG_TIMEOUT, open_remote_session
 from samkit.runtime.opening import open_session
-from samkit.runtime.session.interactive import to_voxel
+from samkit.runtime.session.base import Session, to_voxel
 from samkit.runtime.session.volume_session import BACKENDS, DEVICES, default_device
 from samkit.segment.inputs import find_inputs
 from samkit.segment.outputs import check_name, table_path, write_table
 from samkit.segment.report import provenance
-from samkit.segment.segmenting import AnySession, Say, segment_given
+from samkit.segment.segmenting import segment_study
 from samkit.sequences import parse_pattern
+
+_LOG = logging.getLogger(__name__)
 
 NOTICE = "not a medical device"
 
@@ -107,7 +110,7 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
-    help=f"Of --server: how long one answer may take [s]. Default: {DEFAULT_TIMEOUT:g}, and {DECIDE_TIMEOUT:g} for an "
+    help=f"Of --server: how long one answer may take [s]. Default: {DEFAULT_TIMEOUT:g}, and {LONG_TIMEOUT:g} for an "
     "automatic method's pass over a volume and for --propagate, each of which is one answer.",
 )
 @click.option(
@@ -243,7 +246,8 @@ def segment(
     Methods that need no prompt segment every slice by themselves; prompts then decide on their own slices. Exit codes:
     0 done, 1 a stage failed, 2 usage (also: no prompt where one is needed), 3 input refused. Not a medical device.
     """
-    say: Say = (lambda text: None) if quiet else (lambda text: click.echo(text, err=True))
+    show_progress(quiet)
+    say = _LOG.info
     start = time.perf_counter()
     _check_place(context, export, server)
     if backend == "torch" and precision == "fp16":
@@ -296,13 +300,13 @@ def segment(
         warnings = [*given.warnings, *session.warnings]
         for warning in warnings:
             say(f"warning: {warning}")
-        done = segment_given(session, given, used, propagate, say)
+        done = segment_study(session, given, used, propagate=propagate)
         for stage, spent in done.seconds.items():
             seconds[stage] = seconds.get(stage, 0.0) + spent
         for warning in done.warnings:
             say(f"warning: {warning}")
         begun = time.perf_counter()
-        if logits_path is not None and not isinstance(session, RemoteSession):
+        if logits_path is not None:
             write_logits(logits_path, session.logits(), given.scan)
         _write(session.labels(), given, mask_path, table, names)
         seconds["write"] = time.perf_counter() - begun
@@ -337,7 +341,7 @@ class _Place:
 
     method: Method
     config: Any
-    start: Callable[[], AnySession]
+    start: Callable[[], Session]
     figures: dict[str, str | None]
     """What the JSON line says of it."""
     said: str
@@ -348,7 +352,7 @@ class _Place:
 def _in_folder(opened: ExitStack, export: Path, ran: dict[str, Any], seen: dict[str, Any]) -> _Place:
     there = Export.open(export, verify=False)
 
-    def start() -> AnySession:
+    def start() -> Session:
         session = open_session(export, **ran, **seen)
         opened.callback(session.close)
         return session

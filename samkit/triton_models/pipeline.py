@@ -33,10 +33,10 @@ from samkit.runtime.backends.runner import Runner
 from samkit.runtime.loops.refinement import Piece, Refiner, State
 from samkit.runtime.loops.slices import Slices, SliceState
 from samkit.runtime.protocol import wire
-from samkit.runtime.session.base_session import check_inside
+from samkit.runtime.session.local_session import check_inside
 from samkit.runtime.session.slice_session import SliceSession
 from samkit.runtime.session.updates import paint
-from samkit.runtime.session.volume_session import Session, as_point, mask_parts, point_to_grid
+from samkit.runtime.session.volume_session import VolumeSession, as_point, mask_parts, point_to_grid
 from samkit.triton_models.requests import ONE_CALL, Options, check_keys, read_prompts, read_scan, volumes_of
 from samkit.triton_models.served import Served
 
@@ -60,7 +60,7 @@ def preprocess(
     volumes = volumes_of(array, affine, asked.sequences)
     session = served.session({}, asdict(asked))
     if isinstance(session, SliceSession):
-        session.set_volume(volumes)
+        session.set_image(volumes, automatic=False)
         placed = [session.place(prompt) for prompt in given]
         if not placed and not session.is_automatic:
             raise PromptError(f"{served.method.name} segments nothing without a prompt; send a point or a box")
@@ -85,7 +85,7 @@ def preprocess(
 
 
 def _on_grid(
-    session: Session, volumes: Mapping[str, Any], given: list[Any], max_voxels: int
+    session: VolumeSession, volumes: Mapping[str, Any], given: list[Any], max_voxels: int
 ) -> tuple[np.ndarray, list[Point]]:
     """Return the whole scan on the network's grid (1, I, J, K), and clicks in its indices.
 
@@ -165,9 +165,9 @@ def _refine_slices(
     if task["prompts"]:
         state, touched = slices.prompt(state, [_placed(entry) for entry in task["prompts"]])
     if method.is_automatic:
-        state, touched, boxes = slices.decide(state)
+        state, touched, boxes = slices.segment_automatically(state)
     if task["options"]["propagate"]:
-        state, touched = slices.lead_on(state)
+        state, touched = slices.propagate(state)
     last = state.answers.get(touched[-1]) if touched else None
     found = {"boxes": boxes, "slices": sorted(state.answers), "iou": [] if last is None else list(last.iou)}
     _, _, height, width = prepared.shape
@@ -192,7 +192,7 @@ def postprocess(served: Served, found: Mapping[str, Any], result: np.ndarray) ->
     session = served.session({}, found["options"])
     slices: dict[str, Any] = {}
     if isinstance(session, SliceSession):
-        view = PlaneView.of((i, j, k), affine, session.plane)
+        view = PlaneView.of((i, j, k), affine, str(session.plane))
         mask = np.ascontiguousarray(view.volume(result))
         slices = {"slices": sorted(view.file_index(number) for number in found["slices"])}
     else:

@@ -13,8 +13,9 @@ from samkit.manifest import Export
 from samkit.methods.method import GraphSpec, Method, SliceMethod
 from samkit.networks.config import NetworkConfig
 from samkit.runtime.backends.runner import Runner, add_substitutes
+from samkit.runtime.opening import make_session
 from samkit.runtime.session.slice_session import SliceSession
-from samkit.runtime.session.volume_session import Session, make_session
+from samkit.runtime.session.volume_session import VolumeSession
 from samkit.triton_models.bls_runner import BlsRunner
 from samkit.triton_models.limits import Limits
 
@@ -81,12 +82,16 @@ class Served:
         add_substitutes(runners, self.export.graphs)
         return runners
 
-    def session(self, runners: Mapping[str, Runner], options: Mapping[str, Any]) -> Session | SliceSession:
-        """Return a session on `runners`; raises PromptError for options that the method does not have."""
+    def session(self, runners: Mapping[str, Runner], options: Mapping[str, Any]) -> VolumeSession | SliceSession:
+        """Return a session on `runners`; raises OptionError for options that the method does not have."""
         return make_session(
-            self.method, self.config, runners, self.precision, self.export.manifest,
-            options.get("spacing"), options.get("plane"), options.get("intensities"),
-        )  # fmt: skip
+            self.export,
+            runners,
+            self.precision,
+            spacing=options.get("spacing"),
+            plane=options.get("plane"),
+            intensities=options.get("intensities"),
+        )
 
     def describe(self) -> dict[str, Any]:
         """Return what a client has to know, as JSON; it knows the name that it asked."""
@@ -98,10 +103,10 @@ class Served:
             "precision": self.precision,
             "digest": self.digest,
             "plan": self.export.plan.to_dict(),
-            "structures": list(session.structures) if isinstance(session, SliceSession) else [],
-            "sequences": list(session.sequences) if isinstance(session, SliceSession) else [],
+            "structures": list(session.structures),
+            "sequences": list(session.sequences),
             "is_automatic": session.is_automatic,
-            "plane": session.plane if isinstance(session, SliceSession) else None,
+            "plane": session.plane,
             "warnings": list(session.warnings),
             "providers": {name: list(runner.providers) for name, runner in self.runners().items()},
             "limits": {"max_voxels": self.limits.max_voxels},

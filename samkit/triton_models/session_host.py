@@ -36,13 +36,11 @@ from samkit.errors import (
     UnknownSession,
     WrongTurn,
 )
-from samkit.prompts import Point, Prompt
+from samkit.prompts import Prompt
 from samkit.runtime.backends.runner import Runner
 from samkit.runtime.loops.embeddings import Embeddings, ScanEmbeddings
-from samkit.runtime.session.slice_session import SliceSession
-from samkit.runtime.session.steps import SliceStep, Step
+from samkit.runtime.session.local_session import LocalSession
 from samkit.runtime.session.updates import MaskUpdate
-from samkit.runtime.session.volume_session import Session, as_point
 from samkit.triton_models.requests import (
     OPENING,
     Options,
@@ -101,7 +99,7 @@ class Counters:
 class _Held:
     """One session."""
 
-    session: Session | SliceSession
+    session: LocalSession[Any]
     embeddings: ScanEmbeddings
     affine: np.ndarray | None
     """None for a picture."""
@@ -203,10 +201,10 @@ class SessionHost:
             self._close(token, held)
             return {}, _NOTHING
         if op == "state":
-            update = held.session.update_since(None)
-            return self._reply(held, update, None, held.turn), _as_volume(update.change[1])
+            update = held.session.update_from_empty()
+            return self._reply(held, update, held.turn), _as_volume(update.change[1])
         if op == "check":
-            self._check(held, self._prompts(held, op, request))
+            held.session.check(*self._prompts(held, op, request))
             return {}, _NOTHING
         return self._change(held, op, request, token)
 
@@ -280,8 +278,8 @@ class SessionHost:
             "token": token,
             "turn": 0,
             "shape": list(shape),
-            "plane": session.plane if isinstance(session, SliceSession) else None,
-            "spacing": list(session.spacing) if isinstance(session, Session) else None,
+            "plane": session.plane,
+            "spacing": None if session.spacing is None else list(session.spacing),
         }, scan
 
     def _hold(self, options: Options, tensors: Tensors, nonce: str | None) -> tuple[_Held, str]:
@@ -291,11 +289,10 @@ class SessionHost:
         embeddings = self.embeddings.open(scan)
         try:
             session = self._served.session(self._runners, asdict(options))
-            if options.picture:
-                picture = np.moveaxis(voxels[..., 0], 0, -1)
-                _as_slices(session, "a picture").set_picture(picture, embeddings=embeddings)
-            else:
-                session.set_volume(volumes_of(voxels, affine, options.sequences), embeddings=embeddings)
+            image = (
+                np.moveaxis(voxels[..., 0], 0, -1) if options.picture else volumes_of(voxels, affine, options.sequences)
+            )
+            session.set_image(image, automatic=False, embeddings=embeddings)
         except BaseException:
             embeddings.close()
             raise
@@ -396,39 +393,32 @@ class SessionHost:
         if op in _PROMPTING and len(held.session.steps) >= _MOST_STEPS:
             raise PromptError(f"this session has {_MOST_STEPS} steps, as many as a server remembers; reset it")
         started = time.perf_counter()
-        before: Any = held.session.now  # each kind of session has states of its own
         prompts = self._prompts(held, op, request) if op in _PROMPTING else []
         with held.session.all_or_nothing():
-            step = self._do(held.session, op, prompts)
-            update = held.session.update_since(before)
-            reply = self._reply(held, update, step, turn), _as_volume(update.change[1])
+            update = self._do(held.session, op, prompts)
+            reply = self._reply(held, update, turn), _as_volume(update.change[1])
         held.turn = turn
         held.last = (text, reply)
         spent = time.perf_counter() - started
         with self._lock:
             self.counters.clicks += len(prompts)
-            for stage, seconds in (step.seconds if step is not None else {}).items():
+            for stage, seconds in (update.step.seconds if update.step is not None else {}).items():
                 if stage != "total":  # the sum of the others
                     self.counters.seconds[stage] = self.counters.seconds.get(stage, 0.0) + seconds
         self._log(f"{_hash(token)} {op} turn {held.turn} {' x '.join(str(n) for n in reply[1].shape)} {spent:.3f} s")
         return reply
 
-    def _do(self, session: Session | SliceSession, op: str, prompts: list[Prompt]) -> Step | SliceStep | None:
-        if op in ("undo", "redo", "reset"):
-            getattr(session, op)()
-            return None
-        if op == "decide":
-            return _as_slices(session, "deciding without a prompt").segment_all()
-        if op == "propagate":
-            return _as_slices(session, "leading on to other slices").propagate()
-        if isinstance(session, SliceSession):
+    def _do(self, session: LocalSession[Any], op: str, prompts: list[Prompt]) -> MaskUpdate:
+        if op in _PROMPTING:
             return session.add(*prompts)
-        step: Step | None = None
-        for point in self._points(session, prompts):
-            step = session.add_point(point)
-        if step is None:
-            raise PromptError("no prompt was given; send a point")
-        return step
+        acts = {
+            "decide": session.segment_automatically,
+            "propagate": session.propagate,
+            "undo": session.undo,
+            "redo": session.redo,
+            "reset": session.reset,
+        }
+        return acts[op]()
 
     def _prompts(self, held: _Held, op: str, request: dict[str, Any]) -> list[Prompt]:
         if op in ("click", "box"):
@@ -438,31 +428,16 @@ class SessionHost:
             entries = request.get("prompts")
         return read_prompts(entries, held.affine, world=read_flag(request, "world"))
 
-    def _check(self, held: _Held, prompts: list[Prompt]) -> None:
-        """Raise what these prompts would."""
-        if isinstance(held.session, Session):
-            self._points(held.session, prompts)
-        else:
-            for prompt in prompts:
-                held.session.check(prompt)
-
-    def _points(self, session: Session, prompts: list[Prompt]) -> list[Point]:
-        """Return prompts as clicks in the scan, all of them checked."""
-        points = [as_point(prompt, self._served.method.name) for prompt in prompts]
-        for point in points:
-            session.check_point(point)
-        return points
-
-    def _reply(self, held: _Held, update: MaskUpdate, step: Step | SliceStep | None, turn: int) -> dict[str, Any]:
+    def _reply(self, held: _Held, update: MaskUpdate, turn: int) -> dict[str, Any]:
         session, region = held.session, [[side.start, side.stop] for side in update.changed]
         return {
             "turn": turn,
-            "step": None if step is None else asdict(step),
+            "step": None if update.step is None else asdict(update.step),
             "region": region if len(region) == 3 else [*region, [0, 1]],
             "volume_ml": update.volume_ml,
             "iou": list(update.iou),
-            "prompted": list(session.prompted) if isinstance(session, SliceSession) else [],
-            "origins": [list(origin) for origin in session.origins] if isinstance(session, Session) else [],
+            "prompted": list(session.prompted),
+            "origins": [list(origin) for origin in session.origins],
         }
 
 
@@ -472,12 +447,6 @@ def _as_volume(labels: np.ndarray) -> np.ndarray:
     A copy: they may be a view of the whole mask, and stay in memory for a client that did not get its answer.
     """
     return np.array(labels if labels.ndim == 3 else labels[..., None], np.uint8, order="C")
-
-
-def _as_slices(session: Session | SliceSession, what: str) -> SliceSession:
-    if isinstance(session, SliceSession):
-        return session
-    raise PromptError(f"{what} is for methods of slices, and {session.method.name} works on clicks in a volume; click")
 
 
 def _hash(token: str) -> str:

@@ -46,9 +46,8 @@ from samkit.benchmarks.measure.machine import Machine, versions
 from samkit.benchmarks.record.metrics import TOLERANCE_MM
 from samkit.benchmarks.record.run import Row, Run, commit, describe_export, now
 from samkit.errors import PromptError, SamkitError
-from samkit.manifest import Manifest
+from samkit.manifest import Export, Manifest
 from samkit.methods import get_method
-from samkit.runtime.session.volume_session import described
 
 CASES, CLICKS = 4, 6
 
@@ -243,7 +242,8 @@ def _measure_export(
     cases: int, label: int | None, device: str, threads: int | None, server: str | None,
 ) -> tuple[list[Row], list[str]]:  # fmt: skip
     """Return the rows of one export, and what a reader must be told of them."""
-    method, config = described(manifest, folder)
+    export = Export.of(folder, manifest)
+    method, config = export.method, export.config
     found: Iterable[Case] = (
         phantom_cases(method, config, cases) if data is None else FolderCases(data, method, config, cases, label=label)
     )

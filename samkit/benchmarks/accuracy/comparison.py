@@ -36,10 +36,9 @@ from samkit.benchmarks.record.metrics import compare_masks, measure_mask
 from samkit.benchmarks.record.run import Row
 from samkit.errors import GeometryError, InputRefused, SamkitError
 from samkit.export.emulation import first_non_finite
-from samkit.manifest import Manifest
+from samkit.manifest import Export, Manifest
 from samkit.masks import dice
 from samkit.methods import Method, SliceMethod
-from samkit.runtime.session.volume_session import described
 
 Say: TypeAlias = Callable[[str], object]
 
@@ -72,7 +71,8 @@ class Trial:
         )  # fmt: skip
         self._method: Method
         self._config: Any
-        self._method, self._config = described(manifest, folder)
+        export = Export.of(folder, manifest)
+        self._method, self._config = export.method, export.config
         self._contenders = [one for one in opened if isinstance(one, Contender)]
         self._sessions: list[Reference | Contender] = [reference, *self._contenders]
         self._absent = [one for one in opened if isinstance(one, Absent)]

@@ -114,9 +114,11 @@ def text(tensor: np.ndarray) -> str:
 
 def error_text(error: SamkitError) -> str:
     """Return `error` as the text of a Triton error; `read_error` makes it again."""
-    data = {"type": type(error).__name__, "message": str(error)}
+    data: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
+    if error.options:  # a command at the other end spells them its way
+        data |= {"text": error.text, "options": list(error.options)}
     if isinstance(error, InputRefused):
-        data |= {"code": error.code, "reason": error.reason, "remedy": error.remedy}
+        data |= {"code": error.code, "reason": error.reason, "remedy": error.remedy, "parts": list(error.parts)}
     return _MARK + json.dumps(data)
 
 
@@ -135,9 +137,10 @@ def read_error(text: str) -> SamkitError | None:
         kind = getattr(errors, data["type"], None)
         if not (isinstance(kind, type) and issubclass(kind, SamkitError)):
             kind = ServingError  # of a newer server
+        options = tuple(str(name) for name in data.get("options", ()))
         if kind is InputRefused:
-            return InputRefused(data["code"], data["reason"], data["remedy"])
-        error: SamkitError = kind(data["message"])
+            return InputRefused(data["code"], *data["parts"], options=options)
+        error: SamkitError = kind(data.get("text", data["message"]), options=options)
         return error
     except (ValueError, KeyError, TypeError, RecursionError):
         return None

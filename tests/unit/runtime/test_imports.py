@@ -47,7 +47,7 @@ class Fake:
 
     def do_change(self, request):
         self.turn += 1
-        step = {"number": 1, "volume_ml": 2.0, "crops": 1, "followed": 0, "limit_reached": False, "seconds": {}}
+        step = {"number": 1, "voxels": 2, "volume_ml": 2.0, "crops": 1, "slices": [], "iou": [], "seconds": {}}
         return {
             "turn": self.turn, "step": step if request["op"] == "click" else None, "region": [[0, 0]] * 3,
             "volume_ml": 2.0, "iou": [], "prompted": [], "origins": [[0, 0, 0]],
