@@ -77,7 +77,7 @@ def open_export(
     plane: str | None = None,
     intensities: tuple[float, float] | None = None,
 ) -> VolumeSession | SliceSession:
-    """Return a session on an export, or on that of a folder; the files that it could use are compared with the manifest.
+    """Return a session on an export, or on that of a folder; files that it could use are compared with the manifest.
 
     `backend` is one of `samkit.runtime.backends.BACKENDS`; `device` is `cpu` or `cuda`, by default the backend's own;
     `precision` is by default what the device prefers where backend and export have it, else `fp32`. `spacing` [mm] is
