@@ -274,10 +274,14 @@ class Export:
         compare the very bytes that they load, and nothing else needs them.
         """
         folder = Path(folder)
-        manifest = Manifest.load(folder)
+        export = cls.of(folder, Manifest.load(folder))
         if verify:
-            manifest.verify(folder, engines=False)
-        return cls.of(folder, manifest)
+            export.verify()
+        return export
+
+    def verify(self) -> None:
+        """Raise ManifestError unless the files, those of engines apart, are the ones that were exported."""
+        self.manifest.verify(self.folder, engines=False)
 
     @classmethod
     def of(cls, folder: Path, manifest: Manifest) -> Export:

@@ -67,7 +67,7 @@ def open_session(
 
 
 def open_export(
-    folder: str | Path,
+    export: str | Path | Export,
     *,
     backend: str | None = None,
     device: str | None = None,
@@ -77,7 +77,7 @@ def open_export(
     plane: str | None = None,
     intensities: tuple[float, float] | None = None,
 ) -> VolumeSession | SliceSession:
-    """Return a session on an export folder; files that it could use are checked against the manifest first.
+    """Return a session on an export, or on that of a folder; files that it could use are compared with the manifest.
 
     `backend` is one of `samkit.runtime.backends.BACKENDS`; `device` is `cpu` or `cuda`, by default the backend's own;
     `precision` is by default what the device prefers where backend and export have it, else `fp32`. `spacing` [mm] is
@@ -88,7 +88,10 @@ def open_export(
     from samkit.runtime import backends
 
     record, device = backends.find_backend(backend or backends.DEFAULT.name, device, precision)
-    export = Export.open(folder, verify=not record.checks_bytes)
+    if not isinstance(export, Export):
+        export = Export.open(export, verify=False)
+    if not record.checks_bytes:
+        export.verify()
     variant = backends.Variant(record.name, precision or backends.default_precision(export, record, device), device)
     with ExitStack() as opened:
         runners, warnings = backends.open_runners(export, variant, threads)

@@ -1,15 +1,17 @@
-"""What the report of a segmentation says besides its result: all that is needed to do it again."""
+"""The report of a segmentation: its result, and all that is needed to do it again."""
 
 from __future__ import annotations
 
+import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import samkit
 from samkit.imageio.study import Study
+from samkit.imageio.writing import replacing
 from samkit.manifest import Weights, file_sha256
 from samkit.prompts import Point, Prompt, SlicePoint, prompt_json
 from samkit.runtime.session.base import Session
@@ -18,10 +20,10 @@ _PACKAGES = ("numpy", "scipy", "nibabel", "pillow", "onnxruntime", "onnxruntime-
 _CLIENT_PACKAGES = ("numpy", "scipy", "nibabel", "pillow", "tritonclient")
 
 
-def provenance(session: Session, given: Study, prompts: Sequence[Prompt], mask_path: Path) -> dict[str, Any]:
+def provenance(session: Session, study: Study, prompts: Sequence[Prompt], mask_path: Path) -> dict[str, Any]:
     """Return what a report adds. File names only: folders may name a patient."""
     plan = session.manifest.plan
-    files = {name: given.scans[name].path if given.scans else path for name, path in given.files.items()}
+    files = {name: study.scans[name].path if study.scans else path for name, path in study.files.items()}
     first = next(iter(files.values()))
     how = (
         {"spacing_mm": list(session.spacing), "crop_origins": [list(origin) for origin in session.origins]}
@@ -44,6 +46,12 @@ def provenance(session: Session, given: Study, prompts: Sequence[Prompt], mask_p
         "providers": {graph: list(names) for graph, names in session.providers.items()},
         "versions": {"python": platform.python_version(), **_versions(session)},
     }
+
+
+def write_report(path: Path, report: Mapping[str, Any]) -> None:
+    """Write a report as JSON, complete or not at all."""
+    with replacing(path) as file:
+        file.write((json.dumps(report, indent=1) + "\n").encode())
 
 
 def _file(path: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from samkit.errors import GeometryError, InputRefused, PromptError, TensorMismat
 from samkit.geometry import Triple, Volume, check_affine
 from samkit.prompts import Prompt, prompts_from_json
 from samkit.runtime.protocol import wire
-from samkit.runtime.session.base import to_voxel
+from samkit.runtime.session.world import to_voxel
 
 _FINEST, _COARSEST = 1e-6, 1e6
 """Spacings that are taken [mm]: beyond them a grid's sides are no numbers to count with."""
