@@ -86,6 +86,7 @@ class Entry:
     is_folded: bool
     path: Path | None = None
     """Its ONNX file, if it has one; it may not be there before it is opened."""
+    note: str | None = None
 
 
 class GraphTimer(Closing):
@@ -175,18 +176,15 @@ class GraphTimer(Closing):
     def _candidates(self, work: Work, opened: ExitStack) -> Iterator[Entry | Absent]:
         """Yield what was exported of the graph; `opened` closes what is opened for it alone."""
         for one in candidates(self._export, self._settings):
-            identity, path = self._identity(one, work), None
+            identity = self._identity(one, work)
             if (lack := lack_of(self._export, one)) is not None:
                 yield Absent("latency", identity, lack, is_failure=False)
                 continue
+            path = self._export.path(work.graph.name, one.precision) if one.backend == DEFAULT.name else None
             opens = partial(self._on_backend, work, one)
-            if one.backend == DEFAULT.name and one != self._ours:  # ours is open, for the embeddings
-                opens = partial(
-                    self._on_file, work.graph, self._export.path(work.graph.name, one.precision), work, opened
-                )
-            if one.backend == DEFAULT.name:
-                path = self._export.path(work.graph.name, one.precision)
-            yield Entry(identity, work.graph, opens, self._export.plan.folded, path)
+            if path is not None and one not in self._runners:  # what gives the embeddings is open
+                opens = partial(self._on_file, work.graph, path, work, opened)
+            yield Entry(identity, work.graph, opens, self._export.plan.folded, path, note_on(one))
         for precision in PRECISIONS:
             one = replace(self._ours, precision=precision.name)
             if precision.name not in self._export.plan.precisions:
@@ -238,7 +236,6 @@ class GraphTimer(Closing):
 
     def _row(self, work: Work, entry: Entry, error: float, turns: Sequence[Sequence[float]], rate: float) -> LatencyRow:
         """Return the row of one that was timed; `rate` is the matrix product's [GFLOP/s]."""
-        one = Variant(entry.identity.backend, entry.identity.precision, entry.identity.device)
         times = Times.of(chain.from_iterable(turns))
         gflop = self._gflop(entry.graph.name, entry.is_folded, work.rows, work.points or 1)
         memory: dict[str, Any] = {}
@@ -254,7 +251,7 @@ class GraphTimer(Closing):
             gflop=significant(gflop),
             limit_share=significant(1e3 * gflop / times.p50_ms / rate, 4),
             limit=LIMIT,
-            note="; ".join(self._warnings.get(one.backend, ())) or note_on(one),
+            note="; ".join(self._warnings.get(entry.identity.backend, ())) or entry.note,
             **memory,
         )
 
