@@ -33,7 +33,7 @@ from samkit.imageio.reading import read_scan
 from samkit.methods import Method, SliceMethod
 from samkit.phantoms import SEQUENCES
 from samkit.planes import PlaneView
-from samkit.training.click_cases import Case, check_cases, find_cases, read_volume
+from samkit.training.click_cases import VolumeCase, find_cases, read_case
 from samkit.training.slice_cases import FoundCases, SliceCase
 from samkit.training.slice_readers import find_slice_cases
 from samkit.training.volume_slices import find_volumes
@@ -133,15 +133,16 @@ def _volume_candidates(folder: Path, label: int | None, said: list[str]) -> list
         cases = find_cases(folder)
     except InputRefused as refusal:
         found = _grey_volumes(folder, "axial", refusal, said)
-        cases = [Case(case.name, case.images[0], case.labels[0]) for case in found.cases]
+        cases = [VolumeCase(case.name, case.images[0], case.labels[0]) for case in found.cases]
         said += found.skipped
     return [(f"case {number}", partial(_read_volume_case, case, label)) for number, case in enumerate(cases, start=1)]
 
 
-def _read_volume_case(case: Case, label: int | None, name: str) -> Subject:
-    checked = check_cases([case], label, "all").cases[0]
-    volume = read_scan(case.image).volume
-    target = np.isin(np.rint(read_volume(case.label).array), checked.values)
+def _read_volume_case(case: VolumeCase, label: int | None, name: str) -> Subject:
+    volume, labels = read_case(case)
+    target = labels.array > 0 if label is None else labels.array == label
+    if not target.any():
+        raise InputRefused("no-target", "its label holds nothing that counts", "leave it out, or name a value it holds")
     return Subject(name, {"": volume}, None, {"": target}, volume.spacing)
 
 
