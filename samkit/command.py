@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import NoReturn
 
 import click
@@ -19,14 +21,17 @@ from samkit.errors import OptionError, SamkitError
 
 
 class _Lines(logging.Handler):
-    """Writes each record as one line to stderr, whatever that is when it comes."""
+    """Writes each record as one line to stderr, whatever that is when it comes; an error in it has its flags."""
 
-    def __init__(self, name: str, timed: bool) -> None:
+    def __init__(self, name: str, timed: bool, spell: Callable[[str], str | None]) -> None:
         super().__init__()
-        self._name, self._timed, self._began = name, timed, time.time()
+        self._name, self._timed, self._spell, self._began = name, timed, spell, time.time()
 
     def emit(self, record: logging.LogRecord) -> None:
         line = record.getMessage()
+        for given in record.args if isinstance(record.args, tuple) else ():
+            if isinstance(given, SamkitError):
+                line = line.replace(str(given), given.sentence(self._spell))
         if record.levelno >= logging.WARNING:
             line = f"{self._name}: {line}" if self._name else line
         elif self._timed:
@@ -43,7 +48,9 @@ def show_progress(quiet: bool, *, name: str = "", timed: bool = False) -> None:
     logger = logging.getLogger("samkit")
     for handler in [handler for handler in logger.handlers if isinstance(handler, _Lines)]:
         logger.removeHandler(handler)  # of a command before this one, in the same process
-    logger.addHandler(_Lines(name, timed))
+    context = click.get_current_context(silent=True)
+    spell = partial(_flag, context.find_root().command) if context is not None else lambda option: None
+    logger.addHandler(_Lines(name, timed, spell))
     logger.propagate = False  # a library beside ours may have set up the root's, and each line would come twice
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
 

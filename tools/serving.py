@@ -38,7 +38,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from samkit.benchmarks.cases.phantom_scans import SHAPES, click_on, make_study, numbered, with_clicks
+from samkit.benchmarks.cases.phantom_scans import COST_SHAPES, click_on, cost_case, numbered, with_clicks
 from samkit.benchmarks.measure.machine import MatrixProduct, load, processor, versions
 from samkit.benchmarks.measure.processes import memory_of
 from samkit.benchmarks.measure.turns import seconds_of, take_round, take_turns
@@ -94,7 +94,7 @@ class Subject:
     "--size",
     default="full",
     show_default=True,
-    type=click.Choice([size for size in SHAPES if size]),
+    type=click.Choice([size for size in COST_SHAPES if size]),
     help="small has the demonstration weights, the others random ones; tiny shows that it works.",
 )
 @click.option("--clicks", default=10, show_default=True, type=click.IntRange(min=1), help="Clicks on the phantom.")
@@ -134,7 +134,7 @@ def serving(
         folder = export_method(name, size, recipe, keys, Path(work)) if export is None else export
         gc.collect()  # the exporter's programs hold the network in cycles
         given = None if scan is None else read_subject(scan, points)
-        record = measure(folder, Path(work) / "repository", given, SHAPES[size], clicks, rounds, sessions)
+        record = measure(folder, Path(work) / "repository", given, COST_SHAPES[size], clicks, rounds, sessions)
     record["command"] = ["python", "-m", "tools.serving", *sys.argv[1:]]
     if out is not None:
         out.write_text(json.dumps(record, indent=1) + "\n")
@@ -186,8 +186,9 @@ def measure(
         stack.enter_context(inside)
         if subject is None:
             click.echo("clicks on the phantom ...", err=True)
-            study = with_clicks(make_study(plan, shape), inside, plan, clicks)
-            subject = Subject(study.name, study.volumes[""], study.points)
+            method = get_method(plan.method)
+            case = with_clicks(cost_case(method, plan.config, shape), inside, method, clicks)
+            subject = Subject(case.name, case.volumes[""], case.clicks)
         record |= {"scan": subject.name, "shape": list(subject.volume.array.shape),
                    "dtype": subject.volume.array.dtype.name, "clicks": len(subject.points)}  # fmt: skip
         click.echo("server ...", err=True)

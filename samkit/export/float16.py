@@ -27,6 +27,8 @@ from samkit.export.sensitivity import measure_effects
 from samkit.export.typed_graph import PRODUCTS, TypedGraph
 from samkit.manifest import graph_file
 from samkit.methods import GraphSpec
+from samkit.precisions import BASE
+from samkit.precisions.fp16 import FP16
 from samkit.runtime.backends.runner import Runner
 from samkit.tensors import Tensor
 
@@ -66,7 +68,7 @@ class _Conversion:
 
     def __init__(self, folder: Path, made: Path, specs: Sequence[GraphSpec], check: Check) -> None:
         self.folder, self.made, self.specs, self.check = folder, made, specs, check
-        self.graphs = {spec.name: TypedGraph(onnx.load(folder / graph_file(spec.name, "fp32"))) for spec in specs}
+        self.graphs = {spec.name: TypedGraph(onnx.load(folder / graph_file(spec.name, BASE.name))) for spec in specs}
         self.failed: ParityError | None = None
         self._first: dict[str, Mapping[str, Tensor]] = {}
         """The inputs of each graph's first run."""
@@ -108,7 +110,7 @@ class _Conversion:
         self._check_gain(kept)
         for spec in self.specs:
             model = convert_to_fp16(self.graphs[spec.name], nodes[spec.name])
-            save_graph(model, self._file(spec, "fp16"), spec, folded=True)
+            save_graph(model, self._file(spec, FP16.name), spec, folded=True)
         _log.info("float16, %s: emulated against PyTorch float32", name)
         try:
             figures = self._gate()
@@ -117,14 +119,16 @@ class _Conversion:
             self.failed = error
             return None
         return {
-            graph_file(graph, "fp16"): {**notes_of(self.graphs[graph], list(entries), name), "gate": figures[graph]}
+            graph_file(graph, FP16.name): {**notes_of(self.graphs[graph], list(entries), name), "gate": figures[graph]}
             for graph, entries in kept.items()
         }
 
     def failure(self) -> ParityError:
         """Return the last attempt's error, with the node to blame."""
         found = [
-            first_offender(self._file(spec, "fp32"), self._file(spec, "fp16"), spec, self._last[spec.name], self.made)
+            first_offender(
+                self._file(spec, BASE.name), self._file(spec, FP16.name), spec, self._last[spec.name], self.made
+            )
             for spec in self.specs
             if spec.name in self._last
         ]
@@ -143,10 +147,10 @@ class _Conversion:
         _log.info("float16: ranges of every tensor, along the float32 graphs")
         with ExitStack() as stack:
             runners = {
-                spec.name: stack.enter_context(RangeRunner(self._file(spec, "fp32"), spec, self.made))
+                spec.name: stack.enter_context(RangeRunner(self._file(spec, BASE.name), spec, self.made))
                 for spec in self.specs
             }
-            self.check(runners, "fp32")
+            self.check(runners, BASE.name)
             self._first = {name: runner.first for name, runner in runners.items()}
             return {name: runner.ranges for name, runner in runners.items()}
 
@@ -154,11 +158,11 @@ class _Conversion:
         """Return the figures of the emulated float16 files; raises ParityError, and keeps the inputs of that moment."""
         with ExitStack() as stack:
             runners = {
-                spec.name: stack.enter_context(EmulatedRunner(self._file(spec, "fp16"), spec, self.made))
+                spec.name: stack.enter_context(EmulatedRunner(self._file(spec, FP16.name), spec, self.made))
                 for spec in self.specs
             }
             try:
-                return self.check(runners, "fp16")
+                return self.check(runners, FP16.name)
             except ParityError:
                 self._last = {name: runner.last for name, runner in runners.items() if runner.last is not None}
                 raise
@@ -171,7 +175,7 @@ class _Conversion:
             stays = {entry.node for entry in kept[spec.name]}
             products = [n.name for n in self.graphs[spec.name].nodes if n.op_type in PRODUCTS and n.name not in stays]
             inputs = self._last.get(spec.name, self._first[spec.name])
-            effects[spec.name] = measure_effects(self._file(spec, "fp32"), spec, products, inputs, self.made)
+            effects[spec.name] = measure_effects(self._file(spec, BASE.name), spec, products, inputs, self.made)
         return effects
 
     def _with_sensitive(self, kept: KeptByGraph, effects: dict[str, dict[str, float]], share: float) -> KeptByGraph:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from samkit.command import run_command
+from samkit.command import run_command, show_progress
 from samkit.errors import MissingDependencyError
 from samkit.methods import get_method
 from samkit.methods.method import Method, SliceMethod, SliceRecipe
@@ -54,11 +54,7 @@ def command(
     Foreground is every label above 0. With --label N it is N alone. Other settings: epochs, batch, learning_rate, seed,
     ... of the recipe, and spacing, sequences, lora_rank, ... of the network; an unknown one lists them all.
     """
-
-    def say(text: str) -> None:
-        if not quiet:
-            click.echo(text, err=True)
-
+    show_progress(quiet)
     method = get_method(method_name)
     recipes = recipes_of(method, part)
     if preset not in recipes:
@@ -99,10 +95,8 @@ def command(
     plan = plan_training(
         method, preset, settings, label=label, part=part, arch=arch, start=start.info if start else None
     )
-    task = find_task(
-        data, plan, layout=layout, patterns=by_sequence, say=say, warn=lambda text: click.echo(text, err=True)
-    )
-    facts = train(plan, task, options, data_name=data.resolve().name, start=start, say=say)
+    task = find_task(data, plan, layout=layout, patterns=by_sequence)
+    facts = train(plan, task, options, data_name=data.resolve().name, start=start)
     click.echo(json.dumps({"run": str(out), "best": facts["best"], "seconds": facts["seconds"]}))
 
 

@@ -205,7 +205,7 @@ def test_folder_with_other_files_is_refused_untouched(tmp_path):
 def test_force_removes_only_what_the_old_export_wrote(copied_export, monkeypatch):
     (copied_export / "notes.onnx").write_bytes(b"mine")
     kept = Manifest.load(copied_export)
-    monkeypatch.setattr(export_module, "_make", lambda plan, method, loaded, folder, say: make_copy(kept, folder))
+    monkeypatch.setattr(export_module, "_make", lambda plan, method, loaded, folder: make_copy(kept, folder))
 
     def make_copy(manifest, folder):
         for artifact in manifest.artifacts[:1]:

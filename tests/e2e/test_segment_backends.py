@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from samkit.checkpoints import CheckpointInfo, save_checkpoint
-from samkit.errors import CheckpointError, ExportError, ManifestError
+from samkit.errors import CheckpointError, ManifestError, OptionError
 from samkit.export.export import random_network
 from samkit.geometry import Volume
 from samkit.manifest import Manifest, Weights, file_sha256
@@ -92,5 +92,5 @@ def test_torch_says_when_the_checkpoint_is_gone(export):
 
 
 def test_torch_runs_float32_only(export):
-    with pytest.raises(ExportError, match="runs float32"):
+    with pytest.raises(OptionError, match="runs float32"):
         open_session(export, backend="torch", precision="fp16")

@@ -23,8 +23,9 @@ from typing import Any, TypeAlias
 import nibabel as nib
 import numpy as np
 
+from samkit.benchmarks.cases.case import Case
+from samkit.benchmarks.cases.phantom_scans import phantom_cases
 from samkit.benchmarks.cases.simulated_user import CENTRE, make_task, set_scan
-from samkit.benchmarks.cases.subjects import Subject, phantom_subjects
 from samkit.benchmarks.latency.baselines import missing_engine
 from samkit.benchmarks.latency.cold_start import ORIGINAL, measure_cold_start, open_reader
 from samkit.benchmarks.latency.graphs import CPU_FLOAT16, first_line
@@ -58,7 +59,7 @@ LEAST_DICE = 0.9
 class Reading:
     """A phantom, where its files lie, and where a reader clicks: always on the same places, whatever the answer."""
 
-    subject: Subject
+    case: Case
     files: Mapping[str, Path]
     clicks: tuple[Point, ...]
 
@@ -66,19 +67,19 @@ class Reading:
     def make(cls, plan: ExportPlan, folder: Path) -> Reading:
         """Write a phantom for the method of an export into `folder`."""
         method = get_method(plan.method)
-        subject = phantom_subjects(method, plan.config, 1)[0]
+        case = next(phantom_cases(method, plan.config, 1))
         files = {}
-        for name, volume in subject.volumes.items():
+        for name, volume in case.volumes.items():
             files[name] = folder / f"{name or 'scan'}.nii.gz"
             nib.save(nib.Nifti1Image(np.asarray(volume.array, np.float32), volume.affine), files[name])
-        return cls(subject, files, _clicks(subject, method, plan))
+        return cls(case, files, _clicks(case, method, plan))
 
 
-def _clicks(subject: Subject, method: Method, plan: ExportPlan) -> tuple[Point, ...]:
+def _clicks(case: Case, method: Method, plan: ExportPlan) -> tuple[Point, ...]:
     """Return CLICKS points in the target, spread over it evenly; none where the method takes none."""
     if isinstance(method, SliceMethod) and not method.prompts:
         return ()
-    task = make_task(0, subject, CENTRE, method, plan.config, plan.size)
+    task = make_task(0, case, CENTRE, method, plan.config, plan.size)
     inside = np.argwhere(task.target)
     picked = inside[np.linspace(0, len(inside) - 1, CLICKS + 2).round().astype(int)[1:-1]]
     if task.plane is None:
@@ -198,7 +199,7 @@ def _measured(contender: _Contender, stage: str, expected: np.ndarray | None) ->
 
 def _base(manifest: Manifest, machine: Machine, reading: Reading, stage: str, contender: _Contender) -> Row:
     plan, name = manifest.plan, contender.name
-    shape = next(iter(reading.subject.volumes.values())).array.shape
+    shape = next(iter(reading.case.volumes.values())).array.shape
     row: Row = {
         "kind": "latency",
         "method": plan.method,
@@ -226,7 +227,7 @@ def _base(manifest: Manifest, machine: Machine, reading: Reading, stage: str, co
 
 def _visit(session: AnySession, reading: Reading) -> tuple[dict[str, list[float]], np.ndarray]:
     """Go through the clicks in an open session and take them back; return the seconds of each stage, and the mask."""
-    set_scan(session, reading.subject)
+    set_scan(session, reading.case)
     if not reading.clicks:
         session.segment_all()
         return {"encode": [session.steps[-1].seconds["encode"]]}, session.mask()

@@ -24,6 +24,7 @@ from samkit.geometry import Triple, Volume
 from samkit.manifest import Manifest
 from samkit.methods.method import SliceMethod
 from samkit.planes import PLANES, PlaneView, scale_intensities
+from samkit.precisions import BASE
 from samkit.prompts import Box, Point, Prompt, SliceBox, SlicePoint
 from samkit.runtime.backends.runner import Runner
 from samkit.runtime.loops.embeddings import ScanEmbeddings
@@ -56,7 +57,7 @@ class SliceSession(BaseSession[SliceState, SliceStep]):
         *,
         plane: str | None = None,
         intensities: tuple[float, float] | None = None,
-        precision: str = "fp32",
+        precision: str = BASE.name,
         manifest: Manifest | None = None,
     ) -> None:
         """Take over `runners`, one per graph, of the export that `manifest` describes, if it is one.

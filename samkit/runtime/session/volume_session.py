@@ -25,8 +25,11 @@ from samkit.manifest import Export, Manifest
 from samkit.methods.method import Method, SliceMethod, VolumeMethod
 from samkit.networks.config import NetworkConfig
 from samkit.networks.sam3d_config import Sam3DConfig
+from samkit.precisions import BASE
 from samkit.prompts import Box, Point, Prompt, SliceBox, SlicePoint
-from samkit.runtime.backends.runner import Runner, add_substitutes
+from samkit.runtime import backends
+from samkit.runtime.backends import DEFAULT, Variant, default_precision, find_backend
+from samkit.runtime.backends.runner import Runner
 from samkit.runtime.loops.embeddings import ScanEmbeddings
 from samkit.runtime.loops.refinement import NO_LOGIT, Piece, Refiner, State
 from samkit.runtime.session.base_session import BaseSession, check_inside
@@ -34,12 +37,9 @@ from samkit.runtime.session.slice_session import SliceSession
 from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate, Part, changed_part, paint, tight
 
-ORT_TENSORRT = "onnxruntime-tensorrt"
-"""ONNX Runtime with its own TensorRT provider."""
 TENSORRT = "tensorrt"
-"""Engines that sam-export built."""
-BACKENDS = ("onnxruntime", ORT_TENSORRT, TENSORRT, "torch")
-DEVICES = ("cpu", "cuda")
+BACKENDS = tuple(backend.name for backend in backends.BACKENDS)
+DEVICES = backends.device_names()
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Session(BaseSession[_Clicked, Step]):
         runners: Mapping[str, Runner],
         *,
         spacing: Triple | None = None,
-        precision: str = "fp32",
+        precision: str = BASE.name,
         manifest: Manifest | None = None,
     ) -> None:
         """Take over `runners`, one per graph, of the export that `manifest` describes, if it is one.
@@ -240,7 +240,7 @@ def _parts(state: _Clicked | None) -> tuple[Part, ...]:
 def open_export(
     folder: str | Path,
     *,
-    backend: str = "onnxruntime",
+    backend: str = DEFAULT.name,
     device: str | None = None,
     precision: str | None = None,
     threads: int | None = None,
@@ -250,31 +250,21 @@ def open_export(
 ) -> Session | SliceSession:
     """Return a session on an export folder; files that it could use are checked against the manifest first.
 
-    A method of volumes gives a Session, a method of slices a SliceSession. `backend` is `onnxruntime`,
-    `onnxruntime-tensorrt` (its TensorRT provider), `tensorrt` (engines that the manifest lists, built here) or `torch`
-    (float32, needs the checkpoint that the manifest names); `device` is `cpu` or `cuda`, by default `cuda` for the two
-    of TensorRT, which need it, and `cpu` for the others; `precision` is by default `fp16` on CUDA where the export has
-    it, else `fp32`, which `onnxruntime-tensorrt` always runs unless it is told. `spacing` [mm] is for methods of
+    A method of volumes gives a Session, a method of slices a SliceSession. `backend` is one of
+    `samkit.runtime.backends.BACKENDS`; `device` is `cpu` or `cuda`, by default the backend's own; `precision` is by
+    default what the device prefers where backend and export have it, else `fp32`. `spacing` [mm] is for methods of
     volumes, `plane` and `intensities` (what becomes black and white) for those of slices; each is by default the
     method's own.
     """
-    device = default_device(backend) if device is None else device
-    if backend not in BACKENDS or device not in DEVICES:
-        raise ExportError(
-            f"backend '{backend}' on device '{device}' is not known; backends are {', '.join(BACKENDS)}, devices "
-            f"{', '.join(DEVICES)}"
-        )
-    # The runners of TensorRT check the very bytes that they load, and need nothing else of the export
-    export = Export.open(folder, verify=backend != TENSORRT)
-    if precision is None:
-        precision = default_precision(export.manifest, backend, device)
+    record, device = find_backend(backend, device, precision)
+    export = Export.open(folder, verify=not record.checks_bytes)
+    variant = Variant(backend, precision or default_precision(export, record, device), device)
     with ExitStack() as opened:
-        runners, warnings = open_runners(export.folder, export.manifest, backend, device, precision, threads)
+        runners, warnings = backends.open_runners(export, variant, threads)
         for runner in runners.values():
             opened.callback(runner.close)
-        add_substitutes(runners, export.graphs)
         session = make_session(
-            export.method, export.config, runners, precision, export.manifest, spacing, plane, intensities
+            export.method, export.config, runners, variant.precision, export.manifest, spacing, plane, intensities
         )
         session.warn(*warnings)
         opened.pop_all()  # the session closes them from here on
@@ -284,41 +274,15 @@ def open_export(
 def open_runners(
     folder: Path, manifest: Manifest, backend: str, device: str, precision: str, threads: int | None
 ) -> tuple[dict[str, Runner], list[str]]:
-    """Return a runner of each graph of an export, by name, and what users must be told of the backend.
+    """Return what `samkit.runtime.backends.open_runners` does, until everybody calls that."""
+    variant = Variant(backend, precision, device)
+    runners, warnings = backends.open_runners(Export.of(folder, manifest), variant, threads)
+    return runners, list(warnings)
 
-    The files are not hashed here, save those of TensorRT engines. Raises as `open_export` does, and then leaves
-    nothing open.
-    """
-    plan = manifest.plan
-    runners: dict[str, Runner] = {}
-    warnings: list[str] = []
-    with ExitStack() as opened:
-        if backend == "torch":
-            if precision != "fp32":
-                raise ExportError(f"the torch backend runs float32, not {precision}; leave --precision out")
-            from samkit.runtime.backends.torch_runner import open_torch_runners
 
-            runners.update(open_torch_runners(plan, device=device, threads=threads))
-        elif backend == TENSORRT:
-            if device != "cuda":
-                raise ExportError(f"TensorRT engines run on a CUDA device and not on {device}; leave --device out")
-            from samkit.runtime.backends.tensorrt_library import tensorrt_version, untested_warning
-            from samkit.runtime.backends.tensorrt_runner import TensorRTRunner
-
-            if (untested := untested_warning(tensorrt_version())) is not None:
-                warnings.append(untested)
-            for graph in plan.specs:
-                runners[graph.name] = opened.enter_context(TensorRTRunner(folder, manifest, graph, precision))
-        else:
-            from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
-
-            for graph in plan.specs:
-                path = manifest.path(folder, graph.name, precision)
-                tensorrt = backend == ORT_TENSORRT
-                runner = OnnxRuntimeRunner(path, graph, device=device, threads=threads, tensorrt=tensorrt)
-                runners[graph.name] = opened.enter_context(runner)
-        opened.pop_all()
-    return runners, warnings
+def default_device(backend: str) -> str:
+    """Return where a backend runs when nobody asks."""
+    return backends.get_backend(backend).devices[0]
 
 
 def described(manifest: Manifest, folder: Path) -> tuple[Method, NetworkConfig]:
@@ -351,17 +315,3 @@ def make_session(
         raise PromptError(f"{option} is for methods of slices, and {method.name} works on volumes; leave it out")
     refinement = str(manifest.plan.refinement)
     return Session(method, config, refinement, runners, spacing=spacing, precision=precision, manifest=manifest)
-
-
-def default_device(backend: str) -> str:
-    """Return where a backend runs when nobody asks: `cuda` for those of TensorRT, else `cpu`."""
-    return "cuda" if backend in (ORT_TENSORRT, TENSORRT) else "cpu"
-
-
-def default_precision(manifest: Manifest, backend: str, device: str) -> str:
-    """Return what runs when nobody asks: `fp16` on CUDA where the export has it, else `fp32`.
-
-    `onnxruntime-tensorrt` runs `fp32`, too: nobody has seen what its provider makes of our float16 files.
-    """
-    takes = backend in ("onnxruntime", TENSORRT) and device == "cuda"
-    return "fp16" if takes and manifest.plan.precision == "fp16" else "fp32"

@@ -12,10 +12,10 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 
 from samkit.errors import ExportError, GeometryError, InputRefused, ManifestError, MissingDependencyError, PromptError
 from samkit.geometry import Volume, voxel_to_world, world_to_voxel
-from samkit.manifest import Manifest
+from samkit.manifest import Export, Manifest
 from samkit.prompts import BACKGROUND, FOREGROUND, Point
 from samkit.runtime import Session, open_session
-from samkit.runtime.session.volume_session import default_precision
+from samkit.runtime.backends import default_precision, get_backend
 
 CODES = [
     "".join(signs[axis] for axis in order)
@@ -216,7 +216,7 @@ def test_unknown_backend_or_device_is_refused(bright_export, wrong):
 def test_tensorrt_of_onnx_runtime_never_falls_back(bright_export, device, says):
     if "TensorrtExecutionProvider" in onnxruntime.get_available_providers() and device is None:
         pytest.skip("this ONNX Runtime brings its TensorRT provider")
-    with pytest.raises(MissingDependencyError, match=says):
+    with pytest.raises(ExportError if device else MissingDependencyError, match=says):
         open_session(bright_export, backend="onnxruntime-tensorrt", device=device)
 
 
@@ -245,7 +245,7 @@ def test_cuda_is_never_replaced_by_the_cpu(bright_export):
     ],
 )
 def test_float16_is_the_default_only_where_it_was_checked(bright_export, backend, device, precision):
-    manifest = Manifest.load(bright_export)
-    both = replace(manifest, plan=replace(manifest.plan, precision="fp16"))
-    assert default_precision(both, backend, device) == precision
-    assert default_precision(manifest, backend, device) == "fp32"
+    export, record = Export.open(bright_export), get_backend(backend)
+    both = replace(export, manifest=replace(export.manifest, plan=replace(export.plan, precision="fp16")))
+    assert default_precision(both, record, device) == precision
+    assert default_precision(export, record, device) == "fp32"
