@@ -1,0 +1,197 @@
+"""Answers of a server: frozen records, written by it and read by a client.
+
+The labels that an answer speaks of come beside it, in the tensor `changed`. docs/serving.md has the records in tables,
+made from this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+
+import samkit
+from samkit.errors import PromptError, ServingError
+from samkit.geometry import Triple
+from samkit.runtime.protocol import readers
+from samkit.runtime.protocol.record import Key, Record
+from samkit.runtime.protocol.version import PROTOCOL
+from samkit.runtime.session.steps import SliceStep, Step
+
+if TYPE_CHECKING:
+    from samkit.manifest import ExportPlan
+
+SAME = "install the same version of samkit on both sides"
+"""What to do where two ends do not understand each other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer(Record):
+    """What a server answers. A subclass says in its docstring what it is, and docs/serving.md repeats it."""
+
+    called: ClassVar[str] = "the answer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nothing(Answer):
+    """No more than that it is done."""
+
+
+# --- What is served ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedLimits(Record):
+    """What a client has to know before it sends a scan."""
+
+    called: ClassVar[str] = "limits"
+
+    max_voxels: Annotated[int, Key("number", "of the largest scan, all sequences together", readers.read_count)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportDescription(Answer):
+    """The export that is served under a name."""
+
+    protocol: Annotated[int, Key("number", "of the protocol that the server speaks", readers.read_count)]
+    samkit: Annotated[str, Key("text", "version that serves", readers.read_text)]
+    method: Annotated[str, Key("text", "the method's name", readers.read_text)]
+    kind: Annotated[str, Key("`volume` or `slices`", "what the method works on", readers.read_text)]
+    precision: Annotated[str, Key("text", "that the graphs run in", readers.read_text)]
+    digest: Annotated[str, Key("text", "`Manifest.digest` of the export", readers.read_text)]
+    plan_json: Annotated[
+        Mapping[str, Any], Key("object", "the export's plan, without paths", readers.read_object, name="plan")
+    ]
+    structures: Annotated[tuple[str, ...], Key("list of texts", "what the method tells apart", readers.read_names)]
+    sequences: Annotated[
+        tuple[str, ...],
+        Key("list of texts", "volumes that it takes; none where it is one grey one", readers.read_names),
+    ]
+    is_automatic: Annotated[bool, Key("boolean", "whether it finds something without a prompt", readers.read_flag)]
+    plane: Annotated[
+        str | None, Key("text or null", "along which slices are taken by default", readers.read_optional_text)
+    ]
+    warnings: Annotated[
+        tuple[str, ...],
+        Key("list of texts", "what a user must be told before anything is segmented", readers.read_names),
+    ]
+    providers: Annotated[
+        Mapping[str, tuple[str, ...]], Key("object of lists", "what runs each graph", readers.read_providers)
+    ]
+    limits: Annotated[
+        ServedLimits,
+        Key(
+            "object",
+            "`max_voxels`: of the largest scan taken, all sequences together",
+            lambda value, name: ServedLimits.from_json(value),
+            ServedLimits.to_json,
+        ),
+    ]
+
+    @classmethod
+    def from_server(cls, data: object, server: str) -> Self:
+        """Return what the answer of `server` says; raises ServingError for one of another protocol, or of none."""
+        spoken = data.get("protocol") if isinstance(data, dict) else None
+        if spoken != PROTOCOL:
+            version = data.get("samkit") if isinstance(data, dict) else None
+            theirs = f"samkit {version:.40}" if isinstance(version, str) else "an unknown version of samkit"
+            speaks = "no numbered protocol" if spoken is None else f"protocol {spoken!r:.20}"
+            raise ServingError(
+                f"{server} runs {theirs} and speaks {speaks}, and samkit {samkit.__version__} here speaks protocol "
+                f"{PROTOCOL}; {SAME}"
+            )
+        try:
+            return cls.from_json(data)
+        except PromptError as error:
+            raise ServingError(
+                f"{server} does not describe its export as samkit {samkit.__version__} reads it ({error}); {SAME}"
+            ) from error
+
+    @cached_property
+    def plan(self) -> ExportPlan:
+        """Return the plan of the export; it names no paths."""
+        from samkit.manifest import ExportPlan  # reads the method's record, which clicking needs nothing of
+
+        return ExportPlan.from_dict(dict(self.plan_json))
+
+
+# --- A session ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened(Answer):
+    """A session that has begun."""
+
+    token: Annotated[str, Key("text", "finds the session; whoever has it has the session", readers.read_text)]
+    turn: Annotated[int, Key("number", "of the last change; 0 before the first", readers.read_count)]
+    shape: Annotated[tuple[int, ...], Key("`[I, J, K]`, of a picture `[H, W]`", "of the mask", readers.read_counts)]
+    plane: Annotated[str | None, Key("text or null", "along which slices are taken", readers.read_optional_text)]
+    spacing: Annotated[
+        Triple | None,
+        Key("`[mm, mm, mm]` or null", "voxel size of the network's grid", readers.read_spacing),
+    ]
+
+
+_OF_A_STEP = {
+    "number": readers.read_count,
+    "voxels": readers.read_count,
+    "volume_ml": readers.read_optional_measure,
+    "crops": readers.read_count,
+    "followed": readers.read_count,
+    "limit_reached": readers.read_flag,
+    "slices": readers.read_counts,
+    "boxes": readers.read_count,
+    "iou": readers.read_measures,
+    "seconds": readers.read_seconds,
+}
+"""How each field of a step is read."""
+
+
+def _read_step(value: object, name: str) -> Step | SliceStep | None:
+    """Return a step: one that tells of slices is of a method of slices."""
+    if value is None:
+        return None
+    data = readers.read_object(value, name)
+    kind: type[Any] = SliceStep if "slices" in data else Step
+    if set(data) != (known := {field.name for field in fields(kind)}):
+        raise PromptError(
+            f"{name} has {', '.join(sorted(data)):.100}, needed are {', '.join(sorted(known))}; send those"
+        )
+    step: Step | SliceStep = kind(**{key: _OF_A_STEP[key](one, f"{name}.{key}") for key, one in data.items()})
+    return step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changed(Answer):
+    """The mask after a change, or, to `state`, all of it."""
+
+    turn: Annotated[int, Key("number", "of the last change; 0 before the first", readers.read_count)]
+    step: Annotated[
+        Step | SliceStep | None,
+        Key(
+            "object or null",
+            "what the step did, with seconds by stage",
+            _read_step,
+            lambda step: None if step is None else asdict(step),
+        ),
+    ]
+    region: Annotated[
+        tuple[tuple[int, ...], ...],
+        Key("three `[first, beyond]`", "the box whose labels are in `changed`", readers.rows_of(2)),
+    ]
+    volume_ml: Annotated[
+        float | None,
+        Key("number or null", "volume of the mask [mL]; null for a picture", readers.read_optional_measure),
+    ]
+    iou: Annotated[
+        tuple[float, ...],
+        Key("list of numbers", "predicted, where the method trained that head", readers.read_measures),
+    ]
+    prompted: Annotated[
+        tuple[int, ...], Key("list of numbers", "slices with prompts; of methods of slices", readers.read_counts)
+    ]
+    origins: Annotated[
+        tuple[tuple[int, int, int], ...],
+        Key("list of `[i, j, k]`", "first grid voxel of every crop; of methods of volumes", readers.rows_of(3)),
+    ]
