@@ -1,8 +1,9 @@
-"""ExportPlan and Manifest: what an export will do, and what it did.
+"""ExportPlan, Manifest and Export: what an export will do, what it did, and its folder at work.
 
 The plan is complete before any work starts and `--dry-run` prints it; what only the checkpoint can tell reads
 "from checkpoint" until it is opened. The manifest is the plan, the files with their SHA-256, the parity figures
-and the environment. It is written last and in one move, so a folder with a manifest is a finished export.
+and the environment. It is written last and in one move, so a folder with a manifest is a finished export. `Export` is
+such a folder, opened once: whoever works with one is handed the record and reads nothing again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from samkit.errors import ManifestError
-from samkit.methods import GraphSpec, get_method
+from samkit.methods import GraphSpec, Method, get_method
 from samkit.networks.config import NetworkConfig
 
 SCHEMA_VERSION = 1
@@ -252,6 +253,67 @@ class Manifest:
         """Return the SHA-256 of plan and files: benchmarks and reports carry it."""
         content = {"plan": self.plan.to_dict(), "artifacts": [asdict(a) for a in self.artifacts]}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Export:
+    """A finished export, opened: where it lies, what its manifest says, and the method and network that it is of."""
+
+    folder: Path
+    manifest: Manifest
+    method: Method
+    config: NetworkConfig
+
+    @classmethod
+    def open(cls, folder: str | Path, *, verify: bool = True) -> Export:
+        """Return the export in `folder`; raises ManifestError where that is none, or leaves its network open.
+
+        Its files are compared with the manifest unless `verify` is False. Those of engines are not: their runners
+        compare the very bytes that they load, and nothing else needs them.
+        """
+        folder = Path(folder)
+        manifest = Manifest.load(folder)
+        if verify:
+            manifest.verify(folder, engines=False)
+        return cls.of(folder, manifest)
+
+    @classmethod
+    def of(cls, folder: Path, manifest: Manifest) -> Export:
+        """Return the export in `folder` that `manifest` describes; raises ManifestError as `open` does."""
+        plan = manifest.plan
+        if plan.config is None or plan.refinement is None:
+            raise ManifestError(f"the manifest of {folder.name} does not describe its network; export again")
+        method = get_method(plan.method)
+        needed = [graph.name for graph in method.graphs(plan.config) if graph.is_in(None, folded=False)]
+        if missing := [name for name in needed if name not in plan.graphs]:
+            raise ManifestError(
+                f"the export {folder.name} has no graph {missing[0]}, which {plan.method} needs; export again"
+            )
+        return cls(folder, manifest, method, plan.config)
+
+    @property
+    def plan(self) -> ExportPlan:
+        """Return what was exported."""
+        return self.manifest.plan
+
+    @property
+    def digest(self) -> str:
+        """Return the SHA-256 of plan and files: benchmarks and reports carry it."""
+        return self.manifest.digest
+
+    @property
+    def specs(self) -> tuple[GraphSpec, ...]:
+        """Return the graphs that it has files of."""
+        return self.manifest.plan.specs
+
+    @property
+    def graphs(self) -> tuple[GraphSpec, ...]:
+        """Return all graphs of the network, those included that this export has no file of."""
+        return self.method.graphs(self.config)
+
+    def path(self, graph: str, precision: str) -> Path:
+        """Return the file of one graph; raises ManifestError naming the precisions there are."""
+        return self.manifest.path(self.folder, graph, precision)
 
 
 def file_sha256(path: Path) -> str:

@@ -27,7 +27,7 @@ from samkit.benchmarks.latency.baselines import torch_run
 from samkit.benchmarks.measure.flops import count_flops
 from samkit.benchmarks.measure.machine import MatrixProduct, load, processor
 from samkit.benchmarks.measure.memory import measure_memory
-from samkit.benchmarks.measure.turns import take_turns
+from samkit.benchmarks.measure.turns import several, take_turns
 from samkit.command import run_command
 from samkit.errors import SamkitError
 from samkit.export.parity import output_error
@@ -83,7 +83,7 @@ def measure(case: Case, *, rounds: int, threads: int, size: str = "full", eager:
         }
         if eager:
             runs["eager"] = _eager_run(case, inputs["official"], threads)
-        turns = take_turns(runs, rounds)
+        turns = take_turns({name: several(run) for name, run in runs.items()}, rounds)
         samples = {name: [float(np.median(turn)) for turn in turns[name]] for name in runs}
         memory = {form: measure_memory(_file(folder, form), inputs[form], threads) for form in FORMULATIONS}
     record: dict[str, Any] = {"case": case.name, "size": size, "rounds": rounds}

@@ -41,7 +41,7 @@ from rich.table import Table
 from samkit.benchmarks.cases.phantom_scans import SHAPES, click_on, make_study, numbered, with_clicks
 from samkit.benchmarks.measure.machine import MatrixProduct, load, processor, versions
 from samkit.benchmarks.measure.processes import memory_of
-from samkit.benchmarks.measure.turns import in_turn
+from samkit.benchmarks.measure.turns import seconds_of, take_round, take_turns
 from samkit.benchmarks.record.statistics import late_slope, median_difference
 from samkit.command import run_command
 from samkit.errors import PromptError, SamkitError, ServingError
@@ -64,9 +64,6 @@ if TYPE_CHECKING:
 
 GOAL_MS = 10.0
 """How much longer the median click through the server may take than the median click in-process."""
-REST_SECONDS = 0.05
-"""Pause before each sample. A person pauses, too; without one, threads of the run before would still be spinning, which
-ONNX Runtime's do for a while, and take the processor from the next competitor."""
 EVERY = 20
 """Sessions between two readings of memory."""
 IN_PROCESS, GRPC, HTTP = "in-process", "gRPC", "HTTP"
@@ -247,13 +244,12 @@ def measure_clicks(
         session.reset()
     busy = load()
     for turn in range(rounds):
-        products.append(_after_rest(product)[0])
+        products += take_round({"product": partial(seconds_of, product)}, turn).values()
         for number, point in enumerate(subject.points):
-            masks: dict[str, np.ndarray] = {}
-            for way in in_turn(list(sessions), turn + number):
-                session = sessions[way]
-                seconds, masks[way] = _after_rest(partial(click_on, session, point))
-                samples[way].append(seconds)
+            clicked = take_round({way: partial(_click, sessions[way], point) for way in sessions}, turn + number)
+            masks = {way: mask for way, (_, mask) in clicked.items()}
+            for way, session in sessions.items():
+                samples[way].append(clicked[way][0])
                 stages[way].append(dict(session.steps[-1].seconds))
             crops.append(sessions[IN_PROCESS].steps[-1].crops)
             changed.append(sessions[IN_PROCESS].last_update().change[1].size)
@@ -262,9 +258,9 @@ def measure_clicks(
                     f"click {number + 1} gives another mask over {', '.join(different)} than in-process, so there is "
                     "nothing to compare; run the server's tests"
                 )
-            for way in in_turn(list(empty), turn + number):
-                session = sessions[way]
-                empty[way].append(_after_rest(partial(session.check_point, point))[0])
+            checks = {way: partial(seconds_of, partial(sessions[way].check_point, point)) for way in empty}
+            for way, seconds in take_round(checks, turn + number).items():
+                empty[way].append(seconds)
         for session in sessions.values():
             session.reset()
     return {
@@ -279,12 +275,11 @@ def measure_clicks(
     }
 
 
-def _after_rest(run: Callable[[], Any]) -> tuple[float, Any]:
-    """Return seconds and result of `run`, which begins on an idle processor."""
-    time.sleep(REST_SECONDS)
+def _click(session: AnySession, point: Point) -> tuple[float, np.ndarray]:
+    """Return how long a click and its whole mask took, and the mask."""
     start = time.perf_counter()
-    result = run()
-    return time.perf_counter() - start, result
+    mask = click_on(session, point)
+    return time.perf_counter() - start, mask
 
 
 def click_figures(
@@ -366,17 +361,25 @@ def measure_first_masks(
     export: Path, targets: Mapping[str, str], subject: Subject, rounds: int, numbers: count[int], encoder: Encoder
 ) -> dict[str, Any]:
     """Return seconds from opening to the first mask, by part, and how often the encoder ran for it."""
-    rows: dict[str, list[dict[str, float]]] = {}
     busy = load()
-    for turn in range(rounds):
-        for way in in_turn([IN_PROCESS, *targets], turn):
-            volume = numbered(subject.volume, next(numbers))
-            with ExitStack() as opened:
-                for state in ("cold", "warm") if way in targets else ("cold",):
-                    before = encoder.runs()
-                    session, seconds = _first_mask(targets.get(way, export), volume, subject.points[0])
-                    opened.enter_context(session)
-                    rows.setdefault(f"{way}, {state}", []).append({**seconds, "encoder_runs": encoder.runs() - before})
+
+    def turn(target: str | Path, states: Sequence[str]) -> list[dict[str, float]]:
+        volume, found = numbered(subject.volume, next(numbers)), []
+        with ExitStack() as opened:
+            for _ in states:
+                before = encoder.runs()
+                session, seconds = _first_mask(target, volume, subject.points[0])
+                opened.enter_context(session)
+                found.append({**seconds, "encoder_runs": encoder.runs() - before})
+        return found
+
+    states = {IN_PROCESS: ("cold",), **dict.fromkeys(targets, ("cold", "warm"))}
+    turns = {way: partial(turn, targets.get(way, export), of_way) for way, of_way in states.items()}
+    rows: dict[str, list[dict[str, float]]] = {
+        f"{way}, {state}": [found[number] for found in measured]
+        for way, measured in take_turns(turns, rounds).items()
+        for number, state in enumerate(states[way])
+    }
     figures = {
         way: {part: milliseconds([row[part] for row in samples], 50) for part in ("open", "scan", "click", "total")}
         | {"encoder_runs": max(row["encoder_runs"] for row in samples)}

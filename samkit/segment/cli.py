@@ -19,7 +19,7 @@ from samkit.command import run_command
 from samkit.errors import InputRefused, PromptError
 from samkit.geometry import Triple
 from samkit.imageio.nifti import MASK_SUFFIXES, check_output, replacing, write_logits, write_mask
-from samkit.manifest import Manifest
+from samkit.manifest import Export
 from samkit.methods.method import Method, SliceMethod
 from samkit.planes import PLANES
 from samkit.prompts import (
@@ -35,7 +35,7 @@ from samkit.prompts import (
 from samkit.runtime.client.remote_session import DECIDE_TIMEOUT, DEFAULT_TIMEOUT, RemoteSession, open_remote_session
 from samkit.runtime.opening import open_session
 from samkit.runtime.session.interactive import to_voxel
-from samkit.runtime.session.volume_session import BACKENDS, DEVICES, default_device, described
+from samkit.runtime.session.volume_session import BACKENDS, DEVICES, default_device
 from samkit.segment.inputs import Given, find_inputs, read_inputs, source_files
 from samkit.segment.outputs import PICTURE_SUFFIX, check_name, table_path, write_picture, write_table
 from samkit.segment.report import provenance
@@ -336,7 +336,7 @@ class _Place:
 
 
 def _in_folder(opened: ExitStack, export: Path, ran: dict[str, Any], seen: dict[str, Any]) -> _Place:
-    method, config = described(Manifest.load(export), export)
+    there = Export.open(export, verify=False)
 
     def start() -> AnySession:
         session = open_session(export, **ran, **seen)
@@ -344,8 +344,8 @@ def _in_folder(opened: ExitStack, export: Path, ran: dict[str, Any], seen: dict[
         return session
 
     return _Place(
-        method,
-        config,
+        there.method,
+        there.config,
         start,
         {"backend": ran["backend"], "device": ran["device"]},
         f"on {ran['backend']}, {ran['device']}",

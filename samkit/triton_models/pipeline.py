@@ -138,7 +138,7 @@ def _refine_volume(
     def read_box(origin: Index) -> np.ndarray:
         return crop(prepared, origin, config.patch)
 
-    refiner = Refiner(method, config, str(served.manifest.plan.refinement), runners, (i, j, k), read_box)
+    refiner = Refiner(method, config, str(served.export.plan.refinement), runners, (i, j, k), read_box)
     state = State()
     for point in prompts_from_json(task["prompts"], "the task"):
         state = refiner.click(state, as_point(point, method.name))

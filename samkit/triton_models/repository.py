@@ -22,8 +22,8 @@ from pathlib import Path
 import samkit
 from samkit.errors import ManifestError, ServingError
 from samkit.manifest import FILE_NAME as MANIFEST_FILE
-from samkit.manifest import Manifest, engine_file, file_sha256
-from samkit.methods import GraphSpec, SliceMethod, get_method
+from samkit.manifest import Export, Manifest, engine_file, file_sha256
+from samkit.methods import GraphSpec, SliceMethod
 from samkit.runtime.client.tritonclient_library import model_config
 from samkit.triton_models.limits import DEFAULTS, LIMITS, Limits
 from samkit.triton_models.model_config import (
@@ -49,24 +49,23 @@ VERSION = "1"
 class _Source:
     """One export that is to be served."""
 
-    folder: Path
-    manifest: Manifest
+    export: Export
     name: str
     precision: str
     engines: bool
 
     @property
     def graphs(self) -> tuple[GraphSpec, ...]:
-        return self.manifest.plan.specs
+        return self.export.specs
 
     @property
     def slices(self) -> bool:
-        return isinstance(get_method(self.manifest.plan.method), SliceMethod)
+        return isinstance(self.export.method, SliceMethod)
 
     def engine(self, graph: GraphSpec) -> str | None:
         """Return the file of the engine that runs `graph`; None where ONNX Runtime does."""
         name = engine_file(graph.name, self.precision)
-        return name if self.engines and name in self.manifest.engines else None
+        return name if self.engines and name in self.export.manifest.engines else None
 
     @property
     def models(self) -> dict[str, str]:
@@ -122,11 +121,11 @@ def write_repository(
 
 def _open(folder: Path, precision: str, name: str | None, engines: bool) -> _Source:
     """Return an export whose files were verified and that has every graph in this precision."""
-    manifest = Manifest.load(folder)
-    for graph in manifest.plan.specs:
-        manifest.path(folder, graph.name, precision)
-    manifest.verify(folder, engines=engines)
-    return _Source(folder, manifest, name or manifest.plan.method.replace("-", "_"), precision, engines)
+    export = Export.open(folder, verify=False)
+    for graph in export.specs:
+        export.path(graph.name, precision)
+    export.manifest.verify(folder, engines=engines)
+    return _Source(export, name or export.method.name.replace("-", "_"), precision, engines)
 
 
 def _check_names(sources: Sequence[_Source], name: str | None) -> None:
@@ -185,12 +184,12 @@ def _write_export(source: _Source, new: Path, limits: Limits) -> ServedExport:
     _new_model(new, source.name, ensemble_config(source.name, slices=source.slices))
     engines = {source.model(graph.name): source.engine(graph) for graph in source.graphs}
     return ServedExport(
-        method=source.manifest.plan.method,
+        method=source.export.method.name,
         precision=source.precision,
-        manifest=source.manifest.digest,
+        manifest=source.export.digest,
         models=source.models,
         files={str(path.relative_to(new)): file_sha256(path) for path in files},
-        engines={model: source.manifest.engines[file] for model, file in engines.items() if file is not None},
+        engines={model: source.export.manifest.engines[file] for model, file in engines.items() if file is not None},
     )
 
 
@@ -211,20 +210,20 @@ def _write_graph(source: _Source, graph: GraphSpec, new: Path) -> Iterator[Path]
     if engine is not None:
         yield _copy(source, engine, version / ENGINE_FILE)
         return
-    path = source.manifest.path(source.folder, graph.name, source.precision)
+    path = source.export.path(graph.name, source.precision)
     yield _copy(source, path.name, version / ONNX_FILE)
     weights = f"{path.name}.data"  # where the exporter puts those beyond 2 GiB; the graph finds them by this very name
-    if weights in {artifact.file for artifact in source.manifest.artifacts}:
+    if weights in {artifact.file for artifact in source.export.manifest.artifacts}:
         yield _copy(source, weights, version / weights)
 
 
 def _copy(source: _Source, file: str, target: Path) -> Path:
     """Copy one of the manifest's files; raises ManifestError where the copy is not what the manifest lists."""
-    listed = {artifact.file: artifact.sha256 for artifact in source.manifest.artifacts}
-    shutil.copyfile(source.folder / file, target)
+    listed = {artifact.file: artifact.sha256 for artifact in source.export.manifest.artifacts}
+    shutil.copyfile(source.export.folder / file, target)
     if listed.get(file) != file_sha256(target):
         raise ManifestError(
-            f"{source.folder / file} changed while it was copied; wait until the export is made, and write again"
+            f"{source.export.folder / file} changed while it was copied; wait until the export is made, and write again"
         )
     return target
 
@@ -235,14 +234,14 @@ def _write_python(source: _Source, role: str, new: Path, limits: Limits) -> Iter
         "samkit_name": source.name,
         "precision": source.precision,
         # The manifest beside the model does not have it: its weights have no path
-        "manifest": source.manifest.digest,
+        "manifest": source.export.digest,
         "engines": " ".join(graph.name for graph in source.graphs if source.engine(graph) is not None),
     }
     parameters |= {key: str(getattr(limits, key)) for key in LIMITS[role]}
     model = source.model(role)
     version = _new_model(new, model, python_config(model, role, parameters, slices=source.slices))
     shutil.copyfile(MODELS / f"{role}.py", version / "model.py")
-    without_origin(source.manifest).save(version)
+    without_origin(source.export.manifest).save(version)
     yield from (version / "model.py", version / MANIFEST_FILE)
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import samkit
-from samkit.manifest import Manifest
+from samkit.manifest import Export
 from samkit.methods.method import GraphSpec, Method, SliceMethod
 from samkit.networks.config import NetworkConfig
 from samkit.runtime.backends.runner import Runner, add_substitutes
 from samkit.runtime.session.slice_session import SliceSession
-from samkit.runtime.session.volume_session import Session, described, make_session
+from samkit.runtime.session.volume_session import Session, make_session
 from samkit.triton_models.bls_runner import BlsRunner
 from samkit.triton_models.limits import Limits
 
@@ -28,9 +28,8 @@ class Served:
     precision: str
     digest: str
     """`Manifest.digest` of the export: reports carry it, and caches tell exports apart by it."""
-    manifest: Manifest
-    method: Method
-    config: NetworkConfig
+    export: Export
+    """As in the model's own folder, which holds the manifest and none of the files."""
     limits: Limits
     engines: frozenset[str] = frozenset()
     """Graphs that run as TensorRT engines."""
@@ -44,18 +43,24 @@ class Served:
         folder = Path(args["model_repository"]) / args["model_version"]
         entries = json.loads(args["model_config"])["parameters"]
         parameters = {key: entry["string_value"] for key, entry in entries.items()}
-        manifest = Manifest.load(folder)
-        method, config = described(manifest, folder)
         return cls(
             name=parameters["samkit_name"],
             precision=parameters["precision"],
             digest=parameters["manifest"],
-            manifest=manifest,
-            method=method,
-            config=config,
+            export=Export.open(folder, verify=False),
             limits=Limits.from_parameters(parameters),
             engines=frozenset(parameters["engines"].split()),
         )
+
+    @property
+    def method(self) -> Method:
+        """Return the method that is served."""
+        return self.export.method
+
+    @property
+    def config(self) -> NetworkConfig:
+        """Return its network."""
+        return self.export.config
 
     @property
     def is_slices(self) -> bool:
@@ -65,7 +70,7 @@ class Served:
     @property
     def graphs(self) -> tuple[GraphSpec, ...]:
         """Return the graphs that the repository has a model for."""
-        return self.manifest.plan.specs
+        return self.export.specs
 
     def runners(self) -> dict[str, Runner]:
         """Return a runner for every graph, each of which asks the graph's own model."""
@@ -73,13 +78,13 @@ class Served:
             spec.name: BlsRunner(f"{self.name}_{spec.name}", spec, engine=spec.name in self.engines)
             for spec in self.graphs
         }
-        add_substitutes(runners, self.method.graphs(self.config))
+        add_substitutes(runners, self.export.graphs)
         return runners
 
     def session(self, runners: Mapping[str, Runner], options: Mapping[str, Any]) -> Session | SliceSession:
         """Return a session on `runners`; raises PromptError for options that the method does not have."""
         return make_session(
-            self.method, self.config, runners, self.precision, self.manifest,
+            self.method, self.config, runners, self.precision, self.export.manifest,
             options.get("spacing"), options.get("plane"), options.get("intensities"),
         )  # fmt: skip
 
@@ -92,7 +97,7 @@ class Served:
             "kind": "slices" if self.is_slices else "volume",
             "precision": self.precision,
             "digest": self.digest,
-            "plan": self.manifest.plan.to_dict(),
+            "plan": self.export.plan.to_dict(),
             "structures": list(session.structures) if isinstance(session, SliceSession) else [],
             "sequences": list(session.sequences) if isinstance(session, SliceSession) else [],
             "is_automatic": session.is_automatic,

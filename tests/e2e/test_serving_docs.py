@@ -15,9 +15,8 @@ import pytest
 
 from samkit import errors
 from samkit.errors import MissingDependencyError, PromptError, SamkitError
-from samkit.manifest import Manifest
+from samkit.manifest import Export
 from samkit.runtime.protocol import wire
-from samkit.runtime.session.volume_session import described
 from samkit.triton_models.limits import LIMITS, Limits
 from samkit.triton_models.model_config import ROLES, SESSION, role_ports
 from samkit.triton_models.requests import OPENING
@@ -176,8 +175,8 @@ def test_ops_are_those_of_the_host():
 
 
 def test_what_describe_says_is_what_the_page_lists(bright_slices):
-    manifest = Manifest.load(bright_slices)
-    served = Served("sam", "fp32", manifest.digest, manifest, *described(manifest, bright_slices), Limits())
+    export = Export.open(bright_slices, verify=False)
+    served = Served("sam", "fp32", export.digest, export, Limits())
     (says,) = (row[2] for row in rows("What is served") if row[0] == "`describe`")
     answer = served.describe()
     assert set(named(says)) == {*answer, *answer["limits"], "volume", "slices"}  # the last two are what `kind` may be

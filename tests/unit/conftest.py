@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from samkit.errors import SamkitError
-from samkit.manifest import Manifest
+from samkit.manifest import Export
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.runtime.backends.runner import add_substitutes
 from samkit.runtime.protocol import wire
-from samkit.runtime.session.volume_session import described
 from samkit.triton_models.limits import Limits
 from samkit.triton_models.served import Served
 from samkit.triton_models.session_host import SessionHost
@@ -40,15 +39,13 @@ def serve():
     opened = []
 
     def start(folder, **limits):
-        manifest = Manifest.load(folder)
-        method, config = described(manifest, folder)
+        export = Export.open(folder, verify=False)
         runners = {
-            graph.name: OnnxRuntimeRunner(manifest.path(folder, graph.name, "fp32"), graph, threads=1)
-            for graph in manifest.plan.specs
+            graph.name: OnnxRuntimeRunner(export.path(graph.name, "fp32"), graph, threads=1) for graph in export.specs
         }
         opened.extend(runners.values())
-        add_substitutes(runners, method.graphs(config))
-        served = Served("bright", "fp32", manifest.digest, manifest, method, config, Limits(**limits))
+        add_substitutes(runners, export.graphs)
+        served = Served("bright", "fp32", export.digest, export, Limits(**limits))
         return SessionHost(served, runners)
 
     yield start

@@ -1,11 +1,12 @@
 """Guards the manifest: written whole, read strictly, and a changed byte is found."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from samkit.errors import ManifestError
-from samkit.manifest import FILE_NAME, Manifest
+from samkit.manifest import FILE_NAME, Export, Manifest
 
 
 @pytest.fixture
@@ -61,3 +62,25 @@ def test_broken_manifest_is_a_sentence(folder, text):
 def test_missing_precision_names_what_there_is(folder):
     with pytest.raises(ManifestError, match="it has fp32; export again with --fp16"):
         Manifest.load(folder).path(folder, "mask_decoder", "fp16")
+
+
+def test_export_is_its_folder_manifest_method_and_network(folder):
+    export = Export.open(folder)
+    assert export.manifest == Manifest.load(folder)
+    assert (export.method.name, export.config) == (export.plan.method, export.plan.config)
+    assert export.path("mask_decoder", "fp32") == folder / "mask_decoder.onnx"
+    assert {spec.name for spec in export.specs} <= {spec.name for spec in export.graphs}
+
+
+def test_changed_byte_is_refused_when_an_export_is_opened_unless_told_otherwise(folder):
+    (folder / "mask_decoder.onnx").write_bytes(b"other graph")
+    with pytest.raises(ManifestError, match=r"mask_decoder\.onnx changed since it was exported"):
+        Export.open(folder)
+    assert Export.open(folder, verify=False).folder == folder
+
+
+def test_export_without_a_graph_that_its_method_needs_is_refused(folder):
+    manifest = Manifest.load(folder)
+    replace(manifest, plan=replace(manifest.plan, graphs=("image_encoder",))).save(folder)
+    with pytest.raises(ManifestError, match="has no graph mask_decoder, which sam-med3d needs; export again"):
+        Export.open(folder, verify=False)

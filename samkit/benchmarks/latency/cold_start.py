@@ -9,18 +9,14 @@ at most [MB, 10^6 bytes]. Linux only. What is imported up here is what `sam-segm
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
 
-from samkit.benchmarks.measure.memory import resident_mb
 from samkit.benchmarks.measure.originals import original_network, original_runners
+from samkit.benchmarks.measure.processes import ask_process, resident_mb
 from samkit.command import run_command
-from samkit.errors import SamkitError
 from samkit.manifest import Manifest
 from samkit.prompts import Prompt, prompt_json, read_prompts
 from samkit.runtime.session.slice_session import SliceSession
@@ -87,17 +83,11 @@ def measure_cold_start(
     """Return how long a new process took until the first mask [s], and its peak memory [MB]; raises SamkitError."""
     prompts_file = next(iter(scans.values())).with_name("prompts.json")
     prompts_file.write_text(json.dumps([prompt_json(prompt) for prompt in prompts]))
-    command = [sys.executable, "-m", "samkit.benchmarks.latency.cold_start", str(export)]
-    command += [f"{name}={path}" if name else str(path) for name, path in scans.items()]
-    command += ["--prompts", str(prompts_file), "--backend", backend, "--precision", precision, "--device", device]
-    command += [] if threads is None else ["--threads", str(threads)]
-    start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        line = process.stdout.readline() if process.stdout is not None else ""
-        seconds = time.perf_counter() - start
-    if process.returncode or not line:
-        raise SamkitError(f"{backend} {precision} gave no first mask; the message of its process stands above")
-    return seconds, float(json.loads(line)["peak_mb"])
+    words = [str(export), *(f"{name}={path}" if name else str(path) for name, path in scans.items())]
+    words += ["--prompts", str(prompts_file), "--backend", backend, "--precision", precision, "--device", device]
+    words += [] if threads is None else ["--threads", str(threads)]
+    seconds, found = ask_process(__name__, words, f"{backend} {precision} gave no first mask")
+    return seconds, float(found["peak_mb"])
 
 
 def main() -> None:

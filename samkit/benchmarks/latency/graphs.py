@@ -37,7 +37,7 @@ from samkit.benchmarks.measure.machine import Machine, MatrixProduct
 from samkit.benchmarks.measure.memory import measure_memory
 from samkit.benchmarks.measure.originals import original_network
 from samkit.benchmarks.measure.seeded_inputs import seeded_inputs
-from samkit.benchmarks.measure.turns import Turns, keep_quiet
+from samkit.benchmarks.measure.turns import several, take_turns
 from samkit.benchmarks.record.run import Row
 from samkit.benchmarks.record.statistics import percentiles, significant
 from samkit.errors import MissingDependencyError
@@ -149,12 +149,9 @@ class GraphTimer(Closing):
             expected = as_arrays(torch_run(self._network, official, eager, EAGER, self._device)())
             entrants = list(self._entrants(spec, feed, opened))
             runs, errors, absent = _held_to(expected, entrants)
-            turns = Turns(runs, TURN_SECONDS)
+            turns = {name: several(run, TURN_SECONDS) for name, run in runs.items()}
             first = len(self._machine.products)
-            for _ in range(self._rounds):
-                keep_quiet()
-                self._machine.sample()
-                turns.take()
+            samples = take_turns(turns, self._rounds, before=self._machine.sample)
             rate = MatrixProduct.GFLOP / float(np.median(self._machine.products[first:]))
             for entrant in entrants:
                 row = self._row(spec, entrant, batch, points)
@@ -162,7 +159,7 @@ class GraphTimer(Closing):
                     yield row | absent[entrant.key]
                     continue
                 row["relative_error"] = significant(errors[entrant.key], 3)
-                row |= self._figures(entrant, turns.samples[entrant.key], rate, batch, points or 1)
+                row |= self._figures(entrant, samples[entrant.key], rate, batch, points or 1)
                 if self._memory and entrant.path is not None and self._device == "cpu":
                     arrays = {tensor.name: on_host(feed[tensor.name]) for tensor in entrant.graph.inputs}
                     row |= measure_memory(entrant.path, arrays, self._threads)

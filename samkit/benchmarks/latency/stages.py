@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,8 +28,8 @@ from samkit.benchmarks.cases.subjects import Subject, phantom_subjects
 from samkit.benchmarks.latency.baselines import missing_engine
 from samkit.benchmarks.latency.cold_start import ORIGINAL, measure_cold_start, open_reader
 from samkit.benchmarks.latency.graphs import CPU_FLOAT16, first_line
-from samkit.benchmarks.measure.machine import Machine, seconds_of
-from samkit.benchmarks.measure.turns import in_turn, keep_quiet
+from samkit.benchmarks.measure.machine import Machine
+from samkit.benchmarks.measure.turns import seconds_of, take_turns
 from samkit.benchmarks.record.run import Row
 from samkit.benchmarks.record.statistics import percentiles, significant
 from samkit.errors import MissingDependencyError, SamkitError
@@ -123,7 +124,14 @@ class _Contender:
         for stage, seconds in stages.items():
             self.seconds.setdefault(stage, []).extend(seconds)
 
+    def visit(self, reading: Reading, scratch: Path) -> None:
+        if self.session is not None:
+            self.add(_visit(self.session, reading)[0])
+            self.add(_once(self.open, reading, scratch))
+
     def start_cold(self, reading: Reading) -> None:
+        if "cold_start" in self.absent:
+            return
         try:
             spent, peak = measure_cold_start(self.folder, reading.files, reading.clicks[:1], *self.name, **self.options)
         except SamkitError as error:
@@ -148,18 +156,9 @@ def time_stages(
             if ALL not in contender.absent:
                 contender.warm(reading, opened)
         there = [contender for contender in contenders if contender.session is not None]
-        for number in range(rounds):
-            keep_quiet()
-            machine.sample()
-            for contender in in_turn(there, number):
-                if contender.session is not None:
-                    keep_quiet()
-                    contender.add(_visit(contender.session, reading)[0])
-                    contender.add(_once(contender.open, reading, Path(scratch)))
-        for number in range(cold_starts):
-            for contender in in_turn(there, number):
-                if "cold_start" not in contender.absent:
-                    contender.start_cold(reading)
+        visits = {contender.name: partial(contender.visit, reading, Path(scratch)) for contender in there}
+        take_turns(visits, rounds, before=machine.sample)
+        take_turns({contender.name: partial(contender.start_cold, reading) for contender in there}, cold_starts)
     for contender in contenders:
         for stage in STAGES:
             if stage != "cold_start" or cold_starts:

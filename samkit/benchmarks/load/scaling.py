@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from samkit.benchmarks.cases.phantom_scans import Study, click_on, open_study, padded, repeated
 from samkit.benchmarks.load.readers import Level
-from samkit.benchmarks.measure.machine import seconds_of
+from samkit.benchmarks.measure.turns import seconds_of, take_turns
 from samkit.benchmarks.record.statistics import Estimate, fit_exponent, percentiles, significant
 from samkit.geometry import Index
 
@@ -118,14 +118,13 @@ def over_slices(session: SliceSession, study: Study, rounds: int) -> list[Scalin
 def over_clicks(session: Session | SliceSession, study: Study, rounds: int) -> list[Scaling]:
     """Return the time of the n-th click over n; embeddings are there, but for crops that only this click needs."""
     open_study(session, study)
-    samples: dict[float, list[float]] = {number: [] for number, _ in enumerate(study.points, start=1)}
-    for turn in range(1 + rounds):
+
+    def click_all() -> list[float]:
         session.reset()
-        for number, point in enumerate(study.points, start=1):
-            seconds = seconds_of(partial(click_on, session, point))
-            if turn:  # the first round encodes
-                samples[number].append(seconds)
-    return [Scaling("click", CLICKS, samples)]
+        return [seconds_of(partial(click_on, session, point)) for point in study.points]
+
+    found = take_turns({"click": click_all}, rounds, uncounted=1)["click"]  # the first round encodes
+    return [Scaling("click", CLICKS, dict(enumerate(zip(*found, strict=True), start=1)))]
 
 
 def over_sessions(levels: Sequence[Level], stages: Sequence[str], mode: str) -> list[Scaling]:
@@ -140,15 +139,18 @@ def over_sessions(levels: Sequence[Level], stages: Sequence[str], mode: str) -> 
 def _in_turns(
     session: Any, studies: Sequence[Study], calls: Mapping[str, Call], rounds: int, size: Callable[[Study], float]
 ) -> dict[str, dict[float, list[float]]]:
-    """Return seconds by call and size; every study gets all calls in order, and who begins moves on by one."""
+    """Return seconds by call and size; a turn is all calls in order on one study."""
+
+    def turn(study: Study) -> tuple[float, dict[str, float]]:
+        seconds = {stage: seconds_of(partial(call, session, study)) for stage, call in calls.items()}
+        return float(size(study)), seconds
+
+    turns = {number: partial(turn, study) for number, study in enumerate(studies)}
     found: dict[str, dict[float, list[float]]] = {stage: {} for stage in calls}
-    for turn in range(1 + rounds):
-        first = turn % len(studies)
-        for study in (*studies[first:], *studies[:first]):
-            seconds = {stage: seconds_of(partial(call, session, study)) for stage, call in calls.items()}
-            if turn:  # the first round fills memory
-                for stage, value in seconds.items():
-                    found[stage].setdefault(float(size(study)), []).append(value)
+    for measured in take_turns(turns, rounds, uncounted=1).values():  # the first round fills memory
+        for own_size, seconds in measured:
+            for stage, value in seconds.items():
+                found[stage].setdefault(own_size, []).append(value)
     return {stage: dict(sorted(samples.items())) for stage, samples in found.items()}
 
 

@@ -1,17 +1,14 @@
 """Floating-point operations of one run of a graph, counted without computing anything.
 
-    python -m samkit.benchmarks.measure.flops
-
 The network is built on torch's device "meta", which has shapes and no numbers, and torch.utils.flop_counter sums matrix
-products and convolutions: a multiply-add is two operations, and nothing else counts.
+products and convolutions: a multiply-add is two operations, and nothing else counts. `python -m tools.flops` prints
+those of every graph.
 """
 
 from __future__ import annotations
 
-import click
-
-from samkit.command import run_command
-from samkit.methods import GraphSpec, Method, get_method, list_methods
+from samkit.methods import GraphSpec, Method
+from samkit.methods.method import IMAGES
 from samkit.networks.config import NetworkConfig
 
 
@@ -25,8 +22,6 @@ def count_flops(
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
-
-    from samkit.methods.method import IMAGES
 
     sizes = {"batch": rows, IMAGES: 1, "points": points}
     with torch.device("meta"), torch.inference_mode():
@@ -42,25 +37,3 @@ def count_flops(
         with FlopCounterMode(display=False) as counter:
             network.run_graph(graph.name, *inputs)
     return counter.get_total_flops() / 1e9
-
-
-@click.command()
-def flops() -> None:
-    """Print the GFLOP of every full-size graph: one image, or one row of prompts with one point."""
-    click.echo("| method | graph | folded | --no-fold |\n|---|---|---|---|")
-    for name in list_methods():
-        method = get_method(name)
-        config = method.sizes["full"]
-        for graph in method.graphs(config):
-            folded = count_flops(method, config, graph, folded=True)
-            official = "" if graph.is_rewrite else f"{count_flops(method, config, graph, folded=False):.4g}"
-            click.echo(f"| {name} | {graph.name} | {folded:.4g} | {official} |")
-
-
-def main() -> None:
-    """Run the command."""
-    run_command(flops, "flops")
-
-
-if __name__ == "__main__":
-    main()

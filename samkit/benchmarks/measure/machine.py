@@ -13,7 +13,7 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from samkit.benchmarks.measure.turns import seconds_of
 from samkit.benchmarks.record.statistics import significant
 from samkit.methods import GraphSpec
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
@@ -166,13 +167,6 @@ class Machine(Closing):
         """Let go of memory."""
         self._product.close()
         self._from = self._to = np.zeros(0, np.uint8)
-
-
-def seconds_of(run: Callable[[], object]) -> float:
-    """Return how long `run` took [s]."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def processor() -> str:

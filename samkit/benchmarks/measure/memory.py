@@ -9,8 +9,6 @@ Linux only: it reads /proc. The kernel's other figure, `ru_maxrss`, is no use he
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +17,8 @@ from typing import Any
 import click
 import numpy as np
 
+from samkit.benchmarks.measure.processes import ask_process, resident_mb
 from samkit.command import run_command
-from samkit.errors import SamkitError
 
 _PATH = click.Path(exists=True, dir_okay=False, path_type=Path)
 RUNS = 2
@@ -36,33 +34,25 @@ def memory(graph: Path, inputs: Path, threads: int) -> None:
     from samkit.runtime.backends.onnxruntime_runner import open_inference_session
 
     with np.load(inputs) as file:
-        feed = {name: file[name] for name in file.files}
+        arrays = {name: file[name] for name in file.files}
     session = open_inference_session(graph, threads=threads)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
     loaded = resident_mb()
     for _ in range(RUNS):
-        session.run(None, feed)
+        session.run(None, arrays)
     peak = resident_mb("VmHWM")
     click.echo(json.dumps({"loaded_mb": loaded, "peak_mb": peak, "above_session_mb": round(peak - loaded, 1)}))
-
-
-def resident_mb(name: str = "VmRSS") -> float:
-    """Return the resident memory of this process [MB, 10^6 bytes]: now, or with "VmHWM" the most there was."""
-    kilobytes = int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0])
-    return round(kilobytes * 1024 / 1e6, 1)
 
 
 def measure_memory(graph: Path, inputs: Mapping[str, np.ndarray], threads: int) -> dict[str, float]:
     """Return `loaded_mb`, `peak_mb` and `above_session_mb` of a process that runs `graph`; raises SamkitError."""
     arrays: dict[str, Any] = dict(inputs)
     with tempfile.TemporaryDirectory() as folder:
-        np.savez(Path(folder) / "inputs.npz", **arrays)
-        command = [sys.executable, "-m", "samkit.benchmarks.measure.memory", str(graph), f"{folder}/inputs.npz"]
-        probe = subprocess.run([*command, "--threads", str(threads)], stdout=subprocess.PIPE, text=True)
-    if probe.returncode:
-        raise SamkitError(f"the memory of {graph.name} was not measured; the message of its process stands above")
-    measured: dict[str, float] = json.loads(probe.stdout)
-    return measured
+        file = Path(folder) / "inputs.npz"
+        np.savez(file, **arrays)
+        words = [str(graph), str(file), "--threads", str(threads)]
+        _, found = ask_process(__name__, words, f"the memory of {graph.name} was not measured")
+    return found
 
 
 def main() -> None:

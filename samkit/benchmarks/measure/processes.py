@@ -1,19 +1,46 @@
-"""Memory and processor time of a process and of all that it started: a Triton server is one process for each model.
+"""Memory and processor time of processes: of a new one that measures something alone, and of a server's.
 
-Linux only: everything is read from /proc. Processes that end while they are read are left out.
+A Triton server is one process for each model, so all that a process started counts. Linux only: everything is read from
+/proc. Processes that end while they are read are left out.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from samkit.errors import SamkitError
 
 _MODEL = "1"
 """Folder of a model's version."""
 _USER, _SYSTEM = 11, 12
 """Where /proc/PID/stat has the clock ticks in user and in kernel mode, counted from the state."""
+
+
+def ask_process(module: str, words: Sequence[str], failure: str) -> tuple[float, dict[str, Any]]:
+    """Run `python -m MODULE WORDS`; return how long it took until its line of JSON was there [s], and the line.
+
+    The time begins before the process does. Raises SamkitError, `failure` and where to read on, where there is no line.
+    """
+    start = time.perf_counter()
+    with subprocess.Popen([sys.executable, "-m", module, *words], stdout=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline() if process.stdout is not None else ""
+        seconds = time.perf_counter() - start
+    if process.returncode or not line:
+        raise SamkitError(f"{failure}; the message of its process stands above")
+    return seconds, json.loads(line)
+
+
+def resident_mb(name: str = "VmRSS") -> float:
+    """Return the resident memory of this process [MB, 10^6 bytes]: now, or with "VmHWM" the most there was."""
+    kilobytes = int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0])
+    return round(kilobytes * 1024 / 1e6, 1)
 
 
 def memory_of(pid: int) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""Several things timed by turns in one process, because a shared machine is never twice the same.
+"""Several things measured by turns in one process, because a shared machine is never twice the same.
 
-A turn is a few runs of one thing, so that a fast one shows more than what the others left in the caches. Who begins
-moves on by one with every round. Before each turn nothing runs for a moment: the threads of ONNX Runtime go on
-spinning after a run, and would take the processor from whoever is next (PyTorch took twice as long for 50 ms). Python
-collects no garbage within a turn: it would be charged to whoever is at it.
+Whatever is compared goes through `take_turns` or `take_round`: files of an export, whole sessions, sizes of a scan,
+ways to a server. Who begins moves on by one with every round. Before each turn nothing runs for a moment: the threads
+of ONNX Runtime go on spinning after a run, and would take the processor from whoever is next (PyTorch took twice as
+long for 50 ms). Python collects no garbage within a turn: it would be charged to whoever is at it.
+
+What is quick runs several times in its turn (`several`), so that it shows more than what the others left in the caches.
 """
 
 from __future__ import annotations
@@ -13,11 +15,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from samkit.benchmarks.measure.machine import seconds_of
-
 T = TypeVar("T")
+Name = TypeVar("Name")
 TURN_SECONDS = 0.4
-"""About how long a turn takes: a run that is longer is a turn alone."""
+"""About how long a turn of `several` runs takes: a run that is longer is a turn alone."""
 MOST_RUNS = 20
 """Runs in one turn at most."""
 SLOW = 5
@@ -26,38 +27,69 @@ QUIET_SECONDS = 0.06
 """How long nothing runs before a turn."""
 
 
-class Turns:
-    """What takes turns, and how long every run took."""
+def take_turns(
+    turns: Mapping[Name, Callable[[], T]],
+    rounds: int,
+    *,
+    before: Callable[[], object] | None = None,
+    uncounted: int = 0,
+) -> dict[Name, list[T]]:
+    """Return what each of `turns` measured, one entry per round.
 
-    def __init__(self, runs: Mapping[str, Callable[[], object]], turn_seconds: float | None = None) -> None:
-        """Run each of `runs` twice, which allocates and says how many are a turn of `turn_seconds`; a slow one once."""
-        length = TURN_SECONDS if turn_seconds is None else turn_seconds
-        self._runs = dict(runs)
-        self._count = {}
-        for name, run in self._runs.items():
-            fastest = seconds_of(run)
-            if fastest < SLOW * length:
-                fastest = min(fastest, seconds_of(run))
-            self._count[name] = max(1, min(MOST_RUNS, round(length / fastest)))
-        self._rounds = 0
-        self.samples: dict[str, list[list[float]]] = {name: [] for name in self._runs}
-        """Seconds of each run, of each turn, of each of `runs`."""
-
-    def take(self) -> None:
-        """Let everyone have a turn; one of several runs begins with a run that does not count."""
-        for name in in_turn(list(self._runs), self._rounds):
-            run, count = self._runs[name], self._count[name]
+    `before` begins every round, such as a sample of the machine; `uncounted` rounds come first and are forgotten.
+    """
+    found: dict[Name, list[T]] = {name: [] for name in turns}
+    for number in range(uncounted + rounds):
+        if before is not None:
             keep_quiet()
-            collects = gc.isenabled()
-            gc.disable()
-            try:
-                if count > 1:
-                    run()
-                self.samples[name].append([seconds_of(run) for _ in range(count)])
-            finally:
-                if collects:
-                    gc.enable()
-        self._rounds += 1
+            before()
+        measured = take_round(turns, number)
+        if number >= uncounted:
+            for name, value in measured.items():
+                found[name].append(value)
+    return found
+
+
+def take_round(turns: Mapping[Name, Callable[[], T]], number: int) -> dict[Name, T]:
+    """Let everyone have one turn, in the order of round `number`, and return what each of them measured."""
+    found: dict[Name, T] = {}
+    collects = gc.isenabled()
+    for name in in_turn(list(turns), number):
+        keep_quiet()
+        gc.disable()
+        try:
+            found[name] = turns[name]()
+        finally:
+            if collects:
+                gc.enable()
+    return found
+
+
+def several(run: Callable[[], object], turn_seconds: float | None = None) -> Callable[[], list[float]]:
+    """Return a turn of as many runs as fill `turn_seconds` (None: TURN_SECONDS): the seconds of each.
+
+    `run` is run twice at once, which allocates and says how many that are; a slow one once. A turn of several begins
+    with a run that does not count.
+    """
+    length = TURN_SECONDS if turn_seconds is None else turn_seconds
+    fastest = seconds_of(run)
+    if fastest < SLOW * length:
+        fastest = min(fastest, seconds_of(run))
+    count = max(1, min(MOST_RUNS, round(length / fastest)))
+
+    def turn() -> list[float]:
+        if count > 1:
+            run()
+        return [seconds_of(run) for _ in range(count)]
+
+    return turn
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """Return how long `run` took [s]."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def keep_quiet() -> None:
@@ -65,7 +97,7 @@ def keep_quiet() -> None:
     time.sleep(QUIET_SECONDS)
 
 
-def in_turn(names: Sequence[T], number: int) -> list[T]:
+def in_turn(names: Sequence[Name], number: int) -> list[Name]:
     """Return `names` in the order of round `number`.
 
     >>> in_turn("abc", 4)
@@ -73,11 +105,3 @@ def in_turn(names: Sequence[T], number: int) -> list[T]:
     """
     first = number % max(1, len(names))
     return [*names[first:], *names[:first]]
-
-
-def take_turns(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[list[float]]]:
-    """Return the seconds of each run: for each of `runs`, one list per round."""
-    turns = Turns(runs)
-    for _ in range(rounds):
-        turns.take()
-    return turns.samples

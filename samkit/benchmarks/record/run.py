@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from samkit import __version__
+from samkit.benchmarks.record.rows import to_dict
 from samkit.errors import InputRefused, SamkitError
 from samkit.manifest import Manifest
 
@@ -56,7 +57,7 @@ class Run:
     """What `machine.Machine` says: processor, GPU, clocks, load, threads, limits, whether it was settled."""
     versions: Mapping[str, str]
     """Of Python and of the packages that took part."""
-    rows: tuple[Row, ...]
+    rows: tuple[Any, ...]
     samkit: str = __version__
     commit: str | None = None
     """Of the checkout that ran, with "+changes" where it was not clean; None outside one."""
@@ -65,6 +66,9 @@ class Run:
     schema_version: int = field(default=SCHEMA_VERSION)
 
     def __post_init__(self) -> None:
+        # Rows are plain JSON until all who read them take the records of rows.py
+        plain = tuple(row if isinstance(row, dict) else to_dict(row) for row in self.rows)
+        object.__setattr__(self, "rows", plain)
         for row in self.rows:
             check_row(row)
 

@@ -8,7 +8,7 @@ shared machine are only roughly.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,13 @@ class Estimate:
     low: float
     high: float
 
+    def rounded(self, digits: int = 5) -> Estimate:
+        """Return it to so many significant digits, as runs keep it."""
+        return Estimate(*(significant(end, digits) for end in (self.value, self.low, self.high)))
+
     def to_dict(self, digits: int = 5) -> dict[str, float]:
         """Return the JSON form, to so many significant digits."""
-        return {name: significant(getattr(self, name), digits) for name in ("value", "low", "high")}
+        return asdict(self.rounded(digits))
 
 
 def significant(value: float, digits: int = 5) -> float:
@@ -40,6 +44,18 @@ def significant(value: float, digits: int = 5) -> float:
     0.00123
     """
     return float(f"{value:.{digits}g}")
+
+
+def spread(values: Sequence[float], most: int) -> list[float]:
+    """Return `most` of the values at most, in order of size, evenly spread between the least and the greatest.
+
+    >>> spread([5, 1, 2, 4, 3], 3)
+    [1, 3, 5]
+    """
+    ordered = sorted(values)
+    if len(ordered) <= most:
+        return ordered
+    return [ordered[round(number * (len(ordered) - 1) / max(1, most - 1))] for number in range(most)]
 
 
 def percentiles(milliseconds: Sequence[float] | np.ndarray) -> dict[str, float]:

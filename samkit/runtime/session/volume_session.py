@@ -19,10 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from samkit.errors import ExportError, GeometryError, ManifestError, PromptError
+from samkit.errors import ExportError, GeometryError, PromptError
 from samkit.geometry import Grid, Index, Triple, Volume
-from samkit.manifest import Manifest
-from samkit.methods import get_method
+from samkit.manifest import Export, Manifest
 from samkit.methods.method import Method, SliceMethod, VolumeMethod
 from samkit.networks.config import NetworkConfig
 from samkit.networks.sam3d_config import Sam3DConfig
@@ -259,25 +258,24 @@ def open_export(
     volumes, `plane` and `intensities` (what becomes black and white) for those of slices; each is by default the
     method's own.
     """
-    folder = Path(folder)
     device = default_device(backend) if device is None else device
     if backend not in BACKENDS or device not in DEVICES:
         raise ExportError(
             f"backend '{backend}' on device '{device}' is not known; backends are {', '.join(BACKENDS)}, devices "
             f"{', '.join(DEVICES)}"
         )
-    manifest = Manifest.load(folder)
-    if backend != TENSORRT:  # its runners check the very bytes that they load, and need nothing else of the export
-        manifest.verify(folder, engines=False)
-    method, config = described(manifest, folder)
+    # The runners of TensorRT check the very bytes that they load, and need nothing else of the export
+    export = Export.open(folder, verify=backend != TENSORRT)
     if precision is None:
-        precision = default_precision(manifest, backend, device)
+        precision = default_precision(export.manifest, backend, device)
     with ExitStack() as opened:
-        runners, warnings = open_runners(folder, manifest, backend, device, precision, threads)
+        runners, warnings = open_runners(export.folder, export.manifest, backend, device, precision, threads)
         for runner in runners.values():
             opened.callback(runner.close)
-        add_substitutes(runners, method.graphs(config))
-        session = make_session(method, config, runners, precision, manifest, spacing, plane, intensities)
+        add_substitutes(runners, export.graphs)
+        session = make_session(
+            export.method, export.config, runners, precision, export.manifest, spacing, plane, intensities
+        )
         session.warn(*warnings)
         opened.pop_all()  # the session closes them from here on
     return session
@@ -325,16 +323,8 @@ def open_runners(
 
 def described(manifest: Manifest, folder: Path) -> tuple[Method, NetworkConfig]:
     """Return method and network of the export in `folder`; raises ManifestError where the manifest leaves them open."""
-    plan = manifest.plan
-    if plan.config is None or plan.refinement is None:
-        raise ManifestError(f"the manifest of {folder.name} does not describe its network; export again")
-    method = get_method(plan.method)
-    needed = [graph.name for graph in method.graphs(plan.config) if graph.is_in(None, folded=False)]
-    if missing := [name for name in needed if name not in plan.graphs]:
-        raise ManifestError(
-            f"the export {folder.name} has no graph {missing[0]}, which {plan.method} needs; export again"
-        )
-    return method, plan.config
+    export = Export.of(folder, manifest)
+    return export.method, export.config
 
 
 def make_session(

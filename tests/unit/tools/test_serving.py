@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from samkit.benchmarks.measure import turns
 from samkit.benchmarks.record.statistics import median_difference
 from samkit.errors import PromptError, SamkitError, ServingError
 from samkit.geometry import Volume
@@ -66,7 +67,7 @@ class FakeSession:
 
 @pytest.fixture(autouse=True)
 def _no_rest(monkeypatch):
-    monkeypatch.setattr(serving, "REST_SECONDS", 0.0)
+    monkeypatch.setattr(turns, "QUIET_SECONDS", 0.0)
 
 
 def sessions(calls, wrong=None):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 from scipy import ndimage
 
 from samkit.geometry import Volume
-from samkit.manifest import ExportPlan, Manifest, Weights
+from samkit.manifest import Export, ExportPlan, Manifest, Weights
 from samkit.methods import get_method
 from samkit.methods.method import Answer, GraphSpec
 from samkit.networks.sam3d_config import Sam3DConfig
@@ -136,7 +137,8 @@ def served(kind, *, digest="digest", **limits):
         graphs=("image_encoder", "mask_decoder"),
     )
     manifest = Manifest(plan, (), {}, None)
-    return Served(method.name.replace("-", "_"), "fp32", digest, manifest, method, config, Limits(**limits))
+    export = Export(Path("nowhere"), manifest, method, config)
+    return Served(method.name.replace("-", "_"), "fp32", digest, export, Limits(**limits))
 
 
 def runners(kind):

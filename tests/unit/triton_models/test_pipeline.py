@@ -39,6 +39,10 @@ def run(served, tensors, prompts, options=None, runners=None):
     return mask, said(report)
 
 
+def with_method(served, method):
+    return replace(served, export=replace(served.export, method=method))
+
+
 def tensors_of(array, affine):
     return {"volume_int16": array[None], "affine": affine}
 
@@ -182,7 +186,7 @@ def test_boxes_of_a_detector_are_counted():
         the.AUTOMATIC,
         propose=lambda run, image, config: SlicePrompts(boxes=(SliceBox(0, 0, 39, 35),) if image.max() > 100 else ()),
     )
-    served = replace(the.served("automatic"), method=method)
+    served = with_method(the.served("automatic"), method)
     array = the.scan(2)
     session = served.session(the.runners("slices"), {})
     session.set_volume(Volume(array, np.eye(4)))
@@ -205,7 +209,7 @@ def test_intensities_are_the_sessions():
 
 def test_sequences_go_in_by_their_names():
     method = replace(the.SLICES, sequences=lambda config: ("t1c", "t2w"))
-    served = replace(the.served("slices"), method=method)
+    served = with_method(the.served("slices"), method)
     arrays, affine = {"t2w": the.scan(1), "t1c": the.scan(2)}, the.oblique()
     session = served.session(the.runners("slices"), {})
     session.set_volume({name: Volume(array, affine) for name, array in arrays.items()})

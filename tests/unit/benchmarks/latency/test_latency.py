@@ -19,7 +19,7 @@ from samkit.benchmarks.latency import graphs as graph_rows
 from samkit.benchmarks.latency.command import measure_latency, not_run_rows
 from samkit.benchmarks.latency.graphs import GraphTimer
 from samkit.benchmarks.measure import machine, turns
-from samkit.benchmarks.measure.memory import resident_mb
+from samkit.benchmarks.measure.processes import resident_mb
 from samkit.benchmarks.record import run as run_file
 from samkit.errors import ExportError, ManifestError, MissingDependencyError, PromptError, SamkitError
 from samkit.export.export import run_export
