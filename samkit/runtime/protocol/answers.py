@@ -27,14 +27,14 @@ SAME = "install the same version of samkit on both sides"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer(Record):
+class ServerAnswer(Record):
     """What a server answers. A subclass says in its docstring what it is, and docs/serving.md repeats it."""
 
     called: ClassVar[str] = "the answer"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nothing(Answer):
+class Nothing(ServerAnswer):
     """No more than that it is done."""
 
 
@@ -51,7 +51,7 @@ class ServedLimits(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportDescription(Answer):
+class ExportDescription(ServerAnswer):
     """The export that is served under a name."""
 
     protocol: Annotated[int, Key("number", "of the protocol that the server speaks", readers.read_count)]
@@ -120,7 +120,7 @@ class ExportDescription(Answer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opened(Answer):
+class Opened(ServerAnswer):
     """A session that has begun."""
 
     token: Annotated[str, Key("text", "finds the session; whoever has it has the session", readers.read_text)]
@@ -163,7 +163,7 @@ def _read_step(value: object, name: str) -> Step | SliceStep | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Changed(Answer):
+class Changed(ServerAnswer):
     """The mask after a change, or, to `state`, all of it."""
 
     turn: Annotated[int, Key("number", "of the last change; 0 before the first", readers.read_count)]

@@ -19,11 +19,11 @@ from samkit.errors import PromptError, ServingError
 from samkit.geometry import Triple
 from samkit.prompts import Prompt, prompts_from_json
 from samkit.runtime.protocol import readers
-from samkit.runtime.protocol.answers import Answer, Changed, ExportDescription, Nothing, Opened
+from samkit.runtime.protocol.answers import ServerAnswer, Changed, ExportDescription, Nothing, Opened
 from samkit.runtime.protocol.record import Key, Record
 from samkit.runtime.protocol.version import PROTOCOL
 
-AnswerT = TypeVar("AnswerT", bound=Answer)
+AnswerT = TypeVar("AnswerT", bound=ServerAnswer)
 
 Turn: TypeAlias = Annotated[int | None, Key("number", "of this change: the last one's and 1", readers.read_turn)]
 """None is none, and refused with the turn that is next."""
@@ -51,7 +51,7 @@ class Request(Record, Generic[AnswerT]):
     """What a client asks. A subclass says in its docstring what it does, and docs/serving.md repeats it."""
 
     op: ClassVar[str] = ""
-    answer: ClassVar[type[Answer]]
+    answer: ClassVar[type[ServerAnswer]]
     """What a server answers with."""
     besides: ClassVar[tuple[str, ...]] = ("op",)
 
@@ -160,7 +160,7 @@ class EnsembleOptions(ScanOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change(Request[Changed]):
+class SessionChange(Request[Changed]):
     """What changes a session."""
 
     answer = Changed
@@ -169,7 +169,7 @@ class Change(Request[Changed]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Click(Change):
+class Click(SessionChange):
     """One point."""
 
     op = called = "click"
@@ -186,7 +186,7 @@ class Click(Change):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxCorners(Change):
+class BoxCorners(SessionChange):
     """One box, flat in a slice."""
 
     op = called = "box"
@@ -205,7 +205,7 @@ class BoxCorners(Change):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Add(Change):
+class Add(SessionChange):
     """Several prompts at once: one step for slices, clicks in order for volumes; all or none."""
 
     op = called = "add"
@@ -215,35 +215,35 @@ class Add(Change):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentAutomatically(Change):
+class SegmentAutomatically(SessionChange):
     """The method decides on every slice that has no prompt."""
 
     op = called = "segment_automatically"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Propagate(Change):
+class Propagate(SessionChange):
     """Masks of prompted slices lead on to their neighbours."""
 
     op = called = "propagate"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Undo(Change):
+class Undo(SessionChange):
     """Takes the last step back, exactly."""
 
     op = called = "undo"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Redo(Change):
+class Redo(SessionChange):
     """Takes the last undo back."""
 
     op = called = "redo"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reset(Change):
+class Reset(SessionChange):
     """Forgets all prompts; scan and embeddings stay."""
 
     op = called = "reset"
