@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -33,13 +33,12 @@ from samkit.errors import (
     WrongTurn,
 )
 from samkit.geometry import Index, Triple, Volume
-from samkit.prompts import Box, Point, Prompt, SliceBox, SlicePoint, prompt_json
-from samkit.runtime.backends.runner import Closing
+from samkit.prompts import Box, Prompt, SliceBox, prompt_json
 from samkit.runtime.client.triton_transport import Address, ConnectionLost, Transport, connect
 from samkit.runtime.protocol import wire
-from samkit.runtime.session.interactive import Interactive
+from samkit.runtime.session.base import Session, Volumes, taken
 from samkit.runtime.session.registration import check_co_registered
-from samkit.runtime.session.steps import SliceStep, Step
+from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate, Part, Region, changed_part
 
 if TYPE_CHECKING:
@@ -48,8 +47,8 @@ if TYPE_CHECKING:
 
 DEFAULT_TIMEOUT = 120.0
 """How long one call may take [s], unless the user says."""
-DECIDE_TIMEOUT = 3600.0
-"""How long deciding on, or leading on through, all slices of a scan may take [s], unless the user says."""
+LONG_TIMEOUT = 3600.0
+"""How long segmenting, or propagating through, all slices of a scan may take [s], unless the user says."""
 FIRST_CONTACT = 5.0
 """How long a server that never answered is tried [s]: then the address is wrong, or nobody started it."""
 FAREWELL = 5.0
@@ -59,9 +58,6 @@ _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
 _LONG = frozenset({"decide", "propagate"})
 """What works on all slices of a scan, in one call."""
 _SAME = "install the same version of samkit on both sides"
-
-AnyStep: TypeAlias = Any
-"""A Step of a method of volumes, a SliceStep of one of slices."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +115,7 @@ class ExportDescription:
         return ExportPlan.from_dict(dict(self.plan_json))
 
 
-class RemoteSession(Interactive, Closing):
+class RemoteSession(Session):
     """One export on a server. Holds a session there, the labels that it told of, and the history of steps."""
 
     def __init__(
@@ -136,8 +132,8 @@ class RemoteSession(Interactive, Closing):
     ) -> None:
         """Take over `transport` and ask what is served.
 
-        `timeout` [s] is for one call, with all its attempts: by default DEFAULT_TIMEOUT, and DECIDE_TIMEOUT for
-        `segment_all` and `propagate`. `plane`, `intensities` and `spacing` go to the server with every scan, which
+        `timeout` [s] is for one call, with all its attempts: by default DEFAULT_TIMEOUT, and LONG_TIMEOUT for
+        `segment_automatically` and `propagate`. `plane`, `intensities` and `spacing` go to the server with every scan, which
         refuses those that its method does not have. `sleep` and `clock` are for tests.
         """
         if timeout is not None and not timeout > 0:
@@ -145,7 +141,7 @@ class RemoteSession(Interactive, Closing):
         self.address = address
         self.timeout = DEFAULT_TIMEOUT if timeout is None else timeout
         """For one call [s]."""
-        self._decide_timeout = DECIDE_TIMEOUT if timeout is None else timeout
+        self._long_timeout = LONG_TIMEOUT if timeout is None else timeout
         self._transport = transport
         self._sleep, self._clock = sleep, clock
         self._plane = plane
@@ -154,32 +150,40 @@ class RemoteSession(Interactive, Closing):
         self._set: _Set | None = None
         self._forget()
         answer, _ = self._call({"op": "describe"}, tries_for=min(self.timeout, FIRST_CONTACT))
-        self.manifest = ExportDescription.from_answer(answer, address.server)
-        """Plan and digest, as an export folder's manifest has them; no files, so nothing to verify or to find."""
+        self._described = ExportDescription.from_answer(answer, address.server)
+        self.precision = self._described.precision
+        self.structures = self._described.structures
+        self.sequences = self._described.sequences
+        self.is_automatic = self._described.is_automatic
+        self.server_samkit = self._described.samkit
 
     # --- The scan ---
 
-    def set_volume(self, volumes: Volume | Mapping[str, Volume]) -> None:
-        """Send a new scan, one volume for each of the method's sequences; what was before is forgotten, there too.
+    def _take(self, image: Volumes | np.ndarray) -> None:
+        """Send volumes or a picture; what was before is forgotten, there too.
 
         Raises what a session on an export folder raises, AtCapacity where the server holds as many as it may; the scan
         before is still there then. After a ServerTimeout nobody knows which of the two is: set one again.
         """
-        named = self._in_order({"": volumes} if isinstance(volumes, Volume) else volumes)
-        if not named:
-            raise PromptError("no volume is given; give one, or one for each of the method's sequences")
+        if isinstance(image, np.ndarray):
+            self._take_picture(image)
+        else:
+            self._take_volumes(image)
+            self._affine = next(iter(image.values())).affine
+
+    def _take_volumes(self, volumes: Volumes) -> None:
+        named = self._in_order(volumes)
         check_co_registered(named)
         first = next(iter(named.values()))
         shape = first.array.shape
-        wire.check_size((len(named), *shape), self.manifest.max_voxels)  # before a copy of all of it is made
+        wire.check_size((len(named), *shape), self._described.max_voxels)  # before a copy of all of it is made
         name, tensor = wire.pack_volumes([volume.array for volume in named.values()])
         tensors = {name: tensor, wire.AFFINE: np.asarray(first.affine, np.float64)}
         self._open({"sequences": list(named)}, tensors, shape, 0.0)
 
-    def set_picture(self, picture: np.ndarray) -> None:
-        """Send a picture (H, W) or (H, W, C) of intensities 0..255; raises, and forgets, as `set_volume` does."""
-        if not self.is_sliced:
-            super().set_picture(picture)  # refuses it
+    def _take_picture(self, picture: np.ndarray) -> None:
+        if not self._is_sliced:
+            self._refuse_picture()
         image = np.asarray(picture, np.float32)
         image = image[..., None] if image.ndim == 2 else image
         if image.ndim != 3 or min(image.shape) < 1:
@@ -189,13 +193,13 @@ class RemoteSession(Interactive, Closing):
                 "give a picture of that kind",
             )
         tensor = np.moveaxis(image, -1, 0)[..., None]
-        wire.check_size(tensor.shape, self.manifest.max_voxels)
+        wire.check_size(tensor.shape, self._described.max_voxels)
         name, _ = next((name, dtype) for name, dtype in wire.VOLUMES.items() if dtype == "float32")
         self._open({"picture": True}, {name: np.ascontiguousarray(tensor)}, image.shape[:2], None)
 
     def _in_order(self, named: Mapping[str, Volume]) -> dict[str, Volume]:
         """Return volumes in the method's order; the server refuses what does not belong there."""
-        known = [name for name in self.manifest.sequences if name in named]
+        known = [name for name in self.sequences if name in named]
         return {name: named[name] for name in (*known, *(name for name in named if name not in known))}
 
     def _open(
@@ -226,9 +230,9 @@ class RemoteSession(Interactive, Closing):
 
     def _forget(self) -> None:
         self._affine = None
-        self._done: list[AnyStep | None] = []
+        self._done: list[Step | None] = []
         """Steps; None for one that no answer told of."""
-        self._undone: list[AnyStep | None] = []
+        self._undone: list[Step | None] = []
         self._doubted: list[dict[str, Any]] = []
         """Requests without an answer. All have the turn after the last one that is known: at most one can happen."""
 
@@ -237,82 +241,66 @@ class RemoteSession(Interactive, Closing):
     def check(self, *prompts: Prompt) -> None:
         """Raise PromptError for prompts that the method does not take, InputRefused for those in a wrong place."""
         self._opened()
-        self._call({"op": "check", "prompts": [_as_json(prompt) for prompt in prompts]})
+        if prompts:
+            self._call({"op": "check", "prompts": [_as_json(prompt) for prompt in prompts]})
 
-    def check_point(self, point: Point) -> None:
-        """Raise InputRefused unless `point` lies in the volume."""
-        self.check(point)
+    def by_step(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, ...]]:
+        """Return prompts as the server works on them: clicks in a volume one by one, those on slices together."""
+        if self._is_sliced:
+            return [tuple(prompts)] if prompts else []
+        return [(prompt,) for prompt in prompts]
 
-    def add(self, *prompts: Prompt, refine: bool = False) -> AnyStep:
-        """Apply prompts and return what they did: those of slices as one step, clicks in a volume in order.
+    def add(self, *prompts: Prompt, refine: bool = False) -> MaskUpdate:
+        """Apply prompts: those of slices as one step, clicks in a volume in order.
 
-        Nothing changes where any of them is refused. Of several clicks it is the last one's step that comes back.
-        Raises PromptError for `refine`, which a session on an export folder of a method of slices has.
+        Nothing changes where any of them is refused. Of several clicks the last one's step is known here, and the
+        update tells of them together. Raises PromptError for `refine`, which no server does.
         """
         if refine:
             raise PromptError(
                 "refine is asked for, and a server does not do it; leave it out, or open the export folder instead"
             )
         if not prompts:
-            raise PromptError("no prompt was given; give a point or a box")
+            raise PromptError(f"no prompt was given; give {taken(self.method)}")
         if len(prompts) > 1:
             return self._change("prompts", prompts=[_as_json(prompt) for prompt in prompts])
         return self._change("box" if isinstance(prompts[0], (Box, SliceBox)) else "click", **_as_json(prompts[0]))
 
-    def add_point(self, point: Point | SlicePoint, *, refine: bool = False) -> AnyStep:
-        """Apply one point; `add` says how."""
-        return self.add(point, refine=refine)
+    def _segment_automatically(self, report: Callable[[int, int], object] | None) -> MaskUpdate:
+        """Do it in one call to the server, within LONG_TIMEOUT unless the session was opened with a timeout.
 
-    def add_box(self, box: Box | SliceBox, *, refine: bool = False) -> AnyStep:
-        """Apply one box, flat in a slice; `add` says how."""
-        return self.add(box, refine=refine)
-
-    def add_prompt(self, prompt: Prompt) -> None:
-        """Apply one point or box; `add` says how."""
-        self.add(prompt)
-
-    def segment_all(self, report: Callable[[int, int], object] | None = None) -> AnyStep:
-        """Let the method decide by itself on every slice that has no prompt, and return what came out.
-
-        It is one call to the server, which may take DECIDE_TIMEOUT unless the session was opened with a timeout, and
         `report` is called once, with all slices done.
         """
-        step = self._change("decide")
-        if report is not None and step.slices:
-            report(len(step.slices), len(step.slices))
-        return step
+        update = self._change("decide")
+        if report is not None and update.step is not None and update.step.slices:
+            report(len(update.step.slices), len(update.step.slices))
+        return update
 
-    def propagate(self) -> AnyStep:
-        """Let the mask of every prompted slice lead on to its neighbours, and return what that did.
-
-        One call, too, with the time of `segment_all`.
-        """
+    def propagate(self) -> MaskUpdate:
+        """Let the mask of every prompted slice lead on to its neighbours: one call, too, and as long."""
         return self._change("propagate")
 
     def undo(self) -> MaskUpdate:
         """Take the last step back; the mask is bit for bit what it was before it."""
-        self._change("undo")
-        return self.last_update()
+        return self._change("undo")
 
     def redo(self) -> MaskUpdate:
         """Take the last undo back."""
-        self._change("redo")
-        return self.last_update()
+        return self._change("redo")
 
     def reset(self) -> MaskUpdate:
         """Forget all prompts; the volume and its embeddings stay."""
-        self._change("reset")
-        return self.last_update()
+        return self._change("reset")
 
     # --- Results ---
-
-    def mask(self) -> np.ndarray:
-        """Return the mask, bool, on the volume's own array (I, J, K) or the picture (H, W)."""
-        return self.last_update().mask
 
     def labels(self) -> np.ndarray:
         """Return structure numbers, uint8, on the volume's own array or the picture; 1 where nothing is told apart."""
         return self.last_update().labels.copy()
+
+    def logits(self) -> np.ndarray:
+        """Raise PromptError: masks travel, logits do not."""
+        raise PromptError("a server sends masks and no logits; open the export folder instead")
 
     def last_update(self) -> MaskUpdate:
         """Return the present mask and what the last call changed; its labels can't be written to.
@@ -324,7 +312,7 @@ class RemoteSession(Interactive, Closing):
         return self._opened().update
 
     @property
-    def steps(self) -> tuple[AnyStep, ...]:
+    def steps(self) -> tuple[Step, ...]:
         """Return what the steps did, in order, as far as answers told.
 
         Missing are steps of other programs that use this session, and of clicks added at once all but the last. The
@@ -345,46 +333,30 @@ class RemoteSession(Interactive, Closing):
     # --- What is served ---
 
     @property
-    def is_sliced(self) -> bool:
-        """Whether the method is one of slices."""
-        return self.manifest.kind == "slices"
-
-    @property
-    def is_automatic(self) -> bool:
-        """Whether the method finds something without a prompt, too."""
-        return self.manifest.is_automatic
-
-    @property
     def method(self) -> Method:
         """Return the method's record."""
         from samkit.methods import get_method  # clicking needs nothing of it
 
-        return get_method(self.manifest.method)
+        return get_method(self._described.method)
 
     @property
     def config(self) -> Any:
         """Return the network's configuration."""
-        return self.manifest.plan.config
+        return self._described.plan.config
 
     @property
-    def precision(self) -> str:
-        """Return the precision that the graphs run in."""
-        return self.manifest.precision
+    def manifest(self) -> ExportDescription:
+        """Return plan and digest, as an export folder's manifest has them; no files, so nothing to verify."""
+        return self._described
 
     @property
-    def structures(self) -> tuple[str, ...]:
-        """Return the names of what the method tells apart."""
-        return self.manifest.structures
-
-    @property
-    def sequences(self) -> tuple[str, ...]:
-        """Return the names of the volumes that the method takes; none where it takes one grey volume."""
-        return self.manifest.sequences
+    def _is_sliced(self) -> bool:
+        return self._described.kind == "slices"
 
     @property
     def plane(self) -> str | None:
         """Return along which slices are taken; None for a method of volumes."""
-        return (self._plane or self.manifest.plane) if self._set is None else self._set.plane
+        return (self._plane or self._described.plane) if self._set is None else self._set.plane
 
     @property
     def spacing(self) -> Triple | None:
@@ -394,15 +366,15 @@ class RemoteSession(Interactive, Closing):
     @property
     def providers(self) -> dict[str, tuple[str, ...]]:
         """Return, for every graph, what runs it, as far as the server tells."""
-        return dict(self.manifest.providers)
+        return dict(self._described.providers)
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Return what a user must be told about weights and server, before anything is segmented."""
-        if self.manifest.samkit == samkit.__version__:
-            return self.manifest.warnings
-        other = f"the server runs samkit {self.manifest.samkit}, and this is {samkit.__version__}: masks may differ"
-        return (*self.manifest.warnings, other)
+        told = self._described
+        if told.samkit == samkit.__version__:
+            return told.warnings
+        return (*told.warnings, f"the server runs samkit {told.samkit}, and this is {samkit.__version__}: masks may differ")
 
     # --- Life ---
 
@@ -422,26 +394,26 @@ class RemoteSession(Interactive, Closing):
 
     # --- Requests ---
 
-    def _change(self, op: str, **what: Any) -> AnyStep:
-        """Do what changes the session; calls that got no answer are looked into first.
+    def _change(self, op: str, **what: Any) -> MaskUpdate:
+        """Do what changes the session, and return the mask after it; calls that got no answer are looked into first.
 
         Had one of them happened and is this the same again, it is taken for another try, and happens no second time.
         """
         self._opened()
         asked = {"op": op, **what}
         try:
-            return self._once(asked, self._settle())
+            self._once(asked, self._settle())
         except WrongTurn:  # refused, so this one did not happen
             happened = self._settle(is_behind=True)
             if happened is None:  # whatever has the turn is no call from here, and a user should know
                 raise
-            return self._once(asked, happened)
+            self._once(asked, happened)
+        return self._opened().update
 
-    def _once(self, asked: dict[str, Any], happened: dict[str, Any] | None) -> AnyStep:
+    def _once(self, asked: dict[str, Any], happened: dict[str, Any] | None) -> None:
         """Do what is asked, unless it is the request that turned out to have happened."""
-        if happened is not None and {**asked, "turn": happened["turn"]} == happened:
-            return self._done[-1] if self._done else None
-        return self._send({**asked, "turn": self._opened().turn + 1})
+        if happened is None or {**asked, "turn": happened["turn"]} != happened:
+            self._send({**asked, "turn": self._opened().turn + 1})
 
     def _settle(self, *, is_behind: bool = False) -> dict[str, Any] | None:
         """Find out about calls that got no answer, and return the request of the one that happened.
@@ -462,40 +434,38 @@ class RemoteSession(Interactive, Closing):
         self._take_state(state, changed)
         return None
 
-    def _send(self, request: dict[str, Any]) -> AnyStep:
+    def _send(self, request: dict[str, Any]) -> None:
         """Send what changes the session; it is in doubt until its answer is here."""
         if request not in self._doubted:
             self._doubted.append(request)
         try:
-            answer, changed = self._call(request, timeout=self._decide_timeout if request["op"] in _LONG else None)
+            answer, changed = self._call(request, timeout=self._long_timeout if request["op"] in _LONG else None)
         except SamkitError as error:
             # Of what is neither, nobody knows whether it happened, or the next call will hear the same
             if isinstance(error, WrongTurn) or not isinstance(error, (ServingError, TensorMismatchError)):
                 self._doubted.remove(request)
             raise
-        step = self._take_over(request["op"], answer, changed)
+        self._take_over(request["op"], answer, changed)
         self._doubted.clear()  # their turn is taken
-        return step
 
-    def _take_over(self, op: str, answer: dict[str, Any], changed: np.ndarray) -> AnyStep:
-        """Make what an answer tells the present state, and return its step."""
+    def _take_over(self, op: str, answer: dict[str, Any], changed: np.ndarray) -> None:
+        """Make what an answer tells the present state."""
         before = self._opened().labels
         part = _as_part(answer["region"], changed, before.shape)
         labels = _Labels(before, part)
-        self._show(answer, labels, lambda: part)
-        step: AnyStep = None if answer["step"] is None else self._as_step(answer["step"])
+        step = None if answer["step"] is None else _as_step(answer["step"])
+        self._show(answer, labels, lambda: part, step)
         if op == "undo":
             self._undone.append(self._done.pop() if self._done else None)
         elif op == "redo":
             self._done.append(self._undone.pop() if self._undone else None)
         else:
             self._undone.clear()
-            if op == "reset":
+            if op == "reset" or step is None:
                 self._done.clear()
             else:
                 self._done += [None] * (step.number - 1 - len(self._done))
                 self._done.append(step)
-        return step
 
     def _take_state(self, state: dict[str, Any], changed: np.ndarray) -> None:
         """Make the server's state the present one: its history is not the one that is known here."""
@@ -507,26 +477,26 @@ class RemoteSession(Interactive, Closing):
             state,
             labels,
             lambda: changed_part([(whole, before.array())], [(whole, labels.array())], len(whole)),
+            None,
         )
         self._done.clear()
         self._undone.clear()
         self._doubted.clear()
 
-    def _show(self, answer: dict[str, Any], labels: _Labels, change: Callable[[], Part]) -> None:
+    def _show(
+        self, answer: dict[str, Any], labels: _Labels, change: Callable[[], Part], step: Step | None
+    ) -> None:
         """Make `labels`, and all else that any answer tells, the present state."""
         self._set = replace(
             self._opened(),
             turn=int(answer["turn"]),
             labels=labels,
-            update=MaskUpdate(labels.array, change, volume_ml=answer["volume_ml"], iou=tuple(answer["iou"])),
+            update=MaskUpdate(
+                labels.array, change, volume_ml=answer["volume_ml"], iou=tuple(answer["iou"]), step=step
+            ),
             prompted=tuple(int(index) for index in answer["prompted"]),
             origins=tuple((int(i), int(j), int(k)) for i, j, k in answer["origins"]),
         )
-
-    def _as_step(self, data: dict[str, Any]) -> AnyStep:
-        if self.is_sliced:
-            return SliceStep(**{**data, "slices": tuple(data["slices"]), "iou": tuple(data["iou"])})
-        return Step(**data)
 
     def _call(
         self,
@@ -580,7 +550,7 @@ class RemoteSession(Interactive, Closing):
         if self._is_closed:
             raise ServingError("this session is closed, and calls need an open one; use open_session again")
         if self._set is None:
-            raise PromptError("no volume is set; call set_volume or set_picture first")
+            raise PromptError("no volume or picture is set; call set_image first")
         return self._set
 
 
@@ -641,6 +611,11 @@ def _as_part(bounds: list[list[int]], values: np.ndarray, shape: tuple[int, ...]
         )
     region: Region = tuple(slice(first, last) for first, last in sides[: len(shape)])
     return region, np.asarray(values, np.uint8).reshape([side.stop - side.start for side in region])
+
+
+def _as_step(data: dict[str, Any]) -> Step:
+    """Return a step as JSON has it."""
+    return Step(**{**data, "slices": tuple(data["slices"]), "iou": tuple(data["iou"])})
 
 
 def _as_json(prompt: Prompt) -> dict[str, Any]:
