@@ -149,7 +149,8 @@ def make_session(
     if plane is not None or intensities is not None:
         option = "plane" if plane is not None else "intensities"
         raise OptionError(
-            f"{{{option}}} is for methods of slices, and {method.name} works on volumes; leave it out", options=(option,)
+            f"{{{option}}} is for methods of slices, and {method.name} works on volumes; leave it out",
+            options=(option,),
         )
     refinement = str(export.plan.refinement)
     return VolumeSession(method, config, refinement, runners, spacing=spacing, precision=precision, manifest=manifest)

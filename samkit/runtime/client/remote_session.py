@@ -374,7 +374,10 @@ class RemoteSession(Session):
         told = self._described
         if told.samkit == samkit.__version__:
             return told.warnings
-        return (*told.warnings, f"the server runs samkit {told.samkit}, and this is {samkit.__version__}: masks may differ")
+        return (
+            *told.warnings,
+            f"the server runs samkit {told.samkit}, and this is {samkit.__version__}: masks may differ",
+        )
 
     # --- Life ---
 
@@ -483,17 +486,13 @@ class RemoteSession(Session):
         self._undone.clear()
         self._doubted.clear()
 
-    def _show(
-        self, answer: dict[str, Any], labels: _Labels, change: Callable[[], Part], step: Step | None
-    ) -> None:
+    def _show(self, answer: dict[str, Any], labels: _Labels, change: Callable[[], Part], step: Step | None) -> None:
         """Make `labels`, and all else that any answer tells, the present state."""
         self._set = replace(
             self._opened(),
             turn=int(answer["turn"]),
             labels=labels,
-            update=MaskUpdate(
-                labels.array, change, volume_ml=answer["volume_ml"], iou=tuple(answer["iou"]), step=step
-            ),
+            update=MaskUpdate(labels.array, change, volume_ml=answer["volume_ml"], iou=tuple(answer["iou"]), step=step),
             prompted=tuple(int(index) for index in answer["prompted"]),
             origins=tuple((int(i), int(j), int(k)) for i, j, k in answer["origins"]),
         )

@@ -6,8 +6,8 @@ made from this file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
@@ -17,7 +17,7 @@ from samkit.geometry import Triple
 from samkit.runtime.protocol import readers
 from samkit.runtime.protocol.record import Key, Record
 from samkit.runtime.protocol.version import PROTOCOL
-from samkit.runtime.session.steps import SliceStep, Step
+from samkit.runtime.session.steps import Step
 
 if TYPE_CHECKING:
     from samkit.manifest import ExportPlan
@@ -133,33 +133,29 @@ class Opened(ServerAnswer):
     ]
 
 
-_OF_A_STEP = {
+_OF_A_STEP: Mapping[str, Callable[[object, str], Any]] = {
     "number": readers.read_count,
     "voxels": readers.read_count,
     "volume_ml": readers.read_optional_measure,
-    "crops": readers.read_count,
-    "followed": readers.read_count,
+    "seconds": readers.read_seconds,
+    "crops": readers.read_optional_count,
+    "followed": readers.read_optional_count,
     "limit_reached": readers.read_flag,
     "slices": readers.read_counts,
     "boxes": readers.read_count,
     "iou": readers.read_measures,
-    "seconds": readers.read_seconds,
 }
 """How each field of a step is read."""
 
 
-def _read_step(value: object, name: str) -> Step | SliceStep | None:
-    """Return a step: one that tells of slices is of a method of slices."""
+def _read_step(value: object, name: str) -> Step | None:
+    """Return a step; None is none."""
     if value is None:
         return None
     data = readers.read_object(value, name)
-    kind: type[Any] = SliceStep if "slices" in data else Step
-    if set(data) != (known := {field.name for field in fields(kind)}):
-        raise PromptError(
-            f"{name} has {', '.join(sorted(data)):.100}, needed are {', '.join(sorted(known))}; send those"
-        )
-    step: Step | SliceStep = kind(**{key: _OF_A_STEP[key](one, f"{name}.{key}") for key, one in data.items()})
-    return step
+    if set(data) != set(_OF_A_STEP):
+        raise PromptError(f"{name} has {', '.join(sorted(data)):.100}, needed are {', '.join(_OF_A_STEP)}; send those")
+    return Step(**{key: read(data[key], f"{name}.{key}") for key, read in _OF_A_STEP.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +164,7 @@ class Changed(ServerAnswer):
 
     turn: Annotated[int, Key("number", "of the last change; 0 before the first", readers.read_count)]
     step: Annotated[
-        Step | SliceStep | None,
+        Step | None,
         Key(
             "object or null",
             "what the step did, with seconds by stage",

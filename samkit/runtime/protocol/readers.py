@@ -208,6 +208,11 @@ def read_measures(value: object, name: str) -> tuple[float, ...]:
     raise _wrong(name, value, "is a list of numbers; send one")
 
 
+def read_optional_count(value: object, name: str) -> int | None:
+    """Return a whole number, 0 or more; None is none."""
+    return None if value is None else read_count(value, name)
+
+
 def read_counts(value: object, name: str) -> tuple[int, ...]:
     """Return a list of whole numbers, 0 or more."""
     if isinstance(value, list):

@@ -4,8 +4,8 @@
 
 All but `describe` and `open` come with the session's token, a tensor of its own. What changes a session has a turn,
 counted from 1: the same request with the same turn, sent again after a lost connection, gets the same answer and
-happens once. Places are voxel indices of the scan's own array, counted from 0 at the centre of the first voxel, or pixels of a
-picture; with `world` RAS+ millimetres. docs/serving.md has all of them in tables, made from this file.
+happens once. Places are voxel indices of the scan's own array, counted from 0 at the centre of the first voxel, or
+pixels of a picture; with `world` RAS+ millimetres. docs/serving.md has all of them in tables, made from this file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from samkit.errors import PromptError, ServingError
 from samkit.geometry import Triple
 from samkit.prompts import Prompt, prompts_from_json
 from samkit.runtime.protocol import readers
-from samkit.runtime.protocol.answers import ServerAnswer, Changed, ExportDescription, Nothing, Opened
+from samkit.runtime.protocol.answers import Changed, ExportDescription, Nothing, Opened, ServerAnswer
 from samkit.runtime.protocol.record import Key, Record
 from samkit.runtime.protocol.version import PROTOCOL
 

@@ -223,9 +223,7 @@ def as_point(prompt: Prompt, method: str) -> Point:
             options=("points",),
         )
     if prompt.structure:
-        raise PromptError(
-            f"{method} tells no structures apart; give {{points}} without a name", options=("points",)
-        )
+        raise PromptError(f"{method} tells no structures apart; give {{points}} without a name", options=("points",))
     return prompt
 
 
