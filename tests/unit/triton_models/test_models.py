@@ -122,7 +122,7 @@ def prompts_for(name, array):
 
 def in_process(folder, array, affine, prompts):
     with open_session(folder) as session:
-        session.set_volume(Volume(array, affine))
+        session.set_image(Volume(array, affine))
         for prompt in prompts:
             act = session.click if "point" in prompt else session.box
             words = (

@@ -57,7 +57,7 @@ def test_volumes_get_the_sessions_mask(affine, seed):
     array = the.scan(seed)
     session = the.alone("volume", array, affine)
     for point in prompts_from_json(clicks(array), "the test"):
-        step = session.add_point(point)
+        step = session.add(point).step
     mask, report = run(the.served("volume"), tensors_of(array, affine), clicks(array))
 
     assert np.array_equal(mask, session.labels())
@@ -75,7 +75,7 @@ def test_crops_far_apart_and_over_the_edge_get_the_sessions_mask(affine):
     prompts += [{"point": [0, 0, 0], "label": 1}, {"point": [239, 35, 43], "label": 0}]
     session = the.alone("volume", array, affine)
     for point in prompts_from_json(prompts, "the test"):
-        step = session.add_point(point)
+        step = session.add(point).step
     mask, report = run(the.served("volume"), tensors_of(array, affine), prompts)
 
     assert step.crops > 2
@@ -92,7 +92,7 @@ def test_object_that_is_followed_gets_the_sessions_mask():
     prompts = [{"point": [60, 20, 20], "label": 1}]
     session = the.alone("volume", array, the.FLIPPED)
     for point in prompts_from_json(prompts, "the test"):
-        step = session.add_point(point)
+        step = session.add(point).step
     mask, report = run(the.served("volume"), tensors_of(array, the.FLIPPED), prompts)
 
     assert step.followed > 1
@@ -104,7 +104,7 @@ def test_another_spacing_is_the_sessions():
     array, spacing = the.scan(1), [1.5, 0.9, 2]
     session = the.alone("volume", array, the.oblique(), spacing=tuple(spacing))
     for point in prompts_from_json(clicks(array), "the test"):
-        session.add_point(point)
+        session.add(point)
     mask, _ = run(the.served("volume"), tensors_of(array, the.oblique()), clicks(array), {"spacing": spacing})
 
     assert np.array_equal(mask, session.labels())
@@ -116,7 +116,7 @@ def test_other_kinds_of_voxels_get_the_sessions_mask(dtype):
     array = the.scan(2).astype(dtype)
     session = the.alone("volume", array)
     for point in prompts_from_json(clicks(array), "the test"):
-        session.add_point(point)
+        session.add(point)
     name, tensor = wire.pack_volumes([array])
     mask, _ = run(the.served("volume"), {name: tensor, "affine": np.eye(4)}, clicks(array))
 
@@ -145,7 +145,7 @@ def session_mask(session, prompts, *, propagate=False):
     if prompts:
         session.add(*prompts_from_json(prompts, "the test"))
     if session.is_automatic:
-        session.segment_all()
+        session.segment_automatically()
     if propagate:
         session.propagate()
     return session.labels(), session.steps[-1]
@@ -189,7 +189,7 @@ def test_boxes_of_a_detector_are_counted():
     served = with_method(the.served("automatic"), method)
     array = the.scan(2)
     session = served.session(the.runners("slices"), {})
-    session.set_volume(Volume(array, np.eye(4)))
+    session.set_image(Volume(array, np.eye(4)))
     expected, step = session_mask(session, [])
     mask, report = run(served, tensors_of(array, np.eye(4)), [])
 
@@ -212,7 +212,7 @@ def test_sequences_go_in_by_their_names():
     served = with_method(the.served("slices"), method)
     arrays, affine = {"t2w": the.scan(1), "t1c": the.scan(2)}, the.oblique()
     session = served.session(the.runners("slices"), {})
-    session.set_volume({name: Volume(array, affine) for name, array in arrays.items()})
+    session.set_image({name: Volume(array, affine) for name, array in arrays.items()})
     prompts = clicks(arrays["t1c"], (FOREGROUND,))
     expected, _ = session_mask(session, prompts)
     tensors = {"volume_int16": np.stack(list(arrays.values())), "affine": affine}
@@ -271,7 +271,7 @@ def test_prompts_are_refused_in_the_sessions_words(kind, prompts):
 
     def prompt():
         for one in prompts_from_json(prompts, "the request"):
-            session.add_prompt(one)
+            session.add(one)
 
     expected = failed(prompt)
     assert expected is not None
@@ -285,7 +285,7 @@ def test_air_is_refused_in_the_sessions_words(kind):
     array[:, :, 43] = 0
     prompts = [{"point": [79, 2, 43], "label": 1}]
     session = the.alone(kind, array)
-    expected = failed(lambda: session.add_prompt(prompts_from_json(prompts, "the request")[0]))
+    expected = failed(lambda: session.add(prompts_from_json(prompts, "the request")[0]))
 
     assert expected is not None
     assert failed(lambda: run(the.served(kind), tensors_of(array, np.eye(4)), prompts)) == expected

@@ -109,7 +109,7 @@ def steps_of(array, seed, count=10):
 
 def apply_alone(session, act, place):
     if act in ("on", "off"):
-        session.add_point(Point(tuple(place), FOREGROUND if act == "on" else BACKGROUND))
+        session.add(Point(tuple(place), FOREGROUND if act == "on" else BACKGROUND))
     else:
         getattr(session, act)()
 
@@ -222,7 +222,7 @@ def test_millimetres_are_the_scans_own_even_when_the_requests_memory_is_used_aga
     sent[:] = 0  # the next request lies in the same memory
     user.click(world, world=True)
     expected = the.alone("volume", array, affine)
-    expected.add_point(Point(tuple(index), FOREGROUND))
+    expected.add(Point(tuple(index), FOREGROUND))
 
     assert np.array_equal(user.labels, expected.labels())
     assert user.labels.any()
@@ -235,7 +235,7 @@ def test_boxes_in_millimetres(make):
     user = User(make("slices"), array, affine)
     user.change("box", box=[*corners[0], *corners[1]], world=True)
     expected = the.alone("slices", array, affine)
-    expected.add_box(Box(first, last))
+    expected.add(Box(first, last))
 
     assert np.array_equal(user.labels, expected.labels())
 
@@ -248,7 +248,7 @@ def test_pictures_have_two_axes_and_a_third_of_one(make):
     request = {"op": "click", "turn": 1, "point": [int(x), int(y)], "label": 1}
     answer, changed = host.answer(request, opened["token"], {})
     session = the.served("slices").session(the.runners("slices"), {})
-    session.set_picture(picture)
+    session.set_image(picture)
     expected = session.click((x, y))
 
     assert opened["shape"] == list(picture.shape)
@@ -342,7 +342,7 @@ def test_several_prompts_are_one_request(kind, make):
     user.change("prompts", prompts=[{"point": place, "label": 1} for place in places])
     session = the.alone(kind, array)
     for place in places:
-        session.add_point(Point(tuple(place), FOREGROUND))
+        session.add(Point(tuple(place), FOREGROUND))
 
     assert user.turn == 1
     assert np.array_equal(user.labels, session.labels())
@@ -364,7 +364,7 @@ def test_of_several_prompts_all_happen_or_none(kind, make):
     user.change("prompts", prompts=[good])
     session = the.alone(kind, array)
     for number in (0, 3):
-        session.add_point(Point(tuple(the.bright_voxel(array, number)), FOREGROUND))
+        session.add(Point(tuple(the.bright_voxel(array, number)), FOREGROUND))
     assert np.array_equal(user.labels, session.labels())
 
 
@@ -398,12 +398,12 @@ def test_automatic_method_decides_and_slices_lead_on(make):
     array = the.scan(6)
     user, session = User(make("automatic"), array), the.alone("automatic", array)
     answer = user.change("decide")
-    session.segment_all()
+    session.segment_automatically()
     assert np.array_equal(user.labels, session.labels())
     assert list(answer["step"]["slices"]) == list(range(44))
     _, _, k = the.bright_voxel(array)
     user.change("box", box=[0, 0, k, 39, 35, k])
-    session.add_box(Box((0, 0, k), (39, 35, k)))
+    session.add(Box((0, 0, k), (39, 35, k)))
     answer = user.change("propagate")
     session.propagate()
     assert np.array_equal(user.labels, session.labels())
@@ -485,7 +485,7 @@ def test_expired_session_does_not_come_back_for_a_new_scan(make, clock):
         old.click(the.bright_voxel(the.scan(0)))
     new.click(the.bright_voxel(the.scan(1)))
     session = the.alone("volume", the.scan(1))
-    session.add_point(Point(tuple(the.bright_voxel(the.scan(1))), FOREGROUND))
+    session.add(Point(tuple(the.bright_voxel(the.scan(1))), FOREGROUND))
 
     assert np.array_equal(new.labels, session.labels())
 

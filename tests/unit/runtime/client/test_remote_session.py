@@ -147,13 +147,13 @@ def test_a_picture_is_that_of_the_folder(bright_slices, connected):
 
     with open_export(bright_slices, threads=1) as here:
         for shown in (picture, np.stack([picture, picture + 1, picture * 0.5], axis=-1)):
-            here.set_picture(shown)
-            there.set_picture(shown)
+            here.set_image(shown)
+            there.set_image(shown)
             check_same(here.last_update(), there.last_update())
             check_same(here.box((10, 8), (30, 33)), there.box((10, 8), (30, 33)))
             check_same(here.undo(), there.undo())
-        here.add_prompt(SlicePoint(20.0, 21.0, 1))
-        there.add_prompt(SlicePoint(20.0, 21.0, 1))
+        here.add(SlicePoint(20.0, 21.0, 1))
+        there.add(SlicePoint(20.0, 21.0, 1))
         check_same(here.last_update(), there.last_update())
 
 
@@ -204,7 +204,7 @@ def test_refused_prompts_raise_what_the_folder_raises_and_change_nothing(bright_
     with open_export(bright_export, threads=1) as here:
         here.set_image(scan())
         with pytest.raises(SamkitError) as expected:
-            here.add_prompt(prompt)
+            here.add(prompt)
     for call in (there.add_prompt, there.check):
         with pytest.raises(type(expected.value)) as raised:
             call(prompt)
@@ -219,11 +219,11 @@ def test_scans_that_do_not_lie_on_one_another_are_refused_before_they_travel(bri
     moved = Volume(scan().array, scan().affine + np.eye(4)[:, 3:] * 0 + np.diag([0.5, 0, 0, 0]))
 
     with pytest.raises(InputRefused, match="not co-registered"):
-        there.set_volume({"a": scan(), "b": moved})
+        there.set_image({"a": scan(), "b": moved})
     with pytest.raises(InputRefused, match="not co-registered"):
-        there.set_volume({"a": scan(), "b": scan(shape=(40, 44, 31))})
+        there.set_image({"a": scan(), "b": scan(shape=(40, 44, 31))})
     with pytest.raises(GeometryError, match="three axes"):
-        there.set_volume(Volume(np.zeros((2, 2), np.uint8), np.eye(4)))
+        there.set_image(Volume(np.zeros((2, 2), np.uint8), np.eye(4)))
     assert "open" not in transport.asked
 
 
@@ -233,7 +233,7 @@ def test_a_scan_beyond_the_servers_limit_is_refused_before_it_travels(bright_sli
     with pytest.raises(InputRefused, match="limit is 1000"):
         there.set_image(scan())
     with pytest.raises(InputRefused, match="limit is 1000"):
-        there.set_picture(np.zeros((40, 40)))
+        there.set_image(np.zeros((40, 40)))
     assert "open" not in transport.asked
 
 
@@ -241,9 +241,9 @@ def test_what_a_method_can_not_take_is_refused_before_it_travels(bright_export, 
     transport, there = connected(bright_export)
 
     with pytest.raises(PromptError, match="picture"):
-        there.set_picture(np.zeros((40, 40)))
+        there.set_image(np.zeros((40, 40)))
     with pytest.raises(PromptError, match="no volume is given"):
-        there.set_volume({})
+        there.set_image({})
     assert "open" not in transport.asked
 
 
@@ -272,7 +272,7 @@ def test_a_picture_that_the_server_refuses_leaves_the_scan_before(bright_slices,
     before = there.labels()
 
     with pytest.raises(InputRefused):
-        there.set_picture(np.zeros((40, 40, 2)))
+        there.set_image(np.zeros((40, 40, 2)))
     assert np.array_equal(there.labels(), before)
     assert there.prompted == (15,)
 
@@ -289,7 +289,7 @@ def test_clicks_at_once_happen_all_or_not_at_all(bright_export, connected):
         here.set_image(scan())
         here.click((20, 22, 15))
         here.click((3, 3, 3), positive=False)
-        step = there.add(Point((20, 22, 15), 1), Point((3, 3, 3), 0))
+        step = there.add(Point((20, 22, 15), 1), Point((3, 3, 3), 0)).step
         assert np.array_equal(here.labels(), there.labels())
         assert untimed([step]) == untimed(there.steps) == untimed(here.steps[1:])  # of the first one nobody told
         check_same(here.undo(), there.undo())
@@ -303,7 +303,7 @@ def test_steps_are_taken_back_one_by_one_where_several_came_at_once(bright_expor
     _, there = connected(bright_export)
     there.set_image(scan())
     first = there.add(Point((20, 22, 15), 1))
-    last = there.add(Point((3, 3, 3), 0), Point((20, 20, 15), 1))
+    last = there.add(Point((3, 3, 3), 0), Point((20, 20, 15), 1)).step
 
     assert there.steps == (first, last)
     there.undo()
@@ -643,7 +643,7 @@ def test_deciding_on_a_scan_has_more_time_unless_the_user_says(bright_structures
             transport.spoil(LOST, "before")
         begun = there._clock()
         with pytest.raises(ServerUnreachable):
-            there.segment_all()
+            there.segment_automatically()
         assert there._clock() - begun <= of_a_call
         transport.plan.clear()
 
