@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import logging
 import sys
 from pathlib import Path
 
@@ -32,6 +33,16 @@ def pytest_runtest_setup(item):
     for marker in DEVICES:
         if item.get_closest_marker(marker) and (missing := _MISSING[marker]()):
             pytest.skip(missing)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """A command that a test runs shows progress; the next test hears of it no more."""
+    logger = logging.getLogger("samkit")
+    handlers, propagate, level = list(logger.handlers), logger.propagate, logger.level
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 @pytest.hookimpl(wrapper=True)

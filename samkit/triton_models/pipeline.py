@@ -49,6 +49,8 @@ def preprocess(served: Served, tensors: Tensors, prompts: object, options: objec
     Raises InputRefused, GeometryError, PromptError and TensorMismatchError for what a session would not take.
     """
     started = time.perf_counter()
+    if not isinstance(options, dict):
+        raise PromptError(f"the options are {options!r:.100}, needed is a JSON object; e.g. {{}}")
     asked = EnsembleOptions.from_json(options)
     array, affine = read_scan(tensors, asked.sequences, served.limits.max_voxels)
     given = in_voxels(prompts_from_json(prompts, "the request"), affine, world=asked.world)

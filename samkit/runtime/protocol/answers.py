@@ -50,6 +50,10 @@ class ServedLimits(Record):
     max_voxels: Annotated[int, Key("number", "of the largest scan, all sequences together", readers.read_count)]
 
 
+def _read_limits(value: object, name: str) -> ServedLimits:
+    return ServedLimits.from_json(value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportDescription(ServerAnswer):
     """The export that is served under a name."""
@@ -84,7 +88,7 @@ class ExportDescription(ServerAnswer):
         Key(
             "object",
             "`max_voxels`: of the largest scan taken, all sequences together",
-            lambda value, name: ServedLimits.from_json(value),
+            _read_limits,
             ServedLimits.to_json,
         ),
     ]
@@ -93,7 +97,7 @@ class ExportDescription(ServerAnswer):
     def from_server(cls, data: object, server: str) -> Self:
         """Return what the answer of `server` says; raises ServingError for one of another protocol, or of none."""
         spoken = data.get("protocol") if isinstance(data, dict) else None
-        if spoken != PROTOCOL:
+        if isinstance(spoken, bool) or spoken != PROTOCOL:
             version = data.get("samkit") if isinstance(data, dict) else None
             theirs = f"samkit {version:.40}" if isinstance(version, str) else "an unknown version of samkit"
             speaks = "no numbered protocol" if spoken is None else f"protocol {spoken!r:.20}"
@@ -158,6 +162,10 @@ def _read_step(value: object, name: str) -> Step | None:
     return Step(**{key: read(data[key], f"{name}.{key}") for key, read in _OF_A_STEP.items()})
 
 
+def _write_step(step: Step | None) -> dict[str, Any] | None:
+    return None if step is None else asdict(step)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Changed(ServerAnswer):
     """The mask after a change, or, to `state`, all of it."""
@@ -169,7 +177,7 @@ class Changed(ServerAnswer):
             "object or null",
             "what the step did, with seconds by stage",
             _read_step,
-            lambda step: None if step is None else asdict(step),
+            _write_step,
         ),
     ]
     region: Annotated[

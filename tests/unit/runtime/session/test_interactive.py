@@ -10,11 +10,11 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image
+from samkit.runtime.session.interactive import Interactive
 
 from samkit.errors import InputRefused, PromptError
 from samkit.geometry import Volume, voxel_to_world
 from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, SliceBox, SlicePoint
-from samkit.runtime.session.interactive import Interactive
 
 the = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "triton_models" / "stand_ins.py")))
 
