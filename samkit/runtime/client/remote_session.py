@@ -133,8 +133,8 @@ class RemoteSession(Session):
         """Take over `transport` and ask what is served.
 
         `timeout` [s] is for one call, with all its attempts: by default DEFAULT_TIMEOUT, and LONG_TIMEOUT for
-        `segment_automatically` and `propagate`. `plane`, `intensities` and `spacing` go to the server with every scan, which
-        refuses those that its method does not have. `sleep` and `clock` are for tests.
+        `segment_automatically` and `propagate`. `plane`, `intensities` and `spacing` go to the server with every scan,
+        which refuses those that its method does not have. `sleep` and `clock` are for tests.
         """
         if timeout is not None and not timeout > 0:
             raise PromptError(f"the time for one call is {timeout} s, it must be above 0; e.g. timeout=120")
@@ -549,7 +549,7 @@ class RemoteSession(Session):
         if self._is_closed:
             raise ServingError("this session is closed, and calls need an open one; use open_session again")
         if self._set is None:
-            raise PromptError("no volume or picture is set; call set_image first")
+            raise PromptError("no image is set; call set_image first")
         return self._set
 
 

@@ -14,6 +14,7 @@ from samkit.errors import (
     AtCapacity,
     GeometryError,
     InputRefused,
+    OptionError,
     PromptError,
     SamkitError,
     ServerRestarted,
@@ -30,8 +31,8 @@ from samkit.prompts import Box, Point, SliceBox, SlicePoint
 from samkit.runtime.client import remote_session
 from samkit.runtime.client.remote_session import RemoteSession
 from samkit.runtime.client.triton_transport import Address, ConnectionLost
+from samkit.runtime.opening import open_export
 from samkit.runtime.protocol import wire
-from samkit.runtime.session.volume_session import open_export
 
 ADDRESS = Address.parse("triton://localhost:8001/bright")
 
@@ -205,7 +206,7 @@ def test_refused_prompts_raise_what_the_folder_raises_and_change_nothing(bright_
         here.set_image(scan())
         with pytest.raises(SamkitError) as expected:
             here.add(prompt)
-    for call in (there.add_prompt, there.check):
+    for call in (there.add, there.check):
         with pytest.raises(type(expected.value)) as raised:
             call(prompt)
         assert str(raised.value) == str(expected.value)
@@ -242,7 +243,7 @@ def test_what_a_method_can_not_take_is_refused_before_it_travels(bright_export, 
 
     with pytest.raises(PromptError, match="picture"):
         there.set_image(np.zeros((40, 40)))
-    with pytest.raises(PromptError, match="no volume is given"):
+    with pytest.raises(PromptError, match="no image is given"):
         there.set_image({})
     assert "open" not in transport.asked
 
@@ -302,7 +303,7 @@ def test_clicks_at_once_happen_all_or_not_at_all(bright_export, connected):
 def test_steps_are_taken_back_one_by_one_where_several_came_at_once(bright_export, connected):
     _, there = connected(bright_export)
     there.set_image(scan())
-    first = there.add(Point((20, 22, 15), 1))
+    first = there.add(Point((20, 22, 15), 1)).step
     last = there.add(Point((3, 3, 3), 0), Point((20, 20, 15), 1)).step
 
     assert there.steps == (first, last)
@@ -317,13 +318,14 @@ def test_steps_are_taken_back_one_by_one_where_several_came_at_once(bright_expor
     assert there.steps == (first, last)
 
 
-@pytest.mark.parametrize("call", ["add", "add_point"])
-def test_what_only_a_folders_session_does_is_refused(bright_slices, connected, call):
+def test_what_only_a_folders_session_does_is_refused(bright_slices, connected):
     _, there = connected(bright_slices)
     there.set_image(scan())
 
     with pytest.raises(PromptError, match="a server does not do it"):
-        getattr(there, call)(Point((20, 22, 15), 1), refine=True)
+        there.add(Point((20, 22, 15), 1), refine=True)
+    with pytest.raises(PromptError, match="a server sends masks and no logits; open the export folder instead"):
+        there.logits()
 
 
 # --- Updates ---
@@ -746,7 +748,7 @@ def test_calls_before_a_scan_say_what_is_missing(bright_export, connected, wired
     _, there = connected(bright_export)
 
     for call in (lambda: there.click((1, 2, 3)), there.undo, there.mask, there.last_update):
-        with pytest.raises(PromptError, match="no volume is set"):
+        with pytest.raises(PromptError, match="no image is set"):
             call()
     with pytest.raises(PromptError, match="above 0"):
         RemoteSession(wired(None), ADDRESS, timeout=0)
@@ -765,7 +767,7 @@ def test_a_description_of_another_kind_names_both_versions(wired):
 
 @pytest.mark.parametrize("option", [{"backend": "torch"}, {"device": "cpu"}, {"precision": "fp32"}, {"threads": 1}])
 def test_what_the_server_decides_is_refused_beside_an_address(option):
-    with pytest.raises(PromptError, match=f"{next(iter(option))} can't be chosen for .*, the server decides"):
+    with pytest.raises(OptionError, match=f"{next(iter(option))} can't be chosen for .*, the server decides"):
         samkit.runtime.open_session("triton://localhost:8001/m-sam", **option)
 
 
