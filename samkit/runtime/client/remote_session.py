@@ -60,61 +60,6 @@ _LONG = frozenset({"decide", "propagate"})
 _SAME = "install the same version of samkit on both sides"
 
 
-@dataclass(frozen=True)
-class ExportDescription:
-    """What a server says about the export that it serves under a name."""
-
-    samkit: str
-    """Version that serves it."""
-    method: str
-    kind: str
-    """`volume` or `slices`."""
-    precision: str
-    digest: str
-    """`Manifest.digest` of the export."""
-    structures: tuple[str, ...]
-    sequences: tuple[str, ...]
-    is_automatic: bool
-    plane: str | None
-    """Of methods of slices, where a scan is not set otherwise."""
-    warnings: tuple[str, ...]
-    providers: Mapping[str, tuple[str, ...]]
-    max_voxels: int
-    """Of all sequences of a scan together."""
-    plan_json: Mapping[str, Any]
-
-    @classmethod
-    def from_answer(cls, data: Mapping[str, Any], server: str) -> Self:
-        """Return what an answer to `describe` says; raises ServingError where something is missing."""
-        try:
-            return cls(
-                samkit=str(data["samkit"]),
-                method=str(data["method"]),
-                kind=str(data["kind"]),
-                precision=str(data["precision"]),
-                digest=str(data["digest"]),
-                structures=tuple(data["structures"]),
-                sequences=tuple(data["sequences"]),
-                is_automatic=bool(data["is_automatic"]),
-                plane=data["plane"],
-                warnings=tuple(data["warnings"]),
-                providers={graph: tuple(names) for graph, names in data["providers"].items()},
-                max_voxels=int(data["limits"]["max_voxels"]),
-                plan_json=data["plan"],
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ServingError(
-                f"{server} does not describe its export as samkit {samkit.__version__} reads it ({error!r}); {_SAME}"
-            ) from error
-
-    @cached_property
-    def plan(self) -> ExportPlan:
-        """Return the plan of the export; it names no paths."""
-        from samkit.manifest import ExportPlan  # reads the method's record, which clicking needs nothing of
-
-        return ExportPlan.from_dict(dict(self.plan_json))
-
-
 class RemoteSession(Session):
     """One export on a server. Holds a session there, the labels that it told of, and the history of steps."""
 

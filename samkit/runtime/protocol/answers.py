@@ -32,6 +32,16 @@ class ServerAnswer(Record):
 
     called: ClassVar[str] = "the answer"
 
+    @classmethod
+    def from_server(cls, data: object, server: str) -> Self:
+        """Return what the answer of `server` says; raises ServingError for one that is not wholly as it must be."""
+        try:
+            return cls.from_json(data)
+        except PromptError as error:
+            raise ServingError(
+                f"{server} does not answer as samkit {samkit.__version__} reads it ({error}); {SAME}"
+            ) from error
+
 
 @dataclass(frozen=True, kw_only=True)
 class Nothing(ServerAnswer):
@@ -105,12 +115,7 @@ class ExportDescription(ServerAnswer):
                 f"{server} runs {theirs} and speaks {speaks}, and samkit {samkit.__version__} here speaks protocol "
                 f"{PROTOCOL}; {SAME}"
             )
-        try:
-            return cls.from_json(data)
-        except PromptError as error:
-            raise ServingError(
-                f"{server} does not describe its export as samkit {samkit.__version__} reads it ({error}); {SAME}"
-            ) from error
+        return super().from_server(data, server)
 
     @cached_property
     def plan(self) -> ExportPlan:

@@ -59,9 +59,9 @@ class Request(Record, Generic[AnswerT]):
         """Return the JSON object that `read_request` reads."""
         return {"op": self.op, **super().to_json()}
 
-    def read_answer(self, data: object) -> AnswerT:
-        """Return the answer to this request; raises PromptError for one that is not wholly as it must be."""
-        answer: Any = self.answer.from_json(data)
+    def read_answer(self, data: object, server: str) -> AnswerT:
+        """Return the answer of `server` to this request; raises ServingError for one that is not as it must be."""
+        answer: Any = self.answer.from_server(data, server)
         found: AnswerT = answer
         return found
 
@@ -311,7 +311,7 @@ def read_request(data: object) -> Request[Any]:
     return REQUESTS[op].from_json(data)
 
 
-def request_of(prompts: Sequence[Prompt], turn: int) -> Adding:
+def request_of(prompts: Sequence[Prompt], turn: int | None = None) -> Adding:
     """Return the request that brings `prompts`: a point or a box has one of its own, several come together."""
     if len(prompts) != 1:
         return Add(turn=turn, prompts=tuple(prompts))

@@ -70,7 +70,7 @@ def test_every_kind_of_answer_is_tried():
 
 def test_request_reads_its_own_answer():
     for request in (AskState(), Click(turn=2, point=(1.0, 2.0, 3.0), label=1)):
-        assert request.read_answer(json.loads(json.dumps(CHANGED.to_json()))) == CHANGED
+        assert request.read_answer(json.loads(json.dumps(CHANGED.to_json())), "here") == CHANGED
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,5 @@ def test_server_that_describes_nothing_is_told_of():
 def test_description_that_is_not_whole_names_what_is_missing():
     data = DESCRIPTION.to_json()
     del data["digest"]
-    with pytest.raises(
-        ServingError, match="does not describe its export as samkit .* reads it .*no 'digest'.*same version"
-    ):
+    with pytest.raises(ServingError, match=r"does not answer as samkit .* reads it .*no 'digest'.*same version"):
         ExportDescription.from_server(data, "localhost:8001")
