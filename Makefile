@@ -9,7 +9,7 @@ BIN := .venv/bin
 venv: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(RUNTIME),train,export,serve,bench,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(RUNTIME),formats,train,export,serve,bench,dev]'
 	touch .venv/ready
 
 demo: venv  ## export M-SAM, segment a phantom with clicks from a file, print what came out, write demo/demo.png

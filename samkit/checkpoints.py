@@ -180,7 +180,10 @@ def read_weights(
     else:
         _check_own(path, info, method, sha256)
         if companions:
-            raise CheckpointError(f"{path.name} is a whole network of samkit's; leave --{', --'.join(companions)} out")
+            given = ", ".join(f"{{{name}}}" for name in companions)
+            raise CheckpointError(
+                f"{path.name} is a whole network of samkit's; leave {given} out", options=tuple(companions)
+            )
     return info, state, sha256
 
 
@@ -188,10 +191,13 @@ def _check_own(path: Path, info: CheckpointInfo, method: Method, sha256: str) ->
     """Raise CheckpointError unless the JSON beside `path` describes a whole network of `method` and these weights."""
     if info.method != method.name:
         raise CheckpointError(
-            f"{path.name} was trained for '{info.method}', not '{method.name}'; pass --method {info.method}"
+            f"{path.name} was trained for '{info.method}', not '{method.name}'; pass {{method}} {info.method}",
+            options=("method",),
         )
     if info.part:
-        raise CheckpointError(f"{path.name} holds the {info.part} alone; give it with --{info.part}")
+        raise CheckpointError(
+            f"{path.name} holds the {info.part} alone; give it with {{{info.part}}}", options=(info.part,)
+        )
     if info.refinement not in method.refinements or info.weights_sha256 not in ("", sha256):
         raise CheckpointError(
             f"{path.name} and the JSON beside it do not belong together (refinement '{info.refinement}', weights "
@@ -208,7 +214,8 @@ def read_part(path: Path, method: Method, part: Part) -> tuple[NetworkConfig, St
     if info.method != method.name or info.part not in ("", part.name):
         raise CheckpointError(
             f"{path.name} holds {info.part or 'the network'} of '{info.method}', needed is the {part.name} of "
-            f"'{method.name}'; give another file with --{part.name}"
+            f"'{method.name}'; give another file with {{{part.name}}}",
+            options=(part.name,),
         )
     return (info.config, read_state(path)) if info.part else _part_of(path, part)
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+from collections.abc import Callable
+from functools import partial
 from typing import NoReturn
 
 import click
@@ -18,18 +21,37 @@ from samkit.errors import OptionError, SamkitError
 
 
 class _Lines(logging.Handler):
-    """Writes each record as one line to stderr, whatever that is when it comes."""
+    """Writes each record as one line to stderr, whatever that is when it comes; an error in it has its flags."""
+
+    def __init__(self, name: str, timed: bool, spell: Callable[[str], str | None]) -> None:
+        super().__init__()
+        self._name, self._timed, self._spell, self._began = name, timed, spell, time.time()
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(record.getMessage(), err=True)
+        line = record.getMessage()
+        for given in record.args if isinstance(record.args, tuple) else ():
+            if isinstance(given, SamkitError):
+                line = line.replace(str(given), given.sentence(self._spell))
+        if record.levelno >= logging.WARNING:
+            line = f"{self._name}: {line}" if self._name else line
+        elif self._timed:
+            line = f"[{record.created - self._began:6.1f} s] {line}"
+        click.echo(line, err=True)
 
 
-def show_progress(quiet: bool) -> None:
-    """Show what the library logs on stderr: all of it from INFO on, or warnings alone where it is to be quiet."""
+def show_progress(quiet: bool, *, name: str = "", timed: bool = False) -> None:
+    """Show what the library logs on stderr: all of it from INFO on, or warnings alone where it is to be quiet.
+
+    A warning begins with `name`, as a failure does, where one is given. `timed` puts before all other lines the seconds
+    since this call.
+    """
     logger = logging.getLogger("samkit")
-    if not any(isinstance(handler, _Lines) for handler in logger.handlers):
-        logger.addHandler(_Lines())
-    logger.propagate = False
+    for handler in [handler for handler in logger.handlers if isinstance(handler, _Lines)]:
+        logger.removeHandler(handler)  # of a command before this one, in the same process
+    context = click.get_current_context(silent=True)
+    spell = partial(_flag, context.find_root().command) if context is not None else lambda option: None
+    logger.addHandler(_Lines(name, timed, spell))
+    logger.propagate = False  # a library beside ours may have set up the root's, and each line would come twice
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
@@ -55,10 +77,14 @@ def run_command(command: click.Command, name: str) -> NoReturn:
 
 
 def _flag(command: click.Command, option: str) -> str | None:
-    """Return how `command`, or one below it, spells the option of that Python name: its longest flag."""
+    """Return how `command`, or one below it, spells an option: the longest flag of that name, or of that parameter.
+
+    A flag may fill a parameter of another name, as --method does `method_name`.
+    """
+    own = f"--{option.replace('_', '-')}"
     below = command.commands.values() if isinstance(command, click.Group) else ()
     for parameter in command.params:
-        if parameter.name == option and isinstance(parameter, click.Option):
+        if isinstance(parameter, click.Option) and (parameter.name == option or own in parameter.opts):
             return max((*parameter.opts, *parameter.secondary_opts), key=len)
     return next((flag for one in below if (flag := _flag(one, option)) is not None), None)
 

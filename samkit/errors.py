@@ -28,6 +28,7 @@ else that escapes is our bug and keeps its traceback.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Self
 
 
 class SamkitError(Exception):
@@ -52,14 +53,17 @@ class SamkitError(Exception):
 
     def sentence(self, spell: Callable[[str], str | None]) -> str:
         """Return the message with each option as `spell` writes it, or by its name where that returns None."""
-        text = self.text
-        for name in self.options:
-            text = text.replace(f"{{{name}}}", spell(name) or name)
-        return text
+        return _spelled(self.text, self.options, spell)
 
     def __str__(self) -> str:
         """Return the message with the options' names."""
         return self.sentence(lambda name: name)
+
+
+def _spelled(text: str, options: Sequence[str], spell: Callable[[str], str | None]) -> str:
+    for name in options:
+        text = text.replace(f"{{{name}}}", spell(name) or name)
+    return text
 
 
 class UnknownMethodError(SamkitError):
@@ -97,7 +101,7 @@ class GeometryError(SamkitError):
 class InputRefused(SamkitError):
     """A file from outside failed the gate.
 
-    `code` is a stable word for programs, `reason` and `remedy` are sentences for people.
+    `code` is a stable word for programs, `reason` and `remedy` are sentences for people, with options by their names.
     """
 
     exit_code = 3
@@ -105,8 +109,18 @@ class InputRefused(SamkitError):
     def __init__(self, code: str, reason: str, remedy: str, *, options: Sequence[str] = ()) -> None:
         super().__init__(f"{reason}; {remedy}", options=options)
         self.code = code
-        self.reason = reason
-        self.remedy = remedy
+        self.parts = (reason, remedy)
+        """Both as the text has them, with options in braces."""
+        self.reason, self.remedy = (_spelled(part, options, lambda name: name) for part in self.parts)
+
+    def about(self, what: str) -> Self:
+        """Return the same refusal with `what` it is about before its reason.
+
+        >>> str(InputRefused("no-label", "no label", "name it with {label}", options=("label",)).about("case a"))
+        'case a: no label; name it with label'
+        """
+        reason, remedy = self.parts
+        return type(self)(self.code, f"{what}: {reason}", remedy, options=self.options)
 
 
 class CheckpointError(SamkitError):

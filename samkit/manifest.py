@@ -18,10 +18,10 @@ from typing import Any
 from samkit.errors import ManifestError
 from samkit.methods import GraphSpec, Method, get_method
 from samkit.networks.config import NetworkConfig
+from samkit.precisions import BASE, PRECISIONS, get_precision
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
-PRECISIONS = ("fp32", "fp16")
 FROM_CHECKPOINT = "from checkpoint"
 
 
@@ -64,7 +64,7 @@ class ExportPlan:
     refinement: str | None
     """`anchored`, `recurrent`, or `none` for methods without a loop; None until the checkpoint is opened."""
     precision: str
-    """`fp32`, or `fp16`, which writes both."""
+    """`fp32`, or another one, which writes both."""
     folded: bool
     """Whether graphs are the exact fast form; False is upstream's own formulation (`--no-fold`)."""
     opset: int
@@ -91,7 +91,7 @@ class ExportPlan:
     @property
     def precisions(self) -> tuple[str, ...]:
         """Return every precision that is written."""
-        return PRECISIONS[: PRECISIONS.index(self.precision) + 1]
+        return tuple(dict.fromkeys((BASE.name, self.precision)))
 
     @property
     def files(self) -> list[str]:
@@ -126,8 +126,9 @@ class ExportPlan:
         config_class = type(get_method(known["method"]).sizes["full"])
         known["config"] = known["config"] and config_class.from_dict(known["config"])
         known["graphs"] = tuple(known["graphs"])
-        if known["precision"] not in PRECISIONS:
-            raise ValueError(f"precision {known['precision']!r} is none of {', '.join(PRECISIONS)}")
+        names = [precision.name for precision in PRECISIONS]
+        if known["precision"] not in names:
+            raise ValueError(f"precision {known['precision']!r} is none of {', '.join(names)}")
         return cls(**known)
 
 
@@ -137,7 +138,7 @@ def graph_file(graph: str, precision: str) -> str:
     >>> graph_file("mask_decoder", "fp16")
     'mask_decoder.fp16.onnx'
     """
-    return f"{graph}.onnx" if precision == "fp32" else f"{graph}.{precision}.onnx"
+    return f"{graph}{get_precision(precision).suffix}.onnx"
 
 
 def engine_file(graph: str, precision: str) -> str:
@@ -239,11 +240,12 @@ class Manifest:
         """Return the file of one graph; raises ManifestError naming the precisions there are."""
         name = graph_file(graph, precision)
         if name not in {artifact.file for artifact in self.artifacts}:
-            there = [p for p in PRECISIONS if graph_file(graph, p) in {a.file for a in self.artifacts}]
+            files = {artifact.file for artifact in self.artifacts}
+            there = [one.name for one in PRECISIONS if graph_file(graph, one.name) in files]
             raise ManifestError(
                 f"{folder} has no {graph} in {precision}, it has {', '.join(there) or 'no such graph'}; "
                 f"export again with --{precision}"
-                if precision != "fp32"
+                if precision != BASE.name
                 else f"{folder} has no graph '{graph}'; export again"
             )
         return folder / name
@@ -272,10 +274,14 @@ class Export:
         compare the very bytes that they load, and nothing else needs them.
         """
         folder = Path(folder)
-        manifest = Manifest.load(folder)
+        export = cls.of(folder, Manifest.load(folder))
         if verify:
-            manifest.verify(folder, engines=False)
-        return cls.of(folder, manifest)
+            export.verify()
+        return export
+
+    def verify(self) -> None:
+        """Raise ManifestError unless the files, those of engines apart, are the ones that were exported."""
+        self.manifest.verify(self.folder, engines=False)
 
     @classmethod
     def of(cls, folder: Path, manifest: Manifest) -> Export:

@@ -30,19 +30,19 @@ class Placement:
 
     @classmethod
     def stretched(cls, shape: tuple[int, int], side: int, *, ends_aligned: bool = False) -> Self:
-        """Return the fit that fills the square, whatever that does to the slice's proportions."""
+        """Return the placement that fills the square, whatever that does to the slice's proportions."""
         return cls(shape, side, (side, side), ends_aligned=ends_aligned)
 
     @classmethod
     def longest_side(cls, shape: tuple[int, int], side: int) -> Self:
-        """Return SAM's fit: the longer side fills the square, padding is below or to the right."""
+        """Return SAM's placement: the longer side fills the square, padding is below or to the right."""
         scale = side / max(shape)
         height, width = (max(1, math.floor(size * scale + 0.5)) for size in shape)  # of a thin slice, one row is left
         return cls(shape, side, (height, width))
 
     @classmethod
     def centred(cls, shape: tuple[int, int], side: int) -> Self:
-        """Return the fit that changes no pixel and pads around the slice, which is at most `side` high and wide."""
+        """Return the placement that changes no pixel and pads around the slice, at most `side` high and wide."""
         return cls(shape, side, shape, ((side - shape[0]) // 2, (side - shape[1]) // 2))
 
     def points_to_network(self, points: np.ndarray) -> np.ndarray:

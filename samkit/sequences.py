@@ -14,9 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import click
-
-from samkit.errors import InputRefused
+from samkit.errors import InputRefused, OptionError
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "t1n": ("t1",),
@@ -35,15 +33,17 @@ _SEQUENCE_OF = {alias: name for name, aliases in ALIASES.items() for alias in (n
 
 
 def parse_pattern(text: str) -> tuple[str, str]:
-    """Return name and pattern of `NAME=PATTERN`; click.UsageError where it is none.
+    """Return name and pattern of `NAME=PATTERN`; OptionError where it is none.
 
     >>> parse_pattern("t1c=*_contrast.nii.gz")
     ('t1c', '*_contrast.nii.gz')
     """
     name, found, pattern = (part.strip() for part in text.partition("="))
     if not found or not pattern or not re.fullmatch(r"\w+", name):
-        raise click.UsageError(
-            f"--sequence is written NAME=PATTERN and this one is '{text}'; e.g. --sequence t1c='*_contrast.nii.gz'"
+        raise OptionError(
+            f"{{sequences}} is written NAME=PATTERN and this one is '{text}'; "
+            "e.g. {sequences} t1c='*_contrast.nii.gz'",
+            options=("sequences",),
         )
     return name.lower(), pattern
 
@@ -85,7 +85,8 @@ def sort_files(paths: Iterable[Path], patterns: Mapping[str, str] | None = None)
             raise InputRefused(
                 "two-files",
                 f"{found[name].name} and {path.name} in {path.parent.name} are both {name} by their names",
-                f"remove one of them, or say which is meant with --sequence {name}=PATTERN",
+                f"remove one of them, or say which is meant with {{sequences}} {name}=PATTERN",
+                options=("sequences",),
             )
         found[name] = path
     return found
@@ -98,6 +99,7 @@ def choose(found: Mapping[str, Path], wanted: Sequence[str]) -> tuple[Path, ...]
         raise InputRefused(
             "missing-sequence",
             f"{', '.join(missing)} not found; found are {there}",
-            f"add the file, or say which it is with --sequence {missing[0]}=PATTERN",
+            f"add the file, or say which it is with {{sequences}} {missing[0]}=PATTERN",
+            options=("sequences",),
         )
     return tuple(found[name] for name in wanted)

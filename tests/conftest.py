@@ -186,6 +186,16 @@ def _write_bright_graphs(folder, config):
     )
 
 
+@pytest.fixture(autouse=True)
+def untouched_logging():
+    """A command run in this process must not decide what the tests after it see of the log."""
+    logger = logging.getLogger("samkit")
+    before = (list(logger.handlers), logger.level, logger.propagate)
+    yield
+    logger.handlers[:], logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
+
+
 @pytest.fixture
 def in_process(monkeypatch, capsys):
     """Return a function that runs a command's `main` in this process and gives its exit code, stdout and stderr."""

@@ -27,7 +27,7 @@ import numpy as np
 
 from samkit.benchmarks.measure.machine import processor
 from samkit.checkpoints import CheckpointInfo, save_checkpoint
-from samkit.command import run_command
+from samkit.command import run_command, show_progress
 from samkit.errors import SamkitError
 from samkit.export.export import run_export
 from samkit.export.plan import plan_export
@@ -71,6 +71,7 @@ OFFICIAL = {
 @click.option("--size", type=click.Choice(["full", "tiny"]), default="full", show_default=True)
 def fp16(names: tuple[str, ...], recipe_path: Path | None, keys: Path | None, size: str) -> None:
     """Export methods in float16 and print one row each."""
+    show_progress(quiet=False, timed=True)
     recipe = None if recipe_path is None else read_recipe(recipe_path)
     if keys is None and recipe_path is not None:
         keys = recipe_path.resolve().parent.parent / "keys"
@@ -112,7 +113,7 @@ def gate(method: Method, size: str, recipe: Any, keys: Path | None) -> dict[str,
                 size=None if recipe is not None else size,
                 precision="fp16",
             )
-            manifest = run_export(plan, Path(folder) / "export", say=lambda line: click.echo(line, err=True))
+            manifest = run_export(plan, Path(folder) / "export")
         except SamkitError as error:
             row["error"] = str(error)
         else:

@@ -31,24 +31,24 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from samkit.benchmarks.cases.phantom_scans import SHAPES, click_on, make_study, numbered, with_clicks
+from samkit.benchmarks.cases.phantom_scans import COST_SHAPES, click_on, cost_case, numbered, with_clicks
 from samkit.benchmarks.measure.machine import MatrixProduct, load, processor, versions
 from samkit.benchmarks.measure.processes import memory_of
 from samkit.benchmarks.measure.turns import seconds_of, take_round, take_turns
 from samkit.benchmarks.record.statistics import late_slope, median_difference
-from samkit.command import run_command
+from samkit.command import run_command, show_progress
 from samkit.errors import PromptError, SamkitError, ServingError
 from samkit.export.export import run_export
 from samkit.export.plan import plan_export
 from samkit.geometry import Volume
-from samkit.imageio.nifti import read_scan
+from samkit.imageio.reading import read_scan
 from samkit.manifest import Manifest
 from samkit.methods import VolumeMethod, get_method, list_methods
 from samkit.prompts import Point, parse_point
@@ -58,9 +58,8 @@ from samkit.triton_models.server import EmbeddedServer
 from tools.fp16 import read_recipe, write_weights
 
 if TYPE_CHECKING:
-    from samkit.runtime import RemoteSession, Session
+    from samkit.runtime import Session
 
-    AnySession: TypeAlias = Session | RemoteSession
 
 GOAL_MS = 10.0
 """How much longer the median click through the server may take than the median click in-process."""
@@ -94,7 +93,7 @@ class Subject:
     "--size",
     default="full",
     show_default=True,
-    type=click.Choice([size for size in SHAPES if size]),
+    type=click.Choice([size for size in COST_SHAPES if size]),
     help="small has the demonstration weights, the others random ones; tiny shows that it works.",
 )
 @click.option("--clicks", default=10, show_default=True, type=click.IntRange(min=1), help="Clicks on the phantom.")
@@ -125,6 +124,7 @@ def serving(
     out: Path | None,
 ) -> None:
     """Print one table for each part."""
+    show_progress(quiet=False, timed=True)
     if (scan is None) != (not points):
         raise click.UsageError("--scan and --point go together: clicks on a phantom are simulated, on a scan given")
     if export is not None and recipe is not None:
@@ -133,7 +133,7 @@ def serving(
         folder = export_method(name, size, recipe, keys, Path(work)) if export is None else export
         gc.collect()  # the exporter's programs hold the network in cycles
         given = None if scan is None else read_subject(scan, points)
-        record = measure(folder, Path(work) / "repository", given, SHAPES[size], clicks, rounds, sessions)
+        record = measure(folder, Path(work) / "repository", given, COST_SHAPES[size], clicks, rounds, sessions)
     record["command"] = ["python", "-m", "tools.serving", *sys.argv[1:]]
     if out is not None:
         out.write_text(json.dumps(record, indent=1) + "\n")
@@ -148,7 +148,7 @@ def export_method(name: str, size: str, recipe_path: Path | None, keys: Path | N
         files = write_weights(get_method(name), size, read_recipe(recipe_path), keys, work)
     checkpoint = files.pop("checkpoint", None)
     plan = plan_export(name, checkpoint=checkpoint, others=files, size=size if checkpoint is None else None)
-    run_export(plan, work / name, say=lambda line: click.echo(line, err=True))
+    run_export(plan, work / name)
     return work / name
 
 
@@ -185,8 +185,9 @@ def measure(
         stack.enter_context(inside)
         if subject is None:
             click.echo("clicks on the phantom ...", err=True)
-            study = with_clicks(make_study(plan, shape), inside, plan, clicks)
-            subject = Subject(study.name, study.volumes[""], study.points)
+            method = get_method(plan.method)
+            case = with_clicks(cost_case(method, plan.config, shape), inside, method, clicks)
+            subject = Subject(case.name, case.volumes[""], case.clicks)
         record |= {"scan": subject.name, "shape": list(subject.volume.array.shape),
                    "dtype": subject.volume.array.dtype.name, "clicks": len(subject.points)}  # fmt: skip
         click.echo("server ...", err=True)
@@ -214,17 +215,16 @@ def measure(
     return record
 
 
-def _open(target: str | Path) -> AnySession:
+def _open(target: str | Path) -> Session:
     """Return a session of a method of volumes on an export folder or an address."""
-    session: Any = open_session(target)
-    return session
+    return open_session(target)
 
 
 # --- 1. Clicks ---
 
 
 def measure_clicks(
-    sessions: Mapping[str, AnySession], subject: Subject, rounds: int, product: Callable[[], object]
+    sessions: Mapping[str, Session], subject: Subject, rounds: int, product: Callable[[], object]
 ) -> dict[str, Any]:
     """Return seconds of every click, of stages as the sessions tell them, and of calls that do nothing.
 
@@ -251,14 +251,14 @@ def measure_clicks(
             for way, session in sessions.items():
                 samples[way].append(clicked[way][0])
                 stages[way].append(dict(session.steps[-1].seconds))
-            crops.append(sessions[IN_PROCESS].steps[-1].crops)
+            crops.append(sessions[IN_PROCESS].steps[-1].crops or 0)
             changed.append(sessions[IN_PROCESS].last_update().change[1].size)
             if different := [way for way, mask in masks.items() if not np.array_equal(mask, masks[IN_PROCESS])]:
                 raise SamkitError(
                     f"click {number + 1} gives another mask over {', '.join(different)} than in-process, so there is "
                     "nothing to compare; run the server's tests"
                 )
-            checks = {way: partial(seconds_of, partial(sessions[way].check_point, point)) for way in empty}
+            checks = {way: partial(seconds_of, partial(sessions[way].check, point)) for way in empty}
             for way, seconds in take_round(checks, turn + number).items():
                 empty[way].append(seconds)
         for session in sessions.values():
@@ -275,7 +275,7 @@ def measure_clicks(
     }
 
 
-def _click(session: AnySession, point: Point) -> tuple[float, np.ndarray]:
+def _click(session: Session, point: Point) -> tuple[float, np.ndarray]:
     """Return how long a click and its whole mask took, and the mask."""
     start = time.perf_counter()
     mask = click_on(session, point)
@@ -388,7 +388,7 @@ def measure_first_masks(
     return {"rounds": rounds, "load_before": busy, "figures": figures, "samples": rows}
 
 
-def _first_mask(target: str | Path, volume: Volume, point: Point) -> tuple[AnySession, dict[str, float]]:
+def _first_mask(target: str | Path, volume: Volume, point: Point) -> tuple[Session, dict[str, float]]:
     """Return an open session and the seconds that each part of its first mask took."""
     times = [time.perf_counter()]
     session = _open(target)

@@ -17,7 +17,9 @@ COMMANDS: Mapping[str, str] = {
     "compare": "What got better or worse between two runs, beyond the noise.",
     "report": "One HTML file of any runs, with tables and pictures.",
 }
-"""What stands in the help, so that it needs none of their libraries; `samkit.benchmarks.NAME` has `command`."""
+"""What stands in the help, so that it needs none of their libraries; `samkit.benchmarks.NAME.command` has `command`."""
+_HOMES = {"compare": "report.compare"}
+"""Where a command lives that has no room of its own."""
 
 
 class _Commands(click.Group):
@@ -29,7 +31,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        found: click.Command = import_module(f"samkit.benchmarks.{cmd_name}").command
+        found: click.Command = import_module(f"samkit.benchmarks.{_HOMES.get(cmd_name, f'{cmd_name}.command')}").command
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from samkit import __version__
-from samkit.command import run_command
+from samkit.command import run_command, show_progress
 from samkit.errors import MissingDependencyError
 from samkit.export.plan import OPSET, plan_export
 from samkit.manifest import ExportPlan, Manifest
@@ -74,16 +74,13 @@ def export(
     quiet: bool,
 ) -> None:
     """Export a method's network as checked ONNX files with a manifest, and as TensorRT engines where there is a GPU."""
-
-    def say(line: str) -> None:
-        if not quiet:
-            click.echo(line, err=True)
+    show_progress(quiet, name="sam-export", timed=True)
 
     def engines(folder: Path) -> Manifest:
         from samkit.export import engines  # neither torch nor onnx
 
         settings = engines.EngineSettings(engine_workspace * engines.MIB, engine_level)
-        return engines.build_engines(folder, settings=settings, force=force, say=say, warn=_announce)
+        return engines.build_engines(folder, settings=settings, force=force)
 
     if sum((show_list, verify is not None, build_engines is not None, method_name is not None)) > 1:
         raise click.UsageError("--list, --verify, --build-engines and --method each stand alone; give one")
@@ -94,7 +91,7 @@ def export(
     elif verify is not None:
         from samkit.export.export import verify_export  # numpy and ONNX Runtime only
 
-        click.echo(json.dumps(verify_export(verify, say)))
+        click.echo(json.dumps(verify_export(verify)))
     elif build_engines is not None:
         click.echo(json.dumps({"export": str(build_engines), "engines": engines(build_engines).engines}))
     elif method_name is None:
@@ -120,7 +117,7 @@ def export(
         missing = None if no_engines else _missing_for_engines(require_tensorrt)
         from samkit.export.export import run_export  # torch only when an export is really made
 
-        manifest = run_export(plan, folder, force=force, say=say)
+        manifest = run_export(plan, folder, force=force)
         if missing is None and not no_engines:
             manifest = engines(folder)
         elif missing is not None:

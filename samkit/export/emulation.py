@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from samkit.errors import ExportError
 from samkit.export.typed_graph import MOVERS, TypedGraph, copy_node, name_nodes, rebuilt, save_beside
 from samkit.methods import GraphSpec
+from samkit.precisions.fp16 import FP16
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.tensors import Axis, Tensor, TensorSpec
 
@@ -118,7 +119,7 @@ def first_offender(
     if not names:
         return None
     errors = _run_probes(model, len(names), graph, inputs, folder / f"{single.stem}.compared.onnx")
-    beyond = errors > graph.tolerance["fp16"].relative
+    beyond = errors > graph.tolerance[FP16.name].relative
     for suspicious in (~np.isfinite(errors), beyond):
         if suspicious.any():
             number = int(suspicious.argmax())

@@ -9,12 +9,12 @@ Each engine is built in a child process (build_engine.py). All are built and pas
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from samkit.runtime.backends.tensorrt_library import import_tensorrt, untested_w
 from samkit.runtime.backends.tensorrt_runner import POINTS, TensorRTRunner
 from samkit.tensors import Axis
 
-Say = Callable[[str], None]
+_log = logging.getLogger(__name__)
 
 MIB = 1 << 20
 
@@ -83,42 +83,38 @@ def build_engines(
     *,
     settings: EngineSettings | None = None,
     force: bool = False,
-    say: Say = lambda line: None,
-    warn: Say | None = None,
 ) -> Manifest:
     """Build an engine of every ONNX file of the export in `folder`, and return its new manifest.
 
     Engines that are there, unchanged, of this machine and with these settings are kept, unless `force`; engines' own
-    files may be missing or changed, all others not. `say` gets the progress and `warn`, by default the same, what must
-    be told. Raises MissingDependencyError without TensorRT, pycuda or a GPU, ManifestError for a changed export,
-    ExportError with TensorRT's own errors, and ParityError; the export is then as it was.
+    files may be missing or changed, all others not. An untested version of TensorRT is logged as a warning. Raises
+    MissingDependencyError without TensorRT, pycuda or a GPU, ManifestError for a changed export, ExportError with
+    TensorRT's own errors, and ParityError; the export is then as it was.
     """
     settings = settings or EngineSettings()
     machine = check_tensorrt()
     manifest = Manifest.load(folder)
     manifest.verify(folder, engines=False)
     if (untested := untested_warning(machine["tensorrt"])) is not None:
-        (warn or say)(untested)
+        _log.warning(untested)
     wanted = [(spec, precision) for spec in manifest.plan.specs for precision in manifest.plan.precisions]
     if not force and all(_is_current(manifest, folder, spec, p, machine, settings) for spec, p in wanted):
-        say(f"{folder} already holds these engines, unchanged; nothing to do (--force builds them again)")
+        _log.info("%s already holds these engines, unchanged; nothing to do unless forced", folder)
         return manifest
     try:
         with tempfile.TemporaryDirectory(prefix=".engines-", dir=folder) as work:
             facts = {}
             for spec, precision in wanted:
                 name = engine_file(spec.name, precision)
-                say(f"{name}: TensorRT {machine['tensorrt']} on {machine['gpu']}")
+                _log.info("%s: TensorRT %s on %s", name, machine["tensorrt"], machine["gpu"])
                 facts[name] = _build(folder, Path(work), manifest, spec, precision, settings)
-                say(f"{name}: built in {facts[name]['build_seconds']:.1f} s")
+                _log.info("%s: built in %.1f s", name, facts[name]["build_seconds"])
             new = _with_engines(manifest, Path(work), facts)
             for precision in manifest.plan.precisions:
                 for name, figures in _check_parity(new, folder, Path(work), precision).items():
                     new.engines[name]["parity"] = figures
-                    say(
-                        f"{name}: "
-                        + ", ".join(f"{k} {v:.3g}" for k, v in figures.items() if isinstance(v, float | int))
-                    )
+                    shown = (f"{k} {v:.3g}" for k, v in figures.items() if isinstance(v, float | int))
+                    _log.info("%s: %s", name, ", ".join(shown))
             _move(Path(work), folder, manifest, new)
     except OSError as error:
         raise ExportError(f"the engines can't be written to {folder} ({error.strerror}); make it writable") from error
@@ -205,11 +201,13 @@ def _failure(result: dict[str, Any], code: int, name: str, log: Path) -> SamkitE
         return kind(f"{name} was not built: {result['error']}; {where}")
     if code < 0:
         how = f"was ended by {signal.Signals(-code).name}"
-        advice = ", often for want of memory: try a smaller --engine-workspace" if -code == signal.SIGKILL else ""
+        advice = ", often for want of memory: try a smaller {engine_workspace}" if -code == signal.SIGKILL else ""
     else:
         lines = log.read_text(errors="replace").strip().splitlines()
         how, advice = f"ended with code {code}" + (f" ({lines[-1].strip()})" if lines else ""), ""
-    return ExportError(f"{name} was not built: the process that built it {how}{advice}; {where}")
+    return ExportError(
+        f"{name} was not built: the process that built it {how}{advice}; {where}", options=("engine_workspace",)
+    )
 
 
 def _with_engines(manifest: Manifest, work: Path, facts: dict[str, Any]) -> Manifest:

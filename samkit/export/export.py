@@ -7,11 +7,11 @@ leaves the target as it was.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
     from samkit.export.precision import Kept
     from samkit.networks.network import Network
 
-Say = Callable[[str], None]
+_log = logging.getLogger(__name__)
 
 RANDOM_SEED = 0
 MERGE_RELATIVE = 1e-5
 """How much merging LoRA may move the embedding: it is exact but for rounding (1e-6 was measured)."""
 
 
-def run_export(plan: ExportPlan, out: Path, *, force: bool = False, say: Say = lambda line: None) -> Manifest:
+def run_export(plan: ExportPlan, out: Path, *, force: bool = False) -> Manifest:
     """Carry out `plan` into the folder `out` and return its manifest.
 
     An export of the same plan whose files are unchanged is kept. Raises ExportError for another export in `out`
@@ -58,28 +58,30 @@ def run_export(plan: ExportPlan, out: Path, *, force: bool = False, say: Say = l
     loaded = _load(plan, method)
     plan = complete_plan(plan, loaded.info, loaded.borrowed)
     if (kept := _same_export(plan, out, force)) is not None:
-        say(f"{out} already holds this export, unchanged; nothing to do (--force makes it again)")
+        _log.info("%s already holds this export, unchanged; nothing to do unless forced", out)
         return kept
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
-            manifest = _make(plan, method, loaded, Path(folder), say)
+            manifest = _make(plan, method, loaded, Path(folder))
             _move(Path(folder), out, manifest)
     except OSError as error:
-        raise ExportError(f"the export can't be written to {out} ({error.strerror}); choose another --out") from error
+        raise ExportError(
+            f"the export can't be written to {out} ({error.strerror}); choose another {{out}}", options=("out",)
+        ) from error
     return manifest
 
 
-def verify_export(folder: Path, say: Say = lambda line: None) -> dict[str, Any]:
+def verify_export(folder: Path) -> dict[str, Any]:
     """Check schema and hashes of an export, repeat its parity on the stored inputs, and return the figures."""
     manifest = Manifest.load(folder)
     manifest.verify(folder)
-    say(f"{len(manifest.artifacts)} files have the SHA-256 they were exported with")
+    _log.info("%d files have the SHA-256 they were exported with", len(manifest.artifacts))
     method = get_method(manifest.plan.method)
     references = _load_references(method, folder / PARITY_FILE)
     figures: dict[str, Any] = {}
     for precision in manifest.plan.precisions:
-        figures |= _check_files(manifest.plan, method, folder, references, precision, say)
+        figures |= _check_files(manifest.plan, method, folder, references, precision)
     return figures
 
 
@@ -94,11 +96,12 @@ def repeat_parity(
 def _check_folder(out: Path) -> None:
     """Raise ExportError where `out` is no folder, or one that holds anything but an export of ours."""
     if out.exists() and not out.is_dir():
-        raise ExportError(f"{out} is a file, and an export is a folder; choose another --out")
+        raise ExportError(f"{out} is a file, and an export is a folder; choose another {{out}}", options=("out",))
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_FILE).is_file():
         raise ExportError(
             f"{out} holds files that no export of samkit's wrote, and nothing of yours is replaced; "
-            "choose an empty or a new folder with --out"
+            "choose an empty or a new folder with {out}",
+            options=("out",),
         )
 
 
@@ -124,7 +127,7 @@ def _load(plan: ExportPlan, method: Method) -> LoadedNetwork:
                 raise ExportError(f"{file} changed between planning and loading; run sam-export again")
         return load_network(path, method, others)
     if plan.config is None or plan.size is None:
-        raise ExportError("a plan with random weights names no network; pass --size")
+        raise ExportError("a plan with random weights names no network; pass {size}", options=("size",))
     network = random_network(method, plan.config)
     refinement = plan.refinement or method.refinements[0]
     return LoadedNetwork(network, CheckpointInfo(method.name, plan.size, plan.config, refinement), "")
@@ -154,16 +157,17 @@ def _same_export(plan: ExportPlan, out: Path, force: bool) -> Manifest | None:
         there = Manifest.load(out)
         there.verify(out, engines=False)
     except ManifestError as error:
-        raise ExportError(f"{error}. To replace what is in {out}, pass --force") from error
+        raise ExportError(f"{error}. To replace what is in {out}, pass {{force}}", options=("force",)) from error
     if there.plan != plan or there.environment.get("samkit") != _environment()["samkit"]:
         raise ExportError(
             f"{out} holds another export (method {there.plan.method}, {there.plan.precision}, weights "
-            f"{there.plan.weights.kind}); choose another --out, or pass --force to replace it"
+            f"{there.plan.weights.kind}); choose another {{out}}, or pass {{force}} to replace it",
+            options=("out", "force"),
         )
     return there
 
 
-def _make(plan: ExportPlan, method: Method, loaded: LoadedNetwork, folder: Path, say: Say) -> Manifest:
+def _make(plan: ExportPlan, method: Method, loaded: LoadedNetwork, folder: Path) -> Manifest:
     """Write every file of `plan` into `folder` and return the manifest, also saved there."""
     if plan.config is None or plan.refinement is None:
         raise ExportError("the plan is not complete; complete_plan fills in what the checkpoint says")
@@ -172,13 +176,8 @@ def _make(plan: ExportPlan, method: Method, loaded: LoadedNetwork, folder: Path,
     from samkit.export.tensorrt_operators import check_files
 
     network, specs = loaded.network, plan.specs
-    started = time.perf_counter()
-
-    def stage(text: str) -> None:
-        say(f"[{time.perf_counter() - started:6.1f} s] {text}")
-
-    stage("reference: PyTorch float32, upstream's formulation, on phantoms")
-    references = _make_references(network, method, plan, _subjects(plan, method, say))
+    _log.info("reference: PyTorch float32, upstream's formulation, on phantoms")
+    references = _make_references(network, method, plan, _subjects(plan, method))
     # Scans of patients don't travel with an export: what is stored for --verify are the phantoms.
     save_arrays(folder / PARITY_FILE, [reference.to_arrays() for reference in references[:CASES]])
     merge = None
@@ -187,15 +186,15 @@ def _make(plan: ExportPlan, method: Method, loaded: LoadedNetwork, folder: Path,
         merge = _merge_lora(network, references, method) if getattr(plan.config, "lora_rank", 0) else None
         network.freeze()
     for spec in specs:
-        stage(f"{graph_file(spec.name, 'fp32')}: torch.onnx")
+        _log.info("%s: torch.onnx", graph_file(spec.name, "fp32"))
         write_graph(network, spec, folder / graph_file(spec.name, "fp32"), opset=plan.opset, folded=plan.folded)
-    check_files(sorted(folder.glob("*.onnx")), stage)
-    parity = _check_files(plan, method, folder, references, "fp32", stage)
+    check_files(sorted(folder.glob("*.onnx")))
+    parity = _check_files(plan, method, folder, references, "fp32")
     notes = {}
     if plan.precision == "fp16":
-        notes = write_float16(folder, specs, _checking(plan, method, references), stage, _keep_list(plan))
-        check_files(sorted(folder.glob("*.fp16.onnx")), stage)
-        parity |= _check_files(plan, method, folder, references, "fp16", stage)
+        notes = write_float16(folder, specs, _checking(plan, method, references), _keep_list(plan))
+        check_files(sorted(folder.glob("*.fp16.onnx")))
+        parity |= _check_files(plan, method, folder, references, "fp16")
     names = sorted(path.name for path in folder.iterdir())
     manifest = Manifest(
         plan=plan,
@@ -207,7 +206,7 @@ def _make(plan: ExportPlan, method: Method, loaded: LoadedNetwork, folder: Path,
         provenance=loaded.info.provenance,
     )
     manifest.save(folder)
-    stage("manifest.json")
+    _log.info("manifest.json")
     return manifest
 
 
@@ -223,12 +222,12 @@ def _checking(plan: ExportPlan, method: Method, references: list[Any]) -> Callab
     return check
 
 
-def _subjects(plan: ExportPlan, method: Method, say: Say) -> list[Subject]:
+def _subjects(plan: ExportPlan, method: Method) -> list[Subject]:
     """Return the scans to calibrate on besides phantoms; none where no folder was given."""
     if plan.calibration is None or plan.calibration.path is None:
         return []
     paths, found = find_subjects(Path(plan.calibration.path), method, plan.config)
-    say(f"calibration: {len(paths)} of {found} subjects of the folder, besides {CASES} phantoms")
+    _log.info("calibration: %d of %d subjects of the folder, besides %d phantoms", len(paths), found, CASES)
     return read_subjects(paths, method, plan.config)
 
 
@@ -294,7 +293,7 @@ def _merge_lora(network: Network, references: list[Any], method: Method) -> dict
 
 
 def _check_files(
-    plan: ExportPlan, method: Method, folder: Path, references: list[Any], precision: str, stage: Say
+    plan: ExportPlan, method: Method, folder: Path, references: list[Any], precision: str
 ) -> dict[str, Any]:
     """Compare the ONNX files of one precision with the references on ONNX Runtime's CPU provider."""
     if plan.config is None or plan.refinement is None:
@@ -310,7 +309,7 @@ def _check_files(
     for name, values in checked.items():
         file = graph_file(name, precision)
         figures[file] = values
-        stage(f"{file}: " + ", ".join(f"{k} {v:.3g}" for k, v in values.items()))
+        _log.info("%s: %s", file, ", ".join(f"{k} {v:.3g}" for k, v in values.items()))
     return figures
 
 

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -26,13 +27,16 @@ from samkit.export.sensitivity import measure_effects
 from samkit.export.typed_graph import PRODUCTS, TypedGraph
 from samkit.manifest import graph_file
 from samkit.methods import GraphSpec
+from samkit.precisions import BASE
+from samkit.precisions.fp16 import FP16
 from samkit.runtime.backends.runner import Runner
 from samkit.tensors import Tensor
 
-Say = Callable[[str], None]
 Check = Callable[[Mapping[str, Runner], str], dict[str, dict[str, Any]]]
 """Runs the parity procedure on runners, in a precision; returns figures by graph, raises ParityError."""
 KeptByGraph = Mapping[str, Sequence[Kept]]
+
+_log = logging.getLogger(__name__)
 
 LEAST_SHARE = 0.5
 """Share of the products below which float16 gains nothing."""
@@ -41,7 +45,7 @@ SENSITIVE_SHARES = (0.125, 0.25, 0.45)
 
 
 def write_float16(
-    folder: Path, specs: Sequence[GraphSpec], check: Check, say: Say, keep_list: KeptByGraph | None = None
+    folder: Path, specs: Sequence[GraphSpec], check: Check, keep_list: KeptByGraph | None = None
 ) -> dict[str, Any]:
     """Write the float16 file of every graph in `folder` beside its float32 file; return notes by file name.
 
@@ -49,7 +53,7 @@ def write_float16(
     fewer than half of the products could run in float16, ParityError where the masks moved too far.
     """
     with tempfile.TemporaryDirectory(dir=folder) as made:
-        conversion = _Conversion(folder, Path(made), specs, check, say)
+        conversion = _Conversion(folder, Path(made), specs, check)
         if keep_list is not None:
             notes = conversion.attempt("as the keep-list says", conversion.completed(keep_list))
         else:
@@ -62,9 +66,9 @@ def write_float16(
 class _Conversion:
     """The graphs of one export on their way to float16, and why the last attempt failed."""
 
-    def __init__(self, folder: Path, made: Path, specs: Sequence[GraphSpec], check: Check, say: Say) -> None:
-        self.folder, self.made, self.specs, self.check, self.say = folder, made, specs, check, say
-        self.graphs = {spec.name: TypedGraph(onnx.load(folder / graph_file(spec.name, "fp32"))) for spec in specs}
+    def __init__(self, folder: Path, made: Path, specs: Sequence[GraphSpec], check: Check) -> None:
+        self.folder, self.made, self.specs, self.check = folder, made, specs, check
+        self.graphs = {spec.name: TypedGraph(onnx.load(folder / graph_file(spec.name, BASE.name))) for spec in specs}
         self.failed: ParityError | None = None
         self._first: dict[str, Mapping[str, Tensor]] = {}
         """The inputs of each graph's first run."""
@@ -106,23 +110,25 @@ class _Conversion:
         self._check_gain(kept)
         for spec in self.specs:
             model = convert_to_fp16(self.graphs[spec.name], nodes[spec.name])
-            save_graph(model, self._file(spec, "fp16"), spec, folded=True)
-        self.say(f"float16, {name}: emulated against PyTorch float32")
+            save_graph(model, self._file(spec, FP16.name), spec, folded=True)
+        _log.info("float16, %s: emulated against PyTorch float32", name)
         try:
             figures = self._gate()
         except ParityError as error:
-            self.say(f"float16, {name}: {error}")
+            _log.info("float16, %s: %s", name, error)
             self.failed = error
             return None
         return {
-            graph_file(graph, "fp16"): {**notes_of(self.graphs[graph], list(entries), name), "gate": figures[graph]}
+            graph_file(graph, FP16.name): {**notes_of(self.graphs[graph], list(entries), name), "gate": figures[graph]}
             for graph, entries in kept.items()
         }
 
     def failure(self) -> ParityError:
         """Return the last attempt's error, with the node to blame."""
         found = [
-            first_offender(self._file(spec, "fp32"), self._file(spec, "fp16"), spec, self._last[spec.name], self.made)
+            first_offender(
+                self._file(spec, BASE.name), self._file(spec, FP16.name), spec, self._last[spec.name], self.made
+            )
             for spec in self.specs
             if spec.name in self._last
         ]
@@ -138,13 +144,13 @@ class _Conversion:
 
     def _measure(self) -> dict[str, Ranges]:
         """Return what every tensor of the float32 graphs reached along the procedure."""
-        self.say("float16: ranges of every tensor, along the float32 graphs")
+        _log.info("float16: ranges of every tensor, along the float32 graphs")
         with ExitStack() as stack:
             runners = {
-                spec.name: stack.enter_context(RangeRunner(self._file(spec, "fp32"), spec, self.made))
+                spec.name: stack.enter_context(RangeRunner(self._file(spec, BASE.name), spec, self.made))
                 for spec in self.specs
             }
-            self.check(runners, "fp32")
+            self.check(runners, BASE.name)
             self._first = {name: runner.first for name, runner in runners.items()}
             return {name: runner.ranges for name, runner in runners.items()}
 
@@ -152,24 +158,24 @@ class _Conversion:
         """Return the figures of the emulated float16 files; raises ParityError, and keeps the inputs of that moment."""
         with ExitStack() as stack:
             runners = {
-                spec.name: stack.enter_context(EmulatedRunner(self._file(spec, "fp16"), spec, self.made))
+                spec.name: stack.enter_context(EmulatedRunner(self._file(spec, FP16.name), spec, self.made))
                 for spec in self.specs
             }
             try:
-                return self.check(runners, "fp16")
+                return self.check(runners, FP16.name)
             except ParityError:
                 self._last = {name: runner.last for name, runner in runners.items() if runner.last is not None}
                 raise
 
     def _effects(self, kept: KeptByGraph) -> dict[str, dict[str, float]]:
         """Return, by graph, how far rounding each product that is not `kept` moves the outputs."""
-        self.say("float16: which products' rounding matters most")
+        _log.info("float16: which products' rounding matters most")
         effects = {}
         for spec in self.specs:
             stays = {entry.node for entry in kept[spec.name]}
             products = [n.name for n in self.graphs[spec.name].nodes if n.op_type in PRODUCTS and n.name not in stays]
             inputs = self._last.get(spec.name, self._first[spec.name])
-            effects[spec.name] = measure_effects(self._file(spec, "fp32"), spec, products, inputs, self.made)
+            effects[spec.name] = measure_effects(self._file(spec, BASE.name), spec, products, inputs, self.made)
         return effects
 
     def _with_sensitive(self, kept: KeptByGraph, effects: dict[str, dict[str, float]], share: float) -> KeptByGraph:
@@ -191,7 +197,8 @@ class _Conversion:
             common = max(set(reasons), key=reasons.count)
             raise ExportError(
                 f"float16 gains nothing here: {products - in_half} of {products} matrix products and convolutions have "
-                f"to stay in float32 (most often: {common}); export without --fp16, or look at these weights"
+                f"to stay in float32 (most often: {common}); export without {{fp16}}, or look at these weights",
+                options=("fp16",),
             )
 
 

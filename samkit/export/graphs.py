@@ -81,7 +81,7 @@ def write_graph(network: Network, spec: GraphSpec, path: Path, *, opset: int, fo
             f"torch could not export {spec.name} ({reason}); the full report is above this error's cause"
         ) from error
     if program is None:
-        raise ExportError(f"torch returned no program for {spec.name}; try another --opset")
+        raise ExportError(f"torch returned no program for {spec.name}; try another {{opset}}", options=("opset",))
     model = program.model_proto
     _strip_machine_paths(model)
     for tensor in spec.inputs:

@@ -15,7 +15,8 @@ import numpy as np
 
 from samkit.errors import ManifestError, ParityError
 from samkit.masks import dice, hausdorff95
-from samkit.methods import GraphSpec, Tolerance
+from samkit.methods import GraphSpec
+from samkit.precisions import BASE, Tolerance, get_precision
 from samkit.prompts import ABSENT
 from samkit.runtime.backends.runner import Runner
 
@@ -23,10 +24,6 @@ FILE_NAME = "parity.npz"
 CASES = 2
 SMALL_MASK = 1000
 """Voxels below which a mask is judged by the voxels that differ: Dice of a small mask jumps at one voxel."""
-ABSENT_RELATIVE = {"fp32": 5e-6, "fp16": 5e-3}
-"""How much points labelled ABSENT may change the logits. They add exact zeros; what is left is that a runtime blocks
-matrices of other sizes differently (docs/numerics.md: at most 8.5e-7 was measured, and the tests hold 1e-6). In float16
-such a difference may round to the next number, so that what is left is float16's own error (1.1e-3 was measured)."""
 
 _FLOOR = {"iou_predictions": 1.0}
 """Smallest norm that an error is relative to: an IoU is one number on a scale of 0 to 1, and may well be near 0."""
@@ -59,7 +56,8 @@ def compare_outputs(
         if not error <= graph.tolerance[precision].relative:
             raise ParityError(
                 f"{graph.name} ({precision}), {name}, {where}: relative error {error:.1e} against PyTorch float32, at "
-                f"most {graph.tolerance[precision].relative:.0e} is allowed; export in fp32, or report this checkpoint"
+                f"most {graph.tolerance[precision].relative:.0e} is allowed; export in {BASE.name}, or report "
+                "this checkpoint"
             )
 
 
@@ -84,7 +82,7 @@ def compare_masks(
                 f"{where}: the mask has Dice {overlap:.5f}, {differing} other voxels and an HD95 of {distance:.3g} "
                 f"voxels against PyTorch float32, needed is Dice {tolerance.min_dice} (masks under {SMALL_MASK} "
                 f"voxels: at most {tolerance.max_voxels} other voxels) and an HD95 of {tolerance.max_hd95:g}; "
-                "export in fp32, or report this checkpoint"
+                f"export in {BASE.name}, or report this checkpoint"
             )
 
 
@@ -106,7 +104,7 @@ def check_absent_points(
     """Return the largest relative change that ABSENT points make: beside real ones, alone, and in unlike rows.
 
     `feed` holds one row of the decoder's other inputs, `coords` (2, axes) and `labels` (2,) two real points. Raises
-    ParityError beyond ABSENT_RELATIVE.
+    ParityError beyond what the precision allows.
     """
 
     def logits(coords: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -126,10 +124,11 @@ def check_absent_points(
     errors = [relative_error(a, b) for a, b in zip(alone, plain, strict=True)]
     errors += [relative_error(rows[count : count + 1], plain[count]) for count in range(3)]
     error = float(np.max(errors))  # `np.max`, because nan must reach the check
-    if not error <= ABSENT_RELATIVE[precision]:
+    limit = get_precision(precision).absent_points
+    if not error <= limit:
         raise ParityError(
             f"{decoder.graph.name} ({precision}): absent points move the logits by {error:.1e} relative, at most "
-            f"{ABSENT_RELATIVE[precision]:.0e} is allowed; this is a bug of samkit, please report it"
+            f"{limit:.0e} is allowed; this is a bug of samkit, please report it"
         )
     return error
 

@@ -8,10 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-import click
-
 from samkit.checkpoints import CheckpointInfo, read_info, resolve_checkpoint
-from samkit.errors import CheckpointError
+from samkit.errors import CheckpointError, OptionError
 from samkit.manifest import Aid, ExportPlan, Weights, file_sha256
 from samkit.methods import Method, get_method
 from samkit.networks.config import NetworkConfig
@@ -40,32 +38,39 @@ def plan_export(
     Without a checkpoint the demonstration weights are used, or seeded random ones for a size they do not have. `others`
     are companions of an official file and files for parts, by the names in the method's record. `calibration` is a
     folder of scans and `keep_list` a file of nodes, both for float16. Raises UnknownMethodError, CheckpointError, and
-    click.UsageError for options that don't fit the method.
+    OptionError for options that don't fit the method.
     """
     method = get_method(method_name)
     if refinement is not None and refinement not in method.refinements:
-        raise click.UsageError(
+        raise OptionError(
             f"'{refinement}' refinement is not known to {method.name}, it has {', '.join(method.refinements)}; "
-            "leave --refinement out"
+            "leave {refinement} out",
+            options=("refinement",),
         )
     if opset not in OPSETS:
-        raise click.UsageError(
-            f"opset {opset} was never tested, use {OPSETS.start} to {OPSETS.stop - 1}; e.g. --opset 20"
+        raise OptionError(
+            f"opset {opset} was never tested, use {OPSETS.start} to {OPSETS.stop - 1}; e.g. {{opset}} 20",
+            options=("opset",),
         )
     if precision == "fp16" and not folded:
-        raise click.UsageError("--no-fold is the float32 baseline, and float16 is made of the fast form; give one")
-    for option, aid in (("calibration", calibration), ("keep-list", keep_list)):
+        raise OptionError(
+            "{no_fold} is the float32 baseline, and float16 is made of the fast form; give one", options=("no_fold",)
+        )
+    for option, aid in (("calibration", calibration), ("keep_list", keep_list)):
         if aid is not None and precision != "fp16":
-            raise click.UsageError(f"--{option} says how float16 is made; add --fp16, or leave it out")
+            raise OptionError(
+                f"{{{option}}} says how float16 is made; add {{fp16}}, or leave it out", options=(option, "fp16")
+            )
     known = (*method.companions, *(part.name for part in method.parts))
     for name in others:
         if name not in known:
-            raise click.UsageError(
-                f"--{name} does not belong to {method.name}, which takes "
-                f"{' and '.join(f'--{other}' for other in known) or '--checkpoint alone'}"
+            raise OptionError(
+                f"{{{name}}} does not belong to {method.name}, which takes "
+                f"{' and '.join(f'{{{other}}}' for other in known) or '{checkpoint} alone'}",
+                options=(name, *known, "checkpoint"),
             )
         if checkpoint is None and (name in method.companions or size not in (None, "small")):
-            raise click.UsageError(f"--{name} goes with a --checkpoint; give both")
+            raise OptionError(f"{{{name}}} goes with a {{checkpoint}}; give both", options=(name, "checkpoint"))
     info = None
     if checkpoint is not None:
         weights = _file_weights(checkpoint)
@@ -99,11 +104,11 @@ def _graphs(method: Method, config: NetworkConfig, refinement: str | None, folde
 
 
 def _content_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, or over those of all files in a folder; raises click.UsageError for neither."""
+    """Return the SHA-256 of a file, or over those of all files in a folder; raises OptionError for neither."""
     if path.is_file():
         return file_sha256(path)
     if not path.is_dir():
-        raise click.UsageError(f"{path} is no file and no folder; check the path")
+        raise OptionError(f"{path} is no file and no folder; check the path")
     total = hashlib.sha256()
     for file in sorted(inside for inside in path.rglob("*") if inside.is_file()):
         total.update(file_sha256(file).encode())
@@ -119,7 +124,8 @@ def complete_plan(plan: ExportPlan, info: CheckpointInfo, borrowed: tuple[str, .
     """Return `plan` with what the opened checkpoint says; raises CheckpointError where the two contradict."""
     if plan.size not in (None, info.size):
         raise CheckpointError(
-            f"the checkpoint holds the {info.size} network, and --size {plan.size} was asked for; leave --size out"
+            f"the checkpoint holds the {info.size} network, and {{size}} {plan.size} was asked for; leave {{size}} out",
+            options=("size",),
         )
     weights = replace(plan.weights, demonstration=info.demonstration)
     refinement = plan.refinement or info.refinement

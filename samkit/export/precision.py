@@ -141,7 +141,8 @@ def convert_to_fp16(graph: TypedGraph, kept: Iterable[str]) -> onnx.ModelProto:
     if unknown := sorted(kept - {node.name for node in graph.nodes}):
         raise ExportError(
             f"the keep-list names {unknown[0]}, which is no node of this graph; it was made for another network or "
-            "another samkit, leave --keep-list out to measure again"
+            "another samkit, leave {keep_list} out to measure again",
+            options=("keep_list",),
         )
     half = _half_nodes(graph, kept)
     _check_weights(graph, half)

@@ -25,6 +25,7 @@ from samkit.methods.method import Answer
 from samkit.phantoms import SEQUENCES, make_phantom
 from samkit.placement import Placement
 from samkit.planes import PlaneView, Window, scale_intensities
+from samkit.precisions import BASE
 from samkit.prompts import BACKGROUND, FOREGROUND, SliceBox, SlicePoint, SlicePrompts
 from samkit.runtime.backends.runner import Runner, SubstituteRunner, add_substitutes
 from samkit.tensors import Tensor
@@ -181,7 +182,7 @@ def _compare_decoders(
             raise ParityError(
                 f"{graph.name} ({precision}), {name}, {where}: relative difference {error:.1e} from mask_decoder "
                 f"without a mask, at most {graph.tolerance[precision].relative:.0e} is allowed; "
-                "export in fp32, or report this checkpoint"
+                f"export in {BASE.name}, or report this checkpoint"
             )
 
 

@@ -16,10 +16,10 @@ from scipy import ndimage
 
 from samkit.errors import InputRefused
 from samkit.geometry import Volume
-from samkit.imageio.nifti import SCAN_SUFFIXES
-from samkit.imageio.pictures import is_picture
+from samkit.imageio.reading import is_picture, list_scans
+from samkit.imageio.study import Study, read_study
 from samkit.methods import Method, SliceMethod
-from samkit.segment.inputs import Given, find_inputs, read_inputs
+from samkit.segment.inputs import find_inputs
 
 MOST = 8
 """Subjects that are used of a folder, spread over it evenly: each one goes through PyTorch and every graph."""
@@ -55,7 +55,7 @@ def find_subjects(folder: Path, method: Method, config: Any) -> tuple[list[Path]
         usable = [path for path in found if path.is_dir() or is_picture(path)]
     else:
         pictures = isinstance(method, SliceMethod)
-        usable = [p for p in found if p.name.endswith(SCAN_SUFFIXES) or (pictures and is_picture(p))]
+        usable = sorted([*list_scans(found), *(path for path in found if pictures and is_picture(path))])
     if not usable:
         kind = "a folder of sequences for each patient" if takes_several else "NIfTI scans"
         raise InputRefused(
@@ -68,15 +68,15 @@ def find_subjects(folder: Path, method: Method, config: Any) -> tuple[list[Path]
 def read_subjects(paths: Sequence[Path], method: Method, config: Any) -> list[Subject]:
     """Read what `find_subjects` found; raises InputRefused for what `sam-segment` would refuse, too."""
     return [
-        _subject(f"calibration subject {number}", read_inputs(find_inputs([str(path)], method, config, {}), method))
+        _subject(f"calibration subject {number}", read_study(find_inputs([str(path)], method, config, {})))
         for number, path in enumerate(paths, 1)
     ]
 
 
-def _subject(name: str, given: Given) -> Subject:
-    volumes = {sequence: scan.volume for sequence, scan in given.scans.items()}
-    grey = given.picture.mean(axis=2) if given.picture is not None else next(iter(volumes.values())).array
-    return Subject(name, volumes, given.picture, _bright_part(np.asarray(grey, np.float32), name))
+def _subject(name: str, study: Study) -> Subject:
+    volumes = {sequence: scan.volume for sequence, scan in study.scans.items()}
+    grey = study.picture.mean(axis=2) if study.picture is not None else next(iter(volumes.values())).array
+    return Subject(name, volumes, study.picture, _bright_part(np.asarray(grey, np.float32), name))
 
 
 def _bright_part(values: np.ndarray, name: str) -> np.ndarray:

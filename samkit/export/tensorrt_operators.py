@@ -8,6 +8,7 @@ runner allocates before it runs, and TensorRT computes shapes from integers.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from onnx import AttributeProto, TensorProto, helper
 from samkit.errors import ExportError
 from samkit.export.operator_facts import LAST_OPSET, SUPPORTED
 from samkit.export.typed_graph import infer_dtypes
+
+_log = logging.getLogger(__name__)
 
 _TYPES = {
     TensorProto.FLOAT: "FP32",
@@ -66,11 +69,11 @@ _TYPED_INPUTS: Mapping[str, tuple[int, ...]] = {"Where": (1, 2), "ConstantOfShap
 """Which inputs have the type that the chart speaks of, where it is not the first."""
 
 
-def check_files(paths: Iterable[Path], say: Callable[[str], None]) -> None:
-    """Hold each ONNX file to what TensorRT takes, and say where one was not checked; raises as `check_file` does."""
+def check_files(paths: Iterable[Path]) -> None:
+    """Hold each ONNX file to what TensorRT takes, and log where one was not checked; raises as `check_file` does."""
     for path in paths:
         if (note := check_file(path)) is not None:
-            say(note)
+            _log.info(note)
 
 
 def check_file(path: Path) -> str | None:

@@ -1,1 +1,23 @@
-"""Images from files and back: one record of a scan, one list of readers, one gate for all commands."""
+"""Images from files and back: one record of a scan, one list of readers, one gate for all commands.
+
+A reader is one file here and its line in READERS (docs/adding-a-reader.md); help, messages, `sam-segment`, `sam-train`,
+`sam-bench` and `--calibration` know it then.
+
+    scan, forms     what everybody sees: voxels, affine, and what a mask takes over
+    reader          the record of a reader, and what it tells before a voxel is read
+    gate            what every scan and label has to be
+    reading         a scan, a label or a picture from a path
+    study           what is segmented together
+    writing         masks, logits and volumes, complete or not at all
+"""
+
+from samkit.imageio import freesurfer, itk, nifti, pictures
+from samkit.imageio.reader import Reader
+
+READERS: tuple[Reader, ...] = (
+    nifti.READER,
+    freesurfer.READER,
+    itk.READER,
+    pictures.READER,
+)
+"""Every kind of file that is read; of two that know an end of a name the first one is taken."""

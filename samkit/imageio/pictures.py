@@ -9,20 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from samkit.errors import InputRefused
+from samkit.imageio.reader import Reader
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 2**26
 """Pixels of the largest picture that is read: 8192 x 8192."""
 
 _ROTATION_TAG = 0x0112  # Exif's Orientation; values from 5 on swap rows and columns
-
-
-def is_picture(path: Path) -> bool:
-    """Return whether the name is that of a PNG or JPEG file."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def picture_shape(path: Path) -> tuple[int, int]:
@@ -98,3 +93,6 @@ def _unreadable(path: Path, error: Exception) -> InputRefused:
     return InputRefused(
         "unreadable", f"{path.name} can't be read as PNG or JPEG ({type(error).__name__})", "save it again as PNG"
     )
+
+
+READER = Reader("PNG or JPEG", (".png", ".jpg", ".jpeg"), picture=read_picture)

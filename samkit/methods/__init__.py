@@ -9,14 +9,13 @@ import importlib
 import pkgutil
 
 from samkit.errors import UnknownMethodError
-from samkit.methods.method import GraphSpec, Method, Recipe, SliceMethod, Tolerance, VolumeMethod
+from samkit.methods.method import GraphSpec, Method, Recipe, SliceMethod, VolumeMethod
 
 __all__ = [
     "GraphSpec",
     "Method",
     "Recipe",
     "SliceMethod",
-    "Tolerance",
     "VolumeMethod",
     "get_method",
     "list_methods",

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from samkit.errors import CheckpointError, InputRefused
-from samkit.methods.method import IMAGES, Answer, GraphSpec, RunGraph, State, Tolerance
+from samkit.methods.method import IMAGES, Answer, GraphSpec, RunGraph, State
 from samkit.networks.config import NetworkConfig
 from samkit.networks.sam2d_config import PIXEL_MEAN, PIXEL_STD, Sam2DConfig, VitConfig
 from samkit.placement import Placement
+from samkit.precisions import DECODER_TOLERANCE, ENCODER_TOLERANCE
 from samkit.prompts import ABSENT, BACKGROUND, BOX_FIRST, BOX_LAST, SliceBox, SlicePoint, SlicePrompts
 from samkit.tensors import Axis, Tensor, TensorSpec
 
@@ -29,9 +30,6 @@ _POINTS = Axis("points", 0, 2, 64)
 
 NO_MASK = "mask_decoder_no_mask"
 """The graph that decodes prompts without masks: `mask_decoder` given none says the same, more slowly."""
-
-ENCODER_TOLERANCE = {"fp32": Tolerance(1e-5, 0.0), "fp16": Tolerance(1e-2, 0.0)}
-DECODER_TOLERANCE = {"fp32": Tolerance(1e-4, 0.999), "fp16": Tolerance(5e-2, 0.995)}
 
 
 # --- Graphs ---
@@ -87,7 +85,7 @@ def prompt_graphs(config: Sam2DConfig) -> tuple[GraphSpec, ...]:
             outputs=outputs,
             tolerance=DECODER_TOLERANCE,
             is_rewrite=True,
-            substitute="mask_decoder",
+            works_for="mask_decoder",
         ),
     )
 

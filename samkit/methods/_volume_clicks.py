@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from samkit.errors import CheckpointError, InputRefused
-from samkit.methods.method import GraphSpec, State, Tolerance
+from samkit.methods.method import GraphSpec, State
 from samkit.networks.sam3d_config import Sam3DConfig
+from samkit.precisions import DECODER_TOLERANCE, ENCODER_TOLERANCE
 from samkit.tensors import Axis, TensorSpec
 
 if TYPE_CHECKING:
@@ -47,20 +48,18 @@ def click_graphs(config: Sam3DConfig) -> tuple[GraphSpec, ...]:
     outputs = [masks, TensorSpec("iou_predictions", "float32", (_BATCH, Axis.fixed("mask", 1)))]
     if config.adapter is not None:
         outputs.append(_cube("updated_embeddings", config.channels, config.grid))
-    encoder_tolerance = {"fp32": Tolerance(1e-5, 0.0), "fp16": Tolerance(1e-2, 0.0)}
-    decoder_tolerance = {"fp32": Tolerance(1e-4, 0.999), "fp16": Tolerance(5e-2, 0.995)}
     graphs = (
         GraphSpec(
             name="image_encoder",
             inputs=(_cube("image", 1, config.patch),),
             outputs=(embeddings,),
-            tolerance=encoder_tolerance,
+            tolerance=ENCODER_TOLERANCE,
         ),
         GraphSpec(
             name="mask_decoder",
             inputs=(embeddings, *points, _cube("mask_input", 1, config.logits)),
             outputs=tuple(outputs),
-            tolerance=decoder_tolerance,
+            tolerance=DECODER_TOLERANCE,
         ),
     )
     if config.adapter is None:
@@ -73,7 +72,7 @@ def click_graphs(config: Sam3DConfig) -> tuple[GraphSpec, ...]:
             name="adapter_stem",
             inputs=(embeddings,),
             outputs=(features,),
-            tolerance=encoder_tolerance,
+            tolerance=ENCODER_TOLERANCE,
             refinements=("anchored",),
             is_rewrite=True,
         ),
@@ -81,9 +80,10 @@ def click_graphs(config: Sam3DConfig) -> tuple[GraphSpec, ...]:
             name="mask_decoder_anchored",
             inputs=(embeddings, features, *points, _cube("mask_input", 1, config.logits)),
             outputs=tuple(outputs),
-            tolerance=decoder_tolerance,
+            tolerance=DECODER_TOLERANCE,
             refinements=("anchored",),
             is_rewrite=True,
+            works_for="mask_decoder",
         ),
     )
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from samkit.methods._slices import DECODER_TOLERANCE, encoder_graph, none_released, square, united
+from samkit.methods._slices import encoder_graph, none_released, square, united
 from samkit.methods.method import Answer, GraphSpec, RunGraph, SliceMethod, SliceRecipe, State
 from samkit.networks.dmif_config import DmifConfig
 from samkit.placement import Placement, resize_bilinear
+from samkit.precisions import DECODER_TOLERANCE
 from samkit.prompts import SlicePrompts
 from samkit.tensors import Tensor
 

@@ -97,7 +97,8 @@ def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam2DConfi
 
     if "base" not in companions:
         raise CheckpointError(
-            "a LoRA file of SAMed holds no image encoder; give SAM's weights beside it, --base sam_vit_b_01ec64.pth"
+            "a LoRA file of SAMed holds no image encoder; give SAM's weights beside it, {base} sam_vit_b_01ec64.pth",
+            options=("base",),
         )
     return lora_sam(state, companions["base"])
 

@@ -26,7 +26,8 @@ def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam3DConfi
     if config.adapter is None:
         raise CheckpointError(
             "the file has no mask-enhanced adapter (bidatt.*), so it is no M-SAM checkpoint; export a SAM-Med3D file "
-            "with --method sam-med3d, or train M-SAM from it with sam-train --init"
+            "with {method} sam-med3d, or train M-SAM from it with sam-train --init",
+            options=("method",),
         )
     return config, state
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from samkit.methods import medsam, sam
-from samkit.methods._slices import BATCH, DECODER_TOLERANCE, as_rgb, prompt_graphs
+from samkit.methods._slices import BATCH, as_rgb, prompt_graphs
 from samkit.methods.method import DetectorRecipe, GraphSpec, Part, RunGraph, SliceMethod, SliceRecipe, State
 from samkit.networks.sam2d_config import Sam2DConfig
 from samkit.networks.yolo_config import LONGEST, MedsamYoloConfig, YoloConfig, yolo_config
+from samkit.precisions import DECODER_TOLERANCE
 from samkit.prompts import SliceBox, SlicePrompts
 from samkit.tensors import Axis, TensorSpec
 

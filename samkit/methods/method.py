@@ -15,6 +15,7 @@ import numpy as np
 
 from samkit.networks.config import NetworkConfig
 from samkit.placement import Placement
+from samkit.precisions import Tolerance
 from samkit.prompts import SlicePrompts
 from samkit.tensors import Tensor, TensorSpec
 
@@ -34,19 +35,6 @@ IMAGES = "images"
 
 
 @dataclass(frozen=True)
-class Tolerance:
-    """How far a converted graph may drift from PyTorch float32 on the same input."""
-
-    relative: float
-    """Largest norm(ours - torch) / norm(torch) of any output."""
-    min_dice: float
-    """Smallest Dice of the masks; masks under 1000 voxels may differ in at most `max_voxels` instead."""
-    max_voxels: int = 5
-    max_hd95: float = 1.0
-    """Largest 95th percentile of the distances between the masks' surfaces [voxels of the mask's grid]."""
-
-
-@dataclass(frozen=True)
 class GraphSpec:
     """One exported graph = one ONNX file = one engine = one Triton model."""
 
@@ -54,13 +42,19 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     tolerance: Mapping[str, Tolerance]
-    """Per precision, `fp32` and `fp16`; the reasons stand in docs/numerics.md."""
+    """Per precision, by its name: ENCODER_TOLERANCE or DECODER_TOLERANCE of `samkit.precisions`."""
     refinements: tuple[str, ...] = ()
     """The refinements in which it exists; empty: in all."""
     is_rewrite: bool = False
     """Whether the exact fast form alone has it: upstream's formulation does its work inside another graph."""
-    substitute: str | None = None
-    """The graph that gives the same outputs where what it takes besides is zero: it runs where this one is missing."""
+    works_for: str | None = None
+    """The graph of upstream's formulation that gives the same outputs, where that has another name: this one is
+    compared with it, and where this one is missing it runs in its place, if what it takes besides may be zeros."""
+
+    @property
+    def official(self) -> str:
+        """Return the name of the graph of upstream's formulation that gives these outputs."""
+        return self.works_for or self.name
 
     def is_in(self, refinement: str | None, folded: bool) -> bool:
         """Return whether an export has this graph; a refinement that is not known yet (None) has those of all."""

@@ -49,7 +49,9 @@ def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam2DConfi
 
     config = sam_config({name: tuple(tensor.shape) for name, tensor in state.items()})
     if config.adapter:
-        raise CheckpointError("the file holds SAM-Med2D's adapters, and SAM has none; pass --method sam-med2d")
+        raise CheckpointError(
+            "the file holds SAM-Med2D's adapters, and SAM has none; pass {method} sam-med2d", options=("method",)
+        )
     if config.masks != FULL.masks:
         raise CheckpointError(
             f"the file has {config.masks} mask tokens, and SAM has {FULL.masks}, one mask and three proposals; "

@@ -57,7 +57,8 @@ def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam2DConfi
     config = sam_config({name: tuple(tensor.shape) for name, tensor in state.items()})
     if config.image != 256:
         raise CheckpointError(
-            f"the file is for {config.image} pixels and SAM-Med2D's are for 256; export a SAM file with --method sam"
+            f"the file is for {config.image} pixels and SAM-Med2D's are for 256; export a SAM file with {{method}} sam",
+            options=("method",),
         )
     return config, state
 

@@ -21,7 +21,8 @@ def _official(state: State, companions: Mapping[str, State]) -> tuple[Sam3DConfi
     config, state = configure(state)
     if config.adapter is not None:
         raise CheckpointError(
-            "the file has a mask-enhanced adapter (bidatt.*), so it is an M-SAM checkpoint; pass --method m-sam"
+            "the file has a mask-enhanced adapter (bidatt.*), so it is an M-SAM checkpoint; pass {method} m-sam",
+            options=("method",),
         )
     return config, state
 

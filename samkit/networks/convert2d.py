@@ -123,7 +123,8 @@ def lora_sam(
     if base.adapter:
         raise CheckpointError(
             "the base holds SAM-Med2D's adapters, and SAMed trains on SAM; give SAM's own file, "
-            "--base sam_vit_b_01ec64.pth"
+            "{base} sam_vit_b_01ec64.pth",
+            options=("base",),
         )
     updates = _updates(lora_state, base.depth)
     tokens = lora_state.get("mask_decoder.mask_tokens.weight")
@@ -131,7 +132,8 @@ def lora_sam(
         raise CheckpointError(
             f"this is no LoRA file of SAMed: needed are w_a_000, w_b_000 and so on, or sa_a_000 and so on, beside "
             f"mask_decoder.* and prompt_encoder.*, and the file holds {_some(lora_state)}; give epoch_NNN.pth as "
-            "--checkpoint and SAM's own file as --base"
+            "{checkpoint} and SAM's own file as {base}",
+            options=("checkpoint", "base"),
         )
     if flat := [name for name, tensor in updates.items() if tensor.ndim != 2]:
         raise CheckpointError(

@@ -56,7 +56,7 @@ def open_session(
         return open_remote_session(str(target), spacing=spacing, plane=plane, intensities=intensities, timeout=timeout)
     return open_export(
         target,
-        backend="onnxruntime" if backend is None else backend,
+        backend=backend,
         device=device,
         precision=precision,
         threads=threads,
@@ -67,9 +67,9 @@ def open_session(
 
 
 def open_export(
-    folder: str | Path,
+    export: str | Path | Export,
     *,
-    backend: str = "onnxruntime",
+    backend: str | None = None,
     device: str | None = None,
     precision: str | None = None,
     threads: int | None = None,
@@ -77,43 +77,29 @@ def open_export(
     plane: str | None = None,
     intensities: tuple[float, float] | None = None,
 ) -> VolumeSession | SliceSession:
-    """Return a session on an export folder; files that it could use are checked against the manifest first.
+    """Return a session on an export, or on that of a folder; files that it could use are compared with the manifest.
 
-    `backend` is `onnxruntime`,
-    `onnxruntime-tensorrt` (its TensorRT provider), `tensorrt` (engines that the manifest lists, built here) or `torch`
-    (float32, needs the checkpoint that the manifest names); `device` is `cpu` or `cuda`, by default `cuda` for the two
-    of TensorRT, which need it, and `cpu` for the others; `precision` is by default `fp16` on CUDA where the export has
-    it, else `fp32`, which `onnxruntime-tensorrt` always runs unless it is told. `spacing` [mm] is for methods of
-    volumes, `plane` and `intensities` (what becomes black and white) for those of slices; each is by default the
-    method's own.
+    `backend` is one of `samkit.runtime.backends.BACKENDS`; `device` is `cpu` or `cuda`, by default the backend's own;
+    `precision` is by default what the device prefers where backend and export have it, else `fp32`. `spacing` [mm] is
+    for methods of volumes, `plane` and `intensities` (what becomes black and white) for those of slices; each is by
+    default the method's own.
     """
     from samkit.manifest import Export
-    from samkit.runtime.backends.runner import add_substitutes
-    from samkit.runtime.session.volume_session import (
-        BACKENDS,
-        DEVICES,
-        TENSORRT,
-        default_device,
-        default_precision,
-        open_runners,
-    )
+    from samkit.runtime import backends
 
-    device = default_device(backend) if device is None else device
-    if backend not in BACKENDS or device not in DEVICES:
-        raise ExportError(
-            f"backend '{backend}' on device '{device}' is not known; backends are {', '.join(BACKENDS)}, devices "
-            f"{', '.join(DEVICES)}"
-        )
-    # The runners of TensorRT check the very bytes that they load, and need nothing else of the export
-    export = Export.open(folder, verify=backend != TENSORRT)
-    if precision is None:
-        precision = default_precision(export.manifest, backend, device)
+    record, device = backends.find_backend(backend or backends.DEFAULT.name, device, precision)
+    if not isinstance(export, Export):
+        export = Export.open(export, verify=False)
+    if not record.checks_bytes:
+        export.verify()
+    variant = backends.Variant(record.name, precision or backends.default_precision(export, record, device), device)
     with ExitStack() as opened:
-        runners, warnings = open_runners(export.folder, export.manifest, backend, device, precision, threads)
+        runners, warnings = backends.open_runners(export, variant, threads)
         for runner in runners.values():
             opened.callback(runner.close)
-        add_substitutes(runners, export.graphs)
-        session = make_session(export, runners, precision, spacing=spacing, plane=plane, intensities=intensities)
+        session = make_session(
+            export, runners, variant.precision, spacing=spacing, plane=plane, intensities=intensities
+        )
         session.warn(*warnings)
         opened.pop_all()  # the session closes them from here on
     return session

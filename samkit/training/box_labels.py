@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from samkit.errors import InputRefused
-from samkit.imageio.pictures import is_picture, picture_shape, read_picture
+from samkit.imageio.pictures import picture_shape, read_picture
+from samkit.imageio.reading import is_picture
 from samkit.training.slice_cases import FoundCases, LoadedCase, SliceCase, nothing_usable
 from samkit.training.slice_prompts import MIN_PIXELS, components
 

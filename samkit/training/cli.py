@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from samkit.command import run_command
+from samkit.command import run_command, show_progress
 from samkit.errors import MissingDependencyError
 from samkit.methods import get_method
 from samkit.methods.method import Method, SliceMethod, SliceRecipe
@@ -31,7 +31,7 @@ _LAYOUTS = ("volumes", "images", "freesurfer", "boxes")
 @click.option("--init", type=click.Path(path_type=Path), help="Checkpoint file or run folder to start from.")
 @click.option("--base", type=click.Path(path_type=Path), help="SAM's own file, where --init is a LoRA file alone.")
 @click.option("--format", "layout", type=click.Choice(_LAYOUTS), help="How 2D data is laid out; else it is looked at.")
-@click.option("--sequence", "patterns", multiple=True, metavar="NAME=PATTERN", help="Files of a sequence, by a glob.")
+@click.option("--sequence", "sequences", multiple=True, metavar="NAME=PATTERN", help="Files of a sequence, by a glob.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out after its last whole epoch.")
 @click.option("--devices", type=click.IntRange(1), default=1, show_default=True, help="GPUs, or CPU processes.")
 @click.option("--set", "settings", multiple=True, metavar="K=V", help="Change a field of the recipe or the network.")
@@ -41,7 +41,7 @@ _LAYOUTS = ("volumes", "images", "freesurfer", "boxes")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def command(
     method_name: str, data: Path, out: Path, preset: str, part: str, arch: str | None, init: Path | None,
-    base: Path | None, layout: str | None, patterns: tuple[str, ...], resume: bool, devices: int,
+    base: Path | None, layout: str | None, sequences: tuple[str, ...], resume: bool, devices: int,
     settings: tuple[str, ...], label: int | None, time_limit: float | None, threads: int | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Train a method, or one part of it.
@@ -54,11 +54,7 @@ def command(
     Foreground is every label above 0. With --label N it is N alone. Other settings: epochs, batch, learning_rate, seed,
     ... of the recipe, and spacing, sequences, lora_rank, ... of the network; an unknown one lists them all.
     """
-
-    def say(text: str) -> None:
-        if not quiet:
-            click.echo(text, err=True)
-
+    show_progress(quiet)
     method = get_method(method_name)
     recipes = recipes_of(method, part)
     if preset not in recipes:
@@ -73,14 +69,14 @@ def command(
             f"--base stands beside the --init of a LoRA file, and {method.name}{f' {part}' if part else ''} "
             f"{'has no --init here' if init is None else 'takes none'}; leave it out"
         )
-    _check_data_options(method, layout, patterns)
+    _check_data_options(method, layout, sequences)
     # wrong settings are told before anything is loaded
     planned = plan_training(method, preset, settings, label=label, part=part, arch=arch)
     if devices > 1 and isinstance(planned.recipe, SliceRecipe) and planned.recipe.error_rounds:
         raise click.UsageError(
             "error_rounds take several steps on one batch, which needs one device; leave --devices out"
         )
-    by_sequence = dict(parse_pattern(text) for text in patterns)
+    by_sequence = dict(parse_pattern(text) for text in sequences)
 
     _check_dependencies()
 
@@ -99,10 +95,8 @@ def command(
     plan = plan_training(
         method, preset, settings, label=label, part=part, arch=arch, start=start.info if start else None
     )
-    task = find_task(
-        data, plan, layout=layout, patterns=by_sequence, say=say, warn=lambda text: click.echo(text, err=True)
-    )
-    facts = train(plan, task, options, data_name=data.resolve().name, start=start, say=say)
+    task = find_task(data, plan, layout=layout, patterns=by_sequence)
+    facts = train(plan, task, options, data_name=data.resolve().name, start=start)
     click.echo(json.dumps({"run": str(out), "best": facts["best"], "seconds": facts["seconds"]}))
 
 

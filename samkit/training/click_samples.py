@@ -68,7 +68,8 @@ def load_on_grid(checked: CheckedCase, config: Sam3DConfig, target: str) -> Grid
     if not kept:
         raise InputRefused(
             "target-too-small", f"case {checked.case.name}: no target is left at a spacing of {config.spacing} mm",
-            "train at a finer spacing (--set spacing=...) or remove the case",
+            "train at a finer spacing ({set} spacing=...) or remove the case",
+            options=("set",),
         )  # fmt: skip
     return GridCase(checked.case.name, grid.from_file(image.array), kept)
 
@@ -118,7 +119,7 @@ class TrainingSamples(Dataset[Sample]):
                 break
             except InputRefused as error:  # a crop without contrast: the next draw may lie elsewhere
                 if attempt == _ATTEMPTS - 1:
-                    raise InputRefused(error.code, f"case {case.name}: {error.reason}", error.remedy) from error
+                    raise error.about(f"case {case.name}") from error
         mask = crop(target, origin, self.config.patch)
         if first is None:
             first = first_click(mask, rng) or Point((0.0, 0.0, 0.0), FOREGROUND)
@@ -167,7 +168,7 @@ def validation_samples(cases: Any, method: VolumeMethod, config: Sam3DConfig, se
             try:
                 image = method.preprocess(crop(case.image, origin, config.patch), config)
             except InputRefused as error:
-                raise InputRefused(error.code, f"held-back case {case.name}: {error.reason}", error.remedy) from error
+                raise error.about(f"held-back case {case.name}") from error
             centre = Point((float(config.patch // 2),) * 3, FOREGROUND)
             samples.append(Sample(image, crop(target, origin, config.patch), centre, key, case.name))
     return samples

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, cast
@@ -22,6 +23,8 @@ from samkit.training.click_module import ClickModule
 from samkit.training.click_samples import TrainingSamples, cache_cases, validation_samples
 from samkit.training.plan import TrainingPlan
 from samkit.training.task import Task
+
+_log = logging.getLogger(__name__)
 
 HELD_BACK = 5
 """One case in this many is held back."""
@@ -44,19 +47,17 @@ class ClickTask(Task):
         self.splitting = f"{len(self.training)} cases to train on, {len(self.held)} held back"
 
     @classmethod
-    def of(cls, folder: Path, plan: TrainingPlan, say: Callable[[str], object], warn: Callable[[str], object]) -> Self:
-        """Return the task of a folder's cases, each of them read and checked; `warn` gets what is skipped."""
+    def of(cls, folder: Path, plan: TrainingPlan) -> Self:
+        """Return the task of a folder's cases, each read and checked; what is skipped is logged as a warning."""
         recipe = cast(ClickRecipe, plan.recipe)
         cases = find_cases(folder)
         checked = check_cases(cases, plan.label, recipe.target)
         for sentence in checked.skipped:
-            warn(sentence)
-        say(f"{len(cases)} cases seen, {len(checked.skipped)} skipped")
+            _log.warning("%s", sentence)
+        _log.info("%d cases seen, %d skipped", len(cases), len(checked.skipped))
         return cls(checked)
 
-    def settle(
-        self, plan: TrainingPlan, before: Mapping[str, Any] | None, say: Callable[[str], object]
-    ) -> TrainingPlan:
+    def settle(self, plan: TrainingPlan, before: Mapping[str, Any] | None) -> TrainingPlan:
         """Return the plan with the spacing at which the largest targets fill the patch, if the recipe asks for it."""
         config, recipe = cast(Sam3DConfig, plan.config), cast(ClickRecipe, plan.recipe)
         if not recipe.fit_spacing:
@@ -65,11 +66,11 @@ class ClickTask(Task):
             finest = float(np.median([case.finest_mm for case in self.training]))
             i, j, k = (max(case.extent_mm[axis] for case in self.training) for axis in range(3))
             spacing = fitted_spacing((i, j, k), config.patch, finest)
-            say(f"spacing {spacing} mm: the largest of the training targets and a margin fill the patch")
+            _log.info("spacing %s mm: the largest of the training targets and a margin fill the patch", spacing)
         else:
             i, j, k = before["spacing"]
             spacing = (i, j, k)
-            say(f"spacing {spacing} mm, as the run began")
+            _log.info("spacing %s mm, as the run began", spacing)
         return replace(plan, config=replace(config, spacing=spacing))
 
     def module(self, network: Network, plan: TrainingPlan, time_limit_s: float | None, workers: int) -> ClickModule:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from samkit.command import run_command
+from samkit.command import run_command, show_progress
 
 if TYPE_CHECKING:
     from samkit.methods.method import Method
@@ -64,6 +64,7 @@ DEMOS: Mapping[str, Demo] = {
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder for phantoms and runs; else temporary.")
 def command(out: Path, methods: tuple[str, ...], threads: int, keep: Path | None) -> None:
     """Train the demonstration weights on phantoms."""
+    show_progress(quiet=False)
     import torch
 
     torch.set_num_threads(threads)
@@ -122,7 +123,7 @@ def _train(method: Method, part: str, settings: tuple[str, ...], data: Path, run
     plan = plan_training(method, "small", settings, part=part, start=loaded.info if loaded else None)
     train(
         plan, find_task(data, plan), RunOptions(run, quiet=True, demonstration=True), data_name="phantoms",
-        start=loaded, say=lambda text: click.echo(text, err=True),
+        start=loaded,
     )  # fmt: skip
 
 

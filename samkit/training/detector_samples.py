@@ -70,7 +70,8 @@ def load_pictures(
             if len(boxes) and boxes[:, 4].max() >= classes:
                 raise InputRefused(
                     "classes", f"{case.name} has a box of class {int(boxes[:, 4].max())}, the detector knows {classes}",
-                    f"train with --set classes={int(boxes[:, 4].max()) + 1}",
+                    f"train with {{set}} classes={int(boxes[:, 4].max()) + 1}",
+                    options=("set",),
                 )  # fmt: skip
             image = np.rint(loaded.images[number]).astype(np.uint8)
             if image.any():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -26,6 +27,8 @@ from samkit.training.slice_cases import FoundCases
 from samkit.training.slice_task import SplitSlices
 from samkit.training.task import Task
 
+_log = logging.getLogger(__name__)
+
 
 class DetectorTask(Task):
     """Pictures, empty ones among them, split as slices are."""
@@ -42,9 +45,7 @@ class DetectorTask(Task):
             "held_back_boxes": sum(len(picture.boxes) for picture in self.held),
         }
 
-    def settle(
-        self, plan: TrainingPlan, before: Mapping[str, Any] | None, say: Callable[[str], object]
-    ) -> TrainingPlan:
+    def settle(self, plan: TrainingPlan, before: Mapping[str, Any] | None) -> TrainingPlan:
         """Return the plan with anchors that fit the training boxes, where the config's do not."""
         config = cast(YoloConfig, plan.config)
         if before is not None:
@@ -54,12 +55,12 @@ class DetectorTask(Task):
         fitted = replace(config, anchors=fitted_anchors(sizes, config))
         better = fitting_share(sizes, _pairs(fitted))
         if share >= ENOUGH or better <= share:
-            say(f"anchors stay: {100 * share:.1f} % of {len(sizes)} boxes have a fitting one")
+            _log.info("anchors stay: %.1f %% of %d boxes have a fitting one", 100 * share, len(sizes))
             return plan
-        say(
-            f"anchors fitted to {len(sizes)} boxes by k-means: {100 * better:.1f} % have one that fits, "
-            f"{100 * share:.1f} % had one"
-        )
+        _log.info(
+            "anchors fitted to %d boxes by k-means: %.1f %% have one that fits, %.1f %% had one",
+            len(sizes), 100 * better, 100 * share,
+        )  # fmt: skip
         return replace(plan, config=fitted)
 
     def module(self, network: Network, plan: TrainingPlan, time_limit_s: float | None, workers: int) -> DetectorModule:

@@ -10,7 +10,6 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,8 @@ from samkit.training.run_module import RunModule
 from samkit.training.start import Start, count_parameters, freeze, start_weights
 from samkit.training.task import Task
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -58,14 +59,13 @@ def train(
     *,
     data_name: str,
     start: Start | None = None,
-    say: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Any]:
-    """Train as planned and return the facts that run.json then holds; `say` gets sentences for people."""
+    """Train as planned and return the facts that run.json then holds; what people want to follow is logged."""
     check_run_folder(options.out, options.resume)
     before = read_run(options.out) if options.resume else None
     options.out.mkdir(parents=True, exist_ok=True)
     method = get_method(plan.method)
-    plan = task.settle(plan, before["plan"]["config"] if before else None, say)
+    plan = task.settle(plan, before["plan"]["config"] if before else None)
     decided: dict[str, Any] = {
         "plan": plan.to_dict(),
         "init": {"file": start.name, "sha256": start.sha256} if start is not None else None,
@@ -76,14 +76,14 @@ def train(
     cuda = torch.cuda.is_available()
     precision = plan.recipe.precision
     if precision == "16-mixed" and not cuda:
-        say("precision 16-mixed needs a GPU and there is none: training in 32-true")
+        _log.info("precision 16-mixed needs a GPU and there is none: training in 32-true")
         precision = "32-true"
 
     torch.manual_seed(plan.recipe.seed)
     network = part_of(method, plan.part).build(plan.config) if plan.part else method.build(plan.config)
     fresh_parts = [part.prefix for part in method.parts if not plan.part]
     if start is not None:
-        say(f"started from {start.name}; {start_weights(network, start, method, plan)}")
+        _log.info("started from %s; %s", start.name, start_weights(network, start, method, plan))
         fresh_parts = [prefix for prefix in fresh_parts if prefix not in start.parts]
         if not plan.part:
             freeze(network, method)
@@ -91,8 +91,9 @@ def train(
         if name.startswith(tuple(fresh_parts)):
             parameter.requires_grad = False  # a part has a training of its own
     counts = count_parameters(network)
-    say(f"{plan.method}{' ' + plan.part if plan.part else ''}, preset {plan.preset}: {counts.to_text()}")
-    say(task.splitting)
+    trained = f"{plan.method} {plan.part}".rstrip()
+    _log.info("%s, preset %s: %s", trained, plan.preset, counts.to_text())
+    _log.info("%s", task.splitting)
     limit = None if options.time_limit_min is None else 60 * options.time_limit_min
     module = task.module(network, plan, limit, workers=4 if cuda else 0)
     facts: dict[str, Any] = {
@@ -131,7 +132,8 @@ def train(
     if best is None:
         raise SamkitError(
             f"training ended without a validated checkpoint in {options.out}; "
-            "raise --time-limit or lower validate_every"
+            "raise {time_limit} or lower validate_every",
+            options=("time_limit",),
         )
     facts |= {
         "state": "finished",

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from samkit.errors import InputRefused
-from samkit.imageio.pictures import SUFFIXES, is_picture, picture_shape, read_picture, read_picture_mask
+from samkit.imageio.pictures import picture_shape, read_picture, read_picture_mask
+from samkit.imageio.reading import PICTURE_SUFFIXES, is_picture
 from samkit.training.slice_cases import FoundCases, LoadedCase, SliceCase, nothing_usable
 
 IMAGES = "images"
@@ -61,7 +62,7 @@ def find_images(folder: Path) -> FoundCases:
         )
     if not cases:
         raise nothing_usable(skipped) if skipped else InputRefused(
-            "no-data", f"{folder} holds no picture ({', '.join(SUFFIXES)} were looked for)",
+            "no-data", f"{folder} holds no picture ({', '.join(PICTURE_SUFFIXES)} were looked for)",
             "lay the data out as images/ and masks/, or put x_mask.png beside x.png",
         )  # fmt: skip
     return FoundCases("images", tuple(cases), tuple(skipped), names)

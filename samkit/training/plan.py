@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-import click
-
 from samkit.checkpoints import CheckpointInfo
-from samkit.errors import CheckpointError
+from samkit.errors import CheckpointError, OptionError
 from samkit.methods import get_method
 from samkit.methods.method import ClickRecipe, Method, Part, Recipe
 from samkit.networks.config import NetworkConfig
@@ -44,12 +42,12 @@ def recipes_of(method: Method, part: str = "") -> Mapping[str, Recipe]:
 
 
 def part_of(method: Method, name: str) -> Part:
-    """Return the part called `name`; click.UsageError where the method has none of that name."""
+    """Return the part called `name`; OptionError where the method has none of that name."""
     for part in method.parts:
         if part.name == name:
             return part
     known = ", ".join(part.name for part in method.parts) or "none"
-    raise click.UsageError(f"{method.name} has no part '{name}' that trains alone; it has: {known}")
+    raise OptionError(f"{method.name} has no part '{name}' that trains alone; it has: {known}")
 
 
 def plan_training(
@@ -62,7 +60,7 @@ def plan_training(
     arch: str | None = None,
     start: CheckpointInfo | None = None,
 ) -> TrainingPlan:
-    """Return the plan of `preset` with `settings` (`name=value`) applied; click.UsageError where one is wrong.
+    """Return the plan of `preset` with `settings` (`name=value`) applied; OptionError where one is wrong.
 
     `arch` is one of SAM's image encoders. `start` is what the checkpoint of `--init` says: the network has its sizes,
     with what the method adds to its base as the preset has it, and trains for the refinement that the same method's
@@ -73,26 +71,29 @@ def plan_training(
     values = parse_settings(settings, known, method.name)
     size = str(values.get("size", recipe.size))
     if size not in method.sizes:
-        raise click.UsageError(f"size={size} is none of {', '.join(method.sizes)}")
+        raise OptionError(f"size={size} is none of {', '.join(method.sizes)}")
     config = _sized(method, size, part)
     if arch is not None:
         config = _with_arch(config, arch, size)
     if start is not None:
         config = _started(config, start, method, part)
         if arch is not None and any(getattr(config, k) != v for k, v in ARCHS[arch].items()):
-            raise click.UsageError(f"--init is another network than --arch {arch}; leave --arch out, the file decides")
+            raise OptionError(
+                f"{{init}} is another network than {{arch}} {arch}; leave {{arch}} out, the file decides",
+                options=("init", "arch"),
+            )
         recipe = replace(recipe, size=start.size)
     if isinstance(recipe, ClickRecipe) and (start is not None or "spacing" in values):
         recipe = replace(recipe, fit_spacing=False)  # the weights were trained at the checkpoint's spacing
     own = start.refinement if start is not None and start.method == method.name else method.refinements[0]
     refinement = str(values.pop("refinement", own))
     if refinement not in method.refinements:
-        raise click.UsageError(f"refinement={refinement} is none of {', '.join(method.refinements)} of {method.name}")
+        raise OptionError(f"refinement={refinement} is none of {', '.join(method.refinements)} of {method.name}")
     recipe = replace(recipe, **{k: v for k, v in values.items() if k in _names(recipe)})
     try:
         config = replace(config, **{k: v for k, v in values.items() if k in _names(config)})
     except CheckpointError as error:
-        raise click.UsageError(f"--set: {error}") from error
+        raise OptionError(f"{{set}}: {error.text}", options=("set", *error.options)) from error
     check_recipe(recipe)
     check_network(config, refinement)
     return TrainingPlan(method.name, preset, config, recipe, refinement, label, part)
@@ -109,9 +110,14 @@ def _sized(method: Method, size: str, part: str) -> NetworkConfig:
 
 def _with_arch(config: NetworkConfig, arch: str, size: str) -> NetworkConfig:
     if not isinstance(config, VitConfig):
-        raise click.UsageError("--arch chooses SAM's image encoder, which this network does not have; leave it out")
+        raise OptionError(
+            "{arch} chooses SAM's image encoder, which this network does not have; leave it out", options=("arch",)
+        )
     if size != "full":
-        raise click.UsageError(f"--arch is of full-size networks and this preset's is {size}; give --preset paper")
+        raise OptionError(
+            f"{{arch}} is of full-size networks and this preset's is {size}; give {{preset}} paper",
+            options=("arch", "preset"),
+        )
     return replace(config, **ARCHS[arch])
 
 

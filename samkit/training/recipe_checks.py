@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import click
-
+from samkit.errors import OptionError
 from samkit.methods.method import ClickRecipe, Recipe, SliceRecipe
 from samkit.networks.config import NetworkConfig
 from samkit.networks.sam3d_config import Sam3DConfig
@@ -42,27 +41,25 @@ _CHOICES = {
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raise click.UsageError for values of a recipe that have the right type and make no sense."""
+    """Raise OptionError for values of a recipe that have the right type and make no sense."""
     for name, value in _held(recipe, _POSITIVE):
         if value is not None and not value > 0:
-            raise click.UsageError(f"{name}={value} must be positive")
+            raise OptionError(f"{name}={value} must be positive")
     for name, value in _held(recipe, _NOT_NEGATIVE):
         if not value >= 0:
-            raise click.UsageError(f"{name}={value} must not be negative")
+            raise OptionError(f"{name}={value} must not be negative")
     if recipe.seed >= 2**64:  # torch.manual_seed takes no more
-        raise click.UsageError(f"seed={recipe.seed} must be below 2**64")
+        raise OptionError(f"seed={recipe.seed} must be below 2**64")
     for name, value in _held(recipe, _FRACTIONS):
         if not 0 <= value <= 1:
-            raise click.UsageError(f"{name}={value} must be a fraction {_FRACTIONS[name]}, 0 to 1")
+            raise OptionError(f"{name}={value} must be a fraction {_FRACTIONS[name]}, 0 to 1")
     if not all(0 <= beta < 1 for beta in recipe.betas):
-        raise click.UsageError(f"betas={_listed(recipe.betas)} must be at least 0 and below 1")
+        raise OptionError(f"betas={_listed(recipe.betas)} must be at least 0 and below 1")
     for name, value in _held(recipe, _CHOICES):
         if value not in _CHOICES[name]:
-            raise click.UsageError(f"{name}={value} is none of {', '.join(_CHOICES[name])}")
+            raise OptionError(f"{name}={value} is none of {', '.join(_CHOICES[name])}")
     if isinstance(recipe, ClickRecipe) and not all(0 <= milestone <= 1 for milestone in recipe.milestones):
-        raise click.UsageError(
-            f"milestones={_listed(recipe.milestones)} must be fractions of the training, each 0 to 1"
-        )
+        raise OptionError(f"milestones={_listed(recipe.milestones)} must be fractions of the training, each 0 to 1")
     if isinstance(recipe, SliceRecipe):
         _check_slices(recipe)
 
@@ -72,29 +69,29 @@ def _check_slices(recipe: SliceRecipe) -> None:
     _check_words("prompts", recipe.prompts, ("box", "shifted_box", "point", "none"))
     _check_words("augment", recipe.augment, tuple(AUGMENTATIONS))
     if not recipe.losses or not recipe.prompts:
-        raise click.UsageError("losses and prompts must each name one at least")
+        raise OptionError("losses and prompts must each name one at least")
     if not 0 <= recipe.box_jitter[0] <= recipe.box_jitter[1]:
-        raise click.UsageError(f"box_jitter={_listed(recipe.box_jitter)} must rise, from 0 on")
+        raise OptionError(f"box_jitter={_listed(recipe.box_jitter)} must rise, from 0 on")
     if recipe.error_rounds and "none" in recipe.prompts:
-        raise click.UsageError("error_rounds click where the mask is wrong, and prompts=none takes no clicks")
+        raise OptionError("error_rounds click where the mask is wrong, and prompts=none takes no clicks")
 
 
 def check_network(config: NetworkConfig, refinement: str) -> None:
-    """Raise click.UsageError for a network that can be built and can't be trained, or not as its config says."""
+    """Raise OptionError for a network that can be built and can't be trained, or not as its config says."""
     if not isinstance(config, Sam3DConfig):
         return
     if config.channels % (2 * config.decoder_heads):
-        raise click.UsageError(
+        raise OptionError(
             f"decoder_heads={config.decoder_heads}: twice as many must divide the {config.channels} channels; give a "
             f"divisor of {config.channels // 2}"
         )
     if beyond := [block for block in config.global_blocks if block >= config.depth]:
-        raise click.UsageError(
+        raise OptionError(
             f"global_blocks={_listed(config.global_blocks)} names {_listed(beyond)}, the {config.depth} blocks of the "
             f"encoder are 0 to {config.depth - 1}; give global_blocks and depth together"
         )
     if refinement == "recurrent" and config.adapter is None:
-        raise click.UsageError("refinement=recurrent feeds back what the adapter gives, and adapter=none has none")
+        raise OptionError("refinement=recurrent feeds back what the adapter gives, and adapter=none has none")
 
 
 def _held(recipe: Recipe, names: Iterable[str]) -> list[tuple[str, Any]]:
@@ -104,7 +101,7 @@ def _held(recipe: Recipe, names: Iterable[str]) -> list[tuple[str, Any]]:
 
 def _check_words(name: str, words: Iterable[str], known: tuple[str, ...]) -> None:
     if wrong := [word for word in words if word not in known]:
-        raise click.UsageError(f"{name}: {_listed(wrong)} is none of {', '.join(known)}")
+        raise OptionError(f"{name}: {_listed(wrong)} is none of {', '.join(known)}")
 
 
 def _listed(values: Iterable[object]) -> str:

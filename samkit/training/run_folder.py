@@ -38,12 +38,15 @@ def check_run_folder(out: Path, resume: bool) -> None:
         return
     if resume and not (out / RESUME).is_file():
         raise InputRefused(
-            "no-run", f"{out} holds no {RESUME} to resume", "give the run's folder, or leave --resume to start one"
+            "no-run",
+            f"{out} holds no {RESUME} to resume",
+            "give the run's folder, or leave {resume} to start one",
+            options=("resume",),
         )
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())) and not _ended_early(out):
         raise InputRefused(
             "run-exists", f"{out} is not empty, and nothing is overwritten",
-            "go on with it by --resume, or choose another --out",
+            "go on with it by {resume}, or choose another {out}", options=("resume", "out"),
         )  # fmt: skip
 
 
@@ -64,7 +67,10 @@ def read_run(out: Path) -> dict[str, Any]:
         _decisive(facts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputRefused(
-            "bad-run", f"{_FACTS} in {out} does not say what was run ({error!r})", "start anew in another --out"
+            "bad-run",
+            f"{_FACTS} in {out} does not say what was run ({error!r})",
+            "start anew in another {out}",
+            options=("out",),
         ) from error
     return facts
 
@@ -84,14 +90,15 @@ def check_same_run(out: Path, before: dict[str, Any], now: dict[str, Any]) -> No
         raise InputRefused(
             "another-run",
             f"this is not the run that {out} holds: {', '.join(other[:5])}{', ...' if len(other) > 5 else ''}",
-            "repeat the run's own --method, --preset, --data, --init, --label and --set (epochs may change), or choose "
-            "another --out without --resume",
+            "repeat the run's own {method}, {preset}, {data}, {init}, {label} and {set} (epochs may change), or choose "
+            "another {out} without {resume}",
+            options=("method", "preset", "data", "init", "label", "set", "out", "resume"),
         )
     epochs, done = now["plan"]["recipe"]["epochs"], len(read_metrics(out))
     if epochs < done:
         raise InputRefused(
             "another-run", f"{out} has trained {done} epochs and epochs={epochs} asks for fewer",
-            f"give --set epochs={done} or more",
+            f"give {{set}} epochs={done} or more", options=("set",),
         )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import click
+from samkit.errors import OptionError
 
 _NAMES = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a word"}
 
@@ -19,7 +19,7 @@ def settable(record: type) -> dict[str, Any]:
 
 
 def parse_settings(settings: Sequence[str], known: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """Return name to typed value of `name=value` texts; click.UsageError for what is not `known` or of another type.
+    """Return name to typed value of `name=value` texts; OptionError for what is not `known` or of another type.
 
     >>> parse_settings(["losses=focal:20,dice:1"], {"losses": tuple[tuple[str, float], ...]}, "sam")
     {'losses': (('focal', 20.0), ('dice', 1.0))}
@@ -29,13 +29,15 @@ def parse_settings(settings: Sequence[str], known: Mapping[str, Any], method: st
         name, equals, value = text.partition("=")
         name = name.strip()
         if not equals:
-            raise click.UsageError(f"--set {text} has no value; write --set name=value")
+            raise OptionError(f"{{set}} {text} has no value; write {{set}} name=value", options=("set",))
         if name not in known:
-            raise click.UsageError(f"--set {name}: no such setting for {method}; known are {', '.join(sorted(known))}")
+            raise OptionError(
+                f"{{set}} {name}: no such setting for {method}; known are {', '.join(sorted(known))}", options=("set",)
+            )
         try:
             values[name] = _typed(value.strip(), known[name])
         except ValueError:
-            raise click.UsageError(f"--set {text}: '{value}' is not {_describe(known[name])}") from None
+            raise OptionError(f"{{set}} {text}: '{value}' is not {_describe(known[name])}", options=("set",)) from None
     return values
 
 

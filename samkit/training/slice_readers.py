@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from samkit.errors import InputRefused
-from samkit.imageio.pictures import is_picture
+from samkit.imageio.reading import is_picture
 from samkit.training.box_labels import IMAGES, LABELS, find_boxes
 from samkit.training.image_folders import find_images
 from samkit.training.slice_cases import FoundCases

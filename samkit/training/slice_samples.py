@@ -91,7 +91,8 @@ class SliceStore:
             raise InputRefused(
                 "label-values",
                 f"the label of {case.name} holds values up to {labels.max()}, the network has {structures} structures",
-                "give labels 1 and on, in their order; FreeSurfer's values are mapped with --format freesurfer",
+                "give labels 1 and on, in their order; FreeSurfer's values are mapped with {format} freesurfer",
+                options=("format",),
             )
         size = self.method.window(self.config)
         if size is not None:
@@ -115,7 +116,7 @@ def objects_of(labels: np.ndarray) -> list[np.ndarray]:
 def labels_on_input(labels: np.ndarray, placement: Placement, side: int) -> np.ndarray:
     """Return labels (..., H, W) of a slice on the network's square at `side` pixels, (..., side, side); 0 in padding.
 
-    Nearest: each pixel of the square takes the label at its centre, in the fit's own alignment.
+    Nearest: each pixel of the square takes the label at its centre, in the placement's own alignment.
     """
     centres = (np.arange(side) + 0.5) * placement.side / side
     picked, inside = [], []
@@ -142,7 +143,8 @@ class SliceSamples(Dataset[SliceSample]):
         if not with_target:
             raise InputRefused(
                 "no-foreground", "no slice to train on holds any of the target",
-                "check the labels, or name a value that they hold with --label",
+                "check the labels, or name a value that they hold with {label}",
+                options=("label",),
             )  # fmt: skip
         # A prompt needs something to point at.
         self.pools = [with_target, with_target if recipe.foreground_share >= 1 or is_prompted(recipe) else every]

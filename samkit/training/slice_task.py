@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
@@ -17,6 +18,8 @@ from samkit.training.slice_module import SliceModule
 from samkit.training.slice_readers import find_slice_cases
 from samkit.training.slice_samples import SliceSamples, SliceStore, is_prompted, list_slices
 from samkit.training.task import Task
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,16 +55,14 @@ class SliceTask(Task):
         if found.layout == "boxes":
             raise InputRefused(
                 "boxes-alone", "the data has boxes and no masks, which teach a detector alone",
-                "train one with --part detector of medsam-yolo, or give masks",
+                "train one with {part} detector of medsam-yolo, or give masks", options=("part",),
             )  # fmt: skip
         self.cases = found.cases
         self.split = SplitSlices.of(found)
         self.splitting = self.split.said
         self.counts, self.notes = self.split.counts, self.split.notes
 
-    def settle(
-        self, plan: TrainingPlan, before: Mapping[str, Any] | None, say: Callable[[str], object]
-    ) -> TrainingPlan:
+    def settle(self, plan: TrainingPlan, before: Mapping[str, Any] | None) -> TrainingPlan:
         """Return the plan as it is."""
         return plan
 
@@ -74,7 +75,7 @@ class SliceTask(Task):
         if not with_target:
             raise InputRefused(
                 "no-foreground", "no slice that is held back holds any of the target",
-                "add cases, or name a value that they hold with --label",
+                "add cases, or name a value that they hold with {label}", options=("label",),
             )  # fmt: skip
         held = with_target if is_prompted(recipe) else every
         counts = {"slices_with_target": len(samples.pools[0]), "held_back_with_target": len(with_target)}
@@ -84,24 +85,16 @@ class SliceTask(Task):
         )
 
 
-def find_slices(
-    folder: Path,
-    plan: TrainingPlan,
-    *,
-    layout: str | None,
-    patterns: Mapping[str, str],
-    say: Callable[[str], object],
-    warn: Callable[[str], object],
-) -> FoundCases:
-    """Return the cases of a folder that can be used, each of them read; `warn` gets what is skipped."""
+def find_slices(folder: Path, plan: TrainingPlan, *, layout: str | None, patterns: Mapping[str, str]) -> FoundCases:
+    """Return the cases of a folder that can be used, each of them read; what is skipped is logged as a warning."""
     method = cast(SliceMethod, get_method(plan.method))
     sequences = plan_sequences(method, plan)
     found = check_slice_cases(
         find_slice_cases(folder, layout, sequences=sequences, patterns=patterns, plane=method.plane)
     )
     for sentence in found.skipped:
-        warn(sentence)
-    say(f"{len(found.cases)} cases of {found.layout} to use, {len(found.skipped)} skipped")
+        _log.warning("%s", sentence)
+    _log.info("%d cases of %s to use, %d skipped", len(found.cases), found.layout, len(found.skipped))
     return found
 
 

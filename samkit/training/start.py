@@ -80,7 +80,8 @@ def load_start(path: Path, method: Method, *, part: str = "", base: Path | None 
     if own is not None and own.method != method.name:
         raise CheckpointError(
             f"{path.name} was trained for '{own.method}'; {method.name} starts from weights of "
-            f"{' or '.join(name for name in (method.name, method.base) if name)}, give one of those with --init"
+            f"{' or '.join(name for name in (method.name, method.base) if name)}, give one of those with {{init}}",
+            options=("init",),
         )
     try:
         info, state, sha256 = read_weights(path, method, others)
@@ -91,7 +92,8 @@ def load_start(path: Path, method: Method, *, part: str = "", base: Path | None 
             return _whole(path, get_method(method.base))
         except CheckpointError as other:
             raise CheckpointError(
-                f"{path.name} starts neither {method.name} ({error}) nor its base {method.base} ({other})"
+                f"{path.name} starts neither {method.name} ({error.text}) nor its base {method.base} ({other.text})",
+                options=(*error.options, *other.options),
             ) from other
     held = tuple(p.prefix for p in method.parts if any(name.startswith(p.prefix) for name in state))
     return Start(info, state, sha256, path.name, held)
@@ -118,7 +120,8 @@ def start_weights(network: Network, start: Start, method: Method, plan: Training
     if wrong:
         raise CheckpointError(
             f"{len(wrong)} tensors of {start.name} have no place in the network planned: {', '.join(wrong[:10])}; "
-            "leave the network's sizes as the checkpoint has them (no --set of patch, width, lora_rank, ...)"
+            "leave the network's sizes as the checkpoint has them (no {set} of patch, width, lora_rank, ...)",
+            options=("set",),
         )
     fill_network(network, {**wanted, **state}, start.name, method.name)
     fresh = [name for name in wanted if name not in state]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from samkit.networks.network import Network
@@ -22,9 +22,7 @@ class Task(ABC):
     """How the cases were split, for people."""
 
     @abstractmethod
-    def settle(
-        self, plan: TrainingPlan, before: Mapping[str, Any] | None, say: Callable[[str], object]
-    ) -> TrainingPlan:
+    def settle(self, plan: TrainingPlan, before: Mapping[str, Any] | None) -> TrainingPlan:
         """Return the plan with what the data decides; `before` is the config that a resumed run began with."""
 
     @abstractmethod

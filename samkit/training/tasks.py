@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,14 +20,12 @@ def find_task(
     *,
     layout: str | None = None,
     patterns: Mapping[str, str] = MappingProxyType({}),
-    say: Callable[[str], object] = lambda text: None,
-    warn: Callable[[str], object] = lambda text: None,
 ) -> Task:
     """Return the task of the cases in `data`; raises InputRefused where they can't be used.
 
-    `layout` and `patterns` are those of `slice_readers.find_slice_cases`; `warn` gets a sentence for each case skipped.
+    `layout` and `patterns` are those of `slice_readers.find_slice_cases`; each case skipped is a warning in the log.
     """
     if isinstance(plan.recipe, ClickRecipe):
-        return ClickTask.of(data, plan, say, warn)
-    found = find_slices(data, plan, layout=layout, patterns=patterns, say=say, warn=warn)
+        return ClickTask.of(data, plan)
+    found = find_slices(data, plan, layout=layout, patterns=patterns)
     return DetectorTask(found, plan) if isinstance(plan.recipe, DetectorRecipe) else SliceTask(found)

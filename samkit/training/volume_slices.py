@@ -51,7 +51,7 @@ def find_volumes(
         try:
             *images, label = choose(found, (*sequences, LABEL))
         except InputRefused as error:
-            skipped.append(f"{name} skipped: {error}")
+            skipped.append(f"{name} skipped: {error.reason}; add the file, or a pattern that names it")
             continue
         ready.append((name, tuple(images), label))
     return _found("volumes", ready, skipped, read_labelled_volume, plane)

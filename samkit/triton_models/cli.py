@@ -12,7 +12,7 @@ import click
 from samkit import __version__
 from samkit.command import run_command, show_progress
 from samkit.errors import ServingError
-from samkit.manifest import PRECISIONS
+from samkit.precisions import BASE, PRECISIONS
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _PORT = click.IntRange(0, 65535)
@@ -28,7 +28,8 @@ def serve() -> None:
 @serve.command()
 @click.argument("exports", nargs=-1, required=True, metavar="EXPORT...", type=_FOLDER)
 @click.option("--out", required=True, metavar="REPO", type=click.Path(path_type=Path), help="Folder to write.")
-@click.option("--precision", type=click.Choice(PRECISIONS), help="Of all graphs. Default: fp32.")
+@click.option("--precision", type=click.Choice([one.name for one in PRECISIONS]),
+              help=f"Of all graphs. Default: {BASE.name}.")  # fmt: skip
 @click.option("--name", help="What to serve one export as. Default: its method, with _ for -.")
 @click.option("--no-engines", is_flag=True, help="Serve ONNX files though TensorRT engines were built of them.")
 @click.option("--max-sessions", type=click.IntRange(min=1), help="Sessions open at once, of each name.")

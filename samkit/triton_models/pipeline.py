@@ -189,7 +189,7 @@ def postprocess(served: Served, found: Mapping[str, Any], result: np.ndarray) ->
     session = served.session({}, EnsembleOptions.from_json(found["options"]))
     slices: dict[str, Any] = {}
     if isinstance(session, SliceSession):
-        view = PlaneView.of((i, j, k), affine, session.plane)
+        view = PlaneView.of((i, j, k), affine, str(session.plane))
         mask = np.ascontiguousarray(view.volume(result))
         slices = {"slices": sorted(view.file_index(number) for number in found["slices"])}
     else:

@@ -27,7 +27,7 @@ class ServedExport:
 
     method: str
     precision: str
-    """Of all its graphs: fp32 or fp16."""
+    """Of all its graphs."""
     manifest: str
     """The export's `Manifest.digest`: reports carry it. The manifests in the repository have another one wherever
     weights came from a file, because they don't say where it lies."""

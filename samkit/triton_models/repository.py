@@ -24,6 +24,7 @@ from samkit.errors import ManifestError, ServingError
 from samkit.manifest import FILE_NAME as MANIFEST_FILE
 from samkit.manifest import Export, Manifest, engine_file, file_sha256
 from samkit.methods import GraphSpec, SliceMethod
+from samkit.precisions import BASE
 from samkit.runtime.client.tritonclient_library import model_config
 from samkit.triton_models.limits import DEFAULTS, LIMITS, Limits
 from samkit.triton_models.model_config import (
@@ -88,17 +89,17 @@ def write_repository(
 ) -> Repository:
     """Write `exports` into the model repository `out` and return its record.
 
-    `precision` is that of all graphs, fp32 unless asked for. `name` replaces the method's name, of one export. With
-    `engines`, graphs that have a TensorRT engine in this precision are served by it. A repository of samkit's that is
-    in `out` is replaced, edited configs included, once the new one is complete; a server that runs on it has loaded its
-    models and goes on with them.
+    `precision` is that of all graphs, float32 unless another is asked for. `name` replaces the method's name, of one
+    export. With `engines`, graphs that have a TensorRT engine in this precision are served by it. A repository of
+    samkit's that is in `out` is replaced, edited configs included, once the new one is complete; a server that runs on
+    it has loaded its models and goes on with them.
 
     Raises ServingError for names that can't be served together and an `out` that is something else, ManifestError for
     an export that is not whole or lacks the precision, MissingDependencyError without tritonclient.
     """
     model_config()  # before any work
     out = out.resolve()
-    sources = [_open(folder, precision or "fp32", name, engines) for folder in exports]
+    sources = [_open(folder, precision or BASE.name, name, engines) for folder in exports]
     _check_names(sources, name)
     try:
         _check_out(out)

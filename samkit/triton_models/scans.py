@@ -11,7 +11,7 @@ from samkit.errors import GeometryError, InputRefused, PromptError, TensorMismat
 from samkit.geometry import Volume, check_affine
 from samkit.prompts import Prompt
 from samkit.runtime.protocol import wire
-from samkit.runtime.session.base import to_voxel
+from samkit.runtime.session.world import to_voxel
 
 Tensors: TypeAlias = Mapping[str, np.ndarray | None]
 """Volume inputs and affine of a request; None for one that it does not have."""

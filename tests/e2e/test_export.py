@@ -98,7 +98,7 @@ def test_unfolded_export_of_slices_answers_with_its_one_decoder(tmp_path):
     assert manifest.plan.graphs == ("image_encoder", "mask_decoder")
     assert verify_export(tmp_path / "official").keys() == manifest.parity.keys()
     with open_session(tmp_path / "official") as session:
-        session.set_picture(np.tile(np.arange(64, dtype=np.float32), (48, 1)))
+        session.set_image(np.tile(np.arange(64, dtype=np.float32), (48, 1)))
         assert session.add(SliceBox(10, 10, 40, 30)).number == 1
 
 
@@ -177,7 +177,7 @@ def test_same_plan_is_kept_and_another_refused(copied_export, monkeypatch):
     monkeypatch.setattr(export_module, "_make", never)
     kept = run_export(plan_export("m-sam", size="tiny", precision="fp16"), copied_export)
     assert kept == Manifest.load(copied_export)
-    with pytest.raises(ExportError, match=r"holds another export .* pass --force to replace it"):
+    with pytest.raises(ExportError, match=r"holds another export .* pass force to replace it"):
         run_export(plan_export("m-sam", size="tiny"), copied_export)
 
 
@@ -205,7 +205,7 @@ def test_folder_with_other_files_is_refused_untouched(tmp_path):
 def test_force_removes_only_what_the_old_export_wrote(copied_export, monkeypatch):
     (copied_export / "notes.onnx").write_bytes(b"mine")
     kept = Manifest.load(copied_export)
-    monkeypatch.setattr(export_module, "_make", lambda plan, method, loaded, folder, say: make_copy(kept, folder))
+    monkeypatch.setattr(export_module, "_make", lambda plan, method, loaded, folder: make_copy(kept, folder))
 
     def make_copy(manifest, folder):
         for artifact in manifest.artifacts[:1]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from samkit.checkpoints import load_network, save_checkpoint
 from samkit.errors import ExportError, ParityError
-from samkit.export.cli import export
+from samkit.export.cli import export, main
 from samkit.export.emulation import EmulatedRunner
 from samkit.export.export import run_export
 from samkit.export.plan import plan_export
@@ -154,10 +154,11 @@ def test_scans_of_a_folder_are_measured_and_stay_at_home(tmp_path):
         (["--fp16", "--keep-list", "nowhere"], "nowhere is no file and no folder"),
     ],
 )
-def test_options_that_do_not_fit_are_usage(arguments, words):
-    result = CliRunner().invoke(export, ["--method", METHOD, "--dry-run", *arguments])
-    assert result.exit_code == 2
-    assert words in result.stderr
+def test_options_that_do_not_fit_are_usage(arguments, words, in_process):
+    code, _, err = in_process(main, "sam-export", "--method", METHOD, "--dry-run", *arguments)
+    assert code == 2
+    assert words in err
+    assert err.endswith("; see sam-export --help\n")
 
 
 def test_folder_without_scans_is_refused_before_any_work(tmp_path):

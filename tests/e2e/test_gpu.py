@@ -84,9 +84,9 @@ def test_clicks_and_undo_on_the_device(refinement, precision, export_of):
     def logits(device):
         found = []
         with open_session(export_of("m-sam", refinement), device=device, precision=precision) as session:
-            session.set_volume(volume)
+            session.set_image(volume)
             for click in CLICKS:
-                session.add_point(click)
+                session.add(click)
                 found.append(session.logits())
             session.undo()
             session.undo()

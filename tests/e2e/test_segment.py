@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from samkit.imageio.nifti import read_scan
+from samkit.imageio.reading import read_scan
 from samkit.manifest import Manifest, Weights
 from samkit.prompts import Point, write_clicks
 from samkit.runtime import open_session
@@ -73,8 +73,8 @@ def test_command_agrees_with_session(bright_export, scan):
     assert segment(bright_export, scan, "--point", "20,22,15,+").returncode == 0
 
     with open_session(bright_export) as session:
-        session.set_volume(read_scan(scan).volume)
-        session.add_point(Point((20, 22, 15), 1))
+        session.set_image(read_scan(scan).volume)
+        session.add(Point((20, 22, 15), 1))
         written = np.asarray(nibabel.load(scan.with_name("mask.nii.gz")).dataobj)
         assert np.array_equal(session.mask(), written.astype(bool))
 
@@ -157,7 +157,7 @@ def images(folder):
     return {
         "not a NIfTI": (raw("text.nii", b"this is no scan" * 100), "not a NIfTI file"),
         "not a gzip": (raw("text.nii.gz", b"this is no scan" * 100), "not a NIfTI file"),
-        "other suffix": (raw("scan.dcm", plain), "not a NIfTI file by its name"),
+        "other suffix": (raw("scan.dcm", plain), "of no format that is known, by its name"),
         "truncated": (raw("cut.nii", plain[: len(plain) // 2]), "truncated"),
         "truncated gzip": (raw("cut.nii.gz", whole[: len(whole) // 2]), "truncated"),
         "2D": (write("slice.nii", good[:, :, 0]), "a slice, not a volume"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from samkit.checkpoints import CheckpointInfo, save_checkpoint
-from samkit.errors import CheckpointError, ExportError, ManifestError
+from samkit.errors import CheckpointError, ManifestError, OptionError
 from samkit.export.export import random_network
 from samkit.geometry import Volume
 from samkit.manifest import Manifest, Weights, file_sha256
@@ -48,10 +48,10 @@ POINTS = [Point((20, 22, 18), 1), Point((24, 20, 18), 0), Point((12.5, 22, 18), 
 def logits(folder, volume: Volume, **options):
     """The logits after each of the clicks."""
     with open_session(folder, **options) as session:
-        session.set_volume(volume)
+        session.set_image(volume)
         found = []
         for point in POINTS:
-            session.add_point(point)
+            session.add(point)
             found.append(session.logits())
     return found
 
@@ -92,5 +92,5 @@ def test_torch_says_when_the_checkpoint_is_gone(export):
 
 
 def test_torch_runs_float32_only(export):
-    with pytest.raises(ExportError, match="runs float32"):
+    with pytest.raises(OptionError, match="runs float32"):
         open_session(export, backend="torch", precision="fp16")

@@ -12,7 +12,7 @@ import pytest
 from nibabel.freesurfer.mghformat import MGHImage
 from PIL import Image
 
-from samkit.imageio.nifti import read_scan
+from samkit.imageio.reading import read_scan
 from samkit.prompts import Box
 from samkit.runtime import open_session
 
@@ -90,8 +90,8 @@ def test_command_agrees_with_session(segment, bright_slices, scan, tmp_path):
     code, out, err = segment("-i", scan, "-o", tmp_path / "m.nii", "--box", BOX, "--point", "2,2,8,-")
     assert code == 0, err
     with open_session(bright_slices) as session:
-        session.set_volume(read_scan(scan).volume)
-        session.add_box(Box((18, 18, 8), (32, 36, 8)))
+        session.set_image(read_scan(scan).volume)
+        session.add(Box((18, 18, 8), (32, 36, 8)))
 
         assert np.array_equal(session.mask(), written(tmp_path / "m.nii"))
     assert json.loads(out)["iou_predicted"] == [0.6]
@@ -167,8 +167,8 @@ def test_picture_gives_a_picture(segment, picture, tmp_path):
         (["--box", BOX, "--spacing", "1,1,1"], 2, "sam works on slices as they are; leave --spacing out"),
         (["--box", BOX, "--plane", "oblique"], 2, "'oblique' is not one of"),
         (["--box", BOX, "--sequence", "t1c"], 2, "--sequence is written NAME=PATTERN"),
-        (["--box", BOX, "--sequence", "t1c=s*"], 2, "give a folder with -i"),
-        (["--box", BOX, "-i", "b.nii"], 2, "of several -i each names its sequence"),
+        (["--box", BOX, "--sequence", "t1c=s*"], 2, "give a folder with --input"),
+        (["--box", BOX, "-i", "b.nii"], 2, "of several --input each names its sequence"),
     ],
 )
 def test_bad_request_ends_with_its_exit_code(arguments, exit_code, words, segment, scan, tmp_path):

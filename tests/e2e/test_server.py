@@ -258,8 +258,8 @@ def test_chunks_of_two_sessions_share_a_batch_and_give_the_masks_of_each_alone(s
 
     def segment(url, number):
         with open_session(url) as session:
-            session.set_volume(scan(number))
-            session.segment_all()
+            session.set_image(scan(number), automatic=False)
+            session.segment_automatically()
             return session.mask()
 
     before = counts(slice_server, "lora_sam_image_encoder")

@@ -33,7 +33,7 @@ from samkit.errors import (
     WrongTurn,
 )
 from samkit.geometry import Volume
-from samkit.imageio.nifti import read_scan
+from samkit.imageio.reading import read_scan
 from samkit.manifest import Manifest
 from samkit.methods import SliceMethod, get_method
 from samkit.runtime import open_session

@@ -37,7 +37,7 @@ def built(export_of):
     @functools.cache
     def export(name):
         folder = export_of(name)
-        build_engines(folder, say=lambda line: sys.stderr.write(line + "\n"))  # shown when a test fails
+        build_engines(folder)
         return folder
 
     return export

@@ -211,7 +211,7 @@ def noisy_copy(network):
 
 def test_checkpoint_of_another_method_is_refused(tmp_path, network, info):
     save_checkpoint(tmp_path / "c.safetensors", network, info)
-    with pytest.raises(CheckpointError, match="trained for 'm-sam', not 'sam-med3d'; pass --method m-sam"):
+    with pytest.raises(CheckpointError, match="trained for 'm-sam', not 'sam-med3d'; pass method m-sam"):
         load_network(tmp_path / "c.safetensors", SAM_MED3D)
 
 
@@ -226,7 +226,7 @@ def test_official_file_of_the_sister_method_is_refused(tmp_path, method, telltal
     """SAM-Med3D's file would load as an M-SAM without adapter, and its export would lack an output."""
     names = {"image_encoder.pos_embed": torch.zeros(1), telltale: torch.zeros(1)}
     torch.save(names, tmp_path / "c.pth")
-    with pytest.raises(CheckpointError, match=r"--method (sam-med3d|m-sam)"):
+    with pytest.raises(CheckpointError, match=r"method (sam-med3d|m-sam)"):
         load_network(tmp_path / "c.pth", method)
 
 

@@ -1,14 +1,16 @@
-"""Every command ends with one sentence and its exit code; only our bugs show a traceback."""
+"""Every command ends with one sentence and its exit code; only our bugs show a traceback. Progress is the log's."""
 
 from __future__ import annotations
 
+import logging
+import re
 import sys
 
 import click
 import pytest
 
 from samkit import errors
-from samkit.command import run_command
+from samkit.command import run_command, show_progress
 
 
 def end(monkeypatch, capsys, raised=None, arguments=()):
@@ -63,3 +65,82 @@ def test_bug_keeps_its_traceback(monkeypatch, capsys):
 
     with pytest.raises(ZeroDivisionError):
         run_command(command, "sam-test")
+
+
+# --- Options, spelled as flags ---
+
+
+@click.command()
+@click.option("--method", "method_name")
+@click.option("--keep-list")
+@click.option("-q", "--silent", "quiet", is_flag=True)
+@click.option("--fold/--no-fold", "folded", default=True)
+def one(**options):
+    raise errors.OptionError(
+        "{method}, {method_name}, {keep_list}, {quiet}, {folded}, {elsewhere}",
+        options=("method", "method_name", "keep_list", "quiet", "folded", "elsewhere"),
+    )
+
+
+@click.group()
+def many():
+    pass
+
+
+many.add_command(one)
+
+
+@pytest.mark.parametrize(("command", "words"), [(one, []), (many, ["one"])])
+def test_options_are_spelled_as_the_flags_of_the_command(command, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sam-test", *words])
+    with pytest.raises(SystemExit) as stopped:
+        run_command(command, "sam-test")
+
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        "sam-test: --method, --method, --keep-list, --silent, --no-fold, elsewhere; see sam-test --help\n"
+    )
+
+
+# --- The log ---
+
+
+def log_in_a_command(monkeypatch, **shown):
+    """Run a command whose library logs one line of progress, one beneath it, and a warning about an error."""
+
+    @click.command()
+    @click.option("--label", type=int)
+    def command(label):
+        show_progress(**shown)
+        log = logging.getLogger("samkit.somewhere")
+        log.debug("too much")
+        log.info("%d of %d", 1, 2)
+        log.warning("%s skipped: %s", "b", errors.InputRefused("no", "none", "give {label}", options=("label",)))
+
+    monkeypatch.setattr(sys, "argv", ["sam-test"])
+    with pytest.raises(SystemExit):
+        run_command(command, "sam-test")
+
+
+def test_progress_is_shown_unless_it_is_to_be_quiet_and_warnings_always(monkeypatch, capsys):
+    log_in_a_command(monkeypatch, quiet=False)
+    assert capsys.readouterr() == ("", "1 of 2\nb skipped: none; give --label\n")
+
+    log_in_a_command(monkeypatch, quiet=True)
+    assert capsys.readouterr() == ("", "b skipped: none; give --label\n")
+
+
+def test_progress_may_have_its_seconds_and_warnings_the_commands_name(monkeypatch, capsys):
+    log_in_a_command(monkeypatch, quiet=False, name="sam-test", timed=True)
+    progress, warning = capsys.readouterr().err.splitlines()
+
+    assert re.fullmatch(r"\[ +\d+\.\d s\] 1 of 2", progress)
+    assert warning == "sam-test: b skipped: none; give --label"
+
+
+def test_other_libraries_say_nothing_through_it(monkeypatch, capsys):
+    log_in_a_command(monkeypatch, quiet=False)
+    capsys.readouterr()
+    logging.getLogger("elsewhere").info("noise")
+
+    assert capsys.readouterr().err == ""

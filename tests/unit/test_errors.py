@@ -27,6 +27,23 @@ def test_refusal_keeps_its_parts():
     assert (refusal.code, str(refusal)) == ("nan", "the scan holds NaN; repair it")
 
 
+def test_options_are_data_and_their_names_in_the_text():
+    error = errors.OptionError("{fp16} is of {no_fold}'s kin, not of {this}", options=("fp16", "no_fold"))
+
+    assert error.options == ("fp16", "no_fold")
+    assert str(error) == "fp16 is of no_fold's kin, not of {this}"
+    assert error.sentence({"fp16": "--fp16"}.get) == "--fp16 is of no_fold's kin, not of {this}"
+
+
+def test_refusal_of_one_case_says_which_and_keeps_its_options():
+    refusal = errors.InputRefused("no-label", "no {label} in it", "leave {label} out", options=("label",))
+    of_case = refusal.about("case a")
+
+    assert (refusal.reason, refusal.remedy) == ("no label in it", "leave label out")
+    assert (of_case.code, of_case.options) == ("no-label", ("label",))
+    assert of_case.sentence(lambda name: f"--{name}") == "case a: no --label in it; leave --label out"
+
+
 @pytest.mark.parametrize("command", ["sam-export", "sam-segment", "sam-train"])
 def test_unknown_option_is_usage(command):
     run = subprocess.run([BIN / command, "--no-such-option"], capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Guards where a slice lies in the network's square: resizing is torch's, and a fit's way back is its way there."""
+"""Guards where a slice lies in the network's square: resizing is torch's, and the way back is the way there."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def test_resize_is_torchs(shape):
 
 
 @pytest.mark.parametrize(
-    ("fit", "content", "offset"),
+    ("placement", "content", "offset"),
     [
         (Placement.longest_side((600, 800), 1024), (768, 1024), (0, 0)),
         (Placement.longest_side((301, 100), 64), (64, 21), (0, 0)),
@@ -24,7 +24,7 @@ def test_resize_is_torchs(shape):
         (Placement.centred((241, 200), 256), (241, 200), (7, 28)),
     ],
 )
-def test_fit_has_the_official_place(placement, content, offset):
+def test_placement_has_the_official_place(placement, content, offset):
     assert (placement.content, placement.offset) == (content, offset)
 
 
@@ -34,7 +34,7 @@ def test_points_move_by_the_ratio_of_sizes():
     np.testing.assert_allclose(Placement.centred((241, 200), 256).points_to_network([[100, 50]]), [[128, 57]])
 
 
-def test_points_of_a_fit_with_aligned_ends_reach_from_end_to_end():
+def test_points_of_a_placement_with_aligned_ends_reach_from_end_to_end():
     placement = Placement.stretched((112, 128), 512, ends_aligned=True)
     np.testing.assert_allclose(placement.points_to_network([[0, 0], [127, 111]]), [[0, 0], [511, 511]])
 

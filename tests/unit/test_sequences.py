@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import click
 import pytest
 
-from samkit.errors import InputRefused
+from samkit.errors import InputRefused, OptionError
 from samkit.sequences import LABEL, choose, parse_pattern, sequence_of, sort_files
 
 
@@ -47,12 +46,12 @@ def test_pattern_adds_a_sequence_and_goes_before_the_aliases():
 
 @pytest.mark.parametrize("text", ["t1c", "=x", "t1c=", "a b=c"])
 def test_a_pattern_that_is_none_is_usage(text):
-    with pytest.raises(click.UsageError, match="NAME=PATTERN"):
+    with pytest.raises(OptionError, match="NAME=PATTERN"):
         parse_pattern(text)
 
 
 def test_two_files_for_one_sequence_are_refused_by_name():
-    with pytest.raises(InputRefused, match=r"a_T1CE.nii and a_T1Gd.nii in p are both t1c.*--sequence t1c="):
+    with pytest.raises(InputRefused, match=r"a_T1CE.nii and a_T1Gd.nii in p are both t1c.*sequences t1c="):
         sort_files([Path("p/a_T1Gd.nii"), Path("p/a_T1CE.nii")])
 
 

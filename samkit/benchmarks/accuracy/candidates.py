@@ -22,13 +22,14 @@ from samkit.benchmarks.accuracy.gate import CallJudge, CallTape, RecordedRunner
 from samkit.benchmarks.measure.originals import original_network, original_runners
 from samkit.errors import MissingDependencyError, SamkitError, ServingError
 from samkit.export.emulation import EmulatedRunner
-from samkit.manifest import Manifest
+from samkit.manifest import Export, Manifest
 from samkit.methods import GraphSpec
 from samkit.runtime import open_session
 from samkit.runtime.backends.runner import HostRunner, Runner, SubstituteRunner, add_substitutes, check_inputs
 from samkit.runtime.client import tritonclient_library
 from samkit.runtime.client.triton_transport import HTTP, Address
-from samkit.runtime.session.volume_session import TENSORRT, described, make_session, open_runners
+from samkit.runtime.opening import make_session
+from samkit.runtime.session.volume_session import TENSORRT, open_runners
 from samkit.tensors import Tensor, on_host
 from samkit.triton_models.repository import write_repository
 from samkit.triton_models.server import EmbeddedServer
@@ -136,7 +137,7 @@ class Absent:
 def open_reference(folder: Path, manifest: Manifest, device: str, threads: int | None, held: ExitStack) -> Reference:
     """Return the originals of an export, which `held` closes; raises as `original_network` does."""
     plan = manifest.plan
-    method, config = described(manifest, folder)
+    export = Export.of(folder, manifest)
     network = original_network(plan, device=device, threads=threads)
     runners = original_runners(network, plan, device)
     stem = None
@@ -145,10 +146,10 @@ def open_reference(folder: Path, manifest: Manifest, device: str, threads: int |
 
         stem = TorchRunner(network, next(spec for spec in plan.specs if spec.name == STEM), device)
     tape = CallTape(stem)
-    watched = _watched(runners, tape, method.graphs(config))
+    watched = _watched(runners, tape, export.graphs)
     if stem is not None:
         runners[STEM] = stem
-    session = make_session(method, config, watched, "fp32", manifest, None, None, None)
+    session = make_session(export, watched, "fp32")
     held.callback(session.close)
     return Reference(session, tape, runners, Kind(TORCH, "fp32", device))
 
@@ -174,11 +175,11 @@ def open_contender(
             return Contender(name, kind, session, judge, runners)
         if kind.precision not in manifest.plan.precisions:
             return Absent(name, kind, "the export has no float16 files; sam-export --fp16 writes them", False)
-        method, config = described(manifest, folder)
+        export = Export.of(folder, manifest)
         runners = _open_runners(kind, folder, manifest, threads, held)
         judge = CallJudge(tape, specs, kind.precision)
-        watched = _watched(runners, judge, method.graphs(config))
-        session = make_session(method, config, watched, kind.precision, manifest, None, None, None)
+        watched = _watched(runners, judge, export.graphs)
+        session = make_session(export, watched, kind.precision)
         held.callback(session.close)
         return Contender(name, kind, session, judge, runners)
     except SamkitError as error:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -38,15 +38,16 @@ from samkit.benchmarks.accuracy.candidates import (
 )
 from samkit.benchmarks.accuracy.comparison import Say, Settings, Trial, identity_of
 from samkit.benchmarks.accuracy.gate import Limits
+from samkit.benchmarks.cases.case import Case
+from samkit.benchmarks.cases.folders import FolderCases
+from samkit.benchmarks.cases.phantom_scans import phantom_cases
 from samkit.benchmarks.cases.simulated_user import POLICIES, policies_of, recipe_of
-from samkit.benchmarks.cases.subjects import Subject, each_subject, phantom_subjects
 from samkit.benchmarks.measure.machine import Machine, versions
 from samkit.benchmarks.record.metrics import TOLERANCE_MM
 from samkit.benchmarks.record.run import Row, Run, commit, describe_export, now
 from samkit.errors import PromptError, SamkitError
-from samkit.manifest import Manifest
+from samkit.manifest import Export, Manifest
 from samkit.methods import get_method
-from samkit.runtime.session.volume_session import described
 
 CASES, CLICKS = 4, 6
 
@@ -241,12 +242,10 @@ def _measure_export(
     cases: int, label: int | None, device: str, threads: int | None, server: str | None,
 ) -> tuple[list[Row], list[str]]:  # fmt: skip
     """Return the rows of one export, and what a reader must be told of them."""
-    method, config = described(manifest, folder)
-    said: list[str] = []
-    subjects: Iterator[Subject] = (
-        iter(phantom_subjects(method, config, cases))
-        if data is None
-        else each_subject(data, method, config, cases, said, label=label)
+    export = Export.of(folder, manifest)
+    method, config = export.method, export.config
+    found: Iterable[Case] = (
+        phantom_cases(method, config, cases) if data is None else FolderCases(data, method, config, cases, label=label)
     )
     with ExitStack() as held:
         reference = open_reference(folder, manifest, device, threads, held)
@@ -256,8 +255,9 @@ def _measure_export(
             if name != TORCH
         ]
         trial = Trial(folder, manifest, reference, opened, settings, say)
-        trial.run(subjects)
+        trial.run(found)
         rows = trial.rows() + _left_out(manifest, backends)
+    said = found.remarks if isinstance(found, FolderCases) else []
     if settings.anonymous and said:
         said = [f"{len(said)} remarks on the files of the data are left out, because they may name somebody"]
     return rows, [f"{method.name}: {sentence}" for sentence in dict.fromkeys((*said, *trial.notes))]

@@ -7,7 +7,7 @@ The originals are clicked on first; each backend then gets the same question, an
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,6 +19,7 @@ from samkit.benchmarks.accuracy.detector import DETECTOR, DetectorBook, Detector
 from samkit.benchmarks.accuracy.differing_slices import worst_slice
 from samkit.benchmarks.accuracy.gate import SESSION, Break, Limits, compare_apart, judge_mask
 from samkit.benchmarks.accuracy.rows import SAME, Book
+from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.simulated_user import (
     AUTOMATIC,
     Question,
@@ -31,15 +32,13 @@ from samkit.benchmarks.cases.simulated_user import (
     recipe_of,
     set_scan,
 )
-from samkit.benchmarks.cases.subjects import Subject
 from samkit.benchmarks.record.metrics import compare_masks, measure_mask
 from samkit.benchmarks.record.run import Row
 from samkit.errors import GeometryError, InputRefused, SamkitError
 from samkit.export.emulation import first_non_finite
-from samkit.manifest import Manifest
+from samkit.manifest import Export, Manifest
 from samkit.masks import dice
 from samkit.methods import Method, SliceMethod
-from samkit.runtime.session.volume_session import described
 
 Say: TypeAlias = Callable[[str], object]
 
@@ -55,9 +54,9 @@ class Settings:
     pictures: bool
     anonymous: bool
 
-    def case(self, subject: Subject, number: int) -> str:
-        """Return what a report calls a subject."""
-        return f"case {number + 1}" if self.anonymous else subject.name
+    def case(self, case: Case, number: int) -> str:
+        """Return what a report calls a case."""
+        return f"case {number + 1}" if self.anonymous else case.name
 
 
 class Trial:
@@ -72,7 +71,8 @@ class Trial:
         )  # fmt: skip
         self._method: Method
         self._config: Any
-        self._method, self._config = described(manifest, folder)
+        export = Export.of(folder, manifest)
+        self._method, self._config = export.method, export.config
         self._contenders = [one for one in opened if isinstance(one, Contender)]
         self._sessions: list[Reference | Contender] = [reference, *self._contenders]
         self._absent = [one for one in opened if isinstance(one, Absent)]
@@ -87,27 +87,27 @@ class Trial:
         }
         self._detectors = self._detector_trial()
 
-    def run(self, subjects: Iterator[Subject]) -> None:
+    def run(self, cases: Iterable[Case]) -> None:
         """Do everything."""
-        for number, subject in enumerate(subjects):
-            case = self._settings.case(subject, number)
+        for number, one in enumerate(cases):
+            case = self._settings.case(one, number)
             self._say(f"{self._method.name}: {case}")
-            for policy in self._policies if subject.targets else ():
+            for policy in self._policies if one.targets else ():
                 try:
-                    self._run_task(self._task(number, subject, policy), case)
+                    self._run_task(self._task(number, one, policy), case)
                 except (InputRefused, GeometryError) as error:
                     self.notes.append(f"{case} left out ({policy}): {error}")
             if self._detectors is not None:
-                self._detect(replace(subject, name=case))
+                self._detect(replace(one, name=case))
 
-    def _task(self, number: int, subject: Subject, policy: str) -> Task:
-        return make_task(number, subject, policy, self._method, self._config, self._manifest.plan.size)
+    def _task(self, number: int, case: Case, policy: str) -> Task:
+        return make_task(number, case, policy, self._method, self._config, self._manifest.plan.size)
 
     # --- One subject by one policy ---
 
     def _run_task(self, task: Task, case: str) -> None:
         """Click on PyTorch's session, and let every backend answer the same; then each one on its own errors."""
-        set_scan(self._reference.session, task.subject)
+        set_scan(self._reference.session, task.case)
         runs = [Rival(one, self._books[one.name, task.policy], task, case, self._settings) for one in self._contenders]
         for rival in runs:
             rival.begin()
@@ -149,15 +149,15 @@ class Trial:
         identity, side = identity_of(self._manifest, self._reference), self._config.detector.image
         return DetectorTrial(self._reference.runners[DETECTOR], side, identity)
 
-    def _detect(self, subject: Subject) -> None:
+    def _detect(self, case: Case) -> None:
         if self._detectors is None:
             return
-        set_scan(self._reference.session, subject)
+        set_scan(self._reference.session, case)
         rivals = []
         for one in self._contenders:
             one.judge.begin(DETECTOR)
             rivals.append((one.runners[DETECTOR], one.judge, self._boxed[one.name]))
-        self._detectors.show(subject, self._reference.session.channels(), self._plane, rivals)
+        self._detectors.show(case, self._reference.session.channels(), self._plane, rivals)
 
     # --- Rows ---
 
@@ -245,7 +245,7 @@ class Rival:
         """Give the session the scan."""
         self._one.judge.begin(self._task.policy)
         try:
-            set_scan(self._one.session, self._task.subject)
+            set_scan(self._one.session, self._task.case)
         except SamkitError as error:
             self._give_up(f"{self._case}, setting the scan", error)
 

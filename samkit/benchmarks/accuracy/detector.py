@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from samkit.benchmarks.accuracy.gate import Call, CallJudge
-from samkit.benchmarks.cases.subjects import Subject
+from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.record.metrics import compare_masks
 from samkit.benchmarks.record.run import Row
 from samkit.benchmarks.record.statistics import significant
@@ -61,9 +61,9 @@ class DetectorTrial:
         self.reference = DetectorBook(identity)
         self.wanted: list[np.ndarray] = []
 
-    def show(self, subject: Subject, channels: np.ndarray, plane: str, rivals: Sequence[DetectorRival]) -> None:
+    def show(self, case: Case, channels: np.ndarray, plane: str, rivals: Sequence[DetectorRival]) -> None:
         """Show every slice that is not empty: `channels` (C, slices, H, W), 0..255, as a session has them."""
-        truth = _truth(subject, plane)
+        truth = _truth(case, plane)
         for number in range(channels.shape[1]):
             image = np.ascontiguousarray(channels[:, number].transpose(1, 2, 0))
             if not image.any():
@@ -76,7 +76,7 @@ class DetectorTrial:
             shown = _filled(_boxes(expected.outputs["predictions"][0], letterbox), image.shape[:2])
             for runner, judge, book in rivals:
                 call = Call(DETECTOR, feed, runner.run(feed))
-                judge.compare(call, expected, f"{subject.name}, slice {number}")
+                judge.compare(call, expected, f"{case.name}, slice {number}")
                 try:
                     found, sure = (_boxes(call.outputs["predictions"][0], letterbox, at) for at in (_LOW, 0.25))
                 except SamkitError:  # nan: the judge has it already
@@ -93,15 +93,15 @@ def _boxes(predictions: np.ndarray, letterbox: Letterbox, confidence: float = 0.
     return np.concatenate([letterbox.boxes_back(found[:, :4]), found[:, 4:]], axis=1)
 
 
-def _truth(subject: Subject, plane: str) -> list[np.ndarray]:
+def _truth(case: Case, plane: str) -> list[np.ndarray]:
     """Return the boxes (n, 5) of each slice: given, or around the components of the targets."""
-    if subject.boxes is not None:
-        return [subject.boxes]
-    everything: Any = np.any(list(subject.targets.values()), axis=0)
-    if subject.picture is not None:
+    if case.boxes is not None:
+        return [case.boxes]
+    everything: Any = np.any(list(case.targets.values()), axis=0)
+    if case.picture is not None:
         return [boxes_of(everything)]
     i, j, k = everything.shape
-    view = PlaneView.of((i, j, k), next(iter(subject.volumes.values())).affine, plane)
+    view = PlaneView.of((i, j, k), next(iter(case.volumes.values())).affine, plane)
     return [boxes_of(mask) for mask in view.slices(everything)]
 
 

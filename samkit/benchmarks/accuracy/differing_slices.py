@@ -27,9 +27,9 @@ def worst_slice(
     if task.plane is not None:
         shown, axis, index = task.plane.of(scan), task.plane.view.plane, task.plane.view.file_index(task.plane.number)
         ours, theirs = found, reference
-    elif scan.ndim == 3 and task.subject.picture is None:
+    elif scan.ndim == 3 and task.case.picture is None:
         i, j, k = scan.shape
-        view = PlaneView.of((i, j, k), next(iter(task.subject.volumes.values())).affine, plane)
+        view = PlaneView.of((i, j, k), next(iter(task.case.volumes.values())).affine, plane)
         stacks = [view.slices(array) for array in (scan, found, reference)]
         counts = (stacks[1] != stacks[2]).sum(axis=(1, 2))
         counts = counts if counts.any() else (stacks[2] > 0).sum(axis=(1, 2))
@@ -50,9 +50,9 @@ def worst_slice(
 
 def _scan(task: Task) -> np.ndarray:
     """Return the picture, or the last of a scan's sequences: lesions show best there."""
-    if task.subject.picture is not None:
-        return task.subject.picture
-    array: np.ndarray = list(task.subject.volumes.values())[-1].array
+    if task.case.picture is not None:
+        return task.case.picture
+    array: np.ndarray = list(task.case.volumes.values())[-1].array
     return array
 
 

@@ -13,21 +13,17 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from samkit.export.parity import SMALL_MASK, masks_agree, output_error
-from samkit.methods import GraphSpec, Tolerance
-from samkit.methods._slices import NO_MASK
+from samkit.methods import GraphSpec
+from samkit.precisions import PRECISIONS, Tolerance
 from samkit.runtime.backends.runner import Closing, Runner
-from samkit.runtime.loops.refinement import ANCHORED_DECODER
 from samkit.tensors import Tensor, on_host
 
-MIN_DICE: Mapping[str, float] = {"fp32": 0.9999, "fp16": 0.995}
+MIN_DICE: Mapping[str, float] = {precision.name: precision.min_dice for precision in PRECISIONS}
 """Least Dice against PyTorch float32 where nobody says otherwise: what imaging products promise of a conversion."""
 SESSION = "the session"
 """What is to blame where no graph can be told."""
 _FLAGS = ("point_labels", "has_mask_input")
 """Inputs that mean something else at half their value."""
-_DECODER = "mask_decoder"
-_REWRITTEN = {NO_MASK: _DECODER, ANCHORED_DECODER: _DECODER}
-"""The fast forms, and the graph of upstream's formulation that does their work."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +133,9 @@ class CallTape:
             given = {"image_embeddings": call.outputs["image_embeddings"]}
             self.calls.append(Call(self._stem.graph.name, given, self._stem.run(given)))
 
-    def first_of(self, graph: str) -> Call | None:
+    def first_of(self, graph: GraphSpec) -> Call | None:
         """Return the first call of a graph, or of the one whose work it does."""
-        return next((call for call in self.calls if call.graph == _REWRITTEN.get(graph, graph)), None)
+        return next((call for call in self.calls if call.graph == graph.official), None)
 
 
 class CallJudge:
@@ -188,7 +184,7 @@ class CallJudge:
             return
         expected = self._tape.calls[self._place] if self._place < len(self._tape.calls) else None
         self._place += 1
-        if expected is None or not _is_same(call, expected):
+        if expected is None or not _is_same(call, expected, self.specs[call.graph]):
             self.parted = self._where
             return
         self.compare(call, expected, self._where)
@@ -225,7 +221,7 @@ def compare_apart(
     counterpart. Each graph is asked once what sessions seldom ask: two unlike rows, and a decoder with a mask.
     """
     for name, spec in sorted(judge.specs.items()):
-        expected = tape.first_of(name)
+        expected = tape.first_of(spec)
         if expected is None or not {tensor.name for tensor in spec.inputs} <= expected.inputs.keys():
             continue
         given = {tensor.name: expected.inputs[tensor.name] for tensor in spec.inputs}
@@ -283,9 +279,9 @@ def judge_mask(
     return Break(where, graph, f"{what} has {found}")
 
 
-def _is_same(call: Call, expected: Call) -> bool:
+def _is_same(call: Call, expected: Call, graph: GraphSpec) -> bool:
     """Return whether two calls are of the same place: one graph, or two that do one work, and outputs of one shape."""
-    if _REWRITTEN.get(call.graph, call.graph) != expected.graph:
+    if graph.official != expected.graph:
         return False
     return all(
         name in expected.outputs and value.shape == expected.outputs[name].shape for name, value in call.outputs.items()

@@ -1,98 +1,135 @@
-"""What is clicked on when a session's cost is measured: a phantom, and a careful reader's clicks on it.
+"""Phantoms as a method takes them: cases for accuracy, and cases on which a session's cost is measured.
 
-Clicks are simulated once, on a session, and given again to every session that is measured: then no time of a simulation
-lies between them, and every run has the same.
+Clicks of a cost case are simulated once, on a session, and given again to every session that is measured: then no time
+of a simulation lies between them, and every run has the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from samkit.benchmarks.cases.case import Case
 from samkit.clicks import central_click
 from samkit.errors import InputRefused, SamkitError
 from samkit.geometry import Index, Triple, Volume
-from samkit.manifest import ExportPlan
-from samkit.methods import Method, SliceMethod, get_method
+from samkit.methods import Method, SliceMethod
 from samkit.phantoms import SEQUENCES, make_phantom, make_structures
-from samkit.planes import PlaneView
 from samkit.prompts import FOREGROUND, Point
-from samkit.runtime.session.updates import MaskUpdate
 from samkit.sequences import sequence_of
 
-if TYPE_CHECKING:
-    from samkit.runtime import RemoteSession, Session, SliceSession
-
-    AnySession: TypeAlias = Session | SliceSession | RemoteSession
-
-SEED = 7
-SHAPES: Mapping[str | None, Index] = {
+ACCURACY_SEED = 900_000
+"""The first of the phantoms that accuracy is measured on; no training, export or demonstration has seen them."""
+COST_SEED = 7
+COST_SHAPES: Mapping[str | None, Index] = {
     None: (176, 208, 176),
     "full": (96, 96, 96),
     "small": (176, 208, 176),
     "tiny": (48, 48, 48),
 }
-"""Voxels of the phantom, of 1 mm, by the size of the network, None for a checkpoint's. That of `small` is as large as a
+"""Voxels of a cost case, of 1 mm, by the size of the network, None for a checkpoint's. That of `small` is as large as a
 clinical head scan. That of `full` fits into half a patch: masks of random weights reach everywhere, and on a larger
 scan would lead every click to many crops."""
-_GREY = "flair"
-"""What a method of one grey volume gets."""
+
+_SIDE, _STRUCTURES_SIDE = 96, 128
+"""Voxels of 1 mm along each axis of a phantom for accuracy, as the demonstration weights know them."""
+_THICK = 4
+"""Every so many slices of it are kept for a method that goes through all of them: thick ones, as clinics have, and
+fewer."""
 _SHOWN: Mapping[str, str] = {str(sequence_of(name)): name for name in SEQUENCES}
 """What a phantom calls each sequence."""
 
 
-@dataclass(frozen=True)
-class Study:
-    """Scans of one patient and what is clicked on them."""
+def phantom_cases(method: Method, config: Any, count: int, seed0: int = ACCURACY_SEED) -> Iterator[Case]:
+    """Yield `count` phantoms as the method takes them, of the seeds `seed0` and on; no patient, no file.
 
-    name: str
-    volumes: Mapping[str, Volume]
-    """By the method's sequences; the name is empty where it takes one grey volume."""
-    target: np.ndarray
-    """(I, J, K) bool: what the reader wants; of methods of slices, in one slice."""
-    points: tuple[Point, ...] = ()
-    """None where the method takes no prompt."""
-    across: int | None = None
-    """The array axis along which slices are counted; None for methods of volumes."""
-
-    @property
-    def shape(self) -> Index:
-        """Return the voxels of each volume along its axes."""
-        i, j, k = self.target.shape
-        return i, j, k
-
-
-def make_study(plan: ExportPlan, shape: Index) -> Study:
-    """Return a phantom as the method of an export takes it, with its largest object; no clicks yet."""
-    method = get_method(plan.method)
-    volumes, objects = phantom_scans(method, plan.config, SEED, shape, _GREY)
-    target = largest_object(objects)
-    study = Study(f"phantom {SEED}", volumes, target)
-    if not isinstance(method, SliceMethod):
-        return study
-    across = slice_axis(method, volumes)
-    fullest = int(np.moveaxis(target, across, 0).sum(axis=(1, 2)).argmax())
-    return replace(study, target=target & _only(fullest, across, shape), across=across)
-
-
-def phantom_scans(
-    method: Method, config: Any, seed: int, shape: Index, grey: str
-) -> tuple[dict[str, Volume], np.ndarray]:
-    """Return the scans of a phantom by the method's sequences, and its objects: structures where it names any.
-
-    Objects are a volume of 0 and of each one's number. A method of one grey volume gets the sequence `grey`, by the
-    empty name. Raises InputRefused for a sequence that phantoms do not have.
+    What is to be found is the largest lesion where the method is prompted, all lesions where it looks for them by
+    itself, and the structures where it has names for them. Methods that go through every slice get thick ones. Raises
+    InputRefused for a sequence that phantoms do not have.
     """
-    if isinstance(method, SliceMethod) and method.structures(config):
-        volume, structures = make_structures(seed, shape)
-        return {"": volume}, structures
+    names = _structures(method, config)
+    side = _STRUCTURES_SIDE if names else _SIDE
+    for number in range(count):
+        # One sequence after the other where one is taken, as the demonstration weights learnt
+        grey = SEQUENCES[number % len(SEQUENCES)]
+        case, objects = _make(method, config, seed0 + number, (side,) * 3, grey)
+        looks = isinstance(method, SliceMethod) and method.is_automatic
+        if names:
+            values = {name: objects == value for value, name in enumerate(names, start=1)}
+            targets = {name: mask for name, mask in values.items() if mask.any()}
+        else:
+            targets = {"": objects > 0 if looks else _largest(objects)}
+        yield _thick(replace(case, targets=targets)) if looks else replace(case, targets=targets)
+
+
+def cost_case(method: Method, config: Any, shape: Index) -> Case:
+    """Return a phantom of that many voxels with its largest object, of a method of slices in one slice; no clicks yet.
+
+    Raises InputRefused for a sequence that phantoms do not have.
+    """
+    case, objects = _make(method, config, COST_SEED, shape, "flair")
+    target = _largest(objects)
+    if case.across is not None:
+        target &= _only(int(np.moveaxis(target, case.across, 0).sum(axis=(1, 2)).argmax()), case.across, shape)
+    return replace(case, targets={next(iter(_structures(method, config)), ""): target})
+
+
+def with_clicks(case: Case, session: Any, method: Method, clicks: int) -> Case:
+    """Return a cost case with at most so many clicks, each in the middle of the worst error that `session` has left.
+
+    They are all in the target's slice where the method is one of slices, and none where it takes no points. The session
+    holds the case afterwards. Raises SamkitError where there is no error to click on.
+    """
+    open_case(session, case)
+    if isinstance(method, SliceMethod) and "point" not in method.prompts:
+        return case
+    ((structure, target),) = case.targets.items()
+    seen = np.ones(case.shape, bool) if case.across is None else _only(_slice(case), case.across, case.shape)
+    points: list[Point] = []
+    mask = session.mask()
+    while len(points) < clicks and (point := central_click(mask & seen, target)) is not None:
+        points.append(replace(point, structure=structure))
+        mask = click_on(session, points[-1])
+    if not points:
+        raise SamkitError(f"{method.name} has no error on the {case.name} to click on; use another phantom")
+    return replace(case, clicks=tuple(points))
+
+
+def open_case(session: Any, case: Case) -> None:
+    """Give a session the scans of a cost case; a method that needs no prompt decides at once."""
+    session.set_image(dict(case.volumes))
+
+
+def click_on(session: Any, point: Point) -> np.ndarray:
+    """Return the whole mask after a click."""
+    mask: np.ndarray = session.click(point.index, point.label == FOREGROUND, structure=point.structure).mask
+    return mask
+
+
+# --- What a phantom is made of ---
+
+
+def _make(method: Method, config: Any, seed: int, shape: Index, grey: str) -> tuple[Case, np.ndarray]:
+    """Return a phantom without targets, and its objects: structures where the method names any.
+
+    Objects are a volume of 0 and of each one's number. A method of one grey volume gets the sequence `grey`.
+    """
+    plane = method.plane if isinstance(method, SliceMethod) else ""
+    if _structures(method, config):
+        volume, objects = make_structures(seed, shape)
+        return Case(f"phantom {seed}", {"": volume}, {}, plane), objects
     sequences = method.sequences(config) if isinstance(method, SliceMethod) else ()
     needed = {name: _shown(name, method) for name in sequences} or {"": grey}
     phantom = make_phantom(seed, shape, sequences=tuple(needed.values()))
-    return {name: phantom.sequences[own] for name, own in needed.items()}, phantom.lesions
+    volumes = {name: phantom.sequences[own] for name, own in needed.items()}
+    return Case(f"phantom {seed}", volumes, {}, plane), phantom.lesions
+
+
+def _structures(method: Method, config: Any) -> tuple[str, ...]:
+    return method.structures(config) if isinstance(method, SliceMethod) else ()
 
 
 def _shown(name: str, method: Method) -> str:
@@ -105,56 +142,30 @@ def _shown(name: str, method: Method) -> str:
     return _SHOWN[name]
 
 
-def largest_object(objects: np.ndarray) -> np.ndarray:
+def _largest(objects: np.ndarray) -> np.ndarray:
     """Return the mask of the object with the most voxels."""
     found: np.ndarray = objects == 1 + int(np.bincount(objects.ravel())[1:].argmax())
     return found
 
 
-def slice_axis(method: SliceMethod, volumes: Mapping[str, Volume]) -> int:
-    """Return the array axis along which a method counts slices."""
-    first = next(iter(volumes.values()))
-    i, j, k = first.array.shape
-    return PlaneView.of((i, j, k), first.affine, method.plane).axes[0]
-
-
-def with_clicks(study: Study, session: AnySession, plan: ExportPlan, clicks: int) -> Study:
-    """Return the study with at most so many clicks, each in the middle of the worst error that `session` has left.
-
-    They are all in the target's slice where the method is one of slices, and none where it takes no points. The session
-    holds the study afterwards.
-    """
-    method = get_method(plan.method)
-    open_study(session, study)
-    if isinstance(method, SliceMethod) and "point" not in method.prompts:
-        return study
-    structure = next(iter(method.structures(plan.config)), "") if isinstance(method, SliceMethod) else ""
-    seen = np.ones(study.shape, bool)
-    if study.across is not None:
-        seen = _only(int(np.argwhere(study.target)[0][study.across]), study.across, study.shape)
-    points: list[Point] = []
-    mask, target = session.mask(), study.target & seen
-    while len(points) < clicks and (point := central_click(mask & seen, target)) is not None:
-        points.append(replace(point, structure=structure))
-        mask = click_on(session, points[-1])
-    if not points:
-        raise SamkitError(f"{plan.method} has no error on the {study.name} to click on; use another phantom")
-    return replace(study, points=tuple(points))
-
-
-def _only(number: int, across: int, shape: Index) -> np.ndarray:
+def _only(number: int, across: int, shape: tuple[int, ...]) -> np.ndarray:
     """Return the mask of one slice."""
     found = np.zeros(shape, bool)
     np.moveaxis(found, across, 0)[number] = True
     return found
 
 
-# --- Studies made of it ---
+def _slice(case: Case) -> int:
+    """Return the place of the only slice that holds some of a cost case's target, along the array axis `across`."""
+    return int(np.argwhere(case.target)[0][case.across])
 
 
-def brighter(study: Study, number: int) -> Study:
-    """Return the study with scans that no cache has seen, as `numbered` makes them."""
-    return replace(study, volumes={name: numbered(volume, number) for name, volume in study.volumes.items()})
+# --- Cases made of others ---
+
+
+def brighter(case: Case, number: int) -> Case:
+    """Return the case with scans that no cache has seen, as `numbered` makes them."""
+    return replace(case, volumes={name: numbered(volume, number) for name, volume in case.volumes.items()})
 
 
 def numbered(volume: Volume, number: int) -> Volume:
@@ -163,52 +174,48 @@ def numbered(volume: Volume, number: int) -> Volume:
     return Volume(np.where(array > 0, array + number, array).astype(array.dtype), volume.affine)
 
 
-def padded(study: Study, shape: Index) -> Study:
-    """Return the study in as much air as makes its scans `shape` voxels large; the patient stays where they were."""
-    before = [(wanted - there) // 2 for wanted, there in zip(shape, study.shape, strict=True)]
-    after = [wanted - there - b for wanted, there, b in zip(shape, study.shape, before, strict=True)]
-    pad = list(zip(before, after, strict=True))
+def padded(case: Case, shape: Index) -> Case:
+    """Return the case in as much air as makes its scans `shape` voxels large; the patient stays where they were."""
+    before = [(wanted - there) // 2 for wanted, there in zip(shape, case.shape, strict=True)]
+    after = [wanted - there - b for wanted, there, b in zip(shape, case.shape, before, strict=True)]
 
-    def larger(volume: Volume) -> Volume:
-        affine = volume.affine.copy()
-        affine[:3, 3] -= affine[:3, :3] @ before
-        return Volume(np.pad(volume.array, pad), affine)
+    def moved(affine: np.ndarray) -> np.ndarray:
+        found = affine.copy()
+        found[:3, 3] -= found[:3, :3] @ before
+        return found
 
     i, j, k = before
-    moved = (replace(p, index=(p.index[0] + i, p.index[1] + j, p.index[2] + k)) for p in study.points)
-    volumes = {name: larger(volume) for name, volume in study.volumes.items()}
-    return replace(study, volumes=volumes, target=np.pad(study.target, pad), points=tuple(moved))
+    clicks = (replace(p, index=(p.index[0] + i, p.index[1] + j, p.index[2] + k)) for p in case.clicks)
+    pad = list(zip(before, after, strict=True))
+    return replace(_changed(case, lambda array: np.pad(array, pad), moved), clicks=tuple(clicks))
 
 
-def repeated(study: Study, slices: int) -> Study:
-    """Return the study with its target's slice `slices` times over and nothing else; points lie in the middle one."""
-    if study.across is None:
-        raise SamkitError("a study of volumes has no slices to repeat; this is a bug, report it")
-    across = study.across
-    one = int(np.argwhere(study.target)[0][across])
+def repeated(case: Case, slices: int) -> Case:
+    """Return the case with its target's slice `slices` times over and nothing else; clicks lie in the middle one."""
+    if case.across is None:
+        raise SamkitError("a case of volumes has no slices to repeat; this is a bug, report it")
+    across, one = case.across, _slice(case)
+    stacked = _changed(case, lambda array: np.repeat(np.take(array, [one], across), slices, across), np.copy)
+    clicks = (replace(point, index=_with(point.index, across, float(slices // 2))) for point in case.clicks)
+    return replace(stacked, clicks=tuple(clicks))
 
-    def stack(array: np.ndarray) -> np.ndarray:
-        return np.repeat(np.take(array, [one], across), slices, across)
 
-    points = (replace(p, index=_with(p.index, across, float(slices // 2))) for p in study.points)
-    volumes = {name: Volume(stack(volume.array), volume.affine) for name, volume in study.volumes.items()}
-    return replace(study, volumes=volumes, target=stack(study.target), points=tuple(points))
+def _thick(case: Case) -> Case:
+    """Return every _THICK-th slice of a case; the first stays where it is, and so does the affine's origin."""
+    chosen = [slice(None)] * 3
+    chosen[case.view().axes[0]] = slice(None, None, _THICK)
+    steps = np.diag([float(part.step or 1) for part in chosen] + [1.0])
+    return _changed(case, lambda array: np.ascontiguousarray(array[tuple(chosen)]), lambda affine: affine @ steps)
+
+
+def _changed(
+    case: Case, arrays: Callable[[np.ndarray], np.ndarray], affines: Callable[[np.ndarray], np.ndarray]
+) -> Case:
+    """Return the case with other arrays, targets too, and other affines; clicks are left alone."""
+    volumes = {name: Volume(arrays(one.array), affines(one.affine)) for name, one in case.volumes.items()}
+    return replace(case, volumes=volumes, targets={name: arrays(mask) for name, mask in case.targets.items()})
 
 
 def _with(index: Triple, axis: int, value: float) -> Triple:
     i, j, k = (value if number == axis else place for number, place in enumerate(index))
     return i, j, k
-
-
-# --- What a reader does ---
-
-
-def open_study(session: AnySession, study: Study) -> None:
-    """Set the study's scans; a method that needs no prompt decides at once."""
-    session.set_image(dict(study.volumes))
-
-
-def click_on(session: AnySession, point: Point) -> np.ndarray:
-    """Return the whole mask after a click."""
-    update: MaskUpdate = session.click(point.index, point.label == FOREGROUND, structure=point.structure)
-    return update.mask

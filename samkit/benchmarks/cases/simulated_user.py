@@ -26,7 +26,7 @@ from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, Prompt, SliceBox,
 from samkit.training.slice_prompts import components, error_points, jittered_box, random_point, shifted_box
 
 if TYPE_CHECKING:
-    from samkit.benchmarks.cases.subjects import Subject
+    from samkit.benchmarks.cases.case import Case
 
 TRAINED, CENTRE, AUTOMATIC = "trained", "centre", "automatic"
 POLICIES = (TRAINED, CENTRE, AUTOMATIC)
@@ -56,11 +56,11 @@ class Plane:
 
 @dataclass(frozen=True)
 class Task:
-    """One subject by one policy: what is to be found, and where it is judged."""
+    """One case by one policy: what is to be found, and where it is judged."""
 
     number: int
-    """Of the subject; what chance is seeded with."""
-    subject: Subject
+    """Of the case; what chance is seeded with."""
+    case: Case
     policy: str
     structure: str
     """The structure that prompts speak of; empty where the method tells none apart, or is not prompted."""
@@ -81,7 +81,7 @@ class Task:
         return self.targets[self.structure]
 
     def region(self, array: np.ndarray) -> np.ndarray:
-        """Return of an array of the subject what is judged."""
+        """Return of an array of the case what is judged."""
         return array if self.plane is None else self.plane.of(array)
 
     def mask(self, labels: np.ndarray, name: str) -> np.ndarray:
@@ -119,28 +119,28 @@ def recipe_of(method: Method, size: str | None) -> SliceRecipe | None:
     return next((recipe for recipe in recipes if recipe.size == size), recipes[0] if recipes else None)
 
 
-def make_task(number: int, subject: Subject, policy: str, method: Method, config: Any, size: str | None) -> Task:
-    """Return what one policy does with a subject; raises InputRefused where there is nothing to prompt."""
+def make_task(number: int, case: Case, policy: str, method: Method, config: Any, size: str | None) -> Task:
+    """Return what one policy does with a case; raises InputRefused where there is nothing to prompt."""
     recipe = recipe_of(method, size)
     structures = method.structures(config) if isinstance(method, SliceMethod) else ()
     labels = {name: value for value, name in enumerate(structures, start=1)} or {"": 1}
-    targets = dict(subject.targets)
+    targets = dict(case.targets)
     if policy == AUTOMATIC or not isinstance(method, SliceMethod):
-        spacing = tuple(float(edge) for edge in subject.spacing_mm)
-        return Task(number, subject, policy, "", labels, targets, spacing, recipe)
+        spacing = tuple(float(edge) for edge in case.spacing_mm)
+        return Task(number, case, policy, "", labels, targets, spacing, recipe)
     # Of many structures the largest alone is clicked on: each one would cost as much as all of an automatic pass
     structure = max(targets, key=lambda name: int(targets[name].sum()))
     target = targets[structure]
     if not target.any():
-        raise InputRefused("no-target", f"{subject.name} has nothing to prompt", "leave it out, or name another label")
+        raise InputRefused("no-target", f"{case.name} has nothing to prompt", "leave it out, or name another label")
     label = {structure: labels[structure]}
-    if subject.picture is not None:
-        spacing = tuple(float(edge) for edge in subject.spacing_mm)
-        return Task(number, subject, policy, structure, label, {structure: target}, spacing, recipe)
+    if case.picture is not None:
+        spacing = tuple(float(edge) for edge in case.spacing_mm)
+        return Task(number, case, policy, structure, label, {structure: target}, spacing, recipe)
     i, j, k = target.shape
-    view = PlaneView.of((i, j, k), next(iter(subject.volumes.values())).affine, method.plane)
+    view = PlaneView.of((i, j, k), next(iter(case.volumes.values())).affine, method.plane)
     plane = Plane(view, int(view.slices(target).sum(axis=(1, 2)).argmax()))
-    return Task(number, subject, policy, structure, label, {structure: plane.of(target)}, view.pixel_mm, recipe, plane)
+    return Task(number, case, policy, structure, label, {structure: plane.of(target)}, view.pixel_mm, recipe, plane)
 
 
 def questions_at_most(task: Task, clicks: int) -> int:
@@ -205,21 +205,19 @@ def _in_scan(task: Task, prompt: SlicePoint | SliceBox) -> Prompt:
 # --- Sessions ---
 
 
-def set_scan(session: Any, subject: Subject) -> None:
-    """Give a session the subject, whose clicks and embeddings start anew."""
-    if subject.picture is not None:
-        session.set_picture(subject.picture)
-    else:
-        session.set_volume(dict(subject.volumes))
+def set_scan(session: Any, case: Case) -> None:
+    """Give a session the case, whose clicks and embeddings start anew."""
+    image = dict(case.volumes) if case.picture is None else case.picture
+    session.set_image(image, automatic=False)
 
 
 def answer(session: Any, task: Task, question: Question) -> np.ndarray:
     """Let a session answer, and return the label map (uint8) of what is judged."""
     if not question.prompts:
-        session.segment_all()
+        session.segment_automatically()
     elif task.target.ndim == 3:
         for prompt in question.prompts:
-            session.add_prompt(prompt)
+            session.add(prompt)
     else:
         _add(session, question)
     return task.region(session.labels())

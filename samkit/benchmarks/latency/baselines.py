@@ -33,8 +33,6 @@ COMPILER = "inductor"
 """Backend of torch.compile; on a CPU it needs a C++ compiler."""
 STAYING = frozenset({"image_embeddings", "image_features", "updated_embeddings"})
 """Tensors that never leave the device between the encoder and the clicks."""
-OFFICIAL = {"mask_decoder_no_mask": "mask_decoder", "mask_decoder_anchored": "mask_decoder"}
-"""The graph that does the same work in upstream's formulation, where it has another name."""
 
 Run = Callable[[], "dict[str, Tensor | torch.Tensor]"]
 """One run with its copies: outputs by name, where a session has them."""

@@ -20,7 +20,6 @@ import numpy as np
 from samkit.benchmarks.latency.baselines import (
     EAGER,
     NO_FOLD,
-    OFFICIAL,
     RIVALS,
     STAYING,
     Run,
@@ -42,17 +41,18 @@ from samkit.benchmarks.record.run import Row
 from samkit.benchmarks.record.statistics import percentiles, significant
 from samkit.errors import MissingDependencyError
 from samkit.export.parity import output_error
-from samkit.manifest import Manifest
+from samkit.manifest import Export, Manifest
 from samkit.methods import GraphSpec
+from samkit.precisions import PRECISIONS
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.runtime.backends.runner import Closing, Runner
 from samkit.runtime.loops.refinement import encode_image
-from samkit.runtime.session.volume_session import TENSORRT, described, open_runners
+from samkit.runtime.session.volume_session import TENSORRT, open_runners
 from samkit.tensors import Tensor, on_host
 
 TURN_SECONDS = 0.15
 """About how long one backend runs before the next one's turn."""
-LARGEST_ERROR = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.3}
+LARGEST_ERROR = {"bf16": 0.3} | {precision.name: precision.rounding for precision in PRECISIONS}
 """Relative difference of an output from PyTorch eager's, norm over norm, up to which it is rounding. It is no judgement
 of accuracy, for which there is `sam-bench accuracy`: whoever feeds or computes something else is off by about 1."""
 LIMIT = "float32 matrix product"
@@ -103,7 +103,8 @@ class GraphTimer(Closing):
         self._rivals, self._memory, self._binds = rivals, memory, binds
         self._device, self._threads = machine.device, machine.threads
         self._engines = machine.device == "cuda" if engines is None else engines
-        self._method, self._config = described(self.manifest, folder)
+        export = Export.of(folder, self.manifest)
+        self._method, self._config = export.method, export.config
         self._encoded: dict[tuple[str, str, int], dict[str, Tensor]] = {}
         self._warnings: list[str] = []  # of TensorRT
         self._operations: dict[tuple[str, bool, int, int], float] = {}
@@ -245,7 +246,7 @@ class GraphTimer(Closing):
 
     def _official(self, spec: GraphSpec) -> GraphSpec:
         graphs = {graph.name: graph for graph in self._method.graphs(self._config)}
-        return graphs[OFFICIAL.get(spec.name, spec.name)]
+        return graphs[spec.official]
 
     def _open(self, path: Path, spec: GraphSpec, stack: ExitStack) -> OnnxRuntimeRunner:
         threads = self._threads if self._device == "cpu" else None

@@ -23,8 +23,9 @@ from typing import Any, TypeAlias
 import nibabel as nib
 import numpy as np
 
+from samkit.benchmarks.cases.case import Case
+from samkit.benchmarks.cases.phantom_scans import phantom_cases
 from samkit.benchmarks.cases.simulated_user import CENTRE, make_task, set_scan
-from samkit.benchmarks.cases.subjects import Subject, phantom_subjects
 from samkit.benchmarks.latency.baselines import missing_engine
 from samkit.benchmarks.latency.cold_start import ORIGINAL, measure_cold_start, open_reader
 from samkit.benchmarks.latency.graphs import CPU_FLOAT16, first_line
@@ -33,17 +34,16 @@ from samkit.benchmarks.measure.turns import seconds_of, take_turns
 from samkit.benchmarks.record.run import Row
 from samkit.benchmarks.record.statistics import percentiles, significant
 from samkit.errors import MissingDependencyError, SamkitError
-from samkit.imageio.nifti import write_mask
+from samkit.imageio.study import read_study
+from samkit.imageio.writing import write_mask
 from samkit.manifest import ExportPlan, Manifest
 from samkit.masks import dice
 from samkit.methods import Method, SliceMethod, get_method
 from samkit.prompts import FOREGROUND, Point
-from samkit.runtime.session.slice_session import SliceSession
-from samkit.runtime.session.volume_session import TENSORRT, Session
-from samkit.segment.inputs import read_inputs
-from samkit.segment.segmenting import segment_given
+from samkit.runtime.session.base import Session
+from samkit.runtime.session.volume_session import TENSORRT
+from samkit.segment.segmenting import segment_study
 
-AnySession: TypeAlias = Session | SliceSession
 Name: TypeAlias = tuple[str, str]
 """Backend and precision."""
 STAGES = ("cold_start", "load", "encode", "click", "undo", "end_to_end")
@@ -58,7 +58,7 @@ LEAST_DICE = 0.9
 class Reading:
     """A phantom, where its files lie, and where a reader clicks: always on the same places, whatever the answer."""
 
-    subject: Subject
+    case: Case
     files: Mapping[str, Path]
     clicks: tuple[Point, ...]
 
@@ -66,19 +66,19 @@ class Reading:
     def make(cls, plan: ExportPlan, folder: Path) -> Reading:
         """Write a phantom for the method of an export into `folder`."""
         method = get_method(plan.method)
-        subject = phantom_subjects(method, plan.config, 1)[0]
+        case = next(phantom_cases(method, plan.config, 1))
         files = {}
-        for name, volume in subject.volumes.items():
+        for name, volume in case.volumes.items():
             files[name] = folder / f"{name or 'scan'}.nii.gz"
             nib.save(nib.Nifti1Image(np.asarray(volume.array, np.float32), volume.affine), files[name])
-        return cls(subject, files, _clicks(subject, method, plan))
+        return cls(case, files, _clicks(case, method, plan))
 
 
-def _clicks(subject: Subject, method: Method, plan: ExportPlan) -> tuple[Point, ...]:
+def _clicks(case: Case, method: Method, plan: ExportPlan) -> tuple[Point, ...]:
     """Return CLICKS points in the target, spread over it evenly; none where the method takes none."""
     if isinstance(method, SliceMethod) and not method.prompts:
         return ()
-    task = make_task(0, subject, CENTRE, method, plan.config, plan.size)
+    task = make_task(0, case, CENTRE, method, plan.config, plan.size)
     inside = np.argwhere(task.target)
     picked = inside[np.linspace(0, len(inside) - 1, CLICKS + 2).round().astype(int)[1:-1]]
     if task.plane is None:
@@ -100,9 +100,9 @@ class _Contender:
     absent: dict[str, dict[str, str]] = field(default_factory=dict)
     """By stage, the row's `not_run` or `error` where there are no times; ALL for every stage."""
     mask: np.ndarray | None = None
-    session: AnySession | None = None
+    session: Session | None = None
 
-    def open(self) -> AnySession:
+    def open(self) -> Session:
         return open_reader(self.folder, *self.name, **self.options)
 
     def warm(self, reading: Reading, opened: ExitStack) -> None:
@@ -198,7 +198,7 @@ def _measured(contender: _Contender, stage: str, expected: np.ndarray | None) ->
 
 def _base(manifest: Manifest, machine: Machine, reading: Reading, stage: str, contender: _Contender) -> Row:
     plan, name = manifest.plan, contender.name
-    shape = next(iter(reading.subject.volumes.values())).array.shape
+    shape = next(iter(reading.case.volumes.values())).array.shape
     row: Row = {
         "kind": "latency",
         "method": plan.method,
@@ -224,11 +224,11 @@ def _base(manifest: Manifest, machine: Machine, reading: Reading, stage: str, co
 # --- One reading ---
 
 
-def _visit(session: AnySession, reading: Reading) -> tuple[dict[str, list[float]], np.ndarray]:
+def _visit(session: Session, reading: Reading) -> tuple[dict[str, list[float]], np.ndarray]:
     """Go through the clicks in an open session and take them back; return the seconds of each stage, and the mask."""
-    set_scan(session, reading.subject)
+    set_scan(session, reading.case)
     if not reading.clicks:
-        session.segment_all()
+        session.segment_automatically()
         return {"encode": [session.steps[-1].seconds["encode"]]}, session.mask()
     clicks = [_seconds_of_click(session, point) for point in reading.clicks]
     encode = session.steps[0].seconds["encode"]
@@ -237,17 +237,17 @@ def _visit(session: AnySession, reading: Reading) -> tuple[dict[str, list[float]
     return {"encode": [encode], "click": clicks[1:], "undo": undos}, mask
 
 
-def _seconds_of_click(session: AnySession, point: Point) -> float:
+def _seconds_of_click(session: Session, point: Point) -> float:
     return seconds_of(lambda: session.click(point.index, structure=point.structure).mask)
 
 
-def _once(open_session: Callable[[], AnySession], reading: Reading, folder: Path) -> dict[str, list[float]]:
+def _once(open_session: Callable[[], Session], reading: Reading, folder: Path) -> dict[str, list[float]]:
     """Do all that `sam-segment` does, and return the seconds of `load` and `end_to_end`."""
     start = time.perf_counter()
     with open_session() as session:
         loaded = time.perf_counter()
-        given = read_inputs(reading.files, session.method)
-        segment_given(session, given, reading.clicks, False, lambda line: None)
+        given = read_study(reading.files)
+        segment_study(session, given, reading.clicks)
         write_mask(folder / "mask.nii.gz", session.labels(), given.scan)
         written = time.perf_counter()
     return {"load": [loaded - start], "end_to_end": [written - start]}

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from samkit.benchmarks.cases.phantom_scans import SHAPES, Study, make_study, repeated, with_clicks
+from samkit.benchmarks.cases.case import Case
+from samkit.benchmarks.cases.phantom_scans import COST_SHAPES, cost_case, repeated, with_clicks
 from samkit.benchmarks.load.readers import MODES, STAGES, Level, Reader, run_level
 from samkit.benchmarks.load.scaling import (
     CLICKS,
@@ -47,7 +48,7 @@ from samkit.manifest import ExportPlan, Manifest
 from samkit.methods import SliceMethod, get_method
 
 if TYPE_CHECKING:
-    from samkit.runtime import RemoteSession
+    from samkit.runtime import Session
 
 Say = Callable[[str], object]
 
@@ -291,45 +292,44 @@ def _embedded_rows(
 def _look_at(url: str, digest: str | None) -> Served:
     """Return what runs at `url`; raises ServingError where it serves another export than that of `digest`."""
     with _open(url) as session:
-        found = session.manifest
+        found, method, precision, providers = session.manifest, session.method, session.precision, session.providers
     if digest is not None and found.digest != digest:
         raise ServingError(
-            f"{url} serves an export of {found.method} with digest {found.digest[:12]}, and the one given has "
+            f"{url} serves an export of {method.name} with digest {found.digest[:12]}, and the one given has "
             f"{digest[:12]}; give the folder that is served, or leave --export out"
         )
-    on_gpu = any(name.lower().startswith(_ON_GPU) for names in found.providers.values() for name in names)
-    device = {"device": "cuda" if on_gpu else "cpu", "precision": found.precision}
+    on_gpu = any(name.lower().startswith(_ON_GPU) for names in providers.values() for name in names)
+    device = {"device": "cuda" if on_gpu else "cpu", "precision": precision}
     return Served(url, found.plan, _row(found.plan, found.digest) | device)
 
 
 _ON_GPU = ("cuda", "tensorrt")
 
 
-def _open(url: str) -> RemoteSession:
+def _open(url: str) -> Session:
     """Return a session on a server."""
     from samkit.runtime import open_session
 
-    session: RemoteSession = open_session(url, timeout=CALL_SECONDS)  # type: ignore[assignment]
-    return session
+    return open_session(url, timeout=CALL_SECONDS)
 
 
 def _reader_rows(served: Served, work: Workload, fits: bool, machine: Machine, say: Say) -> list[Row]:
     """Return the rows of every level of every mode; with `fits`, how calls grow with the number of readers, too."""
     say(f"{served.plan.method}: clicks on a phantom ...")
     with _open(served.url) as session:
-        study = with_clicks(_study(served.plan), session, served.plan, POINTS)
+        case = with_clicks(_case(served.plan), session, get_method(served.plan.method), POINTS)
     scans = count(1)
     rows: list[Row] = []
     for mode in work.modes:
         own = served.row | _mode(mode, work)
-        levels, stopped = climb(partial(_level, served, study, mode, work, scans, machine, say), work, served.plan)
-        shared = own | {"scan": _name(study), "limit_ms": work.limit_ms}
-        rows += [row for level in levels for row in level_rows(level, shared, study)]
+        levels, stopped = climb(partial(_level, served, case, mode, work, scans, machine, say), work, served.plan)
+        shared = own | {"scan": _name(case), "limit_ms": work.limit_ms}
+        rows += [row for level in levels for row in level_rows(level, shared, case)]
         rows[-1]["note"] = f"{served.plan.method}, {mode}: {stopped or end_of(levels[-1], work, served.plan)}"
         rest = work.sessions[len(levels) :]
         rows += _empty_rows(own, replace(work, modes=(mode,)), rest, served.plan, "not_run", f"not tried: {stopped}")
         if fits:
-            grown = over_sessions(levels, [stage for stage in _met(study) if stage in GROWING], mode)
+            grown = over_sessions(levels, [stage for stage in _met(case) if stage in GROWING], mode)
             rows += [scaling_row(own, scaling) for scaling in grown]
     return rows
 
@@ -345,32 +345,32 @@ def end_of(level: Level, work: Workload, plan: ExportPlan) -> str:
     return f"{most} {stage}s stayed within {work.limit_ms:g} ms at p95"
 
 
-def _study(plan: ExportPlan) -> Study:
+def _case(plan: ExportPlan) -> Case:
     """Return what readers open: a head, or of it a few slices where the method decides on each of them."""
-    study = make_study(plan, SHAPES.get(plan.size, SHAPES[None]))
     method = get_method(plan.method)
+    case = cost_case(method, plan.config, COST_SHAPES.get(plan.size, COST_SHAPES[None]))
     is_short = isinstance(method, SliceMethod) and method.is_automatic
-    return repeated(study, AUTOMATIC_SLICES) if is_short else study
+    return repeated(case, AUTOMATIC_SLICES) if is_short else case
 
 
-def _name(study: Study) -> str:
-    volumes = list(study.volumes.values())
+def _name(case: Case) -> str:
+    volumes = list(case.volumes.values())
     times = f"{len(volumes)} x " if len(volumes) > 1 else ""
-    return f"{study.name}, {times}{' x '.join(map(str, study.shape))} {volumes[0].array.dtype.name}"
+    return f"{case.name}, {times}{' x '.join(map(str, case.shape))} {volumes[0].array.dtype.name}"
 
 
-def _met(study: Study) -> tuple[str, ...]:
+def _met(case: Case) -> tuple[str, ...]:
     """Return the stages that a reader comes through."""
-    return STAGES if len(study.points) > 1 else STAGES[:2]
+    return STAGES if len(case.clicks) > 1 else STAGES[:2]
 
 
 def _level(
-    served: Served, study: Study, mode: str, work: Workload, scans: count[int], machine: Machine, say: Say, readers: int
+    served: Served, case: Case, mode: str, work: Workload, scans: count[int], machine: Machine, say: Say, readers: int
 ) -> Level:
     time.sleep(REST_SECONDS)
     machine.sample()
     think_s = work.think_s if mode == "think" else None
-    crowd = [Reader(number, study, partial(_open, served.url), scans, think_s) for number in range(readers)]
+    crowd = [Reader(number, case, partial(_open, served.url), scans, think_s) for number in range(readers)]
     level = run_level(crowd, work.seconds, served.pid)
     slowest = ", ".join(
         f"{stage} {percentiles([1e3 * value for value in level.samples[stage]])['p95_ms']:.0f}"
@@ -419,20 +419,20 @@ def _mode(mode: str, work: Workload) -> Row:
     return {"mode": mode, **think, "identity": ["mode", *think, "sessions"]}
 
 
-def level_rows(level: Level, row: Row, study: Study) -> list[Row]:
+def level_rows(level: Level, row: Row, case: Case) -> list[Row]:
     """Return one row for each stage that a reader comes through; what did not come up says so."""
     shared = row | {
         "sessions": level.readers,
         "sessions_held": level.held,
         "seconds": significant(level.seconds, 4),
-        "clicks_per_second": significant(level.clicks_per_second, 4) if study.points else None,
+        "clicks_per_second": significant(level.clicks_per_second, 4) if case.clicks else None,
         "errors": dict(level.errors),
         "server_rss_mb": None if level.server_mb is None else level.server_mb["rss"],
         "server_pss_mb": None if level.server_mb is None else level.server_mb["pss"],
         "client_cpu_share": significant(level.client_share, 3),
         "server_cpu_share": None if level.server_share is None else significant(level.server_share, 3),
     }
-    return [shared | {"stage": stage} | _figures(level, stage) for stage in _met(study)]
+    return [shared | {"stage": stage} | _figures(level, stage) for stage in _met(case)]
 
 
 def _figures(level: Level, stage: str) -> Row:
@@ -481,24 +481,25 @@ def _scaling_rows(
         return rows
     session: Any = open_session(export)
     with session:
-        study = make_study(plan, SCALING_SHAPES.get(plan.size or "", SCALING_SHAPE))
-        study = study if study.across is None else repeated(study, 1)
-        study = with_clicks(study, session, plan, MOST_CLICKS)
+        method = get_method(plan.method)
+        case = cost_case(method, plan.config, SCALING_SHAPES.get(plan.size or "", SCALING_SHAPE))
+        case = case if case.across is None else repeated(case, 1)
+        case = with_clicks(case, session, method, MOST_CLICKS)
         for over in wanted:
             machine.sample()
-            grown = _grown(over, session, study, own, rounds)
+            grown = _grown(over, session, case, own, rounds)
             rows += grown
             for one in grown:
                 say(f"{plan.method}: {one['stage']}: {_verdict(one)}")
     return rows
 
 
-def _grown(over: str, session: Any, study: Study, row: Row, rounds: int) -> list[Row]:
+def _grown(over: str, session: Any, case: Case, row: Row, rounds: int) -> list[Row]:
     """Return the rows of calls over one of VOLUME, SLICES and CLICKS, or one that says why there is nothing."""
-    if why := _lacks(over, study):
+    if why := _lacks(over, case):
         return [row | {"stage": f"click over {over}", "not_run": f"{row['method']} {why}"}]
     try:
-        return [scaling_row(row, found) for found in _OVER[over](session, study, rounds)]
+        return [scaling_row(row, found) for found in _OVER[over](session, case, rounds)]
     except SamkitError as error:
         return [row | {"stage": f"click over {over}", "error": str(error)}]
 
@@ -511,19 +512,19 @@ def _verdict(row: Row) -> str:
     return f"exponent {fit['value']:.2f} ({fit['low']:.2f} to {fit['high']:.2f})"
 
 
-_OVER: Mapping[str, Callable[[Any, Study, int], list[Scaling]]] = {
+_OVER: Mapping[str, Callable[[Any, Case, int], list[Scaling]]] = {
     VOLUME: over_volume,
     SLICES: over_slices,
     CLICKS: over_clicks,
 }
 
 
-def _lacks(over: str, study: Study) -> str | None:
+def _lacks(over: str, case: Case) -> str | None:
     """Return why nothing can be timed over this, None where it can."""
-    if over == VOLUME and study.across is not None:
+    if over == VOLUME and case.across is not None:
         return "works slice by slice; what counts is their number"
-    if over == SLICES and study.across is None:
+    if over == SLICES and case.across is None:
         return "works on volumes, not on slices"
-    if over == CLICKS and not study.points:
+    if over == CLICKS and not case.clicks:
         return "takes no clicks"
     return None

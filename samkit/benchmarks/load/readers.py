@@ -1,6 +1,6 @@
 """Virtual readers: each works through scans of its own in a session on a server, alone or beside others.
 
-A reader opens a scan, clicks where the study says, now and then takes a click back, and goes on to the next scan. What
+A reader opens a scan, clicks where the case says, now and then takes a click back, and goes on to the next scan. What
 it does next is drawn by a generator that is seeded with its number, so that two runs do the same, but for how far they
 come. Two modes: `think`, in which it waits before each call as a person does, exponentially distributed; and `closed`,
 in which each call follows at once. After a call that failed it pauses and opens a new session.
@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from samkit.benchmarks.cases.phantom_scans import Study, brighter, click_on, open_study
+from samkit.benchmarks.cases.case import Case
+from samkit.benchmarks.cases.phantom_scans import brighter, click_on, open_case
 from samkit.benchmarks.measure.processes import memory_of, processor_seconds
 from samkit.errors import SamkitError
 
 if TYPE_CHECKING:
-    from samkit.runtime import RemoteSession
+    from samkit.runtime import Session
 
 Result = TypeVar("Result")
 
@@ -49,8 +50,8 @@ class Reader:
     def __init__(
         self,
         number: int,
-        study: Study,
-        open_session: Callable[[], RemoteSession],
+        case: Case,
+        open_session: Callable[[], Session],
         scans: Iterator[int],
         think_s: float | None,
         *,
@@ -59,16 +60,16 @@ class Reader:
     ) -> None:
         """Get ready; nothing is opened yet.
 
-        `scans` says by how much the next scan is brighter (`studies.brighter`); readers may share an `itertools.count`.
+        `scans` says by how much the next scan is brighter (`brighter`); readers may share an `itertools.count`.
         `think_s` is the mean time between calls [s], None for none. `sleep` and `clock` are for tests.
         """
-        self._study, self._open, self._scans, self._think_s = study, open_session, scans, think_s
+        self._case, self._open, self._scans, self._think_s = case, open_session, scans, think_s
         self._rng = np.random.default_rng([0x4EAD, number])
         self._sleep, self._clock = sleep, clock
-        self._session: RemoteSession | None = None
+        self._session: Session | None = None
         self._is_stopped = False
         self._clicks: int | None = None
-        """How many of the study's points were clicked on this scan; None before there is one."""
+        """How many of the case's points were clicked on this scan; None before there is one."""
         self.samples: dict[str, list[float]] = {stage: [] for stage in STAGES}
         self.errors: Counter[str] = Counter()
 
@@ -107,7 +108,7 @@ class Reader:
 
     def _act(self) -> None:
         """Do what comes next."""
-        points = self._study.points
+        points = self._case.clicks
         if self._session is None:
             self._session = self._timed("open", self._open)
         elif self._clicks is None or self._clicks == len(points):
@@ -120,9 +121,9 @@ class Reader:
             self._timed("click" if self._clicks else "first_click", lambda: click_on(session, point))
             self._clicks += 1
 
-    def _next_scan(self, session: RemoteSession) -> None:
-        scan = brighter(self._study, next(self._scans))  # made before the clock starts
-        self._timed("scan", lambda: open_study(session, scan))
+    def _next_scan(self, session: Session) -> None:
+        scan = brighter(self._case, next(self._scans))  # made before the clock starts
+        self._timed("scan", lambda: open_case(session, scan))
         self._clicks = 0
 
     def _timed(self, stage: str, call: Callable[[], Result]) -> Result:

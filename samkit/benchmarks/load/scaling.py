@@ -2,36 +2,38 @@
 
 Each is samples at several sizes, on the same content, and the exponent of cost = c * size^e through them. Volumes are
 one head in more and more air, because a session only crops; slices are one slice over and over; clicks are those of one
-study, on embeddings that are there. All in-process but for sessions, which come from the readers on a server. Sizes
+case, on embeddings that are there. All in-process but for sessions, which come from the readers on a server. Sizes
 take turns in every round.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from samkit.benchmarks.cases.phantom_scans import Study, click_on, open_study, padded, repeated
+from samkit.benchmarks.cases.case import Case
+from samkit.benchmarks.cases.phantom_scans import click_on, open_case, padded, repeated
 from samkit.benchmarks.load.readers import Level
 from samkit.benchmarks.measure.turns import seconds_of, take_turns
 from samkit.benchmarks.record.statistics import Estimate, fit_exponent, percentiles, significant
 from samkit.geometry import Index
 
 if TYPE_CHECKING:
-    from samkit.runtime import Session, SliceSession
+    from samkit.runtime import Session
 
 VOLUME, SLICES, SESSIONS, CLICKS = "volume", "slices", "sessions", "clicks"
 SCALINGS = (VOLUME, SLICES, SESSIONS, CLICKS)
 UNITS: Mapping[str, str] = {VOLUME: "voxels", SLICES: "slices", SESSIONS: "sessions", CLICKS: "clicks"}
 FACTORS = (1.0, 4 / 3, 11 / 6, 2.5)
-"""Sides of the volumes, as multiples of the study's: 96, 128, 176 and 240 voxels for 96."""
+"""Sides of the volumes, as multiples of the case's: 96, 128, 176 and 240 voxels for 96."""
 STACKS = (2, 4, 8, 16)
 """Slices."""
 MOST_CLICKS = 20
-Call: TypeAlias = Callable[[Any, Study], object]
-"""What is timed, of a session and a study."""
+Call: TypeAlias = Callable[[Any, Case], object]
+"""What is timed, of a session and a case."""
 LEAST_SAMPLES = 5
 """Of readers at one level."""
 MOST_POINTS = 100
@@ -95,33 +97,33 @@ def spread(values: Sequence[float], most: int) -> list[float]:
     return [ordered[round(number * (len(ordered) - 1) / max(1, most - 1))] for number in range(most)]
 
 
-def over_volume(session: Session, study: Study, rounds: int) -> list[Scaling]:
+def over_volume(session: Session, case: Case, rounds: int) -> list[Scaling]:
     """Return times of setting a scan, of the first click on it, and of a second one, over voxels."""
-    larger = [padded(study, _enlarged(study.shape, factor)) for factor in FACTORS]
-    calls: dict[str, Call] = {"scan": open_study, "first_click": partial(_click, 0), "click": partial(_click, 1)}
-    samples = _in_turns(session, larger, calls, rounds, lambda one: one.target.size)
+    larger = [padded(case, _enlarged(case.shape, factor)) for factor in FACTORS]
+    calls: dict[str, Call] = {"scan": open_case, "first_click": partial(_click, 0), "click": partial(_click, 1)}
+    samples = _in_turns(session, larger, calls, rounds, lambda one: float(math.prod(one.shape)))
     return [Scaling(stage, VOLUME, samples[stage]) for stage in calls]
 
 
-def over_slices(session: SliceSession, study: Study, rounds: int) -> list[Scaling]:
+def over_slices(session: Session, case: Case, rounds: int) -> list[Scaling]:
     """Return times of deciding on all of a stack, or of leading on through it from one click, over slices answered."""
-    stacks = [repeated(study, slices) for slices in STACKS]
+    stacks = [repeated(case, slices) for slices in STACKS]
     calls: dict[str, Call]
     if session.is_automatic:
-        calls = {"scan": _set_only, "decide": lambda held, one: held.segment_all()}
+        calls = {"scan": _set_only, "decide": lambda held, one: held.segment_automatically()}
     else:
-        calls = {"scan": open_study, "click": partial(_click, 0), "propagate": lambda held, one: held.propagate()}
+        calls = {"scan": open_case, "click": partial(_click, 0), "propagate": lambda held, one: held.propagate()}
     samples = _in_turns(session, stacks, calls, rounds, lambda one: len(session.steps[-1].slices))
     return [Scaling(stage, SLICES, samples[stage]) for stage in ("decide", "propagate") if stage in calls]
 
 
-def over_clicks(session: Session | SliceSession, study: Study, rounds: int) -> list[Scaling]:
+def over_clicks(session: Session, case: Case, rounds: int) -> list[Scaling]:
     """Return the time of the n-th click over n; embeddings are there, but for crops that only this click needs."""
-    open_study(session, study)
+    open_case(session, case)
 
     def click_all() -> list[float]:
         session.reset()
-        return [seconds_of(partial(click_on, session, point)) for point in study.points]
+        return [seconds_of(partial(click_on, session, point)) for point in case.clicks]
 
     found = take_turns({"click": click_all}, rounds, uncounted=1)["click"]  # the first round encodes
     return [Scaling("click", CLICKS, dict(enumerate(zip(*found, strict=True), start=1)))]
@@ -137,15 +139,15 @@ def over_sessions(levels: Sequence[Level], stages: Sequence[str], mode: str) -> 
 
 
 def _in_turns(
-    session: Any, studies: Sequence[Study], calls: Mapping[str, Call], rounds: int, size: Callable[[Study], float]
+    session: Any, cases: Sequence[Case], calls: Mapping[str, Call], rounds: int, size: Callable[[Case], float]
 ) -> dict[str, dict[float, list[float]]]:
-    """Return seconds by call and size; a turn is all calls in order on one study."""
+    """Return seconds by call and size; a turn is all calls in order on one case."""
 
-    def turn(study: Study) -> tuple[float, dict[str, float]]:
-        seconds = {stage: seconds_of(partial(call, session, study)) for stage, call in calls.items()}
-        return float(size(study)), seconds
+    def turn(case: Case) -> tuple[float, dict[str, float]]:
+        seconds = {stage: seconds_of(partial(call, session, case)) for stage, call in calls.items()}
+        return float(size(case)), seconds
 
-    turns = {number: partial(turn, study) for number, study in enumerate(studies)}
+    turns = {number: partial(turn, case) for number, case in enumerate(cases)}
     found: dict[str, dict[float, list[float]]] = {stage: {} for stage in calls}
     for measured in take_turns(turns, rounds, uncounted=1).values():  # the first round fills memory
         for own_size, seconds in measured:
@@ -154,15 +156,15 @@ def _in_turns(
     return {stage: dict(sorted(samples.items())) for stage, samples in found.items()}
 
 
-def _click(number: int, session: Any, study: Study) -> None:
-    click_on(session, study.points[number])
+def _click(number: int, session: Any, case: Case) -> None:
+    click_on(session, case.clicks[number])
 
 
-def _set_only(session: Any, study: Study) -> None:
+def _set_only(session: Any, case: Case) -> None:
     """Set the scans without what `set_image` does by itself."""
-    session.set_volume(dict(study.volumes))
+    session.set_image(dict(case.volumes), automatic=False)
 
 
-def _enlarged(shape: Index, factor: float) -> Index:
+def _enlarged(shape: Sequence[int], factor: float) -> Index:
     i, j, k = (round(factor * side) for side in shape)
     return i, j, k

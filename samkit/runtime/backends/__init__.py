@@ -1,1 +1,128 @@
-"""Backends: what runs a graph, and on which device."""
+"""Backends, which run the graphs of exports: one file with a record each, and one line here.
+
+Commands, sessions and benchmarks know those of this list and no other; docs/adding-a-backend.md adds one.
+"""
+
+from __future__ import annotations
+
+from samkit.errors import ExportError, OptionError
+from samkit.manifest import Export
+from samkit.precisions import BASE, PRECISIONS, get_precision
+from samkit.runtime.backends.backend import Backend, Variant
+from samkit.runtime.backends.onnxruntime_runner import ONNXRUNTIME
+from samkit.runtime.backends.onnxruntime_tensorrt import ONNXRUNTIME_TENSORRT
+from samkit.runtime.backends.runner import Runner, add_substitutes
+from samkit.runtime.backends.tensorrt_runner import TENSORRT
+from samkit.runtime.backends.torch_runner import TORCH
+
+__all__ = [
+    "BACKENDS",
+    "DEFAULT",
+    "Backend",
+    "Variant",
+    "bench_backends",
+    "default_precision",
+    "device_names",
+    "find_backend",
+    "get_backend",
+    "is_emulated",
+    "open_runners",
+]
+
+BACKENDS: tuple[Backend, ...] = (ONNXRUNTIME, ONNXRUNTIME_TENSORRT, TENSORRT, TORCH)
+"""All of them, in the order of help and tables."""
+DEFAULT = ONNXRUNTIME
+"""What runs when nobody asks."""
+
+_PLACES = {"cpu": "the CPU", "cuda": "a CUDA device"}
+
+
+def get_backend(name: str) -> Backend:
+    """Return the record of the backend called `name`; raises ExportError with the names there are."""
+    for backend in BACKENDS:
+        if backend.name == name:
+            return backend
+    raise ExportError(f"backend '{name}' is not known; backends are {', '.join(backend.name for backend in BACKENDS)}")
+
+
+def device_names() -> tuple[str, ...]:
+    """Return the devices of all backends."""
+    return tuple(dict.fromkeys(device for backend in BACKENDS for device in backend.devices))
+
+
+def find_backend(name: str, device: str | None, precision: str | None) -> tuple[Backend, str]:
+    """Return a backend's record and where it runs, by default on its own device.
+
+    Raises ExportError for a backend or a device that there is not, OptionError for a precision that it does not run.
+    """
+    backend = get_backend(name)
+    device = backend.devices[0] if device is None else device
+    if device not in device_names():
+        raise ExportError(f"device '{device}' is not known; devices are {', '.join(device_names())}")
+    if device not in backend.devices:
+        places = " and ".join(_PLACES.get(place, place) for place in backend.devices)
+        raise ExportError(
+            f"{backend.title} runs on {places} and not on {device}; leave {{device}} out", options=("device",)
+        )
+    if precision is not None and backend.precisions is not None and precision not in backend.precisions:
+        titles = " and ".join(one.title for one in PRECISIONS if one.name in backend.precisions)
+        raise OptionError(
+            f"the {name} backend runs {titles}, not {precision}; leave {{precision}} out", options=("precision",)
+        )
+    return backend, device
+
+
+def default_precision(export: Export, backend: Backend, device: str) -> str:
+    """Return what runs when nobody asks: what the device prefers, where backend and export have it, else float32."""
+    preferred = [
+        precision.name
+        for precision in PRECISIONS
+        if backend.takes_preferred
+        and device in precision.preferred_on
+        and precision.name in export.plan.precisions
+        and (backend.precisions is None or precision.name in backend.precisions)
+    ]
+    return preferred[0] if preferred else BASE.name
+
+
+def open_runners(
+    export: Export, variant: Variant, threads: int | None = None
+) -> tuple[dict[str, Runner], tuple[str, ...]]:
+    """Return a runner of each graph of the method, by name, and what users must be told of the backend.
+
+    A graph that the export has no file of is run by the one it works for. Files are not hashed here, save by backends
+    that check their bytes. Raises as `Backend.open_runners` does, and then leaves nothing open.
+    """
+    backend = get_backend(variant.backend)
+    warnings = tuple(backend.warnings())
+    runners = backend.open_runners(export, variant.device, variant.precision, threads)
+    add_substitutes(runners, export.graphs)
+    return runners, warnings
+
+
+# --- What benchmarks call them ---
+
+
+def bench_backends() -> dict[str, Variant]:
+    """Return what `sam-bench` can run, by name: `onnxruntime`, `onnxruntime-cuda-fp16`.
+
+    The device is named where it is not the backend's own, the precision where it is not float32. The originals come
+    first, on one device: a run has them on the device that it is told.
+    """
+    found: dict[str, Variant] = {}
+    for backend in sorted(BACKENDS, key=lambda backend: not backend.is_original):
+        if not backend.in_benchmarks:
+            continue
+        for device in backend.devices[:1] if backend.is_original else backend.devices:
+            for precision in (one.name for one in PRECISIONS):
+                if backend.precisions is None or precision in backend.precisions:
+                    place = "" if device == backend.devices[0] else f"-{device}"
+                    kind = "" if precision == BASE.name else f"-{precision}"
+                    found[f"{backend.name}{place}{kind}"] = Variant(backend.name, precision, device)
+    return found
+
+
+def is_emulated(variant: Variant) -> bool:
+    """Return whether accuracy is judged by `Precision.emulator` because the backend would hide what a device does."""
+    emulator = get_precision(variant.precision).emulator
+    return emulator is not None and variant.device in get_backend(variant.backend).emulated_on

@@ -16,8 +16,10 @@ from weakref import WeakSet
 import numpy as np
 
 from samkit.errors import ManifestError, MissingDependencyError, SamkitError
+from samkit.manifest import Export
 from samkit.methods.method import GraphSpec
-from samkit.runtime.backends.runner import Closing, check_inputs, kept_names, still_open
+from samkit.runtime.backends.backend import Backend, open_each
+from samkit.runtime.backends.runner import Closing, Runner, check_inputs, kept_names, still_open
 from samkit.tensors import Tensor, TensorSpec, on_host
 
 _DTYPES = {
@@ -274,7 +276,7 @@ def _import_onnxruntime(device: str) -> Any:
         import onnxruntime
     except ImportError as error:
         raise MissingDependencyError(
-            f"running ONNX files needs ONNX Runtime; pip install 'samkit[{'gpu' if device == 'cuda' else 'cpu'}]'"
+            f"running ONNX files needs ONNX Runtime; pip install 'samkit[{ONNXRUNTIME.extras[device]}]'"
         ) from error
     return onnxruntime
 
@@ -285,3 +287,21 @@ def _is_installed(distribution: str) -> bool:
     except PackageNotFoundError:
         return False
     return True
+
+
+def _open_runners(export: Export, device: str, precision: str, threads: int | None) -> dict[str, Runner]:
+    return open_each(
+        export.specs,
+        lambda graph: OnnxRuntimeRunner(export.path(graph.name, precision), graph, device=device, threads=threads),
+    )
+
+
+ONNXRUNTIME = Backend(
+    name="onnxruntime",
+    title="ONNX Runtime",
+    summary="runs the files of an export as they are",
+    devices=("cpu", "cuda"),
+    extras={"cpu": "cpu", "cuda": "gpu"},
+    open_runners=_open_runners,
+    emulated_on=frozenset({"cpu"}),
+)

@@ -97,10 +97,10 @@ class HostRunner(Closing):
 
 
 class SubstituteRunner(Closing):
-    """Runs a graph that an export lacks by its substitute, whose further inputs are zeros; numbers are the same."""
+    """Runs a graph that an export lacks by the one it works for, given zeros besides; numbers are the same."""
 
     def __init__(self, graph: GraphSpec, other: Runner) -> None:
-        """Run `graph` by `other`, the runner of `graph.substitute`, which its owner closes."""
+        """Run `graph` by `other`, the runner of `graph.works_for`, which its owner closes."""
         self.graph = graph
         self.providers = other.providers
         self.other = other
@@ -132,10 +132,15 @@ class SubstituteRunner(Closing):
 
 
 def add_substitutes(runners: MutableMapping[str, Runner], graphs: Sequence[GraphSpec]) -> None:
-    """Add to `runners`, by name, one for each of `graphs` that is missing there and has a substitute that is not."""
+    """Add to `runners`, by name, one for each of `graphs` that is missing there and works for one that is not, if that
+    one takes all that it takes.
+    """
     for graph in graphs:
-        if graph.name not in runners and graph.substitute is not None and graph.substitute in runners:
-            runners[graph.name] = SubstituteRunner(graph, runners[graph.substitute])
+        if graph.name in runners or graph.works_for is None or graph.works_for not in runners:
+            continue
+        other = runners[graph.works_for]
+        if {spec.name for spec in graph.inputs} <= {spec.name for spec in other.graph.inputs}:
+            runners[graph.name] = SubstituteRunner(graph, other)
 
 
 def check_inputs(graph: GraphSpec, inputs: Mapping[str, Tensor], place: str = "host memory") -> None:

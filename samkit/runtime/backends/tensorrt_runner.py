@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 
 from samkit.errors import ManifestError, SamkitError, TensorMismatchError
-from samkit.manifest import Manifest, engine_file
+from samkit.manifest import Export, Manifest, engine_file
 from samkit.methods.method import GraphSpec
 from samkit.prompts import ABSENT
+from samkit.runtime.backends.backend import Backend, open_each
 from samkit.runtime.backends.pycuda_device import CudaDevice, describe_device
-from samkit.runtime.backends.runner import Closing, check_inputs, kept_names, still_open
-from samkit.runtime.backends.tensorrt_library import Engine, tensorrt_version
+from samkit.runtime.backends.runner import Closing, Runner, check_inputs, kept_names, still_open
+from samkit.runtime.backends.tensorrt_library import Engine, tensorrt_version, untested_warning
 from samkit.tensors import Tensor, TensorSpec
 
 POINTS = "points"
@@ -240,3 +241,32 @@ def _trusted_engine(folder: Path, manifest: Manifest, graph: GraphSpec, precisio
             f"{listed[name][:12]}...; build it again: sam-export --build-engines {folder}"
         )
     return plan
+
+
+def missing_engine(export: Export, precision: str) -> str | None:
+    """Return which engine an export lacks to run in `precision`; None where all are there."""
+    names = [engine_file(graph, precision) for graph in export.plan.graphs]
+    missing = [name for name in names if name not in export.manifest.engines]
+    return f"the export has no TensorRT engine {missing[0]}; sam-export --build-engines" if missing else None
+
+
+def _open_runners(export: Export, device: str, precision: str, threads: int | None) -> dict[str, Runner]:
+    return open_each(export.specs, lambda graph: TensorRTRunner(export.folder, export.manifest, graph, precision))
+
+
+def _warnings() -> tuple[str, ...]:
+    untested = untested_warning(tensorrt_version())
+    return () if untested is None else (untested,)
+
+
+TENSORRT = Backend(
+    name="tensorrt",
+    title="TensorRT",
+    summary="runs engines that sam-export built for this GPU",
+    devices=("cuda",),
+    extras={"cuda": "tensorrt"},
+    open_runners=_open_runners,
+    checks_bytes=True,
+    missing=missing_engine,
+    warnings=_warnings,
+)

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from samkit.errors import CheckpointError, ManifestError, MissingDependencyError
-from samkit.manifest import ExportPlan, Weights, file_sha256
+from samkit.manifest import Export, ExportPlan, Weights, file_sha256
 from samkit.methods import get_method
 from samkit.methods.method import GraphSpec, Method
-from samkit.runtime.backends.runner import HostRunner, check_inputs, still_open
+from samkit.precisions import BASE
+from samkit.runtime.backends.backend import Backend
+from samkit.runtime.backends.runner import HostRunner, Runner, check_inputs, still_open
 from samkit.tensors import Tensor, on_host
 
 if TYPE_CHECKING:
@@ -119,3 +121,19 @@ def _named_file(method: Method, weights: Weights) -> Path:
             "or use --backend onnxruntime"
         )
     return path
+
+
+def _open_runners(export: Export, device: str, precision: str, threads: int | None) -> dict[str, Runner]:
+    return dict(open_torch_runners(export.plan, device=device, threads=threads))
+
+
+TORCH = Backend(
+    name="torch",
+    title="PyTorch",
+    summary="runs the original in float32 and needs the checkpoint that the export was made from",
+    devices=("cpu", "cuda"),
+    extras={"cpu": "export", "cuda": "export"},
+    open_runners=_open_runners,
+    precisions=frozenset({BASE.name}),
+    is_original=True,
+)

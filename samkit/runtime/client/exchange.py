@@ -1,4 +1,4 @@
-"""Exchange: requests to one server and its answers, as records; a request is sent again while the connection is lost."""
+"""Exchange: requests to one server and its answers, as records; one is sent again while the connection is lost."""
 
 from __future__ import annotations
 

@@ -9,30 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
 
 from samkit.errors import SamkitError, ServingError, TensorMismatchError, WrongTurn
+from samkit.runtime.client.remote_mask import RemoteMask
 from samkit.runtime.protocol.answers import Changed
 from samkit.runtime.protocol.requests import AskState, SessionChange
-
-
-class Mask(Protocol):
-    """What a client shows of a session, and what turns do to it."""
-
-    def take_change(self, request: SessionChange, answer: Changed, labels: np.ndarray) -> None:
-        """Make what the answer to `request` tells the present state."""
-
-    def take_state(self, answer: Changed, labels: np.ndarray) -> None:
-        """Make the server's whole state the present one: what led there is not known here."""
 
 
 class Turns:
     """What was asked of a session so far, and which of it is in doubt."""
 
     def __init__(
-        self, ask: Callable[[SessionChange | AskState], tuple[Changed, np.ndarray]], mask: Mask, turn: int
+        self, ask: Callable[[SessionChange | AskState], tuple[Changed, np.ndarray]], mask: RemoteMask, turn: int
     ) -> None:
         """Begin after `turn`, the last change that happened; `ask` sends a request, and `mask` hears of each answer."""
         self._ask = ask

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 from samkit import errors
@@ -37,30 +37,39 @@ class Failure(Record):
         str | None, Key("text", "of `InputRefused`: what was found and needed", readers.read_optional_text)
     ] = None
     remedy: Annotated[str | None, Key("text", "of `InputRefused`: what to do next", readers.read_optional_text)] = None
+    parts: Annotated[
+        tuple[str, ...],
+        Key("`[reason, remedy]`", "of `InputRefused`: both with options as `{name}`, where it speaks of some",
+            readers.read_names),
+    ] = ()  # fmt: skip
 
     @classmethod
     def of(cls, error: SamkitError) -> Failure:
         """Return what travels of `error`."""
-        refused = (error.code, error.reason, error.remedy) if isinstance(error, InputRefused) else (None, None, None)
-        return cls(
+        failure = cls(
             type=type(error).__name__,
             message=str(error),
             text=error.text if error.options else None,
             options=error.options,
-            code=refused[0],
-            reason=refused[1],
-            remedy=refused[2],
         )
+        if not isinstance(error, InputRefused):
+            return failure
+        parts = error.parts if error.options else ()
+        return replace(failure, code=error.code, reason=error.reason, remedy=error.remedy, parts=parts)
 
     def error(self) -> SamkitError:
-        """Return the error again; one of a class that is not known here is a ServingError."""
+        """Return the error again; one of a class that is not known here is a ServingError.
+
+        Raises PromptError for an InputRefused without its code, reason or remedy.
+        """
         kind = getattr(errors, self.type, None)
         if not (isinstance(kind, type) and issubclass(kind, SamkitError)):
             kind = ServingError  # of a newer server
         if kind is InputRefused:
-            if self.code is None or self.reason is None or self.remedy is None:
+            parts = self.parts or (self.reason, self.remedy)
+            if self.code is None or len(parts) != 2 or parts[0] is None or parts[1] is None:
                 raise PromptError("the error has no code, reason and remedy, which InputRefused needs; send them")
-            return InputRefused(self.code, self.reason, self.remedy, options=self.options)
+            return InputRefused(self.code, parts[0], parts[1], options=self.options)
         error: SamkitError = kind(self.message if self.text is None else self.text, options=self.options)
         return error
 

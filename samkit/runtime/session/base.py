@@ -13,20 +13,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
 
 import numpy as np
 
 from samkit.errors import PromptError
-from samkit.geometry import Index, Triple, Volume, world_to_voxel
-from samkit.imageio.nifti import read_scan
-from samkit.imageio.pictures import is_picture, read_picture
+from samkit.geometry import Index, Triple, Volume
+from samkit.imageio.reading import is_picture, read_picture, read_scan
 from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, Prompt, SliceBox, SlicePoint
 from samkit.runtime.backends.runner import Closing
 from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate
+from samkit.runtime.session.world import to_voxel
 
 if TYPE_CHECKING:
     from samkit.manifest import ExportPlan
@@ -99,7 +98,7 @@ class Session(Closing, ABC):
 
     @property
     def plane(self) -> str | None:
-        """Return along which slices are taken; None for a method of volumes."""
+        """Return along which slices are taken; None for a method of volumes, and for a picture."""
         return None
 
     @property
@@ -178,8 +177,7 @@ class Session(Closing, ABC):
         nothing of five pixels is left, the slice is empty, the volume ends, or the next slice has prompts of its own.
         """
         raise PromptError(
-            f"{self.method.name} works on volumes, and only the mask of a slice leads on to others; leave {{propagate}} "
-            "out",
+            f"{self.method.name} works on volumes, and only masks of slices lead on to others; leave {{propagate}} out",
             options=("propagate",),
         )
 
@@ -271,23 +269,9 @@ def _read(image: Image) -> Volume:
     return read_scan(Path(image)).volume
 
 
-def to_voxel(prompt: Prompt, affine: np.ndarray) -> Prompt:
-    """Return a prompt in RAS+ millimetres as one in voxel indices; one of a picture stays as it is."""
-    if isinstance(prompt, Point):
-        return replace(prompt, index=_moved(prompt.index, affine))
-    if isinstance(prompt, Box):
-        return replace(prompt, first=_moved(prompt.first, affine), last=_moved(prompt.last, affine))
-    return prompt
-
-
 def taken(method: Method) -> str:
     """Return the prompts that a method takes, as one asks for them."""
     return " or ".join(f"a {kind}" for kind in sorted(method.prompts)) or "no prompt at all"
-
-
-def _moved(place: Triple, affine: np.ndarray) -> Triple:
-    i, j, k = world_to_voxel(affine, np.array([place], np.float64))[0]
-    return float(i), float(j), float(k)
 
 
 def _triple(place: Sequence[float]) -> Triple:

@@ -24,6 +24,7 @@ from samkit.geometry import Triple, Volume
 from samkit.manifest import Manifest
 from samkit.methods.method import SliceMethod
 from samkit.planes import PLANES, PlaneView, scale_intensities
+from samkit.precisions import BASE
 from samkit.prompts import Box, Point, Prompt, SliceBox, SlicePoint
 from samkit.runtime.backends.runner import Runner
 from samkit.runtime.loops.embeddings import ScanEmbeddings
@@ -57,7 +58,7 @@ class SliceSession(LocalSession[SliceState]):
         *,
         plane: str | None = None,
         intensities: tuple[float, float] | None = None,
-        precision: str = "fp32",
+        precision: str = BASE.name,
         manifest: Manifest | None = None,
     ) -> None:
         """Take over `runners`, one per graph, of the export that `manifest` describes, if it is one.
@@ -79,9 +80,9 @@ class SliceSession(LocalSession[SliceState]):
         return self._slice_method
 
     @property
-    def plane(self) -> str:
-        """Return along which slices are taken."""
-        return self._plane
+    def plane(self) -> str | None:
+        """Return along which slices are taken; None for a picture."""
+        return None if self._set is not None and self._set.view is None else self._plane
 
     # --- The volume ---
 
@@ -95,7 +96,7 @@ class SliceSession(LocalSession[SliceState]):
         check_co_registered(named)
         first = next(iter(named.values()))
         i, j, k = first.array.shape
-        view = PlaneView.of((i, j, k), first.affine, self.plane)
+        view = PlaneView.of((i, j, k), first.affine, self._plane)
         channels = [
             view.slices(scale_intensities(volume.array, name or "the volume", self._intensities))
             for name, volume in named.items()
@@ -283,7 +284,7 @@ class SliceSession(LocalSession[SliceState]):
             axis, first, last = "ijk"[across], ends[0][across], ends[-1][across]
             raise InputRefused(
                 "box-not-flat",
-                f"the box goes from {axis} {first:g} to {last:g}, and {self.plane} slices are flat along {axis}",
+                f"the box goes from {axis} {first:g} to {last:g}, and {self._plane} slices are flat along {axis}",
                 f"give both corners the same {axis} (and {{propagate}} for the neighbours), or another {{plane}}",
                 options=("propagate", "plane"),
             )
@@ -337,7 +338,7 @@ class SliceSession(LocalSession[SliceState]):
 
     def _opened(self) -> _Opened:
         if self._set is None:
-            raise PromptError("no volume or picture is set; call set_image first")
+            raise PromptError("no image is set; call set_image first")
         return self._set
 
     def close(self) -> None:

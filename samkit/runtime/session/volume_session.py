@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,10 +22,12 @@ import numpy as np
 from samkit.errors import ExportError, GeometryError, InputRefused, PromptError
 from samkit.geometry import Grid, Index, Triple, Volume
 from samkit.manifest import Export, Manifest
-from samkit.methods.method import Method, VolumeMethod
-from samkit.networks.config import NetworkConfig
+from samkit.methods.method import VolumeMethod
 from samkit.networks.sam3d_config import Sam3DConfig
+from samkit.precisions import BASE
 from samkit.prompts import Box, Point, Prompt, SliceBox, SlicePoint
+from samkit.runtime import backends
+from samkit.runtime.backends import Variant
 from samkit.runtime.backends.runner import Runner
 from samkit.runtime.loops.embeddings import ScanEmbeddings
 from samkit.runtime.loops.refinement import NO_LOGIT, Piece, Refiner, State
@@ -35,12 +36,9 @@ from samkit.runtime.session.local_session import LocalSession, check_inside
 from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate, Part, changed_part, paint, tight
 
-ORT_TENSORRT = "onnxruntime-tensorrt"
-"""ONNX Runtime with its own TensorRT provider."""
 TENSORRT = "tensorrt"
-"""Engines that sam-export built."""
-BACKENDS = ("onnxruntime", ORT_TENSORRT, TENSORRT, "torch")
-DEVICES = ("cpu", "cuda")
+BACKENDS = tuple(backend.name for backend in backends.BACKENDS)
+DEVICES = backends.device_names()
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class VolumeSession(LocalSession[_Clicked]):
         runners: Mapping[str, Runner],
         *,
         spacing: Triple | None = None,
-        precision: str = "fp32",
+        precision: str = BASE.name,
         manifest: Manifest | None = None,
     ) -> None:
         """Take over `runners`, one per graph, of the export that `manifest` describes, if it is one.
@@ -201,7 +199,7 @@ class VolumeSession(LocalSession[_Clicked]):
 
     def _opened(self) -> _Opened:
         if self._set is None:
-            raise PromptError("no volume is set; call set_image first")
+            raise PromptError("no image is set; call set_image first")
         return self._set
 
     def close(self) -> None:
@@ -253,58 +251,12 @@ def _parts(state: _Clicked | None) -> tuple[Part, ...]:
 def open_runners(
     folder: Path, manifest: Manifest, backend: str, device: str, precision: str, threads: int | None
 ) -> tuple[dict[str, Runner], list[str]]:
-    """Return a runner of each graph of an export, by name, and what users must be told of the backend.
-
-    The files are not hashed here, save those of TensorRT engines. Raises as `open_export` does, and then leaves
-    nothing open.
-    """
-    plan = manifest.plan
-    runners: dict[str, Runner] = {}
-    warnings: list[str] = []
-    with ExitStack() as opened:
-        if backend == "torch":
-            if precision != "fp32":
-                raise ExportError(f"the torch backend runs float32, not {precision}; leave --precision out")
-            from samkit.runtime.backends.torch_runner import open_torch_runners
-
-            runners.update(open_torch_runners(plan, device=device, threads=threads))
-        elif backend == TENSORRT:
-            if device != "cuda":
-                raise ExportError(f"TensorRT engines run on a CUDA device and not on {device}; leave --device out")
-            from samkit.runtime.backends.tensorrt_library import tensorrt_version, untested_warning
-            from samkit.runtime.backends.tensorrt_runner import TensorRTRunner
-
-            if (untested := untested_warning(tensorrt_version())) is not None:
-                warnings.append(untested)
-            for graph in plan.specs:
-                runners[graph.name] = opened.enter_context(TensorRTRunner(folder, manifest, graph, precision))
-        else:
-            from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
-
-            for graph in plan.specs:
-                path = manifest.path(folder, graph.name, precision)
-                tensorrt = backend == ORT_TENSORRT
-                runner = OnnxRuntimeRunner(path, graph, device=device, threads=threads, tensorrt=tensorrt)
-                runners[graph.name] = opened.enter_context(runner)
-        opened.pop_all()
-    return runners, warnings
-
-
-def described(manifest: Manifest, folder: Path) -> tuple[Method, NetworkConfig]:
-    """Return method and network of the export in `folder`; raises ManifestError where the manifest leaves them open."""
-    export = Export.of(folder, manifest)
-    return export.method, export.config
+    """Return what `samkit.runtime.backends.open_runners` does, until everybody calls that."""
+    variant = Variant(backend, precision, device)
+    runners, warnings = backends.open_runners(Export.of(folder, manifest), variant, threads)
+    return runners, list(warnings)
 
 
 def default_device(backend: str) -> str:
-    """Return where a backend runs when nobody asks: `cuda` for those of TensorRT, else `cpu`."""
-    return "cuda" if backend in (ORT_TENSORRT, TENSORRT) else "cpu"
-
-
-def default_precision(manifest: Manifest, backend: str, device: str) -> str:
-    """Return what runs when nobody asks: `fp16` on CUDA where the export has it, else `fp32`.
-
-    `onnxruntime-tensorrt` runs `fp32`, too: nobody has seen what its provider makes of our float16 files.
-    """
-    takes = backend in ("onnxruntime", TENSORRT) and device == "cuda"
-    return "fp16" if takes and manifest.plan.precision == "fp16" else "fp32"
+    """Return where a backend runs when nobody asks."""
+    return backends.get_backend(backend).devices[0]

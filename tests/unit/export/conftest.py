@@ -8,7 +8,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from samkit.export.typed_graph import TypedGraph
-from samkit.methods.method import GraphSpec, Tolerance
+from samkit.methods.method import GraphSpec
+from samkit.precisions import Tolerance
 from samkit.tensors import Axis, TensorSpec
 
 TOLERANCE = {"fp32": Tolerance(1e-5, 0.0), "fp16": Tolerance(1e-2, 0.0)}

@@ -52,7 +52,7 @@ def checking(refused):
 )
 def test_levels_are_climbed_until_the_gate_opens(refused, level, kept, folder, small):
     check, calls = checking(refused)
-    notes = write_float16(folder, [small.spec()], check, lambda line: None)["g.fp16.onnx"]
+    notes = write_float16(folder, [small.spec()], check)["g.fp16.onnx"]
     assert calls == [("fp32", False)] + [("fp16", True)] * (refused + 1)
     assert (notes["level"], notes["gate"]) == (level, {"dice": 1.0})
     assert [entry["node"] for entry in notes["kept_in_float32"]] == kept
@@ -63,7 +63,7 @@ def test_levels_are_climbed_until_the_gate_opens(refused, level, kept, folder, s
 def test_gate_that_never_opens_fails_with_the_node_to_blame(folder, small):
     check, _ = checking(9)
     with pytest.raises(ParityError, match=r"Dice 0\.9; the worst node is \w+ of g, with a relative error of"):
-        write_float16(folder, [small.spec()], check, lambda line: None)
+        write_float16(folder, [small.spec()], check)
 
 
 def test_nobody_is_blamed_where_no_graph_was_reached(folder, small):
@@ -74,7 +74,7 @@ def test_nobody_is_blamed_where_no_graph_was_reached(folder, small):
         return {"g": {}}
 
     with pytest.raises(ParityError, match=r"^nothing ran$"):
-        write_float16(folder, [small.spec()], check, lambda line: None)
+        write_float16(folder, [small.spec()], check)
 
 
 def test_product_that_matters_most_goes_back_to_float32_first(small, tmp_path):
@@ -93,7 +93,7 @@ def test_product_that_matters_most_goes_back_to_float32_first(small, tmp_path):
     effects = measure_effects(tmp_path / "g.onnx", small.spec(), ["MatMul_p3", "Gemm_high"], {"x": X}, tmp_path)
     assert effects["Gemm_high"] > 0.05 > 1e-3 > effects["MatMul_p3"] > 1e-5
     check, _ = checking(2)
-    notes = write_float16(tmp_path, [small.spec()], check, lambda line: None)["g.fp16.onnx"]
+    notes = write_float16(tmp_path, [small.spec()], check)["g.fp16.onnx"]
     assert notes["level"] == "products alone, without the 12.5% that matter most"
     assert notes["products_in_float16"] == 11
     sensitive = [one["node"] for one in notes["kept_in_float32"] if "moves the output most" in one["reason"]]
@@ -102,7 +102,7 @@ def test_product_that_matters_most_goes_back_to_float32_first(small, tmp_path):
 
 def test_given_list_is_taken_as_it_is_and_measures_nothing(folder, small):
     check, calls = checking(0)
-    notes = write_float16(folder, [small.spec()], check, lambda line: None, {"g": []})["g.fp16.onnx"]
+    notes = write_float16(folder, [small.spec()], check, {"g": []})["g.fp16.onnx"]
     assert calls == [("fp16", True)]
     assert (notes["level"], notes["kept_in_float32"]) == ("as the keep-list says", [])
 
@@ -115,7 +115,7 @@ def test_given_list_does_not_put_norms_into_float16(small, tmp_path):
     ]
     onnx.save(small.build(nodes, {"w": W, "one": np.ones(4)}), tmp_path / "g.onnx")
     check, _ = checking(0)
-    notes = write_float16(tmp_path, [small.spec()], check, lambda line: None, {"g": []})["g.fp16.onnx"]
+    notes = write_float16(tmp_path, [small.spec()], check, {"g": []})["g.fp16.onnx"]
     assert [entry["node"] for entry in notes["kept_in_float32"]] == ["LayerNormalization_b"]
 
 
@@ -130,7 +130,7 @@ def test_half_of_the_products_in_float32_gains_nothing(small, tmp_path):
     onnx.save(small.build(nodes, {"w": W, "big": np.full((4, 4), 1e5)}), tmp_path / "g.onnx")
     check, _ = checking(0)
     with pytest.raises(ExportError, match="2 of 3 matrix products and convolutions have to stay in float32") as failed:
-        write_float16(tmp_path, [small.spec(out=12)], check, lambda line: None)
+        write_float16(tmp_path, [small.spec(out=12)], check)
     assert "weight big is beyond float16" in str(failed.value)
     assert failed.value.exit_code == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g.onnx"]

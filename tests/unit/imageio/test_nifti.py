@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from samkit.errors import InputRefused, SamkitError
-from samkit.imageio.nifti import check_output, read_scan, replacing, scan_files, write_logits, write_mask
+from samkit.imageio.reading import files_of, read_scan
+from samkit.imageio.writing import check_output, replacing, write_logits, write_mask
 
 # A rotation of 20 and 30 degrees, voxels of 0.9 x 1.1 x 1.9 mm.
 (A, B), (C, D) = np.array([[np.cos(t), np.sin(t)] for t in np.radians([20, 30])])
@@ -342,4 +343,4 @@ def test_logits_are_written_as_they_are(tmp_path):
 def test_output_with_the_same_file_by_another_name_is_refused(tmp_path):
     nibabel.save(image(nibabel.Nifti1Pair), tmp_path / "a.img")
     with pytest.raises(InputRefused, match=r"a\.hdr is one of the inputs"):
-        check_output(tmp_path / "a.hdr", scan_files(tmp_path / "a.img"))
+        check_output(tmp_path / "a.hdr", files_of(tmp_path / "a.img"))

@@ -86,7 +86,7 @@ def test_other_files_are_refused(shapes):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"adapter": True}, "pass --method sam-med2d"), ({"masks": 13}, "13 mask tokens, and SAM has 4")],
+    [({"adapter": True}, "pass method sam-med2d"), ({"masks": 13}, "13 mask tokens, and SAM has 4")],
 )
 @pytest.mark.parametrize("method", ["sam", "medsam", "medsam-yolo"])
 def test_files_of_what_is_built_on_sam_are_not_taken_for_sam(method, change, message):

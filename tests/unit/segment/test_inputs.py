@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import click
 import nibabel
 import numpy as np
 import pytest
 from PIL import Image
 
-from samkit.errors import InputRefused
+from samkit.errors import InputRefused, OptionError
+from samkit.imageio.reading import files_of
+from samkit.imageio.study import read_study
 from samkit.methods import get_method, sam
-from samkit.segment.inputs import find_inputs, read_inputs, source_files
+from samkit.segment.inputs import find_inputs
 
 TWO = replace(sam.METHOD, name="two", sequences=lambda config: ("t1c", "t2w"))
 
@@ -48,29 +49,29 @@ def test_folder_is_sorted_by_file_names_and_patterns(tmp_path):
 
 
 def test_what_does_not_fit_together_is_refused(tmp_path):
-    with pytest.raises(click.UsageError, match=r"a\.nii does not"):
+    with pytest.raises(OptionError, match=r"a\.nii does not"):
         find_inputs(["t1c=b.nii", "a.nii"], TWO, None, {})
-    with pytest.raises(click.UsageError, match=r"names t1c twice, a\.nii and b\.nii"):
+    with pytest.raises(OptionError, match=r"names t1c twice, a\.nii and b\.nii"):
         find_inputs(["t1c=a.nii", "t1ce=b.nii"], TWO, None, {})
-    with pytest.raises(click.UsageError, match="give a folder with -i"):
+    with pytest.raises(OptionError, match="give a folder with inputs"):
         find_inputs(["a.nii"], TWO, None, {"t1c": "a*"})
     with pytest.raises(InputRefused, match="is a folder, and sam takes one scan or picture"):
         find_inputs([str(tmp_path)], sam.METHOD, None, {})
-    with pytest.raises(InputRefused, match=r"scan\.dcm is not a NIfTI file by its name"):
-        source_files(tmp_path / "scan.dcm")
+    with pytest.raises(InputRefused, match=r"scan\.dcm is of no format that is known.* one of \.nii, .*\.mha, .*\.png"):
+        files_of(tmp_path / "scan.dcm")
 
 
 def test_scans_and_pictures_are_read(tmp_path):
     scan, picture = volume(tmp_path / "a.nii"), tmp_path / "a.png"
     Image.fromarray(np.arange(20, dtype=np.uint8).reshape(4, 5)).save(picture)
-    given = read_inputs({"t1c": scan}, TWO)
+    given = read_study({"t1c": scan})
     assert given.scan.volume.array.shape == (3, 4, 5)
     assert given.picture is None
-    given = read_inputs({"": picture}, sam.METHOD)
+    given = read_study({"": picture})
     assert given.picture.shape == (4, 5, 1)
     assert given.warnings == ()
 
     with pytest.raises(InputRefused, match=r"a\.png is a picture, and m-sam works on volumes"):
-        read_inputs({"": picture}, get_method("m-sam"))
+        find_inputs([str(picture)], get_method("m-sam"), None, {})
     with pytest.raises(InputRefused, match="2 inputs are given"):
-        read_inputs({"t1c": scan, "t2w": picture}, TWO)
+        read_study({"t1c": scan, "t2w": picture})

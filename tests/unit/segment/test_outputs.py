@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samkit.segment.outputs import table_path, write_picture, write_table
+from samkit.imageio.writing import write_picture
+from samkit.segment.outputs import table_path, write_table
 
 LABELS = np.array([[0, 1, 1], [2, 0, 0]], np.uint8)
 

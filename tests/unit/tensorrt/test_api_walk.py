@@ -14,7 +14,7 @@ import samkit
 
 FOLDER = Path(__file__).parent
 PACKAGE = Path(samkit.__file__).parent
-LIBRARY = PACKAGE / "runtime" / "tensorrt_library.py"
+LIBRARY = PACKAGE / "runtime" / "backends" / "tensorrt_library.py"
 VERSIONS = ("10.16", "11.4")
 WALK = runpy.run_path(str(FOLDER / "walk.py"))
 

@@ -6,6 +6,7 @@ TensorRT and pycuda are stand-ins that know the names of the real ones alone (st
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -34,12 +35,10 @@ def content(folder):
 # --- What a build leaves ---
 
 
-def test_every_graph_becomes_an_engine_of_the_manifest(stand_ins, export, version, cuda):
+def test_every_graph_becomes_an_engine_of_the_manifest(stand_ins, export, version, cuda, caplog):
     before = content(export)
-    said = []
-    manifest = build_engines(
-        export, settings=EngineSettings(workspace_bytes=1 << 20, optimization_level=2), say=said.append
-    )
+    caplog.set_level(logging.INFO, "samkit")
+    manifest = build_engines(export, settings=EngineSettings(workspace_bytes=1 << 20, optimization_level=2))
     plan = manifest.plan
     wanted = {engine_file(graph.name, precision) for graph in plan.specs for precision in plan.precisions}
     assert set(manifest.engines) == wanted
@@ -69,16 +68,16 @@ def test_every_graph_becomes_an_engine_of_the_manifest(stand_ins, export, versio
         name: value for name, value in before.items() if name != "manifest.json"
     }
     assert set(after) == {*before, *(file for entry in manifest.engines.values() for file in entry["files"])}
-    assert any("built in" in line for line in said)
+    assert any("built in" in line for line in caplog.messages)
     assert cuda().left() == {}  # parity ran on runners that were closed
 
 
 @pytest.mark.parametrize("version", ["11.4"])
-def test_engines_of_this_machine_are_kept(stand_ins, export, quick):
+def test_engines_of_this_machine_are_kept(stand_ins, export, quick, caplog):
     first = build_engines(export)
-    said = []
-    assert build_engines(export, say=said.append) == first
-    assert "nothing to do" in said[0]
+    caplog.set_level(logging.INFO, "samkit")
+    assert build_engines(export) == first
+    assert "nothing to do" in caplog.messages[0]
     again = build_engines(export, force=True)
     assert all(entry["timing_cache_used"] for entry in again.engines.values())
     other = build_engines(export, settings=EngineSettings(optimization_level=5))
@@ -98,13 +97,11 @@ def test_another_gpu_builds_anew_and_leaves_nothing_behind(stand_ins, export, qu
 
 
 @pytest.mark.parametrize("version", ["11.4"])
-def test_untested_version_is_called_so(stand_ins, export, quick, monkeypatch):
+def test_untested_version_is_called_so(stand_ins, export, quick, monkeypatch, caplog):
     monkeypatch.setattr(tensorrt_library, "is_known", lambda version: False)
-    said, warned = [], []
-    build_engines(export, say=said.append)
-    assert "is untested: calls were checked against the APIs of 10.16 and 11.4 alone" in said[0]
-    build_engines(export, say=lambda line: None, warn=warned.append)
-    assert warned == said[:1]
+    build_engines(export)
+    (warned,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "is untested: calls were checked against the APIs of 10.16 and 11.4 alone" in warned.getMessage()
 
 
 # --- What fails ---
@@ -127,7 +124,7 @@ def test_untested_version_is_called_so(stand_ins, export, quick, monkeypatch):
         ("cache", r"refuses the timing cache of image_encoder\.onnx"),
         ("load", r"can't load the engine it has just built \(Serialization assertion"),
         ("crash", r"the process that built it ended with code 7"),
-        ("killed", r"was ended by SIGKILL, often for want of memory: try a smaller --engine-workspace"),
+        ("killed", r"was ended by SIGKILL, often for want of memory: try a smaller engine_workspace"),
     ],
 )
 def test_failure_is_one_sentence_and_changes_nothing(stand_ins, export, monkeypatch, fault, sentence):

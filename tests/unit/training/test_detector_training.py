@@ -105,7 +105,7 @@ def test_labels_become_boxes_and_black_slices_are_left_out():
 def test_what_the_detector_can_not_learn_is_refused():
     classes = (np.array([[1, 1, 9, 9, 4]], np.float32),) * 2
 
-    with pytest.raises(InputRefused, match=r"a box of class 4, the detector knows 1; train with --set classes=5"):
+    with pytest.raises(InputRefused, match=r"a box of class 4, the detector knows 1; train with set classes=5"):
         load_pictures([_case(boxes=classes)], [(0,)], None, 1)
     with pytest.raises(InputRefused, match="4 channels, the detector takes 1 or 3"):
         load_pictures([_case(channels=4)], [(0,)], None, 1)

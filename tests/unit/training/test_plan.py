@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-import click
 import pytest
 
 import samkit
 from samkit.checkpoints import CheckpointInfo
+from samkit.errors import OptionError
 from samkit.methods import get_method
 from samkit.training.click_task import fitted_spacing
 from samkit.training.plan import plan_training
@@ -76,7 +76,7 @@ def test_one_number_is_an_isotropic_spacing_and_stops_the_fitting():
     ],
 )
 def test_wrong_settings_are_told(setting, says):
-    with pytest.raises(click.UsageError, match=says):
+    with pytest.raises(OptionError, match=says):
         plan_training(get_method("m-sam"), "small", [setting])
 
 
@@ -119,10 +119,10 @@ def test_arch_changes_the_full_encoder_and_nothing_else():
     assert (plan.config.width, plan.config.depth, plan.config.heads) == (1024, 24, 16)
     assert plan.config.image == 1024
     for name, preset, says in (("sam", "small", "full-size networks"), ("m-sam", "paper", "does not have")):
-        with pytest.raises(click.UsageError, match=says):
+        with pytest.raises(OptionError, match=says):
             plan_training(get_method(name), preset, arch="vit_l")
     start = CheckpointInfo("sam", "full", get_method("sam").sizes["full"], "none")
-    with pytest.raises(click.UsageError, match="leave --arch out"):
+    with pytest.raises(OptionError, match="leave arch out"):
         plan_training(get_method("sam"), "paper", arch="vit_h", start=start)
 
 
@@ -131,7 +131,7 @@ def test_a_part_is_planned_alone():
 
     assert (plan.part, plan.config.width, plan.recipe.epochs) == ("detector", 16, 4)
     assert plan.config.image == get_method("medsam-yolo").sizes["small"].detector.image
-    with pytest.raises(click.UsageError, match="no part 'encoder' that trains alone; it has: detector"):
+    with pytest.raises(OptionError, match="no part 'encoder' that trains alone; it has: detector"):
         plan_training(get_method("medsam-yolo"), "small", part="encoder")
 
 
@@ -158,7 +158,7 @@ def test_options_of_the_papers_are_settings(name, settings, field, value):
 
 @pytest.mark.parametrize("value", ["t1c,t2f", "t1c,t1c,t2f", ""])
 def test_sequences_that_make_no_picture_are_told(value):
-    with pytest.raises(click.UsageError, match="are not one or three names"):
+    with pytest.raises(OptionError, match="are not one or three names"):
         plan_training(get_method("medsam-yolo"), "tiny", [f"sequences={value}"])
 
 
@@ -177,5 +177,5 @@ def test_sequences_that_make_no_picture_are_told(value):
     ],
 )
 def test_wrong_settings_of_slices_are_told(setting, says):
-    with pytest.raises(click.UsageError, match=says):
+    with pytest.raises(OptionError, match=says):
         plan_training(get_method("sam-med2d"), "tiny", [setting])

@@ -28,7 +28,7 @@ def test_a_run_that_failed_before_its_first_epoch_may_be_started_again(tmp_path,
     (tmp_path / "tensorboard").mkdir()
 
     check_run_folder(tmp_path, resume=False)
-    with pytest.raises(InputRefused, match="leave --resume to start one"):
+    with pytest.raises(InputRefused, match="leave resume to start one"):
         check_run_folder(tmp_path, resume=True)
 
 

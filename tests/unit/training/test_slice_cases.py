@@ -120,7 +120,7 @@ def test_cases_of_one_name_are_not_on_both_sides():
 
 
 def test_boxes_without_masks_are_refused_but_for_a_detector():
-    with pytest.raises(InputRefused, match=r"boxes and no masks.*--part detector"):
+    with pytest.raises(InputRefused, match=r"boxes and no masks.*part detector"):
         SliceTask(FoundCases("boxes", (picture("a"), picture("b")), ()))
 
 

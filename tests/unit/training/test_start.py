@@ -160,5 +160,5 @@ def test_a_part_starts_from_its_own_file_and_keeps_all_but_another_head(name, tm
 def test_a_lora_file_alone_asks_for_its_base(tmp_path):
     torch.save({"w_a_000": torch.zeros(8, 768)}, tmp_path / "lora.pth")
 
-    with pytest.raises(CheckpointError, match="--base"):
+    with pytest.raises(CheckpointError, match="beside it, base sam_vit_b"):
         load_start(tmp_path / "lora.pth", get_method("lora-sam"))

@@ -94,7 +94,7 @@ def test_a_missing_sequence_skips_the_case_and_is_named(tmp_path):
     assert [case.name for case in found.cases] == ["a"]
     assert found.skipped == (
         "b skipped: t2f not found; found are t1n (b_T1.nii.gz), t1c (b_T1Gd.nii.gz), label (b_seg.nii.gz); "
-        "add the file, or say which it is with --sequence t2f=PATTERN",
+        "add the file, or a pattern that names it",
     )
 
 

@@ -183,7 +183,7 @@ FLIPPED = np.array([[0, -1.2, 0, 20], [-0.9, 0, 0, 30], [0, 0, 1, -5], [0, 0, 0,
 def alone(kind, array, affine=None, **options):
     """A session by itself on the scan."""
     session = served(kind).session(runners(kind), ScanOptions(**options))
-    session.set_image(Volume(array, np.eye(4) if affine is None else affine))
+    session.set_image(Volume(array, np.eye(4) if affine is None else affine), automatic=False)
     return session
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from samkit.errors import GeometryError, InputRefused, PromptError, SamkitError, TensorMismatchError
+from samkit.errors import GeometryError, InputRefused, OptionError, PromptError, SamkitError, TensorMismatchError
 from samkit.geometry import Volume, voxel_to_world
 from samkit.prompts import BACKGROUND, FOREGROUND, SliceBox, SlicePrompts, prompts_from_json
 from samkit.runtime.protocol import wire
@@ -299,13 +299,13 @@ def test_air_is_refused_in_the_sessions_words(kind):
         ("volume", [{"point": [2, 2, 2], "label": 0}], {}, PromptError, r"none of 1 click\(s\) is on the object"),
         ("volume", {}, {}, PromptError, "the request holds a dict"),
         ("volume", [], [], PromptError, "needed is a JSON object"),
-        ("volume", [], {"plane": "axial"}, PromptError, "--plane is for methods of slices"),
+        ("volume", [], {"plane": "axial"}, OptionError, "plane is for methods of slices"),
         ("volume", [{"point": [2, 2, 2], "label": 1}], {"propagate": True}, PromptError, "propagate is for methods"),
         ("volume", [], {"World": True}, PromptError, "does not know 'World'"),
         ("volume", [], {"picture": True}, PromptError, "does not know 'picture'"),
         ("volume", [], {"sequences": ["a", "b"]}, PromptError, "1 volumes are sent and 2 sequences"),
         ("slices", [], {}, PromptError, "segments nothing without a prompt"),
-        ("slices", [], {"spacing": [1, 1, 1]}, PromptError, "takes no spacing"),
+        ("slices", [], {"spacing": [1, 1, 1]}, OptionError, "takes no spacing"),
         ("slices", [], {"plane": "oblique"}, PromptError, "'oblique' is not known"),
     ],
 )

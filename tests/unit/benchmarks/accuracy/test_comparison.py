@@ -9,8 +9,8 @@ from samkit.benchmarks.accuracy.candidates import BACKENDS, Contender
 from samkit.benchmarks.accuracy.comparison import Rival, Settings, Shot
 from samkit.benchmarks.accuracy.gate import CallJudge, CallTape, Limits
 from samkit.benchmarks.accuracy.rows import SAME, Book
+from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.simulated_user import Question, ask, make_task
-from samkit.benchmarks.cases.subjects import Subject
 from samkit.errors import SamkitError
 from samkit.geometry import Volume
 from samkit.methods import get_method
@@ -18,7 +18,7 @@ from samkit.methods import get_method
 SHAPE = (16, 16, 16)
 TARGET = np.zeros(SHAPE, bool)
 TARGET[3:13, 3:13, 3:13] = True
-SUBJECT = Subject("case 7", {"": Volume(np.ones(SHAPE, np.float32), np.eye(4))}, None, {"": TARGET}, (1.0, 1.0, 1.0))
+SUBJECT = Case("case 7", {"": Volume(np.ones(SHAPE, np.float32), np.eye(4))}, {"": TARGET})
 SETTINGS = Settings(3, Limits(), 2.0, ("centre",), pictures=False, anonymous=False)
 IDENTITY = {"method": "m-sam", "backend": "triton", "device": "cpu", "precision": "fp32"}
 
@@ -36,13 +36,13 @@ class Session:
     def __init__(self, *sides, refuses=None):
         self.sides, self.refuses, self.clicks = sides, refuses, []
 
-    def set_volume(self, volumes):
+    def set_image(self, volumes, automatic=True):
         self.clicks.clear()
 
     def reset(self):
         self.clicks.clear()
 
-    def add_prompt(self, prompt):
+    def add(self, prompt):
         if len(self.clicks) + 1 == self.refuses:
             raise SamkitError("the server is gone; start it again")
         self.clicks.append(prompt)

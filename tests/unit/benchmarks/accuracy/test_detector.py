@@ -7,7 +7,7 @@ import pytest
 
 from samkit.benchmarks.accuracy.detector import DETECTOR, DetectorBook, DetectorTrial
 from samkit.benchmarks.accuracy.gate import CallJudge, CallTape
-from samkit.benchmarks.cases.subjects import Subject
+from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.record.run import check_row
 from samkit.geometry import Volume
 from samkit.methods import get_method
@@ -42,7 +42,7 @@ def subject():
     target = np.zeros((SIDE, SIDE, 4), bool)
     target[30:50, 40:60, 1:3] = True
     scan = Volume(np.where(target, 255, 0).astype(np.float32), np.diag([-1.0, -1, 1, 1]))
-    return Subject("case 1", {"": scan}, None, {"": target}, (1.0, 1.0, 1.0))
+    return Case("case 1", {"": scan}, {"": target})
 
 
 def trial_of(subject, *runners):
@@ -91,7 +91,7 @@ def test_nan_finds_nothing_and_breaks(subject):
 def test_boxes_of_a_picture_are_the_truth_where_they_are_given(subject):
     picture = np.zeros((SIDE, SIDE, 3), np.float32)
     picture[30:50, 40:60] = 255
-    boxed = Subject("case 1", {}, picture, {}, (1.0, 1.0), np.array([[0, 0, 9, 9, 0]], np.float32))
+    boxed = Case("case 1", {}, {}, picture=picture, boxes=np.array([[0, 0, 9, 9, 0]], np.float32))
     trial = DetectorTrial(Finds(), SIDE, IDENTITY)
     trial.show(boxed, picture.transpose(2, 0, 1)[:, None], "axial", [])
     row = trial.reference.to_row(trial.wanted, 0.0, (), is_reference=True)

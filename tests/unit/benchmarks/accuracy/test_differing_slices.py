@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from samkit.benchmarks.accuracy.differing_slices import MOST_PIXELS, worst_slice
+from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.simulated_user import make_task
-from samkit.benchmarks.cases.subjects import Subject
 from samkit.geometry import Volume
 from samkit.methods import get_method
 
@@ -18,9 +18,8 @@ SHAPE = (30, 20, 10)
 
 def task_on(volumes, picture, target, name="m-sam", policy="centre"):
     method = get_method(name)
-    spacing = (1.0,) * target.ndim
-    subject = Subject("case 1", volumes, picture, {"": target}, spacing)
-    return make_task(0, subject, policy, method, method.sizes["small"], "small")
+    case = Case("case 1", volumes, {"": target}, picture=picture)
+    return make_task(0, case, policy, method, method.sizes["small"], "small")
 
 
 def image(entry, key):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.simulated_user import (
     POLICIES,
     Question,
@@ -15,7 +16,6 @@ from samkit.benchmarks.cases.simulated_user import (
     questions_at_most,
     recipe_of,
 )
-from samkit.benchmarks.cases.subjects import Subject
 from samkit.errors import InputRefused
 from samkit.geometry import Volume
 from samkit.methods import get_method
@@ -27,17 +27,17 @@ AFFINE = np.array([[0, 0, -1.5, 40], [-1.0, 0, 0, 30], [0, 3, 0, -20], [0, 0, 0,
 
 
 def scan(*corners, structure=""):
-    """Return a subject (20, 12, 16) whose targets are boxes of voxels."""
+    """Return a case (20, 12, 16) whose targets are boxes of voxels."""
     target = np.zeros((20, 12, 16), bool)
     for first, last in corners:
         target[tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))] = True
     volume = Volume(np.ones(target.shape, np.float32), AFFINE)
-    return Subject("case 1", {"": volume}, None, {structure: target}, volume.spacing)
+    return Case("case 1", {"": volume}, {structure: target})
 
 
-def task_of(name, policy, subject, number=0):
+def task_of(name, policy, case, number=0):
     method = get_method(name)
-    return make_task(number, subject, policy, method, method.sizes["small"], "small")
+    return make_task(number, case, policy, method, method.sizes["small"], "small")
 
 
 BLOCK = scan(((4, 2, 3), (13, 6, 11)))
@@ -91,8 +91,8 @@ def test_nothing_is_said_where_nothing_is_wrong():
 
 
 def test_slice_with_most_of_the_target_is_prompted_and_judged():
-    subject = scan(((4, 2, 3), (9, 3, 8)), ((4, 5, 3), (13, 5, 11)))
-    task = task_of("medsam", "trained", subject)
+    case = scan(((4, 2, 3), (9, 3, 8)), ((4, 5, 3), (13, 5, 11)))
+    task = task_of("medsam", "trained", case)
     view = PlaneView.of((20, 12, 16), AFFINE, "axial")
     number = view.file_index(task.plane.number)
     assert (view.axes[0], number) == (1, 5)
@@ -107,9 +107,9 @@ def test_slice_with_most_of_the_target_is_prompted_and_judged():
 
 
 def test_each_component_gets_a_box_that_stays_inside():
-    subject = scan(((0, 5, 0), (5, 5, 4)), ((10, 5, 8), (19, 5, 15)))
+    case = scan(((0, 5, 0), (5, 5, 4)), ((10, 5, 8), (19, 5, 15)))
     for number in range(20):
-        question = ask(task_of("lmsfe-sam", "trained", subject, number), 1, np.zeros((16, 20), bool))
+        question = ask(task_of("lmsfe-sam", "trained", case, number), 1, np.zeros((16, 20), bool))
         assert len(question.prompts) == 2
         for prompt in question.prompts:
             places = [prompt.index] if isinstance(prompt, Point) else [prompt.first, prompt.last]
@@ -129,21 +129,21 @@ def test_trained_rounds_refine_and_others_stop_after_the_first_prompt():
 def test_picture_is_prompted_in_pixels():
     mask = np.zeros((30, 40), bool)
     mask[5:15, 20:36] = True
-    subject = Subject("case 1", {}, np.zeros((30, 40, 1), np.float32), {"": mask}, (1.0, 1.0))
-    task = task_of("medsam", "trained", subject)
+    case = Case("case 1", {}, {"": mask}, picture=np.zeros((30, 40, 1), np.float32))
+    task = task_of("medsam", "trained", case)
     (box,) = ask(task, 1, np.zeros_like(mask)).prompts
     assert isinstance(box, SliceBox)
     assert (box.x0, box.y0, box.x1, box.y1) == pytest.approx((20, 5, 35, 14), abs=1)
-    (point,) = ask(task_of("medsam", "centre", subject), 1, np.zeros_like(mask)).prompts
+    (point,) = ask(task_of("medsam", "centre", case), 1, np.zeros_like(mask)).prompts
     assert isinstance(point, SlicePoint)
     assert mask[int(point.y), int(point.x)]
 
 
 def test_largest_structure_is_prompted_and_all_are_judged_automatically():
     small, large = scan(((0, 5, 0), (1, 5, 1))).targets[""], scan(((4, 5, 3), (13, 5, 11))).targets[""]
-    subject = Subject("case 1", BLOCK.volumes, None, {"caudate_left": small, "caudate_right": large}, (1.0, 3.0, 1.5))
+    case = Case("case 1", BLOCK.volumes, {"caudate_left": small, "caudate_right": large})
     names = get_method("lora-sam").structures(get_method("lora-sam").sizes["small"])
-    prompted, automatic = (task_of("lora-sam", policy, subject) for policy in ("centre", "automatic"))
+    prompted, automatic = (task_of("lora-sam", policy, case) for policy in ("centre", "automatic"))
     assert (prompted.structure, list(prompted.labels)) == ("caudate_right", ["caudate_right"])
     assert ask(prompted, 1, np.zeros(prompted.target.shape, bool)).prompts[0].structure == "caudate_right"
     assert (ask(automatic, 1, large), list(automatic.labels)) == (Question(()), list(names))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from samkit.benchmarks.cases.phantom_scans import Study
+from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.load import command as load
 from samkit.benchmarks.load.readers import STAGES, Level
 from samkit.benchmarks.load.scaling import Scaling
@@ -25,7 +25,7 @@ from samkit.prompts import Point
 ROW = {"kind": "load", "method": "m-sam", "backend": "triton", "device": "cpu", "precision": "fp32",
        "mode": "think", "think_s": 2.0, "identity": ["mode", "think_s", "sessions"]}  # fmt: skip
 VOLUMES = {"": Volume(np.ones((2, 2, 2), np.float32), np.eye(4))}
-STUDY = Study("cube", VOLUMES, np.ones((2, 2, 2), bool), (Point((0, 0, 0), 1),) * 2)
+CASE = Case("cube", VOLUMES, {"": np.ones((2, 2, 2), bool)}, clicks=(Point((0, 0, 0), 1),) * 2)
 PLAN = SimpleNamespace(method="m-sam")
 
 
@@ -92,7 +92,7 @@ def test_where_nobody_clicks_the_decision_on_a_scan_is_what_counts():
 
 
 def test_a_level_is_a_row_for_each_stage():
-    rows = load.level_rows(level(2, click=(0.010, 0.020, 0.030)), ROW, STUDY)
+    rows = load.level_rows(level(2, click=(0.010, 0.020, 0.030)), ROW, CASE)
 
     for row in rows:
         check_row(row)
@@ -109,7 +109,7 @@ def test_a_level_is_a_row_for_each_stage():
 def test_samples_are_thinned_and_percentiles_are_those_of_all():
     times = tuple(np.random.default_rng(1).exponential(0.1, 9999))
 
-    row = load.level_rows(level(1, click=times), ROW, STUDY)[STAGES.index("click")]
+    row = load.level_rows(level(1, click=times), ROW, CASE)[STAGES.index("click")]
 
     assert len(row["samples_ms"]) == load.MOST_SAMPLES
     assert row["count"] == 9999
@@ -117,8 +117,8 @@ def test_samples_are_thinned_and_percentiles_are_those_of_all():
 
 
 def test_a_stage_that_never_came_up_says_so():
-    undo = load.level_rows(level(1, undo=()), ROW, STUDY)[-1]
-    failed = load.level_rows(level(1, {"AtCapacity": 7}, undo=()), ROW, STUDY)[-1]
+    undo = load.level_rows(level(1, undo=()), ROW, CASE)[-1]
+    failed = load.level_rows(level(1, {"AtCapacity": 7}, undo=()), ROW, CASE)[-1]
 
     assert undo["not_run"] == "no undo came up in 10 s; give --seconds more"
     assert failed["error"] == "no undo was answered, calls failed: AtCapacity 7 times; see the server's log"
@@ -126,7 +126,7 @@ def test_a_stage_that_never_came_up_says_so():
 
 
 def test_a_reader_without_points_opens_and_scans():
-    rows = load.level_rows(level(1), ROW, replace(STUDY, points=()))
+    rows = load.level_rows(level(1), ROW, replace(CASE, clicks=()))
 
     assert [(row["stage"], row["clicks_per_second"]) for row in rows] == [("open", None), ("scan", None)]
 
@@ -150,28 +150,28 @@ def test_growth_over_one_size_is_a_row_that_says_why():
 
 
 def test_growth_that_could_not_be_measured_is_a_row(monkeypatch):
-    def failing(session, study, rounds):
+    def failing(session, case, rounds):
         raise SamkitError("ONNX Runtime can't run mask_decoder; export again")
 
     monkeypatch.setattr(load, "_OVER", {"volume": failing})
     in_process = {key: value for key, value in ROW.items() if key != "identity"} | {"backend": "onnxruntime"}
 
-    (row,) = load._grown("volume", None, STUDY, in_process, 1)
+    (row,) = load._grown("volume", None, CASE, in_process, 1)
 
     check_row(row)
     assert row["error"] == "ONNX Runtime can't run mask_decoder; export again"
 
 
 @pytest.mark.parametrize(
-    ("over", "study", "why"),
+    ("over", "case", "why"),
     [
-        ("volume", replace(STUDY, across=2), "works slice by slice"),
-        ("slices", STUDY, "works on volumes, not on slices"),
-        ("clicks", replace(STUDY, points=()), "takes no clicks"),
+        ("volume", replace(CASE, plane="axial"), "works slice by slice"),
+        ("slices", CASE, "works on volumes, not on slices"),
+        ("clicks", replace(CASE, clicks=()), "takes no clicks"),
     ],
 )
-def test_what_a_method_does_not_do_is_not_run(over, study, why):
-    (row,) = load._grown(over, None, study, ROW, 1)
+def test_what_a_method_does_not_do_is_not_run(over, case, why):
+    (row,) = load._grown(over, None, case, ROW, 1)
 
     check_row(row)
     assert why in row["not_run"]
@@ -184,15 +184,16 @@ def test_what_a_method_does_not_do_is_not_run(over, study, why):
 def served(monkeypatch, bright_export):
     """A session at every address that says it serves `bright_export`; the machine is not measured."""
     manifest = Manifest.load(bright_export)
-    description = SimpleNamespace(digest=manifest.digest, plan=manifest.plan, method=manifest.plan.method,
-                                  precision="fp32", providers={"mask_decoder": ("CPUExecutionProvider",)})  # fmt: skip
+    record = SimpleNamespace(digest=manifest.digest, plan=manifest.plan)
+    session = SimpleNamespace(manifest=record, method=SimpleNamespace(name=manifest.plan.method),
+                              precision="fp32", providers={"mask_decoder": ("CPUExecutionProvider",)})  # fmt: skip
 
-    monkeypatch.setattr(load, "_open", lambda url: nullcontext(SimpleNamespace(manifest=description)))
-    return description
+    monkeypatch.setattr(load, "_open", lambda url: nullcontext(session))
+    return session
 
 
 def test_a_server_of_another_export_is_refused(served):
-    assert load._look_at("triton://127.0.0.1:1/x", served.digest).row["device"] == "cpu"
+    assert load._look_at("triton://127.0.0.1:1/x", served.manifest.digest).row["device"] == "cpu"
     with pytest.raises(ServingError, match="give the folder that is served, or leave --export out"):
         load._look_at("triton://127.0.0.1:1/x", "0" * 64)
 

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from samkit.benchmarks.cases.phantom_scans import Study
+from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.load.readers import MOST_CALLS, Reader, run_level
 from samkit.errors import AtCapacity, ServerUnreachable
 from samkit.geometry import Volume
 from samkit.prompts import Point
 
 SCAN = Volume(np.array([[[0.0, 5.0]]]), np.eye(4))
-STUDY = Study("two voxels", {"": SCAN}, np.ones((1, 1, 2), bool), tuple(Point((0, 0, v), 1) for v in (0, 1, 1)))
+CASE = Case("two voxels", {"": SCAN}, {}, clicks=tuple(Point((0, 0, v), 1) for v in (0, 1, 1)))
 
 
 class Server:
@@ -62,8 +62,8 @@ class Session:
         self._server.open -= 1
 
 
-def reader(server, *, study=STUDY, think_s=None, number=0, scans=None):
-    return Reader(number, study, server.session, scans or count(1), think_s, sleep=server.sleep, clock=server.clock)
+def reader(server, *, case=CASE, think_s=None, number=0, scans=None):
+    return Reader(number, case, server.session, scans or count(1), think_s, sleep=server.sleep, clock=server.clock)
 
 
 def test_a_reader_opens_a_scan_clicks_where_the_study_says_and_takes_the_next():
@@ -91,7 +91,7 @@ def test_a_click_that_was_taken_back_is_made_again():
 def test_without_points_scan_follows_scan():
     server = Server()
 
-    reader(server, study=Study("air", {"": SCAN}, np.ones((1, 1, 2), bool))).work(4.0)
+    reader(server, case=Case("air", {"": SCAN}, {})).work(4.0)
 
     assert server.calls == ["open", "scan", "scan", "scan"]
 
@@ -143,11 +143,11 @@ def test_a_call_that_fails_is_counted_and_the_reader_pauses_and_begins_anew(fail
 
 
 def test_what_is_no_failure_of_a_server_is_raised_and_nobody_else_goes_on():
-    broken = Study("no volumes", {}, np.ones((1, 1, 2), bool))
-    working = Reader(1, STUDY, Server().session, count(1), 0.01)  # by the real clock
+    broken = Case("no volumes", {}, {})
+    working = Reader(1, CASE, Server().session, count(1), 0.01)  # by the real clock
 
     with pytest.raises(KeyError):
-        run_level([reader(Server(), study=broken), working], 1e9)
+        run_level([reader(Server(), case=broken), working], 1e9)
 
     assert not working.holds_a_scan
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from samkit.benchmarks.cases.phantom_scans import Study, padded, repeated
+from samkit.benchmarks.cases.case import Case
+from samkit.benchmarks.cases.phantom_scans import padded, repeated
 from samkit.benchmarks.load import scaling
 from samkit.benchmarks.load.readers import STAGES, Level
 from samkit.benchmarks.load.scaling import Scaling
@@ -17,7 +18,9 @@ from samkit.prompts import Point
 VALUES = np.arange(1.0, 1 + 4 * 4 * 4).reshape(4, 4, 4)
 TARGET = np.zeros((4, 4, 4), bool)
 TARGET[1:3, 1:3, 2] = True
-STUDY = Study("small", {"": Volume(VALUES, np.diag([2.0, 3.0, 4.0, 1.0]))}, TARGET, (Point((1, 2, 2), 1),), across=2)
+CASE = Case(
+    "small", {"": Volume(VALUES, np.diag([2.0, 3.0, 4.0, 1.0]))}, {"": TARGET}, "axial", clicks=(Point((1, 2, 2), 1),)
+)
 
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 1.5])
@@ -77,10 +80,10 @@ def test_levels_with_few_calls_of_a_stage_do_not_count_for_it():
 
 
 def test_air_around_a_scan_moves_nothing_in_the_world():
-    larger = padded(STUDY, (7, 8, 9))
+    larger = padded(CASE, (7, 8, 9))
 
-    (volume,), (point,) = larger.volumes.values(), larger.points
-    before = voxel_to_world(STUDY.volumes[""].affine, np.array([STUDY.points[0].index]))
+    (volume,), (point,) = larger.volumes.values(), larger.clicks
+    before = voxel_to_world(CASE.volumes[""].affine, np.array([CASE.clicks[0].index]))
     place = tuple(int(v) for v in point.index)
     assert volume.array.shape == larger.target.shape == (7, 8, 9)
     assert volume.array.sum() == VALUES.sum()
@@ -90,17 +93,17 @@ def test_air_around_a_scan_moves_nothing_in_the_world():
 
 
 def test_a_stack_is_the_targets_slice_over_and_over():
-    stack = repeated(STUDY, 5)
+    stack = repeated(CASE, 5)
 
     assert stack.volumes[""].array.shape == (4, 4, 5)
     assert (stack.volumes[""].array == VALUES[:, :, 2:3]).all()
-    assert stack.points[0].index == (1, 2, 2.0)
-    assert repeated(STUDY, 1).points[0].index == (1, 2, 0.0)
+    assert stack.clicks[0].index == (1, 2, 2.0)
+    assert repeated(CASE, 1).clicks[0].index == (1, 2, 0.0)
 
 
 def test_a_study_of_volumes_has_no_slices():
     with pytest.raises(SamkitError, match="no slices to repeat"):
-        repeated(Study("volume", {}, TARGET), 3)
+        repeated(Case("volume", {}, {"": TARGET}), 3)
 
 
 class FakeSession:
@@ -109,13 +112,9 @@ class FakeSession:
     def __init__(self, *, automatic):
         self.is_automatic, self.calls = automatic, []
 
-    def set_image(self, volumes):
-        self.set_volume(volumes)
-        self.calls[-1] = self.calls[-1].replace("set", "open")
-
-    def set_volume(self, volumes):
+    def set_image(self, volumes, automatic=True):
         self._shape = volumes[""].array.shape
-        self.calls.append(f"set {self._shape[2]}")
+        self.calls.append(f"{'open' if automatic else 'set'} {self._shape[2]}")
 
     def reset(self):
         self.calls.append("reset")
@@ -126,7 +125,7 @@ class FakeSession:
 
     mask = None
 
-    def segment_all(self):
+    def segment_automatically(self):
         self.calls.append("decide")
 
     def propagate(self):
@@ -139,9 +138,9 @@ class FakeSession:
 
 def test_volumes_take_turns_and_the_first_round_does_not_count():
     session = FakeSession(automatic=False)
-    study = Study("two clicks", STUDY.volumes, TARGET, STUDY.points * 2)
+    case = Case("two clicks", CASE.volumes, {"": TARGET}, clicks=CASE.clicks * 2)
 
-    found = scaling.over_volume(session, study, rounds=2)
+    found = scaling.over_volume(session, case, rounds=2)
 
     assert [one.name for one in found] == ["scan over volume", "first click over volume", "click over volume"]
     sides = (4, 5, 7, 10)
@@ -160,7 +159,7 @@ def test_volumes_take_turns_and_the_first_round_does_not_count():
 def test_slices_are_those_that_were_answered(automatic, stage, calls):
     session = FakeSession(automatic=automatic)
 
-    (found,) = scaling.over_slices(session, STUDY, rounds=1)
+    (found,) = scaling.over_slices(session, CASE, rounds=1)
 
     assert session.calls[: len(calls)] == calls
     assert found.stage == stage
@@ -169,9 +168,9 @@ def test_slices_are_those_that_were_answered(automatic, stage, calls):
 
 def test_clicks_are_timed_where_embeddings_are_there():
     session = FakeSession(automatic=False)
-    study = Study("three clicks", STUDY.volumes, TARGET, STUDY.points * 3)
+    case = Case("three clicks", CASE.volumes, {"": TARGET}, clicks=CASE.clicks * 3)
 
-    (found,) = scaling.over_clicks(session, study, rounds=2)
+    (found,) = scaling.over_clicks(session, case, rounds=2)
 
     assert session.calls == ["open 4", *["reset", "click", "click", "click"] * 3]
     assert {x: len(times) for x, times in found.samples.items()} == {1: 2, 2: 2, 3: 2}

@@ -10,7 +10,8 @@ import pytest
 from nibabel.freesurfer.mghformat import MGHImage
 
 from samkit.errors import InputRefused
-from samkit.imageio.nifti import read_scan, write_mask
+from samkit.imageio.reading import read_scan
+from samkit.imageio.writing import write_mask
 
 AFFINE = np.array([[-0.9, 0.1, 0.0, 12], [0.0, 0.2, 1.1, -20], [0.1, -1.0, 0.2, 30], [0, 0, 0, 1]])
 

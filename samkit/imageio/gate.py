@@ -1,0 +1,169 @@
+"""What every scan and every label has to be, whatever its format.
+
+A header is judged before the voxels are read, and they are read only when their number is known to be acceptable:
+files promise terabytes, affines of NaN, structured voxels. Messages name files and no folders, which may be patients'.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from samkit.errors import GeometryError, InputRefused, SamkitError
+from samkit.geometry import Index, Volume, check_affine, spacing_of
+from samkit.imageio.forms import Forms
+from samkit.imageio.reader import Reader, Stored
+from samkit.imageio.scan import Scan
+
+MAX_VOXELS = 2**29
+"""Voxels of the largest scan that is read: about 812 x 812 x 812; a whole-body CT has a third of it."""
+MAX_LABEL = 2**20
+"""The largest value of a label; FreeSurfer's own end at 14175."""
+
+_LONGEST = 2**15 - 1
+"""Voxels along an axis that the header of a mask, NIfTI-1, can state."""
+_DTYPES = frozenset(np.dtype(t) for t in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"))
+_ROUND_OFF = 1e-3
+"""How far a label's value may lie from a whole number: scaled integers do not come back exactly."""
+
+
+def admit_scan(stored: Stored, reader: Reader, max_voxels: int) -> Scan:
+    """Return the scan in an open file; raises InputRefused."""
+    admit_header(stored, reader, max_voxels)
+    name, array = stored.path.name, _voxels(stored)
+    _check_finite(array, name)
+    low, high = array.min(), array.max()
+    if low == high:
+        raise InputRefused("constant", f"all voxels of {name} have the value {low:g}", "give a scan with contrast")
+    if high <= 0:
+        raise InputRefused(
+            "no-positive-voxel",
+            f"{name} has no voxel above zero (largest {high:g}), so its z-score is undefined",
+            "shift the intensities so that tissue is positive",
+        )
+    affine = _affine(stored)
+    forms = stored.forms or Forms.of_affine(affine)
+    warnings = (*stored.warnings, *_unusual(affine))
+    return Scan(Volume(array, affine), forms, reader.name, stored.holder or stored.path, warnings)
+
+
+def admit_label(stored: Stored, reader: Reader, max_voxels: int) -> Volume:
+    """Return the label in an open file, integers from 0 on; raises InputRefused."""
+    admit_header(stored, reader, max_voxels)
+    name, array = stored.path.name, _voxels(stored)
+    _check_finite(array, name)
+    low, high = array.min(), array.max()
+    if low < 0:
+        raise InputRefused("label-values", f"{name} holds values down to {low:g}, which is no label", _LABEL)
+    if high > MAX_LABEL:
+        raise InputRefused(
+            "label-values", f"{name} holds values up to {high:g}, which is no label", "give the label and not an image"
+        )
+    if array.dtype.kind == "f":
+        whole = np.rint(array)
+        if (apart := float(np.abs(array - whole).max())) > _ROUND_OFF:
+            raise InputRefused("label-values", f"{name} holds values {apart:.3g} off whole numbers", _LABEL)
+        array = whole.astype(np.int32)
+    return Volume(array, _affine(stored))
+
+
+_LABEL = "give whole numbers from 0 on, one for each structure"
+
+
+def admit_header(stored: Stored, reader: Reader, max_voxels: int) -> Index:
+    """Return the shape (I, J, K) of an open file; raises InputRefused for what its header states."""
+    name, shape = stored.path.name, stored.shape
+    text = " x ".join(str(n) for n in shape)
+    if any(n > 1 for n in shape[3:]):
+        raise InputRefused(
+            "not-3d", f"{name} is {text}: more than one volume", "give one volume, for example one sequence or time"
+        )
+    if len(shape) < 3 or min(shape[:3]) < 2:
+        raise InputRefused("not-3d", f"{name} is {text}: a slice, not a volume", "give a 3D scan of several slices")
+    i, j, k = shape[:3]
+    longest = math.inf if stored.forms else _LONGEST  # a NIfTI file's own header did state it
+    if i * j * k > max_voxels or max(i, j, k) > longest:
+        raise InputRefused(
+            "too-large", f"{name} states {text} voxels, the limit is {max_voxels}", "crop or resample the scan first"
+        )
+    if stored.dtype.newbyteorder("=") not in _DTYPES:
+        raise InputRefused("bad-datatype", f"{name} holds {stored.dtype.name} voxels", PLAIN_NUMBERS)
+    if stored.unit not in ("mm", ""):
+        remedy = "write it again in mm, units code 2" if stored.forms else "write it again in mm"
+        raise InputRefused("bad-units", f"{name} states its geometry in {stored.unit}, needed is mm", remedy)
+    holder = stored.holder or stored.path
+    if (size := holder.stat().st_size) * stored.shrunk < stored.bytes:
+        raise InputRefused(
+            "truncated",
+            f"{holder.name} is truncated: {size} bytes can't hold the {stored.bytes} its header states",
+            "copy the file again",
+        )
+    try:
+        check_affine(stored.affine)
+    except GeometryError as error:
+        raise InputRefused("singular-affine", f"{name}: {str(error).partition('; ')[0]}", reader.repair) from error
+    return i, j, k
+
+
+PLAIN_NUMBERS = "convert it to integers or floats of up to 64 bits, one number per voxel"
+
+
+@contextmanager
+def damage_refused(name: str) -> Iterator[None]:
+    """Turn whatever reading a broken file raises into InputRefused."""
+    try:
+        yield
+    except SamkitError:
+        raise
+    # Broken files raise five families of exceptions, ill-typed ones as well: all of them mean this.
+    except Exception as error:
+        raise InputRefused(
+            "truncated" if isinstance(error, (EOFError, OSError, zlib.error)) else "not-readable",
+            f"the voxels of {name} can't be read: the file is truncated or damaged",
+            "copy or convert the file again",
+        ) from error
+
+
+def _affine(stored: Stored) -> np.ndarray:
+    """Return the affine (4, 4) as a mask's header holds it, so that the mask lies where the scan does, bit for bit."""
+    affine = np.array(stored.affine, np.float64)
+    return affine if stored.forms else affine.astype(np.float32).astype(np.float64)
+
+
+def _voxels(stored: Stored) -> np.ndarray:
+    """Return the values (I, J, K): integers as they are, anything else float32."""
+    with damage_refused(stored.path.name), np.errstate(over="ignore"):  # what overflows is reported as Inf
+        array = np.asarray(stored.voxels())
+        if (array := array.reshape(array.shape[:3])).shape != stored.shape[:3]:
+            raise EOFError("other voxels than the header states")
+        dtype = array.dtype.newbyteorder("=") if array.dtype.kind in "iu" else np.dtype(np.float32)
+        return array.astype(dtype, copy=False)
+
+
+def _check_finite(array: np.ndarray, name: str) -> None:
+    if array.dtype.kind != "f":
+        return
+    broken = sum(int((~np.isfinite(array[:, :, k])).sum()) for k in range(array.shape[2]))
+    if broken:
+        raise InputRefused(
+            "not-finite",
+            f"{broken} of {array.size} voxels of {name} are NaN or infinite",
+            "replace them first, for example by the value of air",
+        )
+
+
+def _unusual(affine: np.ndarray) -> list[str]:
+    """Return what is unusual about an affine, in sentences."""
+    warnings = []
+    sizes = spacing_of(affine)
+    if min(sizes) < 0.05 or max(sizes) > 20:
+        warnings.append(f"unusual voxel size {' x '.join(f'{s:g}' for s in sizes)} mm: is the header right?")
+    unit = affine[:3, :3] / sizes
+    skew = float(np.abs(unit.T @ unit - np.eye(3)).max())
+    if skew > 1e-3:
+        warnings.append(f"the axes are not at right angles (cosine {skew:.3g}): gantry tilt? The grid follows them")
+    return warnings

@@ -1,0 +1,154 @@
+"""NRRD and MetaImage (.nrrd, .nhdr, .mha, .mhd), through SimpleITK.
+
+Both begin with lines of text. They say which files hold the voxels, which SimpleITK keeps to itself, and in which unit
+lengths are and where one is missing, which it passes over: these few are read here. Everything else of a header is
+SimpleITK's to read. Its world is LPS+ (x to the patient's left, y to the back), ours is RAS+.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samkit.errors import InputRefused
+from samkit.imageio.gate import PLAIN_NUMBERS
+from samkit.imageio.reader import GZIP, Reader, Stored
+
+_TYPES = {
+    "UInt8": "u1", "Int8": "i1", "UInt16": "u2", "Int16": "i2", "UInt32": "u4", "Int32": "i4", "UInt64": "u8",
+    "Int64": "i8", "Float32": "f4", "Float64": "f8",
+}  # fmt: skip
+"""numpy's types by SimpleITK's, `sitkUInt8` and so on."""
+_MOST_TEXT = 2**20
+"""Bytes within which the lines of a header end."""
+_UNITS = {"mm": "mm", "millimeter": "mm", "m": "metres", "cm": "centimetres", "um": "micrometres"}
+_SPACES = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior", "lps", "ras", "las")
+"""NRRD's spaces of patients; SimpleITK takes any other, and none at all, for LPS."""
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_AGAIN = "write it again as .nrrd or .mha"
+
+
+def _open_volume(path: Path) -> Stored:
+    """Return what a file states; raises InputRefused, and whatever SimpleITK raises."""
+    import SimpleITK as sitk  # noqa: N813 -- 100 MB of library, for these files alone
+
+    said, voxels_at = _read_text(path)
+    sitk.ProcessObject.GlobalWarningDisplayOff()  # what matters in them is a warning or a refusal here
+    file = sitk.ImageFileReader()
+    file.SetFileName(str(path))
+    file.SetImageIO("NrrdImageIO" if _is_nrrd(path) else "MetaImageIO")
+    file.ReadImageInformation()
+    shape, parts, code = file.GetSize(), file.GetNumberOfComponents(), file.GetPixelID()
+    dtype = next((np.dtype(own) for name, own in _TYPES.items() if getattr(sitk, f"sitk{name}") == code), None)
+    if dtype is None:
+        kind = f"{parts} values in each voxel" if parts > 1 else "voxels of no plain type"
+        raise InputRefused("bad-datatype", f"{path.name} holds {kind}", PLAIN_NUMBERS)
+    count = math.prod(shape[:3]) * dtype.itemsize
+    holder = _data_file(path, said)
+    packed, shrunk = _packed(path, said, count)
+    return Stored(
+        path,
+        shape,
+        dtype,
+        _affine(file),
+        lambda: sitk.GetArrayFromImage(file.Execute()).transpose(),  # SimpleITK's arrays are (K, J, I)
+        unit=_unit(said),
+        holder=holder,
+        bytes=packed and packed + (voxels_at if holder == path else 0),
+        shrunk=shrunk,
+        warnings=_unsaid(path, said),
+    )
+
+
+def _affine(file: Any) -> np.ndarray:
+    """Return the affine (4, 4) of an image of any number of axes, RAS+."""
+    axes = file.GetDimension()
+    own = min(axes, 3)
+    affine = np.eye(4)
+    direction = np.reshape(file.GetDirection(), (axes, axes))
+    affine[:own, :own] = direction[:own, :own] * file.GetSpacing()[:own]
+    affine[:own, 3] = file.GetOrigin()[:own]
+    return _LPS_TO_RAS @ affine
+
+
+def _read_text(path: Path) -> tuple[dict[str, str], int]:
+    """Return what the lines at the start of a file say, by keys in lower case, and the byte after them."""
+    with path.open("rb") as file:
+        block = file.read(_MOST_TEXT)
+    if _is_nrrd(path):
+        found = re.match(rb"NRRD\d{4}\r?\n(.*?)(?:^\r?\n|\Z)", block, re.DOTALL | re.MULTILINE)
+        line = re.compile(r"^([^#:\n][^:\n]*):[ \t]*([^=\s].*?)[ \t\r]*$", re.MULTILINE)
+    else:
+        found = re.match(rb"((?:\s*\w+\s*=[^\n]*\n)*?\s*ElementDataFile\s*=[^\n]*(?:\n|\Z))", block)
+        line = re.compile(r"^\s*(\w+)\s*=[ \t]*(.*?)[ \t\r]*$", re.MULTILINE)
+    if not found:
+        name = "an NRRD" if _is_nrrd(path) else "a MetaImage"
+        raise InputRefused("not-itk", f"{path.name} is not {name} file: no header at its start", _AGAIN)
+    text = found.group(1).decode("utf-8", "replace")
+    return {key.lower(): value for key, value in line.findall(text)}, found.end()
+
+
+def _data_file(path: Path, said: Mapping[str, str]) -> Path:
+    """Return the file with the voxels; raises InputRefused where there are several, or where it lies elsewhere."""
+    name = said.get("data file", said.get("datafile", said.get("elementdatafile", "LOCAL")))
+    if name == "LOCAL":
+        return path
+    if name.startswith("LIST") or "%" in name:
+        raise InputRefused("several-files", f"{path.name} keeps its voxels in several files", _AGAIN)
+    if Path(name).name != name:
+        raise InputRefused(
+            "other-folder", f"{path.name} keeps its voxels in another folder", "put both files into one, and name it so"
+        )
+    return path.with_name(name)
+
+
+def _packed(path: Path, said: Mapping[str, str], count: int) -> tuple[int, int]:
+    """Return how many bytes the voxels, `count` bytes, take in the file at least, and GZIP where they are packed."""
+    if _is_nrrd(path):
+        encoding = said.get("encoding", "").lower()
+        return (count, GZIP) if encoding in ("gz", "gzip") else (count if encoding == "raw" else 0, 1)
+    if said.get("compresseddata", "").lower() == "true":
+        size = said.get("compresseddatasize", "")
+        return (int(size), 1) if size.isdecimal() else (count, GZIP)
+    return 0 if said.get("binarydata", "").lower() == "false" else count, 1
+
+
+def _unit(said: Mapping[str, str]) -> str:
+    """Return the unit of lengths, of which NRRD may state one for each axis of the space."""
+    stated = {word.strip().lower() for word in re.findall(r'"([^"]*)"', said.get("space units", ""))} - {""}
+    return " and ".join(sorted({_UNITS.get(word, f"'{word}'") for word in stated})) or "mm"
+
+
+def _unsaid(path: Path, said: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what SimpleITK takes for granted; raises InputRefused for sizes that it would replace."""
+    sizes = said.get("elementspacing", said.get("elementsize", "1")).split()
+    if any(re.fullmatch(r"[-+]?0*\.?0*(?:e.*)?", size, re.IGNORECASE) for size in sizes):
+        raise InputRefused("singular-affine", f"{path.name} states voxels of no size", _AGAIN)
+    placed = said.get("space", "").lower() in _SPACES and "space directions" in said
+    if _is_nrrd(path) and not placed:
+        return ("the file does not say where its voxels lie in a patient; its axes are taken for left, back and up",)
+    return ()
+
+
+def _is_nrrd(path: Path) -> bool:
+    return path.name.lower().endswith((".nrrd", ".nhdr"))
+
+
+def _files(path: Path) -> tuple[Path, ...]:
+    return tuple(dict.fromkeys((path, _data_file(path, _read_text(path)[0]))))
+
+
+READER = Reader(
+    "NRRD or MetaImage",
+    (".nrrd", ".nhdr", ".mha", ".mhd"),
+    volume=_open_volume,
+    files=_files,
+    module="SimpleITK",
+    extra="formats",
+    repair=_AGAIN,
+)

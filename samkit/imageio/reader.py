@@ -1,0 +1,63 @@
+"""What a reader of one kind of file is, and what it tells before a voxel is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from samkit.imageio.forms import Forms
+
+GZIP = 1100
+"""gzip can't shrink anything further than about 1030 times."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A volume in its file, by the file's own header; the gate judges this before it asks for the voxels."""
+
+    path: Path
+    """The file that was named."""
+    shape: tuple[int, ...]
+    """Along each axis of the file's array; axes after the third may have length 1 only."""
+    dtype: np.dtype
+    """Of the voxels in the file."""
+    affine: np.ndarray
+    """(4, 4): voxel index to world RAS+, in `unit`; not yet trusted."""
+    voxels: Callable[[], np.ndarray]
+    """Reads all of them: (I, J, K), integers as they are and anything else float32. May raise what it likes."""
+    unit: str = "mm"
+    """Of the affine; empty where the file does not say, which is taken for mm."""
+    forms: Forms | None = None
+    """What the file states of the place besides the affine; None where the affine is all."""
+    holder: Path | None = None
+    """The file with the voxels, where it is another one."""
+    bytes: int = 0
+    """That file holds so many at least, unpacked; 0 where reading itself finds out."""
+    shrunk: int = 1
+    """How many times smaller the file may be than what it holds: 1, or GZIP."""
+    warnings: tuple[str, ...] = ()
+    """What this format's header alone shows to be unusual."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One kind of file: how it is called, and how it is read. It gives volumes or pictures."""
+
+    name: str
+    suffixes: tuple[str, ...]
+    """Ends of file names, in lower case; any case is taken."""
+    volume: Callable[[Path], Stored] | None = None
+    """Opens a volume; refuses what no file of this format may state. None where the format holds pictures."""
+    picture: Callable[[Path], np.ndarray] | None = None
+    """Reads a picture (H, W, C) float32, 0..255; None where the format holds volumes."""
+    files: Callable[[Path], tuple[Path, ...]] = lambda path: (path,)
+    """All files that reading touches, the one that was named among them; they need not exist."""
+    module: str = ""
+    """What has to be installed besides what samkit always has."""
+    extra: str = ""
+    """Of samkit, which installs `module`."""
+    repair: str = "write it again with the place of its voxels"
+    """What to do about a file whose geometry is broken."""

@@ -1,0 +1,137 @@
+"""Files in: which reader a name means, and a scan, a label or a picture from it, through the gate that all share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from samkit.errors import InputRefused, MissingDependencyError
+from samkit.geometry import Index, Volume
+from samkit.imageio import READERS
+from samkit.imageio.gate import MAX_VOXELS, admit_header, admit_label, admit_scan, damage_refused
+from samkit.imageio.reader import Reader, Stored
+from samkit.imageio.scan import Scan
+
+
+def read_scan(path: Path, *, max_voxels: int = MAX_VOXELS) -> Scan:
+    """Return the scan in a file of any reader; raises InputRefused, MissingDependencyError.
+
+    The array keeps the file's integer type, or is float32 where the file scales its values or holds floats. Trailing
+    axes of length one are dropped.
+    """
+    reader, stored, files = _open(path)
+    return replace(admit_scan(stored, reader, max_voxels), files=files)
+
+
+def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> Volume:
+    """Return the label in a file of any reader, whole numbers from 0 on, of an integer type; raises as `read_scan`."""
+    reader, stored, _ = _open(path)
+    return admit_label(stored, reader, max_voxels)
+
+
+def read_geometry(path: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[Index, np.ndarray]:
+    """Return shape (I, J, K) and affine (4, 4) of a scan or label by its header alone; raises as `read_scan`."""
+    reader, stored, _ = _open(path)
+    return admit_header(stored, reader, max_voxels), np.array(stored.affine, np.float64)
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """Return the picture (H, W, C) float32, 0..255, in a file of any reader; raises as `read_scan`."""
+    reader = _reader_of(path)
+    if reader.picture is None:
+        raise InputRefused(
+            "no-picture", f"{path.name} is no picture", f"needed is one of {', '.join(PICTURE_SUFFIXES)}"
+        )
+    return reader.picture(path)
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """Return all files that reading `path` touches; raises InputRefused where one is missing or none can be read."""
+    return _present_files(path, _reader_of(path))
+
+
+# --- By name ---
+
+SCAN_SUFFIXES = tuple(end for reader in READERS if reader.volume for end in reader.suffixes)
+"""Ends of names of volumes."""
+PICTURE_SUFFIXES = tuple(end for reader in READERS if reader.picture for end in reader.suffixes)
+"""Ends of names of pictures."""
+
+
+def is_scan(path: Path) -> bool:
+    """Return whether the name is that of a volume."""
+    return path.name.lower().endswith(SCAN_SUFFIXES)
+
+
+def is_picture(path: Path) -> bool:
+    """Return whether the name is that of a picture, and not of a hidden file."""
+    return path.name.lower().endswith(PICTURE_SUFFIXES) and not path.name.startswith(".")
+
+
+def stem_of(path: Path) -> str:
+    """Return the file's name without its reader's suffix.
+
+    >>> stem_of(Path("head_T1.nii.gz"))
+    'head_T1'
+    """
+    ends = [end for reader in READERS for end in reader.suffixes if path.name.lower().endswith(end)]
+    return path.name[: -max(map(len, ends))] if ends else path.name
+
+
+def list_scans(paths: Iterable[Path]) -> list[Path]:
+    """Return the volumes among `paths`, sorted, each one once however many files it has; hidden files are left out."""
+    found: list[Path] = []
+    parts: set[Path] = set()
+    for path in sorted(paths):
+        if path in parts or path.name.startswith(".") or not is_scan(path) or not path.is_file():
+            continue
+        found.append(path)
+        with suppress(InputRefused):  # reading it will say what is wrong
+            parts.update(files_of(path))
+    return found
+
+
+def _find_reader(path: Path) -> Reader | None:
+    return next((reader for reader in READERS if path.name.lower().endswith(reader.suffixes)), None)
+
+
+def _reader_of(path: Path) -> Reader:
+    """Return the reader that the name means, ready to read; raises InputRefused and MissingDependencyError."""
+    reader = _find_reader(path)
+    if reader is None:
+        raise InputRefused(
+            "unknown-format", f"{path.name} is of no format that is known, by its name",
+            f"needed is one of {', '.join(SCAN_SUFFIXES + PICTURE_SUFFIXES)}",
+        )  # fmt: skip
+    if reader.module and find_spec(reader.module) is None:
+        raise MissingDependencyError(
+            f"{path.name} is read with {reader.module}, which is not installed; pip install 'samkit[{reader.extra}]'"
+        )
+    return reader
+
+
+def _open(path: Path) -> tuple[Reader, Stored, tuple[Path, ...]]:
+    """Return the reader of a volume, what its file states, and all its files; raises as `read_scan`."""
+    reader = _reader_of(path)
+    if reader.volume is None:
+        raise InputRefused("picture", f"{path.name} is a picture", f"needed is one of {', '.join(SCAN_SUFFIXES)}")
+    files = _present_files(path, reader)
+    with damage_refused(path.name):
+        return reader, reader.volume(path), files
+
+
+def _present_files(path: Path, reader: Reader) -> tuple[Path, ...]:
+    """Return the files of `path`; raises InputRefused where one is missing."""
+    if not path.is_file():
+        raise InputRefused("missing", f"there is no file {path.name}", "check the path")
+    with damage_refused(path.name):
+        files = reader.files(path)
+    for part in files:
+        if not part.is_file():
+            raise InputRefused("missing", f"{part.name}, the other half of {path.name}, is missing", "give both files")
+    return files

@@ -1,0 +1,27 @@
+"""One scan, whatever kind of file it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from samkit.geometry import Volume
+from samkit.imageio.forms import Forms
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan that passed the gate."""
+
+    volume: Volume
+    """Voxels in the file's own order, integers as they are stored or float32, and the affine [mm, RAS+]."""
+    forms: Forms
+    """What a mask's file takes over, so that it lies where the scan does."""
+    kind: str
+    """The name of the reader, such as NIfTI."""
+    path: Path
+    """The file with the voxels."""
+    warnings: tuple[str, ...]
+    """What looks unusual but does not stop the work."""
+    files: tuple[Path, ...] = ()
+    """All files that were read for it."""

@@ -1,0 +1,104 @@
+"""Files out, complete or not at all: masks where their scans lie, volumes, pictures.
+
+A written file names no patient: it has the geometry of its scan and no text, no extension, no time.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Image
+from nibabel.nifti2 import Nifti2Image
+
+from samkit.errors import InputRefused, SamkitError
+from samkit.geometry import Volume
+from samkit.imageio.scan import Scan
+
+MASK_SUFFIXES = (".nii", ".nii.gz")
+PICTURE_SUFFIX = ".png"
+
+
+def write_mask(path: Path, mask: np.ndarray, scan: Scan) -> None:
+    """Write a mask or label map (I, J, K) as uint8 with the geometry of `scan`."""
+    _write_beside(path, mask.astype(np.uint8), scan)
+
+
+def write_logits(path: Path, logits: np.ndarray, scan: Scan) -> None:
+    """Write logits (I, J, K) as float32 with the geometry of `scan`."""
+    _write_beside(path, logits.astype(np.float32), scan)
+
+
+def write_volume(path: Path, volume: Volume) -> None:
+    """Write a volume that no file is behind, in its own type: an sform of code 2, no qform, no unit, as nibabel's."""
+    _write_image(path, Nifti1Image(volume.array, volume.affine))
+
+
+def write_picture(path: Path, labels: np.ndarray, *, is_mask: bool) -> None:
+    """Write labels (H, W) as an 8-bit grey PNG; a mask becomes 0 and 255."""
+    from PIL import Image  # only where there is a picture to write
+
+    values = np.where(labels > 0, 255, 0).astype(np.uint8) if is_mask else labels
+    with replacing(path) as file:
+        Image.fromarray(values).save(file, "PNG")
+
+
+def check_output(path: Path, inputs: Iterable[Path]) -> None:
+    """Raise InputRefused unless a file can be written to `path` without touching one of `inputs`."""
+    if not path.parent.is_dir():
+        raise InputRefused("output-folder", f"the folder of {path.name} does not exist", "make it first")
+    # `samefile` knows links and names that differ in case only.
+    if path.exists() and any(p.exists() and path.samefile(p) for p in inputs):
+        raise InputRefused(
+            "output-is-input", f"{path.name} is one of the inputs and would be overwritten", "give another output name"
+        )
+
+
+def _write_beside(path: Path, array: np.ndarray, scan: Scan) -> None:
+    header = scan.forms.header(array.shape, array.dtype)
+    # With the header's own affine nibabel leaves the forms as they are.
+    image = (Nifti2Image if scan.forms.version == 2 else Nifti1Image)(array, header.get_best_affine(), header)
+    image.header["scl_slope"], image.header["scl_inter"] = 1, 0
+    _write_image(path, image)
+
+
+def _write_image(path: Path, image: Nifti1Image) -> None:
+    with replacing(path) as file:
+        if path.name.endswith(".gz"):
+            # No name and no time inside, so that equal masks are equal files.
+            with gzip.GzipFile("", "wb", 3, file, mtime=0) as packed:
+                image.to_stream(packed)
+        else:
+            image.to_stream(file)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that takes the place of `path` when all of it is written; until then `path` stays as it was."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=".samkit-", suffix=".part", dir=path.parent)
+        part = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.chmod(0o666 & ~_umask())
+            part.replace(path)
+        except BaseException:
+            part.unlink()
+            raise
+    except OSError as error:
+        raise SamkitError(f"{path.name} can't be written ({error.strerror}); make room, or write elsewhere") from error
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
