@@ -40,10 +40,10 @@ def volume():
 def logits(session, volume):
     """The logits after each of the clicks, and once more after the last one was taken back."""
     with session:
-        session.set_volume(volume)
+        session.set_image(volume)
         found = []
         for point in POINTS:
-            session.add_point(point)
+            session.add(point)
             found.append(session.logits())
         session.undo()
         assert np.array_equal(session.logits(), found[1])

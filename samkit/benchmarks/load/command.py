@@ -49,7 +49,7 @@ from samkit.manifest import ExportPlan, Manifest
 from samkit.methods import SliceMethod, get_method
 
 if TYPE_CHECKING:
-    from samkit.runtime import RemoteSession
+    from samkit.runtime import Session
 
 Say = Callable[[str], object]
 
@@ -293,26 +293,25 @@ def _embedded_rows(
 def _look_at(url: str, digest: str | None) -> Served:
     """Return what runs at `url`; raises ServingError where it serves another export than that of `digest`."""
     with _open(url) as session:
-        found = session.manifest
+        found, method, precision, providers = session.manifest, session.method, session.precision, session.providers
     if digest is not None and found.digest != digest:
         raise ServingError(
-            f"{url} serves an export of {found.method} with digest {found.digest[:12]}, and the one given has "
+            f"{url} serves an export of {method.name} with digest {found.digest[:12]}, and the one given has "
             f"{digest[:12]}; give the folder that is served, or leave --export out"
         )
-    on_gpu = any(name.lower().startswith(_ON_GPU) for names in found.providers.values() for name in names)
-    device = {"device": "cuda" if on_gpu else "cpu", "precision": found.precision}
+    on_gpu = any(name.lower().startswith(_ON_GPU) for names in providers.values() for name in names)
+    device = {"device": "cuda" if on_gpu else "cpu", "precision": precision}
     return Served(url, found.plan, _row(found.plan, found.digest) | device)
 
 
 _ON_GPU = ("cuda", "tensorrt")
 
 
-def _open(url: str) -> RemoteSession:
+def _open(url: str) -> Session:
     """Return a session on a server."""
     from samkit.runtime import open_session
 
-    session: RemoteSession = open_session(url, timeout=CALL_SECONDS)  # type: ignore[assignment]
-    return session
+    return open_session(url, timeout=CALL_SECONDS)
 
 
 def _reader_rows(served: Served, work: Workload, fits: bool, machine: Machine, say: Say) -> list[Row]:

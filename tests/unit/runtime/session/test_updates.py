@@ -178,7 +178,7 @@ def test_automatic_method_decides_when_an_image_is_set():
 def test_pictures_change_in_two_axes():
     picture = the.scan(4)[:, :, 20].astype(np.float32)
     session = the.served("slices").session(the.runners("slices"), {})
-    session.set_picture(picture)
+    session.set_image(picture)
     rows, columns = np.nonzero(picture > 100)
     update = session.box((0, 0), (35, 39))
 
@@ -205,10 +205,9 @@ def test_labels_between_two_slices_that_change_stay():
 def test_failed_call_leaves_the_last_update():
     array = the.scan(4)
     session = the.alone("slices", array)
-    before = session.add_box(Box((0, 0, 20), (39, 35, 20)))
-    update = session.last_update()
+    update = session.add(Box((0, 0, 20), (39, 35, 20)))
     with pytest.raises(PromptError):
         session.click((1, 2))
 
-    assert session.steps == (before,)
+    assert session.steps == (update.step,)
     assert session.last_update().changed == update.changed
