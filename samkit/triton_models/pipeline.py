@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -33,19 +32,18 @@ from samkit.runtime.backends.runner import Runner
 from samkit.runtime.loops.refinement import Piece, Refiner, State
 from samkit.runtime.loops.slices import Slices, SliceState
 from samkit.runtime.protocol import wire
+from samkit.runtime.protocol.requests import EnsembleOptions
 from samkit.runtime.session.local_session import check_inside
 from samkit.runtime.session.slice_session import SliceSession
 from samkit.runtime.session.updates import paint
 from samkit.runtime.session.volume_session import VolumeSession, as_point, mask_parts, point_to_grid
-from samkit.triton_models.requests import ONE_CALL, Options, check_keys, read_prompts, read_scan, volumes_of
+from samkit.triton_models.scans import Tensors, in_voxels, read_scan, volumes_of
 from samkit.triton_models.served import Served
 
 # --- Preprocess ---
 
 
-def preprocess(
-    served: Served, tensors: Mapping[str, np.ndarray | None], prompts: object, options: object
-) -> tuple[np.ndarray, dict[str, Any]]:
+def preprocess(served: Served, tensors: Tensors, prompts: object, options: object) -> tuple[np.ndarray, dict[str, Any]]:
     """Return `prepared`, float32, and the task.
 
     Raises InputRefused, GeometryError, PromptError and TensorMismatchError for what a session would not take.
@@ -53,12 +51,11 @@ def preprocess(
     started = time.perf_counter()
     if not isinstance(options, dict):
         raise PromptError(f"the options are {options!r:.100}, needed is a JSON object; e.g. {{}}")
-    check_keys(options, ONE_CALL, "the ensemble")
-    asked = Options.from_json(options)
-    array, affine = read_scan(tensors, asked, served.limits.max_voxels)
-    given = read_prompts(prompts, affine, world=asked.world)
+    asked = EnsembleOptions.from_json(options)
+    array, affine = read_scan(tensors, asked.sequences, served.limits.max_voxels)
+    given = in_voxels(prompts_from_json(prompts, "the request"), affine, world=asked.world)
     volumes = volumes_of(array, affine, asked.sequences)
-    session = served.session({}, asdict(asked))
+    session = served.session({}, asked)
     if isinstance(session, SliceSession):
         session.set_image(volumes, automatic=False)
         placed = [session.place(prompt) for prompt in given]
@@ -78,7 +75,7 @@ def preprocess(
     task |= {
         "shape": list(array.shape[1:]),
         "affine": affine.tolist(),
-        "options": {"spacing": asked.spacing, "plane": asked.plane, "propagate": asked.propagate},
+        "options": asked.to_json(),
         "seconds": {"preprocess": time.perf_counter() - started},
     }
     return prepared, task
@@ -166,7 +163,7 @@ def _refine_slices(
         state, touched = slices.prompt(state, [_placed(entry) for entry in task["prompts"]])
     if method.is_automatic:
         state, touched, boxes = slices.segment_automatically(state)
-    if task["options"]["propagate"]:
+    if EnsembleOptions.from_json(task["options"]).propagate:
         state, touched = slices.propagate(state)
     last = state.answers.get(touched[-1]) if touched else None
     found = {"boxes": boxes, "slices": sorted(state.answers), "iou": [] if last is None else list(last.iou)}
@@ -189,7 +186,7 @@ def postprocess(served: Served, found: Mapping[str, Any], result: np.ndarray) ->
     started = time.perf_counter()
     affine, (i, j, k) = np.array(found["affine"], np.float64), found["shape"]
     wire.check_size((1, i, j, k), served.limits.max_voxels)
-    session = served.session({}, found["options"])
+    session = served.session({}, EnsembleOptions.from_json(found["options"]))
     slices: dict[str, Any] = {}
     if isinstance(session, SliceSession):
         view = PlaneView.of((i, j, k), affine, str(session.plane))

@@ -33,6 +33,7 @@ from samkit.runtime.client.remote_session import RemoteSession
 from samkit.runtime.client.triton_transport import Address, ConnectionLost
 from samkit.runtime.opening import open_export
 from samkit.runtime.protocol import wire
+from samkit.runtime.protocol.requests import read_request
 
 ADDRESS = Address.parse("triton://localhost:8001/bright")
 
@@ -435,7 +436,7 @@ def test_a_lost_connection_opens_once(bright_export, connected, when):
 def test_a_connection_lost_for_good_ends_within_the_time(bright_export, connected):
     transport, there = connected(bright_export)
     there.set_image(scan())
-    begun = there._clock()
+    begun = there._exchange._clock()
     for _ in range(100):
         transport.spoil(LOST, "before")
 
@@ -445,7 +446,7 @@ def test_a_connection_lost_for_good_ends_within_the_time(bright_export, connecte
         there.click((20, 22, 15))
 
     assert type(raised.value) is ServerUnreachable
-    assert there._clock() - begun <= 7.0
+    assert there._exchange._clock() - begun <= 7.0
     assert transport.timeouts[2] == 7.0
     assert all(0 < timeout <= 7.0 for timeout in transport.timeouts)
     transport.plan.clear()
@@ -611,7 +612,7 @@ def test_another_program_is_told_of_once_and_what_it_did_is_taken_over(bright_ex
     there.click((20, 22, 15))
     (token,) = transport.host._held
     click = {"op": "click", "turn": 2, "point": [3, 3, 3], "label": 0}
-    transport.host.answer(click, token, {})
+    transport.host.answer(read_request(click), token, {})
 
     with open_export(bright_export, threads=1) as here:
         here.set_image(scan())
@@ -639,14 +640,14 @@ def test_deciding_on_a_scan_has_more_time_unless_the_user_says(bright_structures
         transport, there = connected(bright_structures, timeout=timeout)
         there.set_image(scan())
         times = dict(zip(transport.asked, transport.timeouts, strict=True))
-        assert times == {"describe": of_a_call, "open": of_a_call, "decide": of_deciding}
+        assert times == {"describe": of_a_call, "open": of_a_call, "segment_automatically": of_deciding}
 
         for _ in range(1000):
             transport.spoil(LOST, "before")
-        begun = there._clock()
+        begun = there._exchange._clock()
         with pytest.raises(ServerUnreachable):
             there.segment_automatically()
-        assert there._clock() - begun <= of_a_call
+        assert there._exchange._clock() - begun <= of_a_call
         transport.plan.clear()
 
 
