@@ -30,7 +30,6 @@ from samkit.benchmarks.accuracy.candidates import (
     BACKENDS,
     TORCH,
     Absent,
-    Kind,
     check_names,
     default_backends,
     open_contender,
@@ -48,6 +47,8 @@ from samkit.benchmarks.record.run import Row, Run, commit, describe_export, now
 from samkit.errors import PromptError, SamkitError
 from samkit.manifest import Export, Manifest
 from samkit.methods import get_method
+from samkit.precisions import BASE
+from samkit.runtime.backends import Variant
 
 CASES, CLICKS = 4, 6
 
@@ -265,7 +266,7 @@ def _measure_export(
 
 def _failed(manifest: Manifest, device: str, why: str) -> Row:
     """Return the row of an export that could not be measured at all."""
-    one = Absent(TORCH, Kind(TORCH, "fp32", device), why, True)
+    one = Absent(TORCH, Variant(TORCH, BASE.name, device), why, True)
     return {"kind": "accuracy", **identity_of(manifest, one), "stage": "masks", "error": why}
 
 

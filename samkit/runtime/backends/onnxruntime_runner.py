@@ -276,7 +276,7 @@ def _import_onnxruntime(device: str) -> Any:
         import onnxruntime
     except ImportError as error:
         raise MissingDependencyError(
-            f"running ONNX files needs ONNX Runtime; pip install 'samkit[{ONNXRUNTIME.extras[device]}]'"
+            f"running ONNX files needs ONNX Runtime; pip install 'samkit[{BACKEND.extras[device]}]'"
         ) from error
     return onnxruntime
 
@@ -296,7 +296,7 @@ def _open_runners(export: Export, device: str, precision: str, threads: int | No
     )
 
 
-ONNXRUNTIME = Backend(
+BACKEND = Backend(
     name="onnxruntime",
     title="ONNX Runtime",
     summary="runs the files of an export as they are",

@@ -127,7 +127,7 @@ def _open_runners(export: Export, device: str, precision: str, threads: int | No
     return dict(open_torch_runners(export.plan, device=device, threads=threads))
 
 
-TORCH = Backend(
+BACKEND = Backend(
     name="torch",
     title="PyTorch",
     summary="runs the original in float32 and needs the checkpoint that the export was made from",

@@ -204,3 +204,39 @@ class Changed(ServerAnswer):
         tuple[tuple[int, int, int], ...],
         Key("list of `[i, j, k]`", "first grid voxel of every crop; of methods of volumes", readers.rows_of(3)),
     ]
+
+
+# --- The ensemble ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Record):
+    """What the ensemble says of the mask that it made."""
+
+    called: ClassVar[str] = "the report"
+
+    method: Annotated[str, Key("text", "the method's name", readers.read_text)]
+    precision: Annotated[str, Key("text", "that the graphs ran in", readers.read_text)]
+    manifest_sha256: Annotated[str, Key("text", "`Manifest.digest` of the export", readers.read_text)]
+    voxels: Annotated[int, Key("number", "of the mask", readers.read_count)]
+    volume_ml: Annotated[float, Key("number", "volume of the mask [mL]", readers.read_measure)]
+    iou: Annotated[
+        tuple[float, ...],
+        Key("list of numbers", "predicted, where the method trained that head", readers.read_measures),
+    ]
+    warnings: Annotated[
+        tuple[str, ...], Key("list of texts", "what a user must be told of the mask", readers.read_names)
+    ]
+    seconds: Annotated[Mapping[str, float], Key("object of numbers", "by step", readers.read_seconds)]
+    crops: Annotated[int | None, Key("number", "in use; of methods of volumes", readers.read_optional_count)] = None
+    limit_reached: Annotated[
+        bool | None,
+        Key("boolean", "whether the object goes on beyond them; of methods of volumes", readers.read_flag),
+    ] = None
+    boxes: Annotated[
+        int | None, Key("number", "that the detector found; of methods of slices", readers.read_optional_count)
+    ] = None
+    slices: Annotated[
+        tuple[int, ...] | None,
+        Key("list of numbers", "with a mask, across the plane; of methods of slices", readers.read_counts),
+    ] = None

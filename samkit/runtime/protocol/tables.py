@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from samkit.runtime.protocol.answers import Changed, ExportDescription, Nothing, Opened
+from samkit.runtime.protocol.answers import Changed, ExportDescription, Nothing, Opened, Report
 from samkit.runtime.protocol.failure import Failure
 from samkit.runtime.protocol.record import Key, Record
 from samkit.runtime.protocol.requests import REQUESTS, Add, BoxCorners, Click, EnsembleOptions, Open
@@ -25,6 +25,7 @@ def tables() -> dict[str, str]:
         "requests": _table(("op", "with", "does", "is answered with"), requests),
         "keys of requests": _keys("a request's", Open, Click, BoxCorners, Add),
         "options of the ensemble": _keys("the ensemble's", EnsembleOptions),
+        "report of the ensemble": _keys("the report's", Report),
         "answers": _table(("answer", "is", "with"), answers),
         "keys of answers": _keys("an answer's", Opened, Changed, ExportDescription),
         "keys of errors": _keys("an error's", Failure),

@@ -37,7 +37,7 @@ def run(served, tensors, prompts, options=None, runners=None):
     assert (result.dtype, result.ndim) == ((np.uint8, 3) if served.is_slices else (np.float32, 1))
     mask, report = postprocess(served, said(found), np.ascontiguousarray(result))
     assert mask.dtype == np.uint8
-    return mask, said(report)
+    return mask, said(report.to_json())
 
 
 def with_method(served, method):
