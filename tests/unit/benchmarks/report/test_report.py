@@ -10,6 +10,7 @@ import pytest
 
 from samkit.benchmarks.cli import main
 from samkit.benchmarks.report.command import render, write_report
+from samkit.benchmarks.report.papers import FOLDER
 from samkit.errors import InputRefused
 
 KINDS = ("accuracy", "latency", "load")
@@ -136,7 +137,7 @@ def test_a_click_at_a_glance_is_of_the_quickest_backend_alone(made):
 
 
 def test_readers_held_are_those_answered_in_time_and_without_errors(made, load_run):
-    late = [row | {"limit_ms": 100.0} for row in load_run.rows]
+    late = [replace(row, limit_ms=100.0) for row in load_run.rows]
 
     texts = [Page(render([replace(load_run, rows=tuple(rows))]).split("<section")[0]).text
              for rows in (late, late[-2:-1])]  # fmt: skip
@@ -249,7 +250,7 @@ def test_the_command_writes_page_and_tables(runs, tmp_path, in_process):
 
     assert (code, err) == (0, "")
     assert out.split() == [str(tmp_path / "new" / "r.html"), str(tmp_path / "t.md")]
-    assert (tmp_path / "new" / "r.html").read_text() == render(runs)
+    assert (tmp_path / "new" / "r.html").read_text() == render(runs, FOLDER)
     assert "## Latency: m-sam" in (tmp_path / "t.md").read_text()
 
 
