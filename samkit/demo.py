@@ -29,8 +29,7 @@ from samkit.manifest import Manifest
 from samkit.masks import dice
 from samkit.phantoms import make_phantom
 from samkit.prompts import FOREGROUND, Point, write_clicks
-from samkit.runtime import open_session
-from samkit.runtime.session.interactive import Interactive
+from samkit.runtime import Session, open_session
 from samkit.runtime.session.updates import MaskUpdate
 from samkit.triton_models.repository import write_repository
 from samkit.triton_models.server import EmbeddedServer
@@ -113,7 +112,7 @@ def _serve(console: Console, out: Path, export: Path, clicks: list[Point]) -> No
     console.print(f"server ready after {ready:.0f} s; sam-segment --server and --export wrote the same bytes")
 
 
-def _timed_click(session: Interactive, point: Point) -> tuple[MaskUpdate, float]:
+def _timed_click(session: Session, point: Point) -> tuple[MaskUpdate, float]:
     """Return what a click did, and how long it took until the whole mask was there [ms]."""
     started = time.perf_counter()
     update = session.click(point.index, positive=point.label == FOREGROUND)
@@ -147,9 +146,9 @@ def _simulate_clicks(export: Path, scan: Volume, lesion: np.ndarray) -> tuple[li
     clicks: list[Point] = []
     overlaps: list[float] = []
     with open_session(export) as session:
-        session.set_volume(scan)
+        session.set_image(scan)
         while len(clicks) < CLICKS and (point := central_click(session.mask(), lesion)) is not None:
-            session.add_point(point)
+            session.add(point)
             clicks.append(point)
             overlaps.append(dice(session.mask(), lesion))
     return clicks, overlaps

@@ -109,8 +109,9 @@ class InputRefused(SamkitError):
     def __init__(self, code: str, reason: str, remedy: str, *, options: Sequence[str] = ()) -> None:
         super().__init__(f"{reason}; {remedy}", options=options)
         self.code = code
-        self._parts = (reason, remedy)
-        self.reason, self.remedy = (_spelled(part, options, lambda name: name) for part in self._parts)
+        self.parts = (reason, remedy)
+        """Both as the text has them, with options in braces."""
+        self.reason, self.remedy = (_spelled(part, options, lambda name: name) for part in self.parts)
 
     def about(self, what: str) -> Self:
         """Return the same refusal with `what` it is about before its reason.
@@ -118,7 +119,7 @@ class InputRefused(SamkitError):
         >>> str(InputRefused("no-label", "no label", "name it with {label}", options=("label",)).about("case a"))
         'case a: no label; name it with label'
         """
-        reason, remedy = self._parts
+        reason, remedy = self.parts
         return type(self)(self.code, f"{what}: {reason}", remedy, options=self.options)
 
 

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -42,7 +42,7 @@ from samkit.benchmarks.cases.phantom_scans import COST_SHAPES, click_on, cost_ca
 from samkit.benchmarks.measure.machine import MatrixProduct, load, processor, versions
 from samkit.benchmarks.measure.processes import memory_of
 from samkit.benchmarks.measure.turns import seconds_of, take_round, take_turns
-from samkit.benchmarks.record.statistics import late_slope, median_difference
+from samkit.benchmarks.record.statistics import median_difference
 from samkit.command import run_command, show_progress
 from samkit.errors import PromptError, SamkitError, ServingError
 from samkit.export.export import run_export
@@ -58,9 +58,8 @@ from samkit.triton_models.server import EmbeddedServer
 from tools.fp16 import read_recipe, write_weights
 
 if TYPE_CHECKING:
-    from samkit.runtime import RemoteSession, Session
+    from samkit.runtime import Session
 
-    AnySession: TypeAlias = Session | RemoteSession
 
 GOAL_MS = 10.0
 """How much longer the median click through the server may take than the median click in-process."""
@@ -216,17 +215,16 @@ def measure(
     return record
 
 
-def _open(target: str | Path) -> AnySession:
+def _open(target: str | Path) -> Session:
     """Return a session of a method of volumes on an export folder or an address."""
-    session: Any = open_session(target)
-    return session
+    return open_session(target)
 
 
 # --- 1. Clicks ---
 
 
 def measure_clicks(
-    sessions: Mapping[str, AnySession], subject: Subject, rounds: int, product: Callable[[], object]
+    sessions: Mapping[str, Session], subject: Subject, rounds: int, product: Callable[[], object]
 ) -> dict[str, Any]:
     """Return seconds of every click, of stages as the sessions tell them, and of calls that do nothing.
 
@@ -253,14 +251,14 @@ def measure_clicks(
             for way, session in sessions.items():
                 samples[way].append(clicked[way][0])
                 stages[way].append(dict(session.steps[-1].seconds))
-            crops.append(sessions[IN_PROCESS].steps[-1].crops)
+            crops.append(sessions[IN_PROCESS].steps[-1].crops or 0)
             changed.append(sessions[IN_PROCESS].last_update().change[1].size)
             if different := [way for way, mask in masks.items() if not np.array_equal(mask, masks[IN_PROCESS])]:
                 raise SamkitError(
                     f"click {number + 1} gives another mask over {', '.join(different)} than in-process, so there is "
                     "nothing to compare; run the server's tests"
                 )
-            checks = {way: partial(seconds_of, partial(sessions[way].check_point, point)) for way in empty}
+            checks = {way: partial(seconds_of, partial(sessions[way].check, point)) for way in empty}
             for way, seconds in take_round(checks, turn + number).items():
                 empty[way].append(seconds)
         for session in sessions.values():
@@ -277,7 +275,7 @@ def measure_clicks(
     }
 
 
-def _click(session: AnySession, point: Point) -> tuple[float, np.ndarray]:
+def _click(session: Session, point: Point) -> tuple[float, np.ndarray]:
     """Return how long a click and its whole mask took, and the mask."""
     start = time.perf_counter()
     mask = click_on(session, point)
@@ -390,7 +388,7 @@ def measure_first_masks(
     return {"rounds": rounds, "load_before": busy, "figures": figures, "samples": rows}
 
 
-def _first_mask(target: str | Path, volume: Volume, point: Point) -> tuple[AnySession, dict[str, float]]:
+def _first_mask(target: str | Path, volume: Volume, point: Point) -> tuple[Session, dict[str, float]]:
     """Return an open session and the seconds that each part of its first mask took."""
     times = [time.perf_counter()]
     session = _open(target)
@@ -426,8 +424,11 @@ def measure_memory(pid: int, target: str, subject: Subject, sessions: int, numbe
 
 def growth(readings: Sequence[Mapping[str, Any]], kind: str) -> float | None:
     """Return by how much `kind` grows [MB per 100 sessions], over the second half of `readings`."""
-    slope = late_slope(readings, "sessions", kind)
-    return None if slope is None else round(100 * slope, 2)
+    late = readings[len(readings) // 2 :]  # the first half fills what is kept for later
+    if len(late) < 3:
+        return None
+    sessions, megabytes = ([float(reading[key]) for reading in late] for key in ("sessions", kind))
+    return round(100 * float(np.polyfit(sessions, megabytes, 1)[0]), 2)
 
 
 # --- Tables ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,19 +24,19 @@ def read_scan(path: Path, *, max_voxels: int = MAX_VOXELS) -> Scan:
     The array keeps the file's integer type, or is float32 where the file scales its values or holds floats. Trailing
     axes of length one are dropped.
     """
-    reader, stored = _open(path)
-    return admit_scan(stored, reader, max_voxels)
+    reader, stored, files = _open(path)
+    return replace(admit_scan(stored, reader, max_voxels), files=files)
 
 
 def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> Volume:
     """Return the label in a file of any reader, whole numbers from 0 on, of an integer type; raises as `read_scan`."""
-    reader, stored = _open(path)
+    reader, stored, _ = _open(path)
     return admit_label(stored, reader, max_voxels)
 
 
 def read_geometry(path: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[Index, np.ndarray]:
     """Return shape (I, J, K) and affine (4, 4) of a scan or label by its header alone; raises as `read_scan`."""
-    reader, stored = _open(path)
+    reader, stored, _ = _open(path)
     return admit_header(stored, reader, max_voxels), np.array(stored.affine, np.float64)
 
 
@@ -114,14 +115,14 @@ def _reader_of(path: Path) -> Reader:
     return reader
 
 
-def _open(path: Path) -> tuple[Reader, Stored]:
-    """Return the reader of a volume and what its file states; raises InputRefused and MissingDependencyError."""
+def _open(path: Path) -> tuple[Reader, Stored, tuple[Path, ...]]:
+    """Return the reader of a volume, what its file states, and all its files; raises as `read_scan`."""
     reader = _reader_of(path)
     if reader.volume is None:
         raise InputRefused("picture", f"{path.name} is a picture", f"needed is one of {', '.join(SCAN_SUFFIXES)}")
-    _present_files(path, reader)
+    files = _present_files(path, reader)
     with damage_refused(path.name):
-        return reader, reader.volume(path)
+        return reader, reader.volume(path), files
 
 
 def _present_files(path: Path, reader: Reader) -> tuple[Path, ...]:

@@ -23,3 +23,5 @@ class Scan:
     """The file with the voxels."""
     warnings: tuple[str, ...]
     """What looks unusual but does not stop the work."""
+    files: tuple[Path, ...] = ()
+    """All files that were read for it."""

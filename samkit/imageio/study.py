@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from samkit.errors import InputRefused
+from samkit.geometry import Volume
 from samkit.imageio.reading import is_picture, read_picture, read_scan
 from samkit.imageio.scan import Scan
 
@@ -30,9 +31,32 @@ class Study:
         return next(iter(self.scans.values()))
 
     @property
+    def image(self) -> Mapping[str, Volume] | np.ndarray:
+        """Return what a session is given: the volumes by sequence, or the picture."""
+        return {name: scan.volume for name, scan in self.scans.items()} if self.picture is None else self.picture
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Return all files that were read."""
+        return tuple(file for scan in self.scans.values() for file in scan.files) or tuple(self.files.values())
+
+    def __str__(self) -> str:
+        """Return names and size, as a person reads them."""
+        if self.picture is not None:
+            (path,) = self.files.values()
+            return f"{path.name}: {self.picture.shape[1]} x {self.picture.shape[0]} pixels"
+        names = ", ".join(f"{name} {scan.path.name}".strip() for name, scan in self.scans.items())
+        volume = self.scan.volume
+        return f"{names}: {_by(volume.array.shape)} voxels of {_by(volume.spacing)} mm"
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Return what looks unusual in the scans."""
         return tuple(dict.fromkeys(warning for scan in self.scans.values() for warning in scan.warnings))
+
+
+def _by(sides: tuple[float, ...]) -> str:
+    return " x ".join(f"{side:g}" for side in sides)
 
 
 def read_study(files: Mapping[str, Path]) -> Study:

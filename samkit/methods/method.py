@@ -237,12 +237,21 @@ class Method:
     """What files from the official script were trained with."""
     iou_is_trained: bool = False
     """Whether `iou_predictions` was ever given a loss; if not, it must not rank anything."""
+    prompts: frozenset[str] = field(default_factory=frozenset)
+    """What a user may give: box, point. Empty where the method takes none."""
+    is_automatic: bool = False
+    """Whether a slice without prompts gets an answer, too: then a whole volume does."""
+    sequences: Callable[[Any], tuple[str, ...]] = lambda config: ()
+    """The co-registered sequences it needs, in order; none where it takes one grey volume or a colour image."""
+    structures: Callable[[Any], tuple[str, ...]] = lambda config: ()
+    """Names of the labels 1, 2, ...; none where there is one mask."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeMethod(Method):
     """Clicks on a volume: each one refines the mask in cubic crops."""
 
+    prompts: frozenset[str] = frozenset({"point"})
     preprocess: Callable[[np.ndarray, Any], np.ndarray]
     """One crop (patch, patch, patch) of raw intensities to the network's input, float32."""
     mask_threshold: float = 0.0
@@ -269,14 +278,6 @@ class SliceMethod(Method):
 
     plane: str = "axial"
     """Which slices of a volume: axial, coronal or sagittal."""
-    prompts: frozenset[str] = field(default_factory=frozenset)
-    """What a user may give: box, point. Empty where the method takes none."""
-    is_automatic: bool = False
-    """Whether a slice without prompts gets an answer, too: then a whole volume does."""
-    sequences: Callable[[Any], tuple[str, ...]] = lambda config: ()
-    """The co-registered sequences it needs, in order; none where it takes one grey volume or a colour image."""
-    structures: Callable[[Any], tuple[str, ...]] = lambda config: ()
-    """Names of the labels 1, 2, ...; none where there is one mask."""
     window: Callable[[Any], tuple[int, int] | None] = lambda config: None
     """Height and width [pixels] that slices are cut to around what is not zero in the volume; None takes them whole."""
     preprocess: Callable[[np.ndarray, Any], tuple[np.ndarray, Placement]]

@@ -1,4 +1,4 @@
-"""Exports at work: `open_session(folder)`, or the address of a server, and `sam-segment` on the command line.
+"""Exports at work: `open_session(folder)`, or the address of a server, gives a Session to click in.
 
 Names load when they are asked for: a client of a server has numpy, nibabel and tritonclient, and nothing else.
 """
@@ -10,19 +10,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from samkit.runtime.client.remote_session import RemoteSession
-    from samkit.runtime.opening import open_session
+    from samkit.runtime.opening import open_export, open_session
+    from samkit.runtime.session.base import Session
     from samkit.runtime.session.slice_session import SliceSession
-    from samkit.runtime.session.steps import SliceStep, Step
-    from samkit.runtime.session.volume_session import Session
+    from samkit.runtime.session.steps import Step
+    from samkit.runtime.session.updates import MaskUpdate
+    from samkit.runtime.session.volume_session import VolumeSession
 
-__all__ = ["RemoteSession", "Session", "SliceSession", "SliceStep", "Step", "open_session"]
+__all__ = [
+    "MaskUpdate",
+    "RemoteSession",
+    "Session",
+    "SliceSession",
+    "Step",
+    "VolumeSession",
+    "open_export",
+    "open_session",
+]
 
 _HOMES = {
+    "MaskUpdate": "session.updates",
     "RemoteSession": "client.remote_session",
-    "Session": "session.volume_session",
+    "Session": "session.base",
     "SliceSession": "session.slice_session",
-    "SliceStep": "session.steps",
     "Step": "session.steps",
+    "VolumeSession": "session.volume_session",
+    "open_export": "opening",
     "open_session": "opening",
 }
 

@@ -5,17 +5,22 @@ What each of the two needs is imported when it is wanted: a client of a server h
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from samkit.errors import PromptError
+from samkit.errors import ExportError, OptionError
 from samkit.geometry import Triple
-from samkit.runtime.client.remote_session import RemoteSession, open_remote_session
+from samkit.runtime.client.remote_session import open_remote_session
 from samkit.runtime.client.triton_transport import Address, is_url
+from samkit.runtime.session.base import Session
 
 if TYPE_CHECKING:
+    from samkit.manifest import Export
+    from samkit.runtime.backends.runner import Runner
     from samkit.runtime.session.slice_session import SliceSession
-    from samkit.runtime.session.volume_session import Session
+    from samkit.runtime.session.volume_session import VolumeSession
 
 
 def open_session(
@@ -29,30 +34,29 @@ def open_session(
     plane: str | None = None,
     intensities: tuple[float, float] | None = None,
     timeout: float | None = None,
-) -> Session | SliceSession | RemoteSession:
+) -> Session:
     """Return a session on an export folder, or on what a server serves: `triton://HOST:PORT/NAME`, `triton+http://...`.
 
-    With a folder, a method of volumes gives a Session and a method of slices a SliceSession; their files are checked
-    against the manifest first, and `backend`, `device`, `precision` and `threads` are those of `open_export`. With an
-    address it is a RemoteSession, the server decides those four, and
-    `timeout` [s] is how long one call may take, by default DEFAULT_TIMEOUT, and DECIDE_TIMEOUT for one that decides on
-    many slices. `spacing` [mm] is for methods of volumes, `plane` and `intensities` (what becomes black and white) for
-    those of slices; each is by default the method's own.
+    With a folder, its files are checked against the manifest first, and `backend`, `device`, `precision` and `threads`
+    are those of `open_export`. With an address the server decides those four, and `timeout` [s] is how long one call
+    may take, by default DEFAULT_TIMEOUT, and LONG_TIMEOUT for one that works on many slices. `spacing` [mm] is for
+    methods of volumes, `plane` and `intensities` (what becomes black and white) for those of slices; each is by default
+    the method's own.
     """
     if is_url(target):
         address = Address.parse(str(target))  # first: what is none may hold a password, and is not repeated
         given = {"backend": backend, "device": device, "precision": precision, "threads": threads}
         if decided := [name for name, value in given.items() if value is not None]:
-            raise PromptError(
-                f"{', '.join(decided)} can't be chosen for {address}, the server decides how it runs its exports; "
-                f"leave {'it' if len(decided) == 1 else 'them'} out"
+            names = ", ".join(f"{{{name}}}" for name in decided)
+            raise OptionError(
+                f"{names} can't be chosen for {address}, the server decides how it runs its exports; "
+                f"leave {'it' if len(decided) == 1 else 'them'} out",
+                options=decided,
             )
         return open_remote_session(str(target), spacing=spacing, plane=plane, intensities=intensities, timeout=timeout)
-    from samkit.runtime.session.volume_session import open_export
-
     return open_export(
         target,
-        backend="onnxruntime" if backend is None else backend,
+        backend=backend,
         device=device,
         precision=precision,
         threads=threads,
@@ -60,3 +64,79 @@ def open_session(
         plane=plane,
         intensities=intensities,
     )
+
+
+def open_export(
+    export: str | Path | Export,
+    *,
+    backend: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    spacing: Triple | None = None,
+    plane: str | None = None,
+    intensities: tuple[float, float] | None = None,
+) -> VolumeSession | SliceSession:
+    """Return a session on an export, or on that of a folder; files that it could use are compared with the manifest.
+
+    `backend` is one of `samkit.runtime.backends.BACKENDS`; `device` is `cpu` or `cuda`, by default the backend's own;
+    `precision` is by default what the device prefers where backend and export have it, else `fp32`. `spacing` [mm] is
+    for methods of volumes, `plane` and `intensities` (what becomes black and white) for those of slices; each is by
+    default the method's own.
+    """
+    from samkit.manifest import Export
+    from samkit.runtime import backends
+
+    record, device = backends.find_backend(backend or backends.DEFAULT.name, device, precision)
+    if not isinstance(export, Export):
+        export = Export.open(export, verify=False)
+    if not record.checks_bytes:
+        export.verify()
+    variant = backends.Variant(record.name, precision or backends.default_precision(export, record, device), device)
+    with ExitStack() as opened:
+        runners, warnings = backends.open_runners(export, variant, threads)
+        for runner in runners.values():
+            opened.callback(runner.close)
+        session = make_session(
+            export, runners, variant.precision, spacing=spacing, plane=plane, intensities=intensities
+        )
+        session.warn(*warnings)
+        opened.pop_all()  # the session closes them from here on
+    return session
+
+
+def make_session(
+    export: Export,
+    runners: Mapping[str, Runner],
+    precision: str,
+    *,
+    spacing: Triple | None = None,
+    plane: str | None = None,
+    intensities: tuple[float, float] | None = None,
+) -> VolumeSession | SliceSession:
+    """Return a session of the method's kind on `runners`; raises OptionError for an option of the other kind."""
+    from samkit.methods.method import SliceMethod, VolumeMethod
+    from samkit.networks.sam3d_config import Sam3DConfig
+    from samkit.runtime.session.slice_session import SliceSession
+    from samkit.runtime.session.volume_session import VolumeSession
+
+    method, config, manifest = export.method, export.config, export.manifest
+    if isinstance(method, SliceMethod):
+        if spacing is not None:
+            raise OptionError(
+                f"{method.name} works on slices as they are and takes no spacing; leave {{spacing}} out",
+                options=("spacing",),
+            )
+        return SliceSession(
+            method, config, runners, plane=plane, intensities=intensities, precision=precision, manifest=manifest
+        )
+    if not isinstance(method, VolumeMethod) or not isinstance(config, Sam3DConfig):
+        raise ExportError(f"{method.name} is neither a method of slices nor of volumes; upgrade samkit")
+    if plane is not None or intensities is not None:
+        option = "plane" if plane is not None else "intensities"
+        raise OptionError(
+            f"{{{option}}} is for methods of slices, and {method.name} works on volumes; leave it out",
+            options=(option,),
+        )
+    refinement = str(export.plan.refinement)
+    return VolumeSession(method, config, refinement, runners, spacing=spacing, precision=precision, manifest=manifest)

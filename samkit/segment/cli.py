@@ -3,58 +3,54 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
-import numpy as np
 from click.core import ParameterSource
 
 import samkit
-from samkit.command import run_command
-from samkit.errors import InputRefused, PromptError
+from samkit.command import run_command, show_progress
 from samkit.geometry import Triple
-from samkit.imageio.reading import files_of
-from samkit.imageio.study import Study, read_study
-from samkit.imageio.writing import (
-    MASK_SUFFIXES,
-    PICTURE_SUFFIX,
-    check_output,
-    replacing,
-    write_logits,
-    write_mask,
-    write_picture,
-)
-from samkit.manifest import Export
-from samkit.methods.method import Method, SliceMethod
+from samkit.imageio.writing import MASK_SUFFIXES, PICTURE_SUFFIX
 from samkit.planes import PLANES
-from samkit.prompts import (
-    FOREGROUND,
-    Point,
-    Prompt,
-    SlicePoint,
-    parse_box,
-    parse_point,
-    parse_structure,
-    read_prompts,
-)
-from samkit.runtime.client.remote_session import DECIDE_TIMEOUT, DEFAULT_TIMEOUT, RemoteSession, open_remote_session
-from samkit.runtime.opening import open_session
-from samkit.runtime.session.interactive import to_voxel
-from samkit.runtime.session.volume_session import BACKENDS, DEVICES, default_device
-from samkit.segment.inputs import find_inputs
-from samkit.segment.outputs import check_name, table_path, write_table
-from samkit.segment.report import provenance
-from samkit.segment.segmenting import AnySession, Say, segment_given
+from samkit.precisions import BASE, PRECISIONS
+from samkit.prompts import parse_box, parse_point, parse_structure, read_prompts
+from samkit.runtime.backends import BACKENDS, DEFAULT, device_names
+from samkit.runtime.client.remote_session import DEFAULT_TIMEOUT, LONG_TIMEOUT
+from samkit.runtime.session.world import to_voxel
+from samkit.segment.checks import check_method, check_picture, check_place, check_prompts
+from samkit.segment.inputs import read_inputs
+from samkit.segment.outputs import Outputs
+from samkit.segment.place import View, in_folder, on_server
+from samkit.segment.report import provenance, write_report
+from samkit.segment.segmenting import segment_study
 from samkit.sequences import parse_pattern
+
+_LOG = logging.getLogger("samkit.segment.cli")  # by its name, which `python -m` would take away
 
 NOTICE = "not a medical device"
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+_DEVICES = ", ".join(
+    f"{device} for {' and '.join(backend.name for backend in BACKENDS if backend.devices[0] == device)}"
+    for device in device_names()
+)
+_PRECISIONS = "; ".join(
+    [
+        BASE.name,
+        *(
+            f"{one.name} on {' and '.join(sorted(one.preferred_on))} where backend and export have it"
+            for one in PRECISIONS
+            if one.preferred_on
+        ),
+    ]
+)
 
 
 def _parse_spacing(context: click.Context, parameter: click.Parameter, value: str | None) -> Triple | None:
@@ -107,7 +103,7 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
-    help=f"Of --server: how long one answer may take [s]. Default: {DEFAULT_TIMEOUT:g}, and {DECIDE_TIMEOUT:g} for an "
+    help=f"Of --server: how long one answer may take [s]. Default: {DEFAULT_TIMEOUT:g}, and {LONG_TIMEOUT:g} for an "
     "automatic method's pass over a volume and for --propagate, each of which is one answer.",
 )
 @click.option(
@@ -182,19 +178,18 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
     help="Let the mask of a prompted slice lead on to its neighbours, until it vanishes. It takes the place of what an "
     "automatic method found there.",
 )
-@click.option("--device", type=click.Choice(DEVICES), help="Default: cuda for TensorRT's backends, cpu for the others.")
+@click.option("--device", type=click.Choice(device_names()), help=f"Default: {_DEVICES}.")
 @click.option(
     "--backend",
-    type=click.Choice(BACKENDS),
-    default="onnxruntime",
+    type=click.Choice([backend.name for backend in BACKENDS]),
+    default=DEFAULT.name,
     show_default=True,
-    help="tensorrt runs engines that sam-export built for this GPU; torch runs the original in float32 and needs the "
-    "checkpoint that the export was made from.",
+    help="; ".join(f"{backend.name} {backend.summary}" for backend in BACKENDS) + ".",
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16"]),
-    help="Default: fp32 on the CPU, fp16 on CUDA where the export has it.",
+    type=click.Choice([precision.name for precision in PRECISIONS]),
+    help=f"Default: {_PRECISIONS}.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of one operator on the CPU; default all cores.")
 @click.option(
@@ -243,213 +238,76 @@ def segment(
     Methods that need no prompt segment every slice by themselves; prompts then decide on their own slices. Exit codes:
     0 done, 1 a stage failed, 2 usage (also: no prompt where one is needed), 3 input refused. Not a medical device.
     """
-    say: Say = (lambda text: None) if quiet else (lambda text: click.echo(text, err=True))
+    show_progress(quiet)
     start = time.perf_counter()
-    _check_place(context, export, server)
-    if backend == "torch" and precision == "fp16":
-        raise click.UsageError("the torch backend runs float32; leave --precision out")
-    seen = {"spacing": spacing, "plane": plane, "intensities": intensities}
+    check_place([name for name in context.params if _is_given(context, name)])
+    view = View(spacing, plane, intensities)
     with ExitStack() as opened:
-        if export is None:
-            place = _on_server(opened, str(server), timeout, seen)
-        else:
-            device = device or default_device(backend)
-            ran = {"backend": backend, "device": device, "precision": precision, "threads": threads}
-            place = _in_folder(opened, export, ran, seen)
+        place = (
+            on_server(str(server), view, opened, timeout=timeout)
+            if export is None
+            else in_folder(export, view, opened, backend=backend, device=device, precision=precision, threads=threads)
+        )
         found = time.perf_counter()
-        method = place.method
-        asked = read_prompts(clicks) if clicks else []
-        asked += [parse_point(text) for text in points] + [parse_box(text) for text in boxes]
-        asked += [parse_structure(text) for text in structures]
-        _check_prompts(asked, method, propagate)
-        _check_options(method, {"--plane": plane, "--intensities": intensities, "--propagate": propagate}, spacing)
-        files = find_inputs(inputs, method, place.config, dict(parse_pattern(text) for text in sequences))
-        names = method.structures(place.config) if isinstance(method, SliceMethod) else ()
-        table = table_path(mask_path) if names else None
-        outputs = [path for path in (mask_path, table, logits_path, report_path) if path is not None]
-        if len({path.resolve() for path in outputs}) < len(outputs):
-            raise click.UsageError("-o, its table, --save-logits and --report name the same file")
-        sources = [source for path in files.values() for source in files_of(path)]
-        for path in outputs:
-            check_output(path, [*sources, *([clicks] if clicks else []), *place.files])
+        prompts = read_prompts(clicks) if clicks else []
+        prompts += [parse_point(text) for text in points] + [parse_box(text) for text in boxes]
+        prompts += [parse_structure(text) for text in structures]
+        of_slices = {"plane": plane, "intensities": intensities, "propagate": propagate}
+        check_prompts(prompts, place.method, propagate=propagate)
+        check_method(place.method, {"spacing": spacing}, of_slices)
+        outputs = Outputs.named(mask_path, logits_path, report_path, place.structures)
 
-        given = read_study(files)
-        check_name(mask_path, given)
-        if given.picture is not None:
-            _check_picture(
-                {
-                    "--world": world,
-                    "--plane": plane,
-                    "--intensities": intensities,
-                    "--propagate": propagate,
-                    "--save-logits": logits_path,
-                }
-            )
-        begun = time.perf_counter()
-        seconds = {"load": begun - found, "open": found - start}
-        say(_described(given))
-        used = [to_voxel(prompt, given.scan.volume.affine) for prompt in asked] if world else asked
+        patterns = dict(parse_pattern(text) for text in sequences)
+        study = read_inputs(inputs, place.method, place.config, patterns)
+        if study.picture is not None:
+            check_picture({"world": world, **of_slices, "logits_path": logits_path})
+        outputs.check(study, (*([clicks] if clicks else []), *place.files))
+        if world:
+            prompts = [to_voxel(prompt, study.scan.volume.affine) for prompt in prompts]
+        read = time.perf_counter()
+        _LOG.info("%s", study)
 
-        session = place.start()
-        seconds["open"] += time.perf_counter() - begun
-        say(f"{method.name} in {session.precision} {place.said}")
-        warnings = [*given.warnings, *session.warnings]
-        for warning in warnings:
-            say(f"warning: {warning}")
-        done = segment_given(session, given, used, propagate, say)
-        for stage, spent in done.seconds.items():
-            seconds[stage] = seconds.get(stage, 0.0) + spent
-        for warning in done.warnings:
-            say(f"warning: {warning}")
-        begun = time.perf_counter()
-        if logits_path is not None and not isinstance(session, RemoteSession):
-            write_logits(logits_path, session.logits(), given.scan)
-        _write(session.labels(), given, mask_path, table, names)
-        seconds["write"] = time.perf_counter() - begun
-        seconds["total"] = time.perf_counter() - start
+        session = place.open()
+        ready = time.perf_counter()
+        _LOG.info("%s in %s %s", place.method.name, session.precision, place.said)
+        warnings = [*study.warnings, *session.warnings]
+        _tell(warnings)
+        done = segment_study(session, study, prompts, propagate=propagate)
+        _tell(done.warnings)
+        segmented = time.perf_counter()
+        outputs.write(session, study)
+        end = time.perf_counter()
 
+        seconds = {"load": read - found, "open": found - start + ready - read, **done.seconds}
         result = {
             "mask": str(mask_path),
             "volume_ml": done.volume_ml,
-            "seconds": {stage: round(spent, 4) for stage, spent in seconds.items()},
-            "method": method.name,
+            "seconds": _rounded({**seconds, "write": end - segmented, "total": end - start}),
+            "method": place.method.name,
             "precision": session.precision,
             **place.figures,
-            "clicks": len(used),
+            "clicks": len(prompts),
             **done.figures,
             "demonstration_weights": session.manifest.plan.is_demonstration,
             "warnings": warnings + done.warnings,
             "notice": NOTICE,
         }
         if report_path is not None:
-            report = {**result, **provenance(session, given, used, mask_path)}
-            with replacing(report_path) as file:
-                file.write((json.dumps(report, indent=1) + "\n").encode())
+            write_report(report_path, {**result, **provenance(session, study, prompts, mask_path)})
     click.echo(json.dumps(result))
 
 
-# --- Where it is done ---
+def _is_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
-@dataclass(frozen=True)
-class _Place:
-    """An export, in its folder or on a server: what is known before a session is needed, and how to get one."""
-
-    method: Method
-    config: Any
-    start: Callable[[], AnySession]
-    figures: dict[str, str | None]
-    """What the JSON line says of it."""
-    said: str
-    files: tuple[Path, ...] = ()
-    """Files of the export, which nothing may be written over."""
+def _tell(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        _LOG.info("warning: %s", warning)
 
 
-def _in_folder(opened: ExitStack, export: Path, ran: dict[str, Any], seen: dict[str, Any]) -> _Place:
-    there = Export.open(export, verify=False)
-
-    def start() -> AnySession:
-        session = open_session(export, **ran, **seen)
-        opened.callback(session.close)
-        return session
-
-    return _Place(
-        there.method,
-        there.config,
-        start,
-        {"backend": ran["backend"], "device": ran["device"]},
-        f"on {ran['backend']}, {ran['device']}",
-        tuple(export.iterdir()),
-    )
-
-
-def _on_server(opened: ExitStack, url: str, timeout: float | None, seen: dict[str, Any]) -> _Place:
-    session = opened.enter_context(open_remote_session(url, timeout=timeout, **seen))  # a folder is refused
-    figures = {"backend": "triton", "device": None, "server": url}
-    return _Place(session.method, session.config, lambda: session, figures, f"at {url}")
-
-
-def _check_place(context: click.Context, export: Path | None, server: str | None) -> None:
-    """Raise click.UsageError unless one place is given, with options that mean something there."""
-
-    def given(*names: str) -> list[str]:
-        sources = {name: context.get_parameter_source(name.removeprefix("--").replace("-", "_")) for name in names}
-        return [name for name, source in sources.items() if source is ParameterSource.COMMANDLINE]
-
-    if (export is None) == (server is None):
-        what = "neither --export nor --server is" if export is None else "--export and --server are both"
-        raise click.UsageError(f"{what} given, and one place does the work; give one of them")
-    if server is None:
-        if given("--timeout"):
-            raise click.UsageError("--timeout is for a server's answers, and --export asks none; leave it out")
-        return
-    if decided := given("--backend", "--device", "--precision", "--threads"):
-        raise click.UsageError(f"{decided[0]} is the server's to decide, for all who use it; leave it out")
-    if context.params["logits_path"] is not None:
-        raise click.UsageError("--save-logits needs --export, a server sends masks and no logits; leave it out")
-
-
-# --- What is asked for ---
-
-
-def _check_prompts(prompts: Sequence[Prompt], method: Method, propagate: bool) -> None:
-    if isinstance(method, SliceMethod) and method.is_automatic:
-        if propagate and not prompts:
-            raise PromptError(
-                f"{method.name} was given no prompt that could lead on to other slices; leave --propagate out"
-            )
-        return
-    if not prompts:
-        raise PromptError("no click was given, at least one on the object is needed; e.g. --point 60,70,30,+")
-    if all(isinstance(prompt, (Point, SlicePoint)) and prompt.label != FOREGROUND for prompt in prompts):
-        raise InputRefused(
-            "no-foreground",
-            f"none of the {len(prompts)} click(s) is on the object",
-            "add a foreground click, e.g. --point 60,70,30,+",
-        )
-
-
-def _check_options(method: Method, of_slices: dict[str, object], spacing: Triple | None) -> None:
-    if isinstance(method, SliceMethod):
-        if spacing is not None:
-            raise click.UsageError(f"{method.name} works on slices as they are; leave --spacing out")
-        return
-    for option, value in of_slices.items():
-        if value:
-            raise click.UsageError(f"{option} is for 2D methods, and {method.name} works on volumes; leave it out")
-
-
-def _check_picture(of_scans: dict[str, object]) -> None:
-    for option, value in of_scans.items():
-        if value:
-            raise click.UsageError(f"{option} is for scans, and a picture is given; leave it out")
-
-
-def _described(given: Study) -> str:
-    if given.picture is not None:
-        (path,) = given.files.values()
-        height, width = given.picture.shape[:2]
-        return f"{path.name}: {width} x {height} pixels"
-    names = ", ".join(f"{name} {scan.path.name}".strip() for name, scan in given.scans.items())
-    volume = given.scan.volume
-    return f"{names}: {_by(volume.array.shape)} voxels of {_by(volume.spacing)} mm"
-
-
-# --- What comes out ---
-
-
-def _write(labels: np.ndarray, given: Study, mask_path: Path, table: Path | None, names: Sequence[str]) -> None:
-    """Write the mask, or the label map and its table, which tells of the structures `names`."""
-    if given.picture is not None:
-        write_picture(mask_path, labels, is_mask=table is None)
-    else:
-        write_mask(mask_path, labels, given.scan)
-    if table is not None:
-        write_table(table, labels, names, None if given.picture is not None else given.scan.volume.voxel_ml)
-
-
-def _by(values: tuple[float, ...]) -> str:
-    return " x ".join(f"{value:g}" for value in values)
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {stage: round(spent, 4) for stage, spent in seconds.items()}
 
 
 def main() -> None:

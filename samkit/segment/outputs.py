@@ -1,23 +1,79 @@
-"""What lies beside a scan or a picture afterwards: how its mask may be named, and a table of structures' sizes."""
+"""What `sam-segment` writes: the mask beside a scan or a picture, a table of structures' sizes, logits, a report."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
 from samkit.errors import OptionError
 from samkit.imageio.study import Study
-from samkit.imageio.writing import MASK_SUFFIXES, PICTURE_SUFFIX, replacing
+from samkit.imageio.writing import (
+    MASK_SUFFIXES,
+    PICTURE_SUFFIX,
+    check_output,
+    replacing,
+    write_logits,
+    write_mask,
+    write_picture,
+)
+from samkit.runtime.session.base import Session
 
 
-def check_name(path: Path, study: Study) -> None:
-    """Raise OptionError unless `path` is named as what will be written there."""
-    wanted = MASK_SUFFIXES if study.picture is None else (PICTURE_SUFFIX,)
-    if not path.name.endswith(wanted):
-        kind = "scan" if study.picture is None else "picture"
-        raise OptionError(f"the mask of a {kind} must end in {' or '.join(wanted)}, and it is '{path.name}'")
+@dataclass(frozen=True)
+class Outputs:
+    """Where everything goes."""
+
+    mask: Path
+    table: Path | None
+    """Index, name and size of each structure; None where there is one mask."""
+    logits: Path | None
+    report: Path | None
+
+    @classmethod
+    def named(cls, mask: Path, logits: Path | None, report: Path | None, structures: Sequence[str]) -> Self:
+        """Return them for a method of these structures; raises OptionError where two have the same name."""
+        outputs = cls(mask, table_path(mask) if structures else None, logits, report)
+        if len({path.resolve() for path in outputs.paths}) < len(outputs.paths):
+            raise OptionError(
+                "{mask_path}, its table, {logits_path} and {report_path} name the same file",
+                options=("mask_path", "logits_path", "report_path"),
+            )
+        return outputs
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Return all files that will be written."""
+        return tuple(path for path in (self.mask, self.table, self.logits, self.report) if path is not None)
+
+    def check(self, study: Study, sources: Iterable[Path]) -> None:
+        """Raise unless all can be written: OptionError for a mask that is not named as what it will be.
+
+        InputRefused where a folder is missing, or a file would take the place of one of the study's or of `sources`.
+        """
+        wanted = MASK_SUFFIXES if study.picture is None else (PICTURE_SUFFIX,)
+        if not self.mask.name.endswith(wanted):
+            kind = "scan" if study.picture is None else "picture"
+            raise OptionError(f"the mask of a {kind} must end in {' or '.join(wanted)}, and it is '{self.mask.name}'")
+        kept = (*study.sources, *sources)
+        for path in self.paths:
+            check_output(path, kept)
+
+    def write(self, session: Session, study: Study) -> None:
+        """Write logits and the mask that `session` holds of `study`, or its label map and the table."""
+        labels = session.labels()
+        if self.table is not None:
+            voxel_ml = None if study.picture is not None else study.scan.volume.voxel_ml
+            write_table(self.table, labels, session.structures, voxel_ml)
+        if self.logits is not None:
+            write_logits(self.logits, session.logits(), study.scan)
+        if study.picture is None:
+            write_mask(self.mask, labels, study.scan)
+        else:
+            write_picture(self.mask, labels, is_mask=self.table is None)
 
 
 def table_path(path: Path) -> Path:

@@ -1,33 +1,33 @@
-"""What the report of a segmentation says besides its result: all that is needed to do it again."""
+"""The report of a segmentation: its result, and all that is needed to do it again."""
 
 from __future__ import annotations
 
+import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import samkit
 from samkit.imageio.study import Study
+from samkit.imageio.writing import replacing
 from samkit.manifest import Weights, file_sha256
 from samkit.prompts import Point, Prompt, SlicePoint, prompt_json
-from samkit.runtime.client.remote_session import RemoteSession
-from samkit.runtime.session.volume_session import Session
-from samkit.segment.segmenting import AnySession
+from samkit.runtime.session.base import Session
 
 _PACKAGES = ("numpy", "scipy", "nibabel", "pillow", "onnxruntime", "onnxruntime-gpu", "torch")
 _CLIENT_PACKAGES = ("numpy", "scipy", "nibabel", "pillow", "tritonclient")
 
 
-def provenance(session: AnySession, given: Study, prompts: Sequence[Prompt], mask_path: Path) -> dict[str, Any]:
+def provenance(session: Session, study: Study, prompts: Sequence[Prompt], mask_path: Path) -> dict[str, Any]:
     """Return what a report adds. File names only: folders may name a patient."""
     plan = session.manifest.plan
-    files = {name: given.scans[name].path if given.scans else path for name, path in given.files.items()}
+    files = {name: study.scans[name].path if study.scans else path for name, path in study.files.items()}
     first = next(iter(files.values()))
     how = (
-        {"spacing_mm": list(session.spacing or ()), "crop_origins": [list(origin) for origin in session.origins]}
-        if isinstance(session, Session) or (isinstance(session, RemoteSession) and not session.is_sliced)
+        {"spacing_mm": list(session.spacing), "crop_origins": [list(origin) for origin in session.origins]}
+        if session.spacing is not None
         else {"inputs": {name: _file(path) for name, path in files.items()}}
     )
     return {
@@ -48,6 +48,12 @@ def provenance(session: AnySession, given: Study, prompts: Sequence[Prompt], mas
     }
 
 
+def write_report(path: Path, report: Mapping[str, Any]) -> None:
+    """Write a report as JSON, complete or not at all."""
+    with replacing(path) as file:
+        file.write((json.dumps(report, indent=1) + "\n").encode())
+
+
 def _file(path: Path) -> dict[str, str]:
     return {"file": path.name, "sha256": file_sha256(path)}
 
@@ -56,12 +62,12 @@ def _weights(weights: Weights) -> dict[str, str | None]:
     return {"kind": weights.kind, "sha256": weights.sha256}
 
 
-def _versions(session: AnySession) -> dict[str, str]:
+def _versions(session: Session) -> dict[str, str]:
     """Return versions of what took part here; a server tells of its samkit."""
     found: dict[str, str] = {}
     packages: tuple[str, ...] = _PACKAGES
-    if isinstance(session, RemoteSession):
-        found["server_samkit"] = session.manifest.samkit
+    if session.server_samkit is not None:
+        found["server_samkit"] = session.server_samkit
         packages = _CLIENT_PACKAGES
     for name in packages:
         try:

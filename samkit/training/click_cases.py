@@ -100,7 +100,8 @@ def check_cases(
         wanted = "above 0" if label is None else f"equal to {label}"
         raise InputRefused(
             "no-foreground", f"none of the {len(cases)} labels holds a voxel {wanted}",
-            "check that the labels are the right files, or name a value that they hold with --label",
+            "check that the labels are the right files, or name a value that they hold with {label}",
+            options=("label",),
         )  # fmt: skip
     return CheckedCases(tuple(good), tuple(skipped))
 

@@ -62,16 +62,16 @@ def segment(phantom):
         names = method.sequences(session.config) if isinstance(method, SliceMethod) else ()
         # The phantom's own names are in the same order as the method's: t1n, t1c, t2w, t2f.
         known = dict(zip(("t1n", "t1c", "t2w", "t2f"), SEQUENCES, strict=True))
-        session.set_volume({name: scans[known[name]] for name in names} if names else scans["flair"])
+        session.set_image({name: scans[known[name]] for name in names} if names else scans["flair"], automatic=False)
         if not isinstance(method, SliceMethod):
-            session.add_point(Point(tuple(map(float, voxels[len(voxels) // 2])), FOREGROUND))
+            session.add(Point(tuple(map(float, voxels[len(voxels) // 2])), FOREGROUND))
         elif not method.prompts:
-            session.segment_all()
+            session.segment_automatically()
         else:
             axis = {"axial": 2, "coronal": 1, "sagittal": 0}[method.plane]
             slices, counts = np.unique(voxels[:, axis], return_counts=True)
             inside = voxels[voxels[:, axis] == slices[counts.argmax()]]
-            session.add_box(Box(tuple(map(float, inside.min(axis=0))), tuple(map(float, inside.max(axis=0)))))
+            session.add(Box(tuple(map(float, inside.min(axis=0))), tuple(map(float, inside.max(axis=0)))))
         return session.mask()
 
     return run

@@ -13,8 +13,9 @@ import pytest
 import samkit
 from samkit.benchmarks.latency import graphs as graph_rows
 from samkit.benchmarks.latency.command import measure_latency
-from samkit.export.export import repeat_parity
-from samkit.manifest import Manifest, graph_file
+from samkit.benchmarks.record.rows import to_dict
+from samkit.export.verify import repeat_parity
+from samkit.manifest import Export, Manifest, graph_file
 from samkit.phantoms import make_phantom
 from samkit.prompts import BACKGROUND, FOREGROUND, Point
 from samkit.runtime import open_session
@@ -43,19 +44,19 @@ def test_files_give_pytorchs_masks_on_the_device(name, precision, export_of):
     with ExitStack() as stack:
         runners = opened(stack, folder, precision, device=DEVICE)
         assert all(runner.providers[0] == "CUDAExecutionProvider" for runner in runners.values())
-        figures = repeat_parity(Manifest.load(folder).plan, folder, runners, precision)
+        figures = repeat_parity(Export.open(folder), runners, precision)
     assert figures.keys() == runners.keys()
 
 
 @EVERY
 def test_pytorch_gives_the_same_on_the_device(name, export_of):
     folder = export_of(name)
-    plan = Manifest.load(folder).plan
+    export = Export.open(folder)
     with ExitStack() as stack:
-        runners = open_torch_runners(plan, device=DEVICE)
+        runners = open_torch_runners(export.plan, device=DEVICE)
         for runner in runners.values():
             stack.enter_context(runner)
-        repeat_parity(plan, folder, runners, "fp32")
+        repeat_parity(export, runners, "fp32")
 
 
 @EVERY
@@ -84,9 +85,9 @@ def test_clicks_and_undo_on_the_device(refinement, precision, export_of):
     def logits(device):
         found = []
         with open_session(export_of("m-sam", refinement), device=device, precision=precision) as session:
-            session.set_volume(volume)
+            session.set_image(volume)
             for click in CLICKS:
-                session.add_point(click)
+                session.add(click)
                 found.append(session.logits())
             session.undo()
             session.undo()
@@ -106,7 +107,7 @@ def test_timings_compare_equal_outputs_on_the_device(name, export_of, monkeypatc
     folder = export_of(name, "anchored" if name == "m-sam" else None)
     run = measure_latency([folder], rounds=1, device=DEVICE, cold_starts=1)
 
-    measured = [row for row in run.rows if "not_run" not in row]
+    measured = [row for row in map(to_dict, run.rows) if "not_run" not in row]
     assert measured
     assert all(row["device"] == DEVICE and "error" not in row for row in measured)
     for row in measured:

@@ -73,8 +73,8 @@ def test_command_agrees_with_session(bright_export, scan):
     assert segment(bright_export, scan, "--point", "20,22,15,+").returncode == 0
 
     with open_session(bright_export) as session:
-        session.set_volume(read_scan(scan).volume)
-        session.add_point(Point((20, 22, 15), 1))
+        session.set_image(read_scan(scan).volume)
+        session.add(Point((20, 22, 15), 1))
         written = np.asarray(nibabel.load(scan.with_name("mask.nii.gz")).dataobj)
         assert np.array_equal(session.mask(), written.astype(bool))
 

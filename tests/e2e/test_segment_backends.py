@@ -10,7 +10,7 @@ import pytest
 
 from samkit.checkpoints import CheckpointInfo, save_checkpoint
 from samkit.errors import CheckpointError, ManifestError, OptionError
-from samkit.export.export import random_network
+from samkit.export.loading import random_network
 from samkit.geometry import Volume
 from samkit.manifest import Manifest, Weights, file_sha256
 from samkit.methods import get_method
@@ -48,10 +48,10 @@ POINTS = [Point((20, 22, 18), 1), Point((24, 20, 18), 0), Point((12.5, 22, 18), 
 def logits(folder, volume: Volume, **options):
     """The logits after each of the clicks."""
     with open_session(folder, **options) as session:
-        session.set_volume(volume)
+        session.set_image(volume)
         found = []
         for point in POINTS:
-            session.add_point(point)
+            session.add(point)
             found.append(session.logits())
     return found
 

@@ -51,8 +51,8 @@ def deepest(mask):
 
 def one_click_dice(session, phantom):
     lesion = phantom.lesion(1)
-    session.set_volume(next(iter(phantom.sequences.values())))
-    step = session.add_point(deepest(lesion))
+    session.set_image(next(iter(phantom.sequences.values())))
+    step = session.add(deepest(lesion)).step
     return dice(session.mask(), lesion), step
 
 
@@ -82,9 +82,9 @@ def test_all_orientations_give_one_mask(demo_export, shared):
         world = voxel_to_world(reference.affine, middle)
         for path in paths:
             volume = read_scan(path).volume
-            session.set_volume(volume)
+            session.set_image(volume)
             (index,) = world_to_voxel(volume.affine, world)
-            session.add_point(Point(tuple(index), FOREGROUND))
+            session.add(Point(tuple(index), FOREGROUND))
             change = ornt_transform(io_orientation(volume.affine), axcodes2ornt("RAS"))
             masks[path.name] = apply_orientation(session.mask(), change)
     first = masks[paths[0].name]
@@ -102,7 +102,7 @@ def test_command_gives_one_mask_for_one_point_of_the_world(demo_export, shared, 
     for path in paths:
         output = tmp_path / path.name
         click = ("--world", "--point", f"{point},+")
-        printed = command("runtime", "--export", demo_export, "-i", path, "-o", output, *click)
+        printed = command("segment", "--export", demo_export, "-i", path, "-o", output, *click)
         assert json.loads(printed)["demonstration_weights"] is True
         written = nibabel.as_closest_canonical(nibabel.load(output))
         masks[path.name] = np.asarray(written.dataobj) > 0

@@ -90,8 +90,8 @@ def test_command_agrees_with_session(segment, bright_slices, scan, tmp_path):
     code, out, err = segment("-i", scan, "-o", tmp_path / "m.nii", "--box", BOX, "--point", "2,2,8,-")
     assert code == 0, err
     with open_session(bright_slices) as session:
-        session.set_volume(read_scan(scan).volume)
-        session.add_box(Box((18, 18, 8), (32, 36, 8)))
+        session.set_image(read_scan(scan).volume)
+        session.add(Box((18, 18, 8), (32, 36, 8)))
 
         assert np.array_equal(session.mask(), written(tmp_path / "m.nii"))
     assert json.loads(out)["iou_predicted"] == [0.6]

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from samkit.benchmarks.accuracy.candidates import BACKENDS, TORCH, Absent, Contender, Reference
+from samkit.benchmarks.accuracy.candidates import TORCH, Absent, Contender, Reference
 from samkit.benchmarks.accuracy.detector import DETECTOR, DetectorBook, DetectorTrial
 from samkit.benchmarks.accuracy.differing_slices import worst_slice
 from samkit.benchmarks.accuracy.gate import SESSION, Break, Limits, compare_apart, judge_mask
@@ -36,10 +36,10 @@ from samkit.benchmarks.record.metrics import compare_masks, measure_mask
 from samkit.benchmarks.record.run import Row
 from samkit.errors import GeometryError, InputRefused, SamkitError
 from samkit.export.emulation import first_non_finite
-from samkit.manifest import Manifest
+from samkit.manifest import Export, Manifest
 from samkit.masks import dice
 from samkit.methods import Method, SliceMethod
-from samkit.runtime.session.volume_session import described
+from samkit.runtime.backends import is_emulated
 
 Say: TypeAlias = Callable[[str], object]
 
@@ -72,7 +72,8 @@ class Trial:
         )  # fmt: skip
         self._method: Method
         self._config: Any
-        self._method, self._config = described(manifest, folder)
+        export = Export.of(folder, manifest)
+        self._method, self._config = export.method, export.config
         self._contenders = [one for one in opened if isinstance(one, Contender)]
         self._sessions: list[Reference | Contender] = [reference, *self._contenders]
         self._absent = [one for one in opened if isinstance(one, Absent)]
@@ -375,4 +376,4 @@ def identity_of(manifest: Manifest, one: Reference | Contender | Absent) -> Row:
         "method": plan.method, "size": plan.size, "weights": plan.weights.kind, "manifest": manifest.digest,
         "backend": one.kind.backend, "device": one.kind.device, "precision": one.kind.precision,
     }  # fmt: skip
-    return row | ({"emulated": True} if one.kind == BACKENDS["onnxruntime-fp16"] else {})
+    return row | ({"emulated": True} if is_emulated(one.kind) else {})

@@ -207,19 +207,17 @@ def _in_scan(task: Task, prompt: SlicePoint | SliceBox) -> Prompt:
 
 def set_scan(session: Any, case: Case) -> None:
     """Give a session the case, whose clicks and embeddings start anew."""
-    if case.picture is not None:
-        session.set_picture(case.picture)
-    else:
-        session.set_volume(dict(case.volumes))
+    image = dict(case.volumes) if case.picture is None else case.picture
+    session.set_image(image, automatic=False)
 
 
 def answer(session: Any, task: Task, question: Question) -> np.ndarray:
     """Let a session answer, and return the label map (uint8) of what is judged."""
     if not question.prompts:
-        session.segment_all()
+        session.segment_automatically()
     elif task.target.ndim == 3:
         for prompt in question.prompts:
-            session.add_prompt(prompt)
+            session.add(prompt)
     else:
         _add(session, question)
     return task.region(session.labels())

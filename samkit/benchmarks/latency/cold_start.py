@@ -18,10 +18,10 @@ from samkit.benchmarks.measure.originals import original_network, original_runne
 from samkit.benchmarks.measure.processes import ask_process, resident_mb
 from samkit.command import run_command
 from samkit.imageio.study import read_study
-from samkit.manifest import Manifest
+from samkit.manifest import Export
 from samkit.prompts import Prompt, prompt_json, read_prompts
-from samkit.runtime.session.slice_session import SliceSession
-from samkit.runtime.session.volume_session import Session, described, make_session, open_export
+from samkit.runtime.opening import make_session, open_export
+from samkit.runtime.session.base import Session
 from samkit.segment.inputs import find_inputs
 
 ORIGINAL = "torch"
@@ -30,15 +30,13 @@ ORIGINAL = "torch"
 
 def open_reader(
     folder: Path, backend: str, precision: str, *, device: str = "cpu", threads: int | None = None
-) -> Session | SliceSession:
+) -> Session:
     """Return a session on an export folder by ORIGINAL or a backend of `open_export`, and raise as they do."""
     if backend != ORIGINAL:
         return open_export(folder, backend=backend, precision=precision, device=device, threads=threads)
-    manifest = Manifest.load(folder)
-    method, config = described(manifest, folder)
-    network = original_network(manifest.plan, device=device, threads=threads)
-    runners = original_runners(network, manifest.plan, device)
-    return make_session(method, config, runners, precision, manifest, None, None, None)
+    export = Export.open(folder, verify=False)
+    network = original_network(export.plan, device=device, threads=threads)
+    return make_session(export, original_runners(network, export.plan, device), precision)
 
 
 @click.command()
@@ -61,12 +59,12 @@ def cold_start(
     """Answer the first prompt of a file, or decide on the whole scan where it holds none."""
     with open_reader(export, backend, precision, device=device, threads=threads) as session:
         given = read_study(find_inputs(scans, session.method, session.config, {}))
-        session.set_volume({name: scan.volume for name, scan in given.scans.items()})
+        session.set_image({name: scan.volume for name, scan in given.scans.items()}, automatic=False)
         prompts = read_prompts(prompts_file)
         if prompts:
-            session.add_prompt(prompts[0])
+            session.add(prompts[0])
         else:
-            session.segment_all()
+            session.segment_automatically()
         voxels = int(session.mask().sum())
         click.echo(json.dumps({"peak_mb": resident_mb("VmHWM"), "voxels": voxels}))
 

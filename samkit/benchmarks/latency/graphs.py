@@ -41,13 +41,13 @@ from samkit.benchmarks.record.run import Row
 from samkit.benchmarks.record.statistics import percentiles, significant
 from samkit.errors import MissingDependencyError
 from samkit.export.parity import output_error
-from samkit.manifest import Manifest
+from samkit.manifest import Export, Manifest
 from samkit.methods import GraphSpec
 from samkit.precisions import PRECISIONS
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.runtime.backends.runner import Closing, Runner
 from samkit.runtime.loops.refinement import encode_image
-from samkit.runtime.session.volume_session import TENSORRT, described, open_runners
+from samkit.runtime.session.volume_session import TENSORRT, open_runners
 from samkit.tensors import Tensor, on_host
 
 TURN_SECONDS = 0.15
@@ -103,7 +103,8 @@ class GraphTimer(Closing):
         self._rivals, self._memory, self._binds = rivals, memory, binds
         self._device, self._threads = machine.device, machine.threads
         self._engines = machine.device == "cuda" if engines is None else engines
-        self._method, self._config = described(self.manifest, folder)
+        export = Export.of(folder, self.manifest)
+        self._method, self._config = export.method, export.config
         self._encoded: dict[tuple[str, str, int], dict[str, Tensor]] = {}
         self._warnings: list[str] = []  # of TensorRT
         self._operations: dict[tuple[str, bool, int, int], float] = {}

@@ -40,11 +40,10 @@ from samkit.manifest import ExportPlan, Manifest
 from samkit.masks import dice
 from samkit.methods import Method, SliceMethod, get_method
 from samkit.prompts import FOREGROUND, Point
-from samkit.runtime.session.slice_session import SliceSession
-from samkit.runtime.session.volume_session import TENSORRT, Session
-from samkit.segment.segmenting import segment_given
+from samkit.runtime.session.base import Session
+from samkit.runtime.session.volume_session import TENSORRT
+from samkit.segment.segmenting import segment_study
 
-AnySession: TypeAlias = Session | SliceSession
 Name: TypeAlias = tuple[str, str]
 """Backend and precision."""
 STAGES = ("cold_start", "load", "encode", "click", "undo", "end_to_end")
@@ -101,9 +100,9 @@ class _Contender:
     absent: dict[str, dict[str, str]] = field(default_factory=dict)
     """By stage, the row's `not_run` or `error` where there are no times; ALL for every stage."""
     mask: np.ndarray | None = None
-    session: AnySession | None = None
+    session: Session | None = None
 
-    def open(self) -> AnySession:
+    def open(self) -> Session:
         return open_reader(self.folder, *self.name, **self.options)
 
     def warm(self, reading: Reading, opened: ExitStack) -> None:
@@ -225,11 +224,11 @@ def _base(manifest: Manifest, machine: Machine, reading: Reading, stage: str, co
 # --- One reading ---
 
 
-def _visit(session: AnySession, reading: Reading) -> tuple[dict[str, list[float]], np.ndarray]:
+def _visit(session: Session, reading: Reading) -> tuple[dict[str, list[float]], np.ndarray]:
     """Go through the clicks in an open session and take them back; return the seconds of each stage, and the mask."""
     set_scan(session, reading.case)
     if not reading.clicks:
-        session.segment_all()
+        session.segment_automatically()
         return {"encode": [session.steps[-1].seconds["encode"]]}, session.mask()
     clicks = [_seconds_of_click(session, point) for point in reading.clicks]
     encode = session.steps[0].seconds["encode"]
@@ -238,17 +237,17 @@ def _visit(session: AnySession, reading: Reading) -> tuple[dict[str, list[float]
     return {"encode": [encode], "click": clicks[1:], "undo": undos}, mask
 
 
-def _seconds_of_click(session: AnySession, point: Point) -> float:
+def _seconds_of_click(session: Session, point: Point) -> float:
     return seconds_of(lambda: session.click(point.index, structure=point.structure).mask)
 
 
-def _once(open_session: Callable[[], AnySession], reading: Reading, folder: Path) -> dict[str, list[float]]:
+def _once(open_session: Callable[[], Session], reading: Reading, folder: Path) -> dict[str, list[float]]:
     """Do all that `sam-segment` does, and return the seconds of `load` and `end_to_end`."""
     start = time.perf_counter()
     with open_session() as session:
         loaded = time.perf_counter()
         given = read_study(reading.files)
-        segment_given(session, given, reading.clicks, False, lambda line: None)
+        segment_study(session, given, reading.clicks)
         write_mask(folder / "mask.nii.gz", session.labels(), given.scan)
         written = time.perf_counter()
     return {"load": [loaded - start], "end_to_end": [written - start]}

@@ -41,6 +41,7 @@ from samkit.benchmarks.load.scaling import (
     spread,
 )
 from samkit.benchmarks.measure.machine import Machine, versions
+from samkit.benchmarks.record.rows import Absent, read_row
 from samkit.benchmarks.record.run import Row, Run, commit, describe_export, now
 from samkit.benchmarks.record.statistics import percentiles, significant
 from samkit.errors import MissingDependencyError, SamkitError, ServingError
@@ -48,7 +49,7 @@ from samkit.manifest import ExportPlan, Manifest
 from samkit.methods import SliceMethod, get_method
 
 if TYPE_CHECKING:
-    from samkit.runtime import RemoteSession
+    from samkit.runtime import Session
 
 Say = Callable[[str], object]
 
@@ -170,9 +171,9 @@ def command(
     from samkit.benchmarks.report.tables import show
 
     show(run)
-    if failed := [row for row in run.rows if "error" in row]:
+    if failed := [row.reason for row in run.rows if isinstance(row, Absent) and row.is_failure]:
         parts = f"{len(failed)} part{'s' * (len(failed) > 1)}"
-        raise SamkitError(f"{parts} failed, the first: {failed[0]['error']} ({out} has what was measured)")
+        raise SamkitError(f"{parts} failed, the first: {failed[0]} ({out} has what was measured)")
 
 
 def check_own_machine(url: str) -> None:
@@ -239,7 +240,7 @@ def measure_load(
         exports=tuple(described),
         machine=described_machine,
         versions=versions(),
-        rows=tuple(rows),
+        rows=tuple(map(read_row, rows)),
         commit=commit(),
         notes=(
             _PHANTOMS,
@@ -292,26 +293,25 @@ def _embedded_rows(
 def _look_at(url: str, digest: str | None) -> Served:
     """Return what runs at `url`; raises ServingError where it serves another export than that of `digest`."""
     with _open(url) as session:
-        found = session.manifest
+        found, method, precision, providers = session.manifest, session.method, session.precision, session.providers
     if digest is not None and found.digest != digest:
         raise ServingError(
-            f"{url} serves an export of {found.method} with digest {found.digest[:12]}, and the one given has "
+            f"{url} serves an export of {method.name} with digest {found.digest[:12]}, and the one given has "
             f"{digest[:12]}; give the folder that is served, or leave --export out"
         )
-    on_gpu = any(name.lower().startswith(_ON_GPU) for names in found.providers.values() for name in names)
-    device = {"device": "cuda" if on_gpu else "cpu", "precision": found.precision}
+    on_gpu = any(name.lower().startswith(_ON_GPU) for names in providers.values() for name in names)
+    device = {"device": "cuda" if on_gpu else "cpu", "precision": precision}
     return Served(url, found.plan, _row(found.plan, found.digest) | device)
 
 
 _ON_GPU = ("cuda", "tensorrt")
 
 
-def _open(url: str) -> RemoteSession:
+def _open(url: str) -> Session:
     """Return a session on a server."""
     from samkit.runtime import open_session
 
-    session: RemoteSession = open_session(url, timeout=CALL_SECONDS)  # type: ignore[assignment]
-    return session
+    return open_session(url, timeout=CALL_SECONDS)
 
 
 def _reader_rows(served: Served, work: Workload, fits: bool, machine: Machine, say: Say) -> list[Row]:

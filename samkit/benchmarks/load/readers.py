@@ -28,7 +28,7 @@ from samkit.benchmarks.measure.processes import memory_of, processor_seconds
 from samkit.errors import SamkitError
 
 if TYPE_CHECKING:
-    from samkit.runtime import RemoteSession
+    from samkit.runtime import Session
 
 Result = TypeVar("Result")
 
@@ -51,7 +51,7 @@ class Reader:
         self,
         number: int,
         case: Case,
-        open_session: Callable[[], RemoteSession],
+        open_session: Callable[[], Session],
         scans: Iterator[int],
         think_s: float | None,
         *,
@@ -66,7 +66,7 @@ class Reader:
         self._case, self._open, self._scans, self._think_s = case, open_session, scans, think_s
         self._rng = np.random.default_rng([0x4EAD, number])
         self._sleep, self._clock = sleep, clock
-        self._session: RemoteSession | None = None
+        self._session: Session | None = None
         self._is_stopped = False
         self._clicks: int | None = None
         """How many of the case's points were clicked on this scan; None before there is one."""
@@ -121,7 +121,7 @@ class Reader:
             self._timed("click" if self._clicks else "first_click", lambda: click_on(session, point))
             self._clicks += 1
 
-    def _next_scan(self, session: RemoteSession) -> None:
+    def _next_scan(self, session: Session) -> None:
         scan = brighter(self._case, next(self._scans))  # made before the clock starts
         self._timed("scan", lambda: open_case(session, scan))
         self._clicks = 0

@@ -22,7 +22,7 @@ from samkit.benchmarks.record.statistics import Estimate, fit_exponent, percenti
 from samkit.geometry import Index
 
 if TYPE_CHECKING:
-    from samkit.runtime import Session, SliceSession
+    from samkit.runtime import Session
 
 VOLUME, SLICES, SESSIONS, CLICKS = "volume", "slices", "sessions", "clicks"
 SCALINGS = (VOLUME, SLICES, SESSIONS, CLICKS)
@@ -105,19 +105,19 @@ def over_volume(session: Session, case: Case, rounds: int) -> list[Scaling]:
     return [Scaling(stage, VOLUME, samples[stage]) for stage in calls]
 
 
-def over_slices(session: SliceSession, case: Case, rounds: int) -> list[Scaling]:
+def over_slices(session: Session, case: Case, rounds: int) -> list[Scaling]:
     """Return times of deciding on all of a stack, or of leading on through it from one click, over slices answered."""
     stacks = [repeated(case, slices) for slices in STACKS]
     calls: dict[str, Call]
     if session.is_automatic:
-        calls = {"scan": _set_only, "decide": lambda held, one: held.segment_all()}
+        calls = {"scan": _set_only, "decide": lambda held, one: held.segment_automatically()}
     else:
         calls = {"scan": open_case, "click": partial(_click, 0), "propagate": lambda held, one: held.propagate()}
     samples = _in_turns(session, stacks, calls, rounds, lambda one: len(session.steps[-1].slices))
     return [Scaling(stage, SLICES, samples[stage]) for stage in ("decide", "propagate") if stage in calls]
 
 
-def over_clicks(session: Session | SliceSession, case: Case, rounds: int) -> list[Scaling]:
+def over_clicks(session: Session, case: Case, rounds: int) -> list[Scaling]:
     """Return the time of the n-th click over n; embeddings are there, but for crops that only this click needs."""
     open_case(session, case)
 
@@ -162,7 +162,7 @@ def _click(number: int, session: Any, case: Case) -> None:
 
 def _set_only(session: Any, case: Case) -> None:
     """Set the scans without what `set_image` does by itself."""
-    session.set_volume(dict(case.volumes))
+    session.set_image(dict(case.volumes), automatic=False)
 
 
 def _enlarged(shape: Sequence[int], factor: float) -> Index:

@@ -159,7 +159,7 @@ class ScanEmbeddings:
 
 def _again(refusal: InputRefused) -> InputRefused:
     """Return the same refusal without its traceback, whose frames hold the scan of whoever met it first."""
-    return InputRefused(refusal.code, refusal.reason, refusal.remedy)
+    return InputRefused(refusal.code, *refusal.parts, options=refusal.options)
 
 
 def own_embeddings() -> ScanEmbeddings:

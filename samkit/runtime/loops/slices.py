@@ -157,10 +157,10 @@ class Slices:
                 answers[number] = self.answer(number, replace(everything, low_res=mask))
         return SliceState(all_prompts, answers), touched
 
-    def decide(
+    def segment_automatically(
         self, state: SliceState, report: Callable[[int, int], object] | None = None
     ) -> tuple[SliceState, list[int], int]:
-        """Return the state after the method decided on every slice without prompts, those slices, and boxes found.
+        """Return the state after the method segmented every slice without prompts, those slices, and boxes found.
 
         `report` is called with slices done and their number.
         """
@@ -174,10 +174,10 @@ class Slices:
                 report(one.number + 1, self.count)
         return SliceState(state.prompts, answers), touched, boxes
 
-    def lead_on(self, state: SliceState) -> tuple[SliceState, list[int]]:
+    def propagate(self, state: SliceState) -> tuple[SliceState, list[int]]:
         """Return the state after every prompted slice's mask led on to its neighbours, and the slices it led to."""
         starts = {number: state.answers[number] for number in state.prompts if number in state.answers}
-        found = self.propagate(starts, state.prompts.keys())
+        found = self.neighbours(starts, state.prompts.keys())
         return SliceState(state.prompts, {**state.answers, **found}), sorted(found)
 
     # --- Many slices ---
@@ -212,7 +212,7 @@ class Slices:
             if prompts:
                 yield number, prompts
 
-    def propagate(self, starts: Mapping[int, Answer], stops: Collection[int]) -> dict[int, Answer]:
+    def neighbours(self, starts: Mapping[int, Answer], stops: Collection[int]) -> dict[int, Answer]:
         """Return the answers on further slices, both ways from each of `starts` and up to the next of `stops`.
 
         Where two ways meet, the slice gets what either of them says.

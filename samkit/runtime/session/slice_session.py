@@ -1,8 +1,8 @@
 """SliceSession: one exported method of slices, one volume or picture set once, prompted many times.
 
     with open_session("exports/medsam") as session:
-        session.set_volume(volume)
-        session.add_box(Box((40, 52, 31), (88, 97, 31)))
+        session.set_image(volume)
+        session.add(Box((40, 52, 31), (88, 97, 31)))
         session.propagate()
         mask = session.mask()
 
@@ -30,9 +30,10 @@ from samkit.runtime.backends.runner import Runner
 from samkit.runtime.loops.embeddings import ScanEmbeddings
 from samkit.runtime.loops.refinement import NO_LOGIT
 from samkit.runtime.loops.slices import Slices, SliceState
-from samkit.runtime.session.base_session import BaseSession, check_inside
+from samkit.runtime.session.base import Volumes, taken
+from samkit.runtime.session.local_session import LocalSession, check_inside
 from samkit.runtime.session.registration import check_co_registered
-from samkit.runtime.session.steps import SliceStep
+from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate, Part, changed_part, paint
 
 
@@ -46,7 +47,7 @@ class _Opened:
     voxel_ml: float | None
 
 
-class SliceSession(BaseSession[SliceState, SliceStep]):
+class SliceSession(LocalSession[SliceState]):
     """One method of slices with its runners. Holds one volume or picture, and the history of prompts on it."""
 
     def __init__(
@@ -65,42 +66,47 @@ class SliceSession(BaseSession[SliceState, SliceStep]):
         `plane` overrides the method's own. `intensities` are what becomes black and white, instead of percentiles of
         each volume.
         """
-        super().__init__(runners, precision, manifest)
-        self.method = method
-        self.config = config
-        self.plane = method.plane if plane is None else plane
-        if self.plane not in PLANES:
-            raise PromptError(f"the plane '{self.plane}' is not known; give {', '.join(PLANES)}")
-        self.intensities = intensities
-        self.structures = method.structures(config)
-        self.sequences = method.sequences(config)
+        super().__init__(method, config, runners, precision, manifest)
+        self._slice_method = method
+        self._plane = method.plane if plane is None else plane
+        if self._plane not in PLANES:
+            raise PromptError(f"the plane '{self._plane}' is not known; give {', '.join(PLANES)}")
+        self._intensities = intensities
         self._set: _Opened | None = None
+
+    @property
+    def method(self) -> SliceMethod:
+        """Return the method's record."""
+        return self._slice_method
+
+    @property
+    def plane(self) -> str | None:
+        """Return along which slices are taken; None for a picture."""
+        return None if self._set is not None and self._set.view is None else self._plane
 
     # --- The volume ---
 
-    def set_volume(self, volume: Volume | Mapping[str, Volume], *, embeddings: ScanEmbeddings | None = None) -> None:
-        """Take a new scan, one volume for each of the method's sequences; what was before is forgotten.
+    def _take_volumes(self, volumes: Volumes, embeddings: ScanEmbeddings) -> None:
+        """Take one volume for each of the method's sequences.
 
-        `embeddings` is the scan's place in a store that sessions share; by default the session has its own. Raises
-        InputRefused where a sequence is missing, unknown, without contrast, or not co-registered with the first one,
-        GeometryError for a singular affine.
+        Raises InputRefused where a sequence is missing, unknown, without contrast, or not co-registered with the first
+        one, GeometryError for a singular affine.
         """
-        named = self._by_sequence(volume)
+        named = self._by_sequence(volumes)
         check_co_registered(named)
         first = next(iter(named.values()))
         i, j, k = first.array.shape
-        view = PlaneView.of((i, j, k), first.affine, self.plane)
+        view = PlaneView.of((i, j, k), first.affine, self._plane)
         channels = [
-            view.slices(scale_intensities(volume.array, name or "the volume", self.intensities))
+            view.slices(scale_intensities(volume.array, name or "the volume", self._intensities))
             for name, volume in named.items()
         ]
         self._open(channels, embeddings, shape=(i, j, k), view=view, voxel_ml=first.voxel_ml)
 
-    def set_picture(self, picture: np.ndarray, *, embeddings: ScanEmbeddings | None = None) -> None:
+    def _take_picture(self, picture: np.ndarray, embeddings: ScanEmbeddings) -> None:
         """Take a picture (H, W) or (H, W, C) of intensities 0..255, grey, RGB, or one channel for each sequence.
 
-        Grey is a colour, too: where three sequences are wanted it stands for each of them. `embeddings` as in
-        `set_volume`.
+        Grey is a colour, too: where three sequences are wanted it stands for each of them.
         """
         image = np.asarray(picture, np.float32)
         image = image[..., None] if image.ndim == 2 else image
@@ -122,7 +128,7 @@ class SliceSession(BaseSession[SliceState, SliceStep]):
     def _open(
         self,
         channels: Sequence[np.ndarray],
-        embeddings: ScanEmbeddings | None,
+        embeddings: ScanEmbeddings,
         *,
         shape: tuple[int, ...],
         view: PlaneView | None,
@@ -132,10 +138,8 @@ class SliceSession(BaseSession[SliceState, SliceStep]):
         self._set = _Opened(slices, shape, view, voxel_ml)
         self._forget()
 
-    def _by_sequence(self, volumes: Volume | Mapping[str, Volume]) -> dict[str, Volume]:
+    def _by_sequence(self, volumes: Volumes) -> dict[str, Volume]:
         """Return the volumes in the method's order; the key is empty where the method takes one grey volume."""
-        if isinstance(volumes, Volume):
-            volumes = {"": volumes}
         if list(volumes) == [""] and len(self.sequences) == 1:
             volumes = {self.sequences[0]: volumes[""]}
         if not self.sequences:
@@ -152,7 +156,8 @@ class SliceSession(BaseSession[SliceState, SliceStep]):
             raise InputRefused(
                 "missing-sequence",
                 f"{_and(missing)} missing: {needs}, and given is {given}",
-                f"add it, such as -i {missing[0]}=FILE",
+                f"add it, such as {{inputs}} {missing[0]}=FILE",
+                options=("inputs",),
             )
         if unknown := [name for name in volumes if name not in self.sequences]:
             raise InputRefused(
@@ -162,58 +167,46 @@ class SliceSession(BaseSession[SliceState, SliceStep]):
 
     # --- Prompts ---
 
-    def check(self, prompt: Prompt) -> None:
-        """Raise PromptError for a prompt that the method does not take, InputRefused for one in a wrong place."""
-        self.place(prompt)
+    def check(self, *prompts: Prompt) -> None:
+        """Raise PromptError for prompts that the method does not take, InputRefused for those in a wrong place."""
+        self._opened()
+        for prompt in prompts:
+            self.place(prompt)
 
-    def add(self, *prompts: Prompt, refine: bool = False) -> SliceStep:
-        """Apply prompts at once, each slice's together with those it had before, and return what they did.
+    def by_step(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, ...]]:
+        """Return all prompts together: those of a slice go to the network at once."""
+        return [tuple(prompts)] if prompts else []
 
-        Points and boxes are in voxel indices of the volume, or pixels of the picture. With `refine` the slice's masks
-        so far go in as mask prompts, too, which needs the same objects as before. Off by default: the official
-        predictors leave it to the caller. A slice with nothing but background points has no object: its mask is empty,
-        unless the network finds objects by itself. Nothing changes where any of the prompts is refused.
+    def _step_on(self, prompts: Sequence[Prompt], *, refine: bool) -> None:
+        """Apply prompts at once, each slice's together with those it had before.
+
+        A slice with nothing but background points has no object: its mask is empty, unless the network finds objects
+        by itself.
         """
         slices, start, before = self._begin()
-        if not prompts:
-            raise PromptError("no prompt was given; give a point or a box")
-        placed = [self.place(prompt) for prompt in prompts]
-        state, touched = slices.prompt(self._state, placed, refine=refine)
-        return self._finish(state, touched, 0, start, before)
+        state, touched = slices.prompt(self._state, [self.place(prompt) for prompt in prompts], refine=refine)
+        self._finish(state, touched, 0, start, before)
 
-    def add_point(self, point: Point | SlicePoint, *, refine: bool = False) -> SliceStep:
-        """Apply one point; `add` says how."""
-        return self.add(point, refine=refine)
-
-    def add_box(self, box: Box | SliceBox, *, refine: bool = False) -> SliceStep:
-        """Apply one box, which in a volume lies flat in a slice; `add` says how."""
-        return self.add(box, refine=refine)
-
-    def segment_all(self, report: Callable[[int, int], object] | None = None) -> SliceStep:
-        """Let the method decide by itself on every slice that has no prompt, and return what came out.
-
-        Slices that are zero everywhere stay background. `report` is called with slices done and their number.
-        """
+    def _segment_automatically(self, report: Callable[[int, int], object] | None) -> MaskUpdate:
         slices, start, before = self._begin()
-        if not self.method.is_automatic:
-            raise PromptError(f"{self.method.name} segments nothing without a prompt; give {self._takes()}")
-        state, found, boxes = slices.decide(self._state, report)
+        state, found, boxes = slices.segment_automatically(self._state, report)
         return self._finish(state, found, boxes, start, before)
 
-    def propagate(self) -> SliceStep:
-        """Let the mask of every prompted slice lead on to its neighbours, and return what that did.
-
-        Each part of a mask, its box enlarged by a tenth and two pixels to each side, prompts the next slice, until
-        nothing of five pixels is left, the slice is empty, the volume ends, or the next slice has prompts of its own.
-        """
+    def propagate(self) -> MaskUpdate:
+        """Let the mask of every prompted slice lead on to its neighbours, as every session says."""
         slices, start, before = self._begin()
-        if self._set is not None and self._set.view is None:
-            raise PromptError("a picture is one slice and has no neighbours; leave --propagate out")
+        if self._opened().view is None:
+            raise PromptError(
+                "a picture is one slice and has no neighbours; leave {propagate} out", options=("propagate",)
+            )
         if "box" not in self.method.prompts:
-            raise PromptError(f"{self.method.name} takes no box, so no mask can lead on; leave --propagate out")
+            raise PromptError(
+                f"{self.method.name} takes no box, so no mask can lead on; leave {{propagate}} out",
+                options=("propagate",),
+            )
         if not self._state.prompts:
             raise PromptError("nothing was prompted that could lead on to other slices; give a point or a box first")
-        state, found = slices.lead_on(self._state)
+        state, found = slices.propagate(self._state)
         return self._finish(state, found, 0, start, before)
 
     def channels(self) -> np.ndarray:
@@ -231,12 +224,12 @@ class SliceSession(BaseSession[SliceState, SliceStep]):
 
     def _finish(
         self, state: SliceState, touched: Sequence[int], boxes: int, start: float, before: Mapping[str, float]
-    ) -> SliceStep:
+    ) -> MaskUpdate:
         opened = self._opened()
         seconds = {stage: spent - before[stage] for stage, spent in opened.slices.seconds.items()}
         voxels = sum(int((answer.labels > 0).sum()) for answer in state.answers.values())
         last = state.answers.get(touched[-1]) if touched else None
-        step = SliceStep(
+        step = Step(
             number=len(self._done) + 1,
             voxels=voxels,
             volume_ml=None if opened.voxel_ml is None else voxels * opened.voxel_ml,
@@ -245,14 +238,15 @@ class SliceSession(BaseSession[SliceState, SliceStep]):
             iou=() if last is None else last.iou,
             seconds={**seconds, "total": time.perf_counter() - start},
         )
-        return self._add(state, step)
+        self._keep(state, step)
+        return self.last_update()
 
     def place(self, prompt: Prompt) -> tuple[int, SlicePoint | SliceBox]:
         """Return the number of a prompt's slice, and the prompt there [pixels]."""
         opened = self._opened()
         kind = "box" if isinstance(prompt, (Box, SliceBox)) else "point"
         if kind not in self.method.prompts:
-            raise PromptError(f"{self.method.name} takes no {kind}; give {self._takes()}")
+            raise PromptError(f"{self.method.name} takes no {kind}; give {taken(self.method)}")
         self._check_structure(prompt.structure)
         if opened.view is None:
             if not isinstance(prompt, (SlicePoint, SliceBox)):
@@ -291,54 +285,40 @@ class SliceSession(BaseSession[SliceState, SliceStep]):
             axis, first, last = "ijk"[across], ends[0][across], ends[-1][across]
             raise InputRefused(
                 "box-not-flat",
-                f"the box goes from {axis} {first:g} to {last:g}, and {self.plane} slices are flat along {axis}",
-                f"give both corners the same {axis} (and --propagate for the neighbours), or another --plane",
+                f"the box goes from {axis} {first:g} to {last:g}, and {self._plane} slices are flat along {axis}",
+                f"give both corners the same {axis} (and {{propagate}} for the neighbours), or another {{plane}}",
+                options=("propagate", "plane"),
             )
         (x0, y0), (x1, y1) = found[:, 1:].min(axis=0), found[:, 1:].max(axis=0)
         return int(numbers[0]), SliceBox(float(x0), float(y0), float(x1), float(y1), prompt.structure)
 
     def _check_structure(self, name: str) -> None:
         if name and not self.structures:
-            raise PromptError(f"{self.method.name} tells no structures apart; give --point or --box without a name")
+            raise PromptError(
+                f"{self.method.name} tells no structures apart; give {{points}} or {{boxes}} without a name",
+                options=("points", "boxes"),
+            )
         if name and name not in self.structures:
             raise PromptError(
                 f"the structure '{name}' is not known; those of {self.method.name} are {', '.join(self.structures)}"
             )
 
-    def _takes(self) -> str:
-        return " or ".join(f"a {kind}" for kind in sorted(self.method.prompts)) or "no prompt at all"
-
-    # --- As every session ---
-
-    @property
-    def is_automatic(self) -> bool:
-        """Whether the method finds something without a prompt, too."""
-        return self.method.is_automatic
-
-    def add_prompt(self, prompt: Prompt) -> None:
-        """Apply one point or box; `add` says how."""
-        self.add(prompt)
-
     # --- Results ---
-
-    def mask(self) -> np.ndarray:
-        """Return the mask, bool, on the volume's own array (I, J, K) or the picture (H, W)."""
-        return self.labels() > 0
 
     def labels(self) -> np.ndarray:
         """Return structure numbers, uint8, on the volume's own array or the picture; 1 where nothing is told apart."""
         return _labels(self._opened(), self._state)
 
-    def update_since(self, before: SliceState | None) -> MaskUpdate:
-        """Return the present mask and what differs from the mask of the state `before`."""
+    def _update_since(self, before: SliceState | None, step: Step | None) -> MaskUpdate:
         opened, now, then = self._opened(), self._state, SliceState() if before is None else before
-        step = self._done[-1][1] if self._done else None
+        present = self._done[-1][1] if self._done else None
         empty = None if opened.voxel_ml is None else 0.0
         return MaskUpdate(
             lambda: _labels(opened, now),
             lambda: _change(opened, then, now),
-            volume_ml=empty if step is None else step.volume_ml,
-            iou=() if step is None else step.iou,
+            volume_ml=empty if present is None else present.volume_ml,
+            iou=() if present is None else present.iou,
+            step=step,
         )
 
     def logits(self) -> np.ndarray:
@@ -359,7 +339,7 @@ class SliceSession(BaseSession[SliceState, SliceStep]):
 
     def _opened(self) -> _Opened:
         if self._set is None:
-            raise PromptError("no volume is set; call set_volume or set_picture first")
+            raise PromptError("no image is set; call set_image first")
         return self._set
 
     def close(self) -> None:

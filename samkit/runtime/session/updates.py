@@ -8,6 +8,8 @@ from typing import TypeAlias
 
 import numpy as np
 
+from samkit.runtime.session.steps import Step
+
 Region: TypeAlias = tuple[slice, ...]
 """A box of the volume's own array (I, J, K), or of a picture (H, W)."""
 Part: TypeAlias = tuple[Region, np.ndarray]
@@ -24,6 +26,7 @@ class MaskUpdate:
         *,
         volume_ml: float | None,
         iou: tuple[float, ...] = (),
+        step: Step | None = None,
     ) -> None:
         """Take functions for what is costly: they are called when somebody looks, and once."""
         self._labels = labels
@@ -32,6 +35,9 @@ class MaskUpdate:
         """Volume of the mask [mL]; None for a picture."""
         self.iou = iou
         """Predicted IoU of the masks on the last slice, where the method trained that head."""
+        self.step = step
+        """What the call did, of several clicks the last one; None where it took no step: a scan was set, or steps were
+        taken back or forgotten."""
 
     @cached_property
     def labels(self) -> np.ndarray:

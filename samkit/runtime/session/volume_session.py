@@ -1,8 +1,8 @@
-"""Session: one exported method of volumes, one volume set once, clicked many times; `open_export` opens any method.
+"""VolumeSession: one exported method of volumes, one volume set once, clicked many times.
 
-    with open_export("exports/m-sam") as session:
-        session.set_volume(volume)
-        step = session.add_point(Point((60, 70, 30), FOREGROUND))
+    with open_session("exports/m-sam") as session:
+        session.set_image(volume)
+        step = session.add(Point((60, 70, 30), FOREGROUND)).step
         mask = session.mask()
         session.undo()
 
@@ -13,33 +13,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from samkit.errors import ExportError, GeometryError, PromptError
+from samkit.errors import ExportError, GeometryError, InputRefused, PromptError
 from samkit.geometry import Grid, Index, Triple, Volume
 from samkit.manifest import Export, Manifest
-from samkit.methods.method import Method, SliceMethod, VolumeMethod
-from samkit.networks.config import NetworkConfig
+from samkit.methods.method import VolumeMethod
 from samkit.networks.sam3d_config import Sam3DConfig
 from samkit.precisions import BASE
 from samkit.prompts import Box, Point, Prompt, SliceBox, SlicePoint
 from samkit.runtime import backends
-from samkit.runtime.backends import DEFAULT, Variant, default_precision, find_backend
+from samkit.runtime.backends import Variant
 from samkit.runtime.backends.runner import Runner
 from samkit.runtime.loops.embeddings import ScanEmbeddings
 from samkit.runtime.loops.refinement import NO_LOGIT, Piece, Refiner, State
-from samkit.runtime.session.base_session import BaseSession, check_inside
-from samkit.runtime.session.slice_session import SliceSession
+from samkit.runtime.session.base import Volumes
+from samkit.runtime.session.local_session import LocalSession, check_inside
 from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate, Part, changed_part, paint, tight
 
 TENSORRT = "tensorrt"
-BACKENDS = tuple(backend.name for backend in backends.BACKENDS)
-DEVICES = backends.device_names()
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,15 @@ class _Clicked:
     """The mask, on the regions of the volume that crops cover."""
 
 
-class Session(BaseSession[_Clicked, Step]):
+class _Opened(NamedTuple):
+    """What was set."""
+
+    volume: Volume
+    grid: Grid
+    refiner: Refiner
+
+
+class VolumeSession(LocalSession[_Clicked]):
     """One method with its runners. Holds one volume, and the history of clicks on it."""
 
     def __init__(
@@ -71,38 +76,44 @@ class Session(BaseSession[_Clicked, Step]):
             raise ExportError(
                 f"{method.name} knows the refinements {', '.join(method.refinements)}, not '{refinement}'; export again"
             )
-        super().__init__(runners, precision, manifest)
-        self.method = method
-        self.config = config
-        self.refinement = refinement
-        self.spacing = config.spacing if spacing is None else spacing
-        self._volume: Volume | None = None
-        self._grid: Grid | None = None
-        self._refiner: Refiner | None = None
+        super().__init__(method, config, runners, precision, manifest)
+        self._volume_method, self._refinement = method, refinement
+        self._spacing = config.spacing if spacing is None else spacing
+        self._set: _Opened | None = None
+
+    @property
+    def method(self) -> VolumeMethod:
+        """Return the method's record."""
+        return self._volume_method
+
+    @property
+    def spacing(self) -> Triple:
+        """Return the voxel size [mm] of the network's grid along the patient's axes."""
+        return self._spacing
 
     # --- The volume ---
 
-    def set_volume(self, volume: Volume | Mapping[str, Volume], *, embeddings: ScanEmbeddings | None = None) -> None:
-        """Take a new volume; clicks and embeddings of the one before are forgotten.
-
-        `embeddings` is the scan's place in a store that sessions share; by default the session has its own. Raises
-        GeometryError for a singular affine or spacing, PromptError where more than one volume is given.
-        """
-        if isinstance(volume, Mapping):
-            if len(volume) != 1:
-                raise PromptError(f"{self.method.name} takes one scan, and {len(volume)} are given; give one")
-            volume = next(iter(volume.values()))
+    def _take_volumes(self, volumes: Volumes, embeddings: ScanEmbeddings) -> None:
+        """Take a new volume; clicks and embeddings of the one before are forgotten."""
+        if len(volumes) != 1:
+            raise InputRefused(
+                "too-many-sequences", f"{self.method.name} takes one scan, and {len(volumes)} are given", "give one"
+            )
+        volume = next(iter(volumes.values()))
         grid = self.grid_over(volume)
         patch = (self.config.patch,) * 3
 
         def read_box(origin: Index) -> np.ndarray:
             return grid.box_from_file(volume.array, origin, patch)
 
-        self._volume, self._grid = volume, grid
-        self._refiner = Refiner(
-            self.method, self.config, self.refinement, self._runners, grid.shape, read_box, embeddings=embeddings
+        refiner = Refiner(
+            self.method, self.config, self._refinement, self._runners, grid.shape, read_box, embeddings=embeddings
         )
+        self._set = _Opened(volume, grid, refiner)
         self._forget()
+
+    def _take_picture(self, picture: np.ndarray, embeddings: ScanEmbeddings) -> None:
+        self._refuse_picture()
 
     def grid_over(self, volume: Volume) -> Grid:
         """Return the network's grid over a scan; raises GeometryError for a singular affine or spacing."""
@@ -111,35 +122,45 @@ class Session(BaseSession[_Clicked, Step]):
         i, j, k = volume.array.shape
         return Grid.over((i, j, k), volume.affine, self.spacing)
 
-    def check_point(self, point: Point) -> None:
-        """Raise InputRefused unless `point` lies in the volume."""
-        check_inside("the click", point.index, self._opened()[0].array.shape)
-
     # --- Clicks ---
 
-    def add_point(self, point: Point) -> Step:
-        """Apply one click, in voxel indices of the volume, and return what it did.
+    def check(self, *prompts: Prompt) -> None:
+        """Raise PromptError for what is no click in a volume, InputRefused for one outside."""
+        shape = self._opened().volume.array.shape
+        for prompt in prompts:
+            check_inside("the click", volume_click(prompt, self.method.name).index, shape)
 
-        Raises InputRefused where the click lies outside the volume or where there is nothing but air.
-        """
+    def by_step(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, ...]]:
+        """Return each click by itself: the network gets one at a time."""
+        return [(prompt,) for prompt in prompts]
+
+    def _step_on(self, prompts: Sequence[Prompt], *, refine: bool) -> None:
+        """Apply one click; raises InputRefused where there is nothing but air, PromptError for `refine`."""
+        if refine:
+            raise PromptError(
+                f"refine is asked for, and {self.method.name} gives every click the mask of the one before anyway; "
+                "leave it out"
+            )
+        (prompt,) = prompts
         volume, grid, refiner = self._opened()
-        self.check_point(point)
         start, before = time.perf_counter(), dict(refiner.seconds)
-        state = refiner.click(self._state, point_to_grid(point, grid))
+        state = refiner.click(self._state, point_to_grid(volume_click(prompt, self.method.name), grid))
         pieces = refiner.merge(state)
         restore = time.perf_counter()
         parts = mask_parts(pieces, grid, self.method.mask_threshold)
         now = time.perf_counter()
         seconds = {stage: spent - before[stage] for stage, spent in refiner.seconds.items()}
+        voxels = _count_voxels(parts, volume.array.shape)
         step = Step(
             number=len(self._done) + 1,
-            volume_ml=_count_voxels(parts, volume.array.shape) * volume.voxel_ml,
+            voxels=voxels,
+            volume_ml=voxels * volume.voxel_ml,
             crops=len(state.crops),
             followed=state.followed,
             limit_reached=state.limit_reached,
             seconds={**seconds, "restore": now - restore, "total": now - start},
         )
-        return self._add(_Clicked(state, parts), step)
+        self._keep(_Clicked(state, parts), step)
 
     @property
     def origins(self) -> tuple[Index, ...]:
@@ -148,33 +169,9 @@ class Session(BaseSession[_Clicked, Step]):
 
     # --- Results ---
 
-    def mask(self) -> np.ndarray:
-        """Return the mask (I, J, K), bool, on the volume's own array; empty before the first click."""
-        return self.labels() > 0
-
     def labels(self) -> np.ndarray:
         """Return the mask (I, J, K), uint8, 1 on the object."""
-        return paint(_parts(self.now), self._opened()[0].array.shape)
-
-    def update_since(self, before: _Clicked | None) -> MaskUpdate:
-        """Return the present mask and what differs from the mask of the state `before`."""
-        shape, now = self._opened()[0].array.shape, self.now
-        return MaskUpdate(
-            lambda: paint(_parts(now), shape),
-            lambda: changed_part(_parts(before), _parts(now), len(shape)),
-            volume_ml=self._done[-1][1].volume_ml if self._done else 0.0,
-        )
-
-    # --- As every session ---
-
-    @property
-    def is_automatic(self) -> bool:
-        """Whether the method finds something without a prompt: no method of volumes does."""
-        return False
-
-    def add_prompt(self, prompt: Prompt) -> None:
-        """Apply one click; raises PromptError for what is no click in a volume."""
-        self.add_point(as_point(prompt, self.method.name))
+        return paint(_parts(self._now), self._opened().volume.array.shape)
 
     def logits(self) -> np.ndarray:
         """Return the logits (I, J, K), float32, on the volume's own array; very negative where no crop was."""
@@ -185,32 +182,44 @@ class Session(BaseSession[_Clicked, Step]):
             np.maximum(out[region], values, out=out[region])
         return out
 
+    def _update_since(self, before: _Clicked | None, step: Step | None) -> MaskUpdate:
+        shape, now = self._opened().volume.array.shape, self._now
+        return MaskUpdate(
+            lambda: paint(_parts(now), shape),
+            lambda: changed_part(_parts(before), _parts(now), len(shape)),
+            volume_ml=self._done[-1][1].volume_ml if self._done else 0.0,
+            step=step,
+        )
+
     @property
     def _state(self) -> State:
         return self._done[-1][0].state if self._done else State()
 
-    def _opened(self) -> tuple[Volume, Grid, Refiner]:
-        if self._volume is None or self._grid is None or self._refiner is None:
-            raise PromptError("no volume is set; call set_volume first")
-        return self._volume, self._grid, self._refiner
+    def _opened(self) -> _Opened:
+        if self._set is None:
+            raise PromptError("no image is set; call set_image first")
+        return self._set
 
     def close(self) -> None:
         """Let go of runners and volume."""
         super().close()
-        self._volume = self._grid = self._refiner = None
+        self._set = None
 
 
-def as_point(prompt: Prompt, method: str) -> Point:
-    """Return `prompt` if it is a click in a volume; raises PromptError, which calls the method by its name."""
+def volume_click(prompt: Prompt, method: str) -> Point:
+    """Return `prompt` as the click in a volume that it has to be; raises PromptError, which names the method."""
     if isinstance(prompt, (Box, SliceBox)):
-        raise PromptError(f"{method} takes no box; click on the object, e.g. --point 60,70,30,+")
+        raise PromptError(
+            f"{method} takes no box; click on the object, e.g. {{points}} 60,70,30,+", options=("points",)
+        )
     if isinstance(prompt, SlicePoint):
         raise PromptError(
             f"a point is written i,j,k,+ or i,j,k,- in a volume and this one has two indices, {prompt.x:g} and "
-            f"{prompt.y:g}; e.g. --point 60,70,30,+"
+            f"{prompt.y:g}; e.g. {{points}} 60,70,30,+",
+            options=("points",),
         )
     if prompt.structure:
-        raise PromptError(f"{method} tells no structures apart; give --point without a name")
+        raise PromptError(f"{method} tells no structures apart; give {{points}} without a name", options=("points",))
     return prompt
 
 
@@ -237,40 +246,6 @@ def _parts(state: _Clicked | None) -> tuple[Part, ...]:
     return () if state is None else state.parts
 
 
-def open_export(
-    folder: str | Path,
-    *,
-    backend: str = DEFAULT.name,
-    device: str | None = None,
-    precision: str | None = None,
-    threads: int | None = None,
-    spacing: Triple | None = None,
-    plane: str | None = None,
-    intensities: tuple[float, float] | None = None,
-) -> Session | SliceSession:
-    """Return a session on an export folder; files that it could use are checked against the manifest first.
-
-    A method of volumes gives a Session, a method of slices a SliceSession. `backend` is one of
-    `samkit.runtime.backends.BACKENDS`; `device` is `cpu` or `cuda`, by default the backend's own; `precision` is by
-    default what the device prefers where backend and export have it, else `fp32`. `spacing` [mm] is for methods of
-    volumes, `plane` and `intensities` (what becomes black and white) for those of slices; each is by default the
-    method's own.
-    """
-    record, device = find_backend(backend, device, precision)
-    export = Export.open(folder, verify=not record.checks_bytes)
-    variant = Variant(backend, precision or default_precision(export, record, device), device)
-    with ExitStack() as opened:
-        runners, warnings = backends.open_runners(export, variant, threads)
-        for runner in runners.values():
-            opened.callback(runner.close)
-        session = make_session(
-            export.method, export.config, runners, variant.precision, export.manifest, spacing, plane, intensities
-        )
-        session.warn(*warnings)
-        opened.pop_all()  # the session closes them from here on
-    return session
-
-
 def open_runners(
     folder: Path, manifest: Manifest, backend: str, device: str, precision: str, threads: int | None
 ) -> tuple[dict[str, Runner], list[str]]:
@@ -278,40 +253,3 @@ def open_runners(
     variant = Variant(backend, precision, device)
     runners, warnings = backends.open_runners(Export.of(folder, manifest), variant, threads)
     return runners, list(warnings)
-
-
-def default_device(backend: str) -> str:
-    """Return where a backend runs when nobody asks."""
-    return backends.get_backend(backend).devices[0]
-
-
-def described(manifest: Manifest, folder: Path) -> tuple[Method, NetworkConfig]:
-    """Return method and network of the export in `folder`; raises ManifestError where the manifest leaves them open."""
-    export = Export.of(folder, manifest)
-    return export.method, export.config
-
-
-def make_session(
-    method: Method,
-    config: NetworkConfig,
-    runners: Mapping[str, Runner],
-    precision: str,
-    manifest: Manifest,
-    spacing: Triple | None,
-    plane: str | None,
-    intensities: tuple[float, float] | None,
-) -> Session | SliceSession:
-    """Return a session of the method's kind on `runners`; raises PromptError for an option of the other kind."""
-    if isinstance(method, SliceMethod):
-        if spacing is not None:
-            raise PromptError(f"{method.name} works on slices as they are and takes no spacing; leave --spacing out")
-        return SliceSession(
-            method, config, runners, plane=plane, intensities=intensities, precision=precision, manifest=manifest
-        )
-    if not isinstance(method, VolumeMethod) or not isinstance(config, Sam3DConfig):
-        raise ExportError(f"{method.name} is neither a method of slices nor of volumes; upgrade samkit")
-    if plane is not None or intensities is not None:
-        option = "--plane" if plane is not None else "--intensities"
-        raise PromptError(f"{option} is for methods of slices, and {method.name} works on volumes; leave it out")
-    refinement = str(manifest.plan.refinement)
-    return Session(method, config, refinement, runners, spacing=spacing, precision=precision, manifest=manifest)

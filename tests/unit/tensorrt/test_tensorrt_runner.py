@@ -288,10 +288,10 @@ def test_session_on_engines_answers_as_on_the_graphs(built, cuda):
     masks = {}
     for backend in ("onnxruntime", "tensorrt"):
         with open_session(folder, backend=backend, precision="fp32") as session:
-            session.set_volume(volume)
-            session.add_point(Point((20, 20, 20), 1))
+            session.set_image(volume)
+            session.add(Point((20, 20, 20), 1))
             first = session.logits()
-            session.add_point(Point((12, 25, 22), 0))
+            session.add(Point((12, 25, 22), 0))
             second = session.logits()
             session.undo()
             np.testing.assert_array_equal(session.logits(), first)  # what a state holds was not written over

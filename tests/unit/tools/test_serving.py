@@ -52,7 +52,7 @@ class FakeSession:
     def reset(self):
         self._mask[:] = False
 
-    def check_point(self, point):
+    def check(self, point):
         self.calls.append(f"{self.way} checks")
 
     def click(self, index, positive, structure=""):

@@ -132,7 +132,13 @@ def test_half_precision_maps_give_the_same_loss():
 
 
 def test_one_picture_is_learnt():
-    """Bright rectangles of two classes on noise: sixty steps, and they are found where they are."""
+    """Bright rectangles of two classes on noise: 140 steps, and they are found where they are.
+
+    The rate falls to zero, so that the training settles, whatever a processor's rounding made of its first steps: over
+    5 seeds, 4 starts a millionth apart, ATen's default, AVX2 and AVX-512 code, oneDNN's SSE4.1 to AVX-512, one and two
+    threads, the worst box overlapped by 0.981 to 0.996. At a constant rate, 60 steps ended anywhere from 0.77 to 0.94.
+    """
+    steps = 140
     torch.manual_seed(0)
     config = YoloConfig(width=8, depth=1, classes=2, image=96)
     network = Yolo(config).train()
@@ -141,11 +147,13 @@ def test_one_picture_is_learnt():
     for _, kind, x0, y0, x1, y1 in boxes.int().tolist():
         image[0, kind, y0:y1, x0:x1] = 1
     optimizer = torch.optim.Adam(network.parameters(), 0.01)
-    for _ in range(60):
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
+    for _ in range(steps):
         loss = detector_loss(network.raw(image), boxes, config).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
     with torch.no_grad():  # still in training mode: one picture's own statistics are what it was trained with
         found = non_max_suppression(network.detect(image)[0].numpy())
     assert len(found) == 3

@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from samkit.errors import GeometryError, InputRefused, PromptError, SamkitError, TensorMismatchError
+from samkit.errors import GeometryError, InputRefused, OptionError, PromptError, SamkitError, TensorMismatchError
 from samkit.geometry import Volume, voxel_to_world
 from samkit.prompts import BACKGROUND, FOREGROUND, SliceBox, SlicePrompts, prompts_from_json
 from samkit.runtime.protocol import wire
+from samkit.runtime.protocol.requests import ScanOptions
 from samkit.triton_models.pipeline import postprocess, preprocess, refine
 
 the = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("stand_ins.py"))))
@@ -36,7 +37,7 @@ def run(served, tensors, prompts, options=None, runners=None):
     assert (result.dtype, result.ndim) == ((np.uint8, 3) if served.is_slices else (np.float32, 1))
     mask, report = postprocess(served, said(found), np.ascontiguousarray(result))
     assert mask.dtype == np.uint8
-    return mask, said(report)
+    return mask, said(report.to_json())
 
 
 def with_method(served, method):
@@ -57,7 +58,7 @@ def test_volumes_get_the_sessions_mask(affine, seed):
     array = the.scan(seed)
     session = the.alone("volume", array, affine)
     for point in prompts_from_json(clicks(array), "the test"):
-        step = session.add_point(point)
+        step = session.add(point).step
     mask, report = run(the.served("volume"), tensors_of(array, affine), clicks(array))
 
     assert np.array_equal(mask, session.labels())
@@ -75,7 +76,7 @@ def test_crops_far_apart_and_over_the_edge_get_the_sessions_mask(affine):
     prompts += [{"point": [0, 0, 0], "label": 1}, {"point": [239, 35, 43], "label": 0}]
     session = the.alone("volume", array, affine)
     for point in prompts_from_json(prompts, "the test"):
-        step = session.add_point(point)
+        step = session.add(point).step
     mask, report = run(the.served("volume"), tensors_of(array, affine), prompts)
 
     assert step.crops > 2
@@ -92,7 +93,7 @@ def test_object_that_is_followed_gets_the_sessions_mask():
     prompts = [{"point": [60, 20, 20], "label": 1}]
     session = the.alone("volume", array, the.FLIPPED)
     for point in prompts_from_json(prompts, "the test"):
-        step = session.add_point(point)
+        step = session.add(point).step
     mask, report = run(the.served("volume"), tensors_of(array, the.FLIPPED), prompts)
 
     assert step.followed > 1
@@ -104,7 +105,7 @@ def test_another_spacing_is_the_sessions():
     array, spacing = the.scan(1), [1.5, 0.9, 2]
     session = the.alone("volume", array, the.oblique(), spacing=tuple(spacing))
     for point in prompts_from_json(clicks(array), "the test"):
-        session.add_point(point)
+        session.add(point)
     mask, _ = run(the.served("volume"), tensors_of(array, the.oblique()), clicks(array), {"spacing": spacing})
 
     assert np.array_equal(mask, session.labels())
@@ -116,7 +117,7 @@ def test_other_kinds_of_voxels_get_the_sessions_mask(dtype):
     array = the.scan(2).astype(dtype)
     session = the.alone("volume", array)
     for point in prompts_from_json(clicks(array), "the test"):
-        session.add_point(point)
+        session.add(point)
     name, tensor = wire.pack_volumes([array])
     mask, _ = run(the.served("volume"), {name: tensor, "affine": np.eye(4)}, clicks(array))
 
@@ -145,7 +146,7 @@ def session_mask(session, prompts, *, propagate=False):
     if prompts:
         session.add(*prompts_from_json(prompts, "the test"))
     if session.is_automatic:
-        session.segment_all()
+        session.segment_automatically()
     if propagate:
         session.propagate()
     return session.labels(), session.steps[-1]
@@ -188,8 +189,8 @@ def test_boxes_of_a_detector_are_counted():
     )
     served = with_method(the.served("automatic"), method)
     array = the.scan(2)
-    session = served.session(the.runners("slices"), {})
-    session.set_volume(Volume(array, np.eye(4)))
+    session = served.session(the.runners("slices"), ScanOptions())
+    session.set_image(Volume(array, np.eye(4)))
     expected, step = session_mask(session, [])
     mask, report = run(served, tensors_of(array, np.eye(4)), [])
 
@@ -211,8 +212,8 @@ def test_sequences_go_in_by_their_names():
     method = replace(the.SLICES, sequences=lambda config: ("t1c", "t2w"))
     served = with_method(the.served("slices"), method)
     arrays, affine = {"t2w": the.scan(1), "t1c": the.scan(2)}, the.oblique()
-    session = served.session(the.runners("slices"), {})
-    session.set_volume({name: Volume(array, affine) for name, array in arrays.items()})
+    session = served.session(the.runners("slices"), ScanOptions())
+    session.set_image({name: Volume(array, affine) for name, array in arrays.items()})
     prompts = clicks(arrays["t1c"], (FOREGROUND,))
     expected, _ = session_mask(session, prompts)
     tensors = {"volume_int16": np.stack(list(arrays.values())), "affine": affine}
@@ -271,7 +272,7 @@ def test_prompts_are_refused_in_the_sessions_words(kind, prompts):
 
     def prompt():
         for one in prompts_from_json(prompts, "the request"):
-            session.add_prompt(one)
+            session.add(one)
 
     expected = failed(prompt)
     assert expected is not None
@@ -285,7 +286,7 @@ def test_air_is_refused_in_the_sessions_words(kind):
     array[:, :, 43] = 0
     prompts = [{"point": [79, 2, 43], "label": 1}]
     session = the.alone(kind, array)
-    expected = failed(lambda: session.add_prompt(prompts_from_json(prompts, "the request")[0]))
+    expected = failed(lambda: session.add(prompts_from_json(prompts, "the request")[0]))
 
     assert expected is not None
     assert failed(lambda: run(the.served(kind), tensors_of(array, np.eye(4)), prompts)) == expected
@@ -298,13 +299,13 @@ def test_air_is_refused_in_the_sessions_words(kind):
         ("volume", [{"point": [2, 2, 2], "label": 0}], {}, PromptError, r"none of 1 click\(s\) is on the object"),
         ("volume", {}, {}, PromptError, "the request holds a dict"),
         ("volume", [], [], PromptError, "needed is a JSON object"),
-        ("volume", [], {"plane": "axial"}, PromptError, "--plane is for methods of slices"),
+        ("volume", [], {"plane": "axial"}, OptionError, "plane is for methods of slices"),
         ("volume", [{"point": [2, 2, 2], "label": 1}], {"propagate": True}, PromptError, "propagate is for methods"),
         ("volume", [], {"World": True}, PromptError, "does not know 'World'"),
         ("volume", [], {"picture": True}, PromptError, "does not know 'picture'"),
         ("volume", [], {"sequences": ["a", "b"]}, PromptError, "1 volumes are sent and 2 sequences"),
         ("slices", [], {}, PromptError, "segments nothing without a prompt"),
-        ("slices", [], {"spacing": [1, 1, 1]}, PromptError, "takes no spacing"),
+        ("slices", [], {"spacing": [1, 1, 1]}, OptionError, "takes no spacing"),
         ("slices", [], {"plane": "oblique"}, PromptError, "'oblique' is not known"),
     ],
 )

@@ -36,13 +36,13 @@ class Session:
     def __init__(self, *sides, refuses=None):
         self.sides, self.refuses, self.clicks = sides, refuses, []
 
-    def set_volume(self, volumes):
+    def set_image(self, volumes, automatic=True):
         self.clicks.clear()
 
     def reset(self):
         self.clicks.clear()
 
-    def add_prompt(self, prompt):
+    def add(self, prompt):
         if len(self.clicks) + 1 == self.refuses:
             raise SamkitError("the server is gone; start it again")
         self.clicks.append(prompt)

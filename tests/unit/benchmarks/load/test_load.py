@@ -184,15 +184,16 @@ def test_what_a_method_does_not_do_is_not_run(over, case, why):
 def served(monkeypatch, bright_export):
     """A session at every address that says it serves `bright_export`; the machine is not measured."""
     manifest = Manifest.load(bright_export)
-    description = SimpleNamespace(digest=manifest.digest, plan=manifest.plan, method=manifest.plan.method,
-                                  precision="fp32", providers={"mask_decoder": ("CPUExecutionProvider",)})  # fmt: skip
+    record = SimpleNamespace(digest=manifest.digest, plan=manifest.plan)
+    session = SimpleNamespace(manifest=record, method=SimpleNamespace(name=manifest.plan.method),
+                              precision="fp32", providers={"mask_decoder": ("CPUExecutionProvider",)})  # fmt: skip
 
-    monkeypatch.setattr(load, "_open", lambda url: nullcontext(SimpleNamespace(manifest=description)))
-    return description
+    monkeypatch.setattr(load, "_open", lambda url: nullcontext(session))
+    return session
 
 
 def test_a_server_of_another_export_is_refused(served):
-    assert load._look_at("triton://127.0.0.1:1/x", served.digest).row["device"] == "cpu"
+    assert load._look_at("triton://127.0.0.1:1/x", served.manifest.digest).row["device"] == "cpu"
     with pytest.raises(ServingError, match="give the folder that is served, or leave --export out"):
         load._look_at("triton://127.0.0.1:1/x", "0" * 64)
 

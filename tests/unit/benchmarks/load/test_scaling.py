@@ -112,13 +112,9 @@ class FakeSession:
     def __init__(self, *, automatic):
         self.is_automatic, self.calls = automatic, []
 
-    def set_image(self, volumes):
-        self.set_volume(volumes)
-        self.calls[-1] = self.calls[-1].replace("set", "open")
-
-    def set_volume(self, volumes):
+    def set_image(self, volumes, automatic=True):
         self._shape = volumes[""].array.shape
-        self.calls.append(f"set {self._shape[2]}")
+        self.calls.append(f"{'open' if automatic else 'set'} {self._shape[2]}")
 
     def reset(self):
         self.calls.append("reset")
@@ -129,7 +125,7 @@ class FakeSession:
 
     mask = None
 
-    def segment_all(self):
+    def segment_automatically(self):
         self.calls.append("decide")
 
     def propagate(self):

@@ -6,6 +6,8 @@ transports have tests of their own.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from samkit.errors import (
     AtCapacity,
     GeometryError,
     InputRefused,
+    OptionError,
     PromptError,
     SamkitError,
     ServerRestarted,
@@ -30,8 +33,9 @@ from samkit.prompts import Box, Point, SliceBox, SlicePoint
 from samkit.runtime.client import remote_session
 from samkit.runtime.client.remote_session import RemoteSession
 from samkit.runtime.client.triton_transport import Address, ConnectionLost
+from samkit.runtime.opening import open_export
 from samkit.runtime.protocol import wire
-from samkit.runtime.session.volume_session import open_export
+from samkit.runtime.protocol.requests import read_request
 
 ADDRESS = Address.parse("triton://localhost:8001/bright")
 
@@ -147,13 +151,13 @@ def test_a_picture_is_that_of_the_folder(bright_slices, connected):
 
     with open_export(bright_slices, threads=1) as here:
         for shown in (picture, np.stack([picture, picture + 1, picture * 0.5], axis=-1)):
-            here.set_picture(shown)
-            there.set_picture(shown)
+            here.set_image(shown)
+            there.set_image(shown)
             check_same(here.last_update(), there.last_update())
             check_same(here.box((10, 8), (30, 33)), there.box((10, 8), (30, 33)))
             check_same(here.undo(), there.undo())
-        here.add_prompt(SlicePoint(20.0, 21.0, 1))
-        there.add_prompt(SlicePoint(20.0, 21.0, 1))
+        here.add(SlicePoint(20.0, 21.0, 1))
+        there.add(SlicePoint(20.0, 21.0, 1))
         check_same(here.last_update(), there.last_update())
 
 
@@ -204,8 +208,8 @@ def test_refused_prompts_raise_what_the_folder_raises_and_change_nothing(bright_
     with open_export(bright_export, threads=1) as here:
         here.set_image(scan())
         with pytest.raises(SamkitError) as expected:
-            here.add_prompt(prompt)
-    for call in (there.add_prompt, there.check):
+            here.add(prompt)
+    for call in (there.add, there.check):
         with pytest.raises(type(expected.value)) as raised:
             call(prompt)
         assert str(raised.value) == str(expected.value)
@@ -219,11 +223,11 @@ def test_scans_that_do_not_lie_on_one_another_are_refused_before_they_travel(bri
     moved = Volume(scan().array, scan().affine + np.eye(4)[:, 3:] * 0 + np.diag([0.5, 0, 0, 0]))
 
     with pytest.raises(InputRefused, match="not co-registered"):
-        there.set_volume({"a": scan(), "b": moved})
+        there.set_image({"a": scan(), "b": moved})
     with pytest.raises(InputRefused, match="not co-registered"):
-        there.set_volume({"a": scan(), "b": scan(shape=(40, 44, 31))})
+        there.set_image({"a": scan(), "b": scan(shape=(40, 44, 31))})
     with pytest.raises(GeometryError, match="three axes"):
-        there.set_volume(Volume(np.zeros((2, 2), np.uint8), np.eye(4)))
+        there.set_image(Volume(np.zeros((2, 2), np.uint8), np.eye(4)))
     assert "open" not in transport.asked
 
 
@@ -233,7 +237,7 @@ def test_a_scan_beyond_the_servers_limit_is_refused_before_it_travels(bright_sli
     with pytest.raises(InputRefused, match="limit is 1000"):
         there.set_image(scan())
     with pytest.raises(InputRefused, match="limit is 1000"):
-        there.set_picture(np.zeros((40, 40)))
+        there.set_image(np.zeros((40, 40)))
     assert "open" not in transport.asked
 
 
@@ -241,9 +245,9 @@ def test_what_a_method_can_not_take_is_refused_before_it_travels(bright_export, 
     transport, there = connected(bright_export)
 
     with pytest.raises(PromptError, match="picture"):
-        there.set_picture(np.zeros((40, 40)))
-    with pytest.raises(PromptError, match="no volume is given"):
-        there.set_volume({})
+        there.set_image(np.zeros((40, 40)))
+    with pytest.raises(PromptError, match="no image is given"):
+        there.set_image({})
     assert "open" not in transport.asked
 
 
@@ -272,7 +276,7 @@ def test_a_picture_that_the_server_refuses_leaves_the_scan_before(bright_slices,
     before = there.labels()
 
     with pytest.raises(InputRefused):
-        there.set_picture(np.zeros((40, 40, 2)))
+        there.set_image(np.zeros((40, 40, 2)))
     assert np.array_equal(there.labels(), before)
     assert there.prompted == (15,)
 
@@ -289,7 +293,7 @@ def test_clicks_at_once_happen_all_or_not_at_all(bright_export, connected):
         here.set_image(scan())
         here.click((20, 22, 15))
         here.click((3, 3, 3), positive=False)
-        step = there.add(Point((20, 22, 15), 1), Point((3, 3, 3), 0))
+        step = there.add(Point((20, 22, 15), 1), Point((3, 3, 3), 0)).step
         assert np.array_equal(here.labels(), there.labels())
         assert untimed([step]) == untimed(there.steps) == untimed(here.steps[1:])  # of the first one nobody told
         check_same(here.undo(), there.undo())
@@ -302,8 +306,8 @@ def test_clicks_at_once_happen_all_or_not_at_all(bright_export, connected):
 def test_steps_are_taken_back_one_by_one_where_several_came_at_once(bright_export, connected):
     _, there = connected(bright_export)
     there.set_image(scan())
-    first = there.add(Point((20, 22, 15), 1))
-    last = there.add(Point((3, 3, 3), 0), Point((20, 20, 15), 1))
+    first = there.add(Point((20, 22, 15), 1)).step
+    last = there.add(Point((3, 3, 3), 0), Point((20, 20, 15), 1)).step
 
     assert there.steps == (first, last)
     there.undo()
@@ -317,13 +321,14 @@ def test_steps_are_taken_back_one_by_one_where_several_came_at_once(bright_expor
     assert there.steps == (first, last)
 
 
-@pytest.mark.parametrize("call", ["add", "add_point"])
-def test_what_only_a_folders_session_does_is_refused(bright_slices, connected, call):
+def test_what_only_a_folders_session_does_is_refused(bright_slices, connected):
     _, there = connected(bright_slices)
     there.set_image(scan())
 
     with pytest.raises(PromptError, match="a server does not do it"):
-        getattr(there, call)(Point((20, 22, 15), 1), refine=True)
+        there.add(Point((20, 22, 15), 1), refine=True)
+    with pytest.raises(PromptError, match="a server sends masks and no logits; open the export folder instead"):
+        there.logits()
 
 
 # --- Updates ---
@@ -433,7 +438,7 @@ def test_a_lost_connection_opens_once(bright_export, connected, when):
 def test_a_connection_lost_for_good_ends_within_the_time(bright_export, connected):
     transport, there = connected(bright_export)
     there.set_image(scan())
-    begun = there._clock()
+    begun = there._exchange._clock()
     for _ in range(100):
         transport.spoil(LOST, "before")
 
@@ -443,7 +448,7 @@ def test_a_connection_lost_for_good_ends_within_the_time(bright_export, connecte
         there.click((20, 22, 15))
 
     assert type(raised.value) is ServerUnreachable
-    assert there._clock() - begun <= 7.0
+    assert there._exchange._clock() - begun <= 7.0
     assert transport.timeouts[2] == 7.0
     assert all(0 < timeout <= 7.0 for timeout in transport.timeouts)
     transport.plan.clear()
@@ -609,7 +614,7 @@ def test_another_program_is_told_of_once_and_what_it_did_is_taken_over(bright_ex
     there.click((20, 22, 15))
     (token,) = transport.host._held
     click = {"op": "click", "turn": 2, "point": [3, 3, 3], "label": 0}
-    transport.host.answer(click, token, {})
+    transport.host.answer(read_request(click), token, {})
 
     with open_export(bright_export, threads=1) as here:
         here.set_image(scan())
@@ -637,14 +642,14 @@ def test_deciding_on_a_scan_has_more_time_unless_the_user_says(bright_structures
         transport, there = connected(bright_structures, timeout=timeout)
         there.set_image(scan())
         times = dict(zip(transport.asked, transport.timeouts, strict=True))
-        assert times == {"describe": of_a_call, "open": of_a_call, "decide": of_deciding}
+        assert times == {"describe": of_a_call, "open": of_a_call, "segment_automatically": of_deciding}
 
         for _ in range(1000):
             transport.spoil(LOST, "before")
-        begun = there._clock()
+        begun = there._exchange._clock()
         with pytest.raises(ServerUnreachable):
-            there.segment_all()
-        assert there._clock() - begun <= of_a_call
+            there.segment_automatically()
+        assert there._exchange._clock() - begun <= of_a_call
         transport.plan.clear()
 
 
@@ -746,7 +751,7 @@ def test_calls_before_a_scan_say_what_is_missing(bright_export, connected, wired
     _, there = connected(bright_export)
 
     for call in (lambda: there.click((1, 2, 3)), there.undo, there.mask, there.last_update):
-        with pytest.raises(PromptError, match="no volume is set"):
+        with pytest.raises(PromptError, match="no image is set"):
             call()
     with pytest.raises(PromptError, match="above 0"):
         RemoteSession(wired(None), ADDRESS, timeout=0)
@@ -760,12 +765,50 @@ def test_a_description_of_another_kind_names_both_versions(wired):
         RemoteSession(transport, ADDRESS)
 
 
+@pytest.mark.parametrize(("spoken", "named"), [({"protocol": 2}, "protocol 2"), ({}, "no numbered protocol")])
+def test_a_server_of_another_protocol_is_let_alone_at_once(bright_export, serve, wired, spoken, named):
+    transport = wired(serve(bright_export))
+    right = transport.call
+
+    def other(inputs, timeout):
+        answer = right(inputs, timeout)
+        told = {**wire.decode(answer[wire.ANSWER], wire.ANSWER), "samkit": "9.1"}
+        del told["protocol"]
+        return {**answer, wire.ANSWER: wire.encode({**told, **spoken})}
+
+    transport.call = other
+    with pytest.raises(
+        ServingError, match=rf"localhost:8001 runs samkit 9\.1 and speaks {named}, and samkit .* speaks "
+    ):
+        RemoteSession(transport, ADDRESS)
+    assert transport.asked == ["describe"]
+
+
+def test_a_client_of_another_protocol_hears_the_servers_sentence(bright_export, connected, monkeypatch):
+    transport, there = connected(bright_export)
+    monkeypatch.setattr(remote_session, "PROTOCOL", 2)
+    with pytest.raises(ServingError, match=r"this client speaks protocol 2, and the server's samkit .* speaks 1; inst"):
+        RemoteSession(transport, ADDRESS)
+    there._asked = replace(there._asked, protocol=2)
+    with pytest.raises(ServingError, match="this client speaks protocol 2"):
+        there.set_image(scan())
+    assert not transport.host._held
+
+
+def test_options_of_a_refusal_arrive_as_data(bright_export, connected):
+    _, there = connected(bright_export, plane="axial")
+    with pytest.raises(OptionError) as raised:
+        there.set_image(scan())
+    assert raised.value.options == ("plane",)
+    assert raised.value.sentence(lambda option: f"--{option}").startswith("--plane is for methods of slices")
+
+
 # --- Opening ---
 
 
 @pytest.mark.parametrize("option", [{"backend": "torch"}, {"device": "cpu"}, {"precision": "fp32"}, {"threads": 1}])
 def test_what_the_server_decides_is_refused_beside_an_address(option):
-    with pytest.raises(PromptError, match=f"{next(iter(option))} can't be chosen for .*, the server decides"):
+    with pytest.raises(OptionError, match=f"{next(iter(option))} can't be chosen for .*, the server decides"):
         samkit.runtime.open_session("triton://localhost:8001/m-sam", **option)
 
 

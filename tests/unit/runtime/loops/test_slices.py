@@ -194,7 +194,7 @@ def test_window_is_cut_and_answers_are_pasted_back():
 
 def test_mask_leads_on_until_it_vanishes_structure_by_structure():
     slices, encoder = make()
-    found = slices.propagate({3: slices.answer(3, SlicePrompts())}, [3])
+    found = slices.neighbours({3: slices.answer(3, SlicePrompts())}, [3])
 
     assert sorted(found) == [2, 4, 5, 6]
     assert set(np.unique(found[4].labels)) == {0, 1, 2}
@@ -206,7 +206,7 @@ def test_mask_leads_on_until_it_vanishes_structure_by_structure():
 def test_prompted_slices_stop_what_comes_from_others():
     slices, _ = make()
 
-    assert sorted(slices.propagate({3: slices.answer(3, SlicePrompts())}, [3, 5])) == [2, 4]
+    assert sorted(slices.neighbours({3: slices.answer(3, SlicePrompts())}, [3, 5])) == [2, 4]
 
 
 def test_box_is_enlarged_within_the_slice_and_small_parts_lead_nowhere():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
-from samkit.errors import GeometryError, InputRefused, ManifestError, PromptError, TensorMismatchError
+from samkit.errors import GeometryError, InputRefused, ManifestError, OptionError, PromptError, TensorMismatchError
 from samkit.geometry import Volume, voxel_to_world, world_to_voxel
 from samkit.imageio.reading import read_scan
 from samkit.methods import sam
@@ -41,7 +41,7 @@ def blocks():
 @pytest.fixture
 def session(bright_slices):
     with open_session(bright_slices) as opened:
-        opened.set_volume(Volume(blocks(), AFFINE))
+        opened.set_image(Volume(blocks(), AFFINE))
         yield opened
 
 
@@ -52,7 +52,7 @@ def test_export_of_slices_opens_as_a_session_of_slices(session):
 
 
 def test_box_segments_its_slice_alone(session):
-    step = session.add_box(BOX)
+    step = session.add(BOX).step
     mask = session.mask()
 
     assert (mask.dtype, mask.shape) == (np.dtype(bool), blocks().shape)
@@ -66,13 +66,12 @@ def test_box_segments_its_slice_alone(session):
 
 
 def test_change_holds_the_slices_in_between_and_is_made_without_the_whole_mask(session, monkeypatch):
-    session.add_box(BOX)
-    before = session.now
-    session.add(*(replace(BOX, first=(*BOX.first[:2], k), last=(*BOX.last[:2], k)) for k in (6.0, 10.0)))
+    session.add(BOX)
+    update = session.add(*(replace(BOX, first=(*BOX.first[:2], k), last=(*BOX.last[:2], k)) for k in (6.0, 10.0)))
     labels = session.labels()
     monkeypatch.setattr(slice_session, "_whole", None)
 
-    region, change = session.update_since(before).change
+    region, change = update.change
 
     assert region[2] == slice(6, 11)
     assert np.array_equal(change, labels[region])
@@ -80,7 +79,7 @@ def test_change_holds_the_slices_in_between_and_is_made_without_the_whole_mask(s
 
 
 def test_logits_are_above_zero_where_the_mask_is(session):
-    session.add_box(BOX)
+    session.add(BOX)
 
     assert session.logits().dtype == np.float32
     assert np.array_equal(session.logits() > 0, session.mask())
@@ -89,8 +88,8 @@ def test_logits_are_above_zero_where_the_mask_is(session):
 
 
 def test_prompts_of_a_slice_go_in_together(session):
-    session.add_box(BOX)
-    step = session.add_box(Box((44, 18, 8.2), (51, 36, 7.9)))
+    session.add(BOX)
+    step = session.add(Box((44, 18, 8.2), (51, 36, 7.9))).step
 
     assert step.voxels == 140 + 56
     assert len(step.iou) == 2
@@ -102,40 +101,40 @@ def test_prompts_of_a_slice_go_in_together(session):
 
 
 def test_single_point_takes_the_best_proposal(session):
-    step = session.add_point(Point((25, 25, 8), FOREGROUND))
+    step = session.add(Point((25, 25, 8), FOREGROUND)).step
 
     assert step.iou == pytest.approx((0.9,))
     assert step.voxels == 140 + 56
 
 
 def test_slice_is_encoded_once(session):
-    session.add_box(BOX)
-    step = session.add_point(Point((2, 2, 8), BACKGROUND))
+    session.add(BOX)
+    step = session.add(Point((2, 2, 8), BACKGROUND)).step
 
     assert step.seconds["encode"] == 0
     assert step.slices == (8,)
 
 
 def test_background_alone_is_no_object(session):
-    step = session.add_point(Point((2, 2, 8), BACKGROUND))
+    step = session.add(Point((2, 2, 8), BACKGROUND)).step
 
     assert step.voxels == 0
     assert session.prompted == (8,)
-    assert session.add_box(BOX).voxels == 140
+    assert session.add(BOX).step.voxels == 140
 
 
 def test_background_alone_is_no_object_behind_a_detector_either(session):
     method = replace(sam.METHOD, is_automatic=True, propose=lambda run, image, config: SlicePrompts())
     detecting = SliceSession(method, session.config, session._runners)
-    detecting.set_volume(Volume(blocks(), AFFINE))
-    detecting.add_box(BOX)
+    detecting.set_image(Volume(blocks(), AFFINE), automatic=False)
+    detecting.add(BOX)
 
-    assert detecting.add_point(Point((2, 2, 9), BACKGROUND)).voxels == 140
+    assert detecting.add(Point((2, 2, 9), BACKGROUND)).step.voxels == 140
 
 
 def test_propagation_ends_where_the_object_does(session):
-    session.add_box(BOX)
-    step = session.propagate()
+    session.add(BOX)
+    step = session.propagate().step
 
     assert step.slices == (5, 6, 7, 9, 10, 11)
     expected = blocks() > 100
@@ -159,13 +158,13 @@ def test_propagation_needs_something_to_start_from(session):
 def test_empty_slices_are_background(session):
     array = blocks()
     array[:, :, 9] = 0
-    session.set_volume(Volume(array, AFFINE))
-    session.add_box(BOX)
+    session.set_image(Volume(array, AFFINE))
+    session.add(BOX)
     session.propagate()
 
     assert session.mask().any(axis=(0, 1)).nonzero()[0].tolist() == [5, 6, 7, 8]
     with pytest.raises(InputRefused, match="nothing but zeros"):
-        session.add_box(Box((18, 18, 9), (32, 36, 9)))
+        session.add(Box((18, 18, 9), (32, 36, 9)))
 
 
 def test_every_orientation_gives_the_same_mask(session):
@@ -175,9 +174,9 @@ def test_every_orientation_gives_the_same_mask(session):
         change = ornt_transform(io_orientation(AFFINE), axcodes2ornt(codes))
         affine = AFFINE @ inv_ornt_aff(change, blocks().shape)
         affine[:3] += np.random.default_rng(len(masks)).uniform(-3e-6, 3e-6, (3, 4))
-        session.set_volume(Volume(apply_orientation(blocks(), change), affine))
+        session.set_image(Volume(apply_orientation(blocks(), change), affine))
         first, last = world_to_voxel(affine, world)
-        session.add_box(Box(tuple(first), tuple(last)))
+        session.add(Box(tuple(first), tuple(last)))
         session.propagate()
         back = ornt_transform(axcodes2ornt(codes), io_orientation(AFFINE))
         masks.append(apply_orientation(session.mask(), back))
@@ -196,9 +195,9 @@ def test_real_scan_gives_one_mask_in_every_orientation(bright_slices, shared):
     with open_session(bright_slices, plane="coronal") as session:
         for path in paths:
             volume = read_scan(path).volume
-            session.set_volume(volume)
+            session.set_image(volume)
             (index,) = world_to_voxel(volume.affine, world)
-            session.add_point(Point(tuple(index), FOREGROUND))
+            session.add(Point(tuple(index), FOREGROUND))
             change = ornt_transform(io_orientation(volume.affine), axcodes2ornt("RAS"))
             masks.append(apply_orientation(session.mask(), change))
 
@@ -212,8 +211,8 @@ def test_real_scan_gives_one_mask_in_every_orientation(bright_slices, shared):
 )
 def test_plane_decides_which_slices(plane, box, bright_slices):
     with open_session(bright_slices, plane=plane) as session:
-        session.set_volume(Volume(blocks(), AFFINE))
-        session.add_box(box)
+        session.set_image(Volume(blocks(), AFFINE))
+        session.add(box)
         (flat,) = [axis for axis in range(3) if box.first[axis] == box.last[axis]]
 
         assert session.mask().any(axis=tuple({0, 1, 2} - {flat})).sum() == 1
@@ -223,9 +222,9 @@ def test_plane_decides_which_slices(plane, box, bright_slices):
 def test_undo_and_redo_are_exact(session):
     logits = [session.logits()]
     for act in (
-        lambda: session.add_box(BOX),
+        lambda: session.add(BOX),
         session.propagate,
-        lambda: session.add_box(Box((44, 18, 8), (51, 36, 8))),
+        lambda: session.add(Box((44, 18, 8), (51, 36, 8))),
     ):
         act()
         logits.append(session.logits())
@@ -241,11 +240,11 @@ def test_undo_and_redo_are_exact(session):
 
 
 def test_mask_prompt_is_given_only_when_asked_for(session):
-    session.add_box(BOX)
+    session.add(BOX)
     first = session.logits()
-    session.add_point(Point((25, 25, 8), FOREGROUND))
+    session.add(Point((25, 25, 8), FOREGROUND))
     assert np.array_equal(session.logits(), first)
-    session.add_point(Point((26, 25, 8), FOREGROUND), refine=True)
+    session.add(Point((26, 25, 8), FOREGROUND), refine=True)
 
     assert 0 < np.abs(session.logits() - first)[:, :, 8].max() < 1
     with pytest.raises(InputRefused, match="mask prompt"):  # one more object than the answer before had
@@ -289,33 +288,36 @@ def test_kind_of_prompt_that_the_method_does_not_take_is_refused(session):
     ):
         other = replace(sam.METHOD, prompts=frozenset(taken))
         made = SliceSession(other, session.config, session._runners)
-        made.set_volume(Volume(blocks(), AFFINE))
+        made.set_image(Volume(blocks(), AFFINE))
         with pytest.raises(PromptError, match=words):
             made.check(prompt)
 
 
 def test_method_that_needs_prompts_segments_nothing_by_itself(session):
     with pytest.raises(PromptError, match="sam segments nothing without a prompt; give a box or a point"):
-        session.segment_all()
+        session.segment_automatically()
     with pytest.raises(PromptError, match="no prompt was given"):
         session.add()
 
 
 def test_volume_must_be_set_first(bright_slices):
-    with open_session(bright_slices) as session, pytest.raises(PromptError, match="set_volume or set_picture first"):
-        session.add_box(BOX)
+    with (
+        open_session(bright_slices) as session,
+        pytest.raises(PromptError, match="no image is set; call set_image first"),
+    ):
+        session.add(BOX)
 
 
 @pytest.mark.parametrize(("shape", "words"), [((4, 4), "three axes"), ((4, 4, 4, 1), "three axes")])
 def test_volume_must_have_three_axes(session, shape, words):
     with pytest.raises(GeometryError, match=words):
-        session.set_volume(Volume(np.zeros(shape), np.eye(4)))
+        session.set_image(Volume(np.zeros(shape), np.eye(4)))
 
 
 def test_option_of_the_other_kind_of_method_is_refused(bright_slices, bright_export):
-    with pytest.raises(PromptError, match="takes no spacing"):
+    with pytest.raises(OptionError, match="takes no spacing; leave spacing out"):
         open_session(bright_slices, spacing=(1.0, 1.0, 1.0))
-    with pytest.raises(PromptError, match="--plane is for methods of slices"):
+    with pytest.raises(OptionError, match=r"^plane is for methods of slices"):
         open_session(bright_export, plane="axial")
     with pytest.raises(PromptError, match="axial, coronal, sagittal"):
         open_session(bright_slices, plane="oblique")
@@ -327,8 +329,8 @@ def test_option_of_the_other_kind_of_method_is_refused(bright_slices, bright_exp
 def test_picture_is_one_slice(session):
     picture = np.full((64, 60, 3), 20.0)
     picture[20:34, 20:30] = 235
-    session.set_picture(picture)
-    step = session.add_box(SliceBox(18, 18, 32, 36))
+    session.set_image(picture)
+    step = session.add(SliceBox(18, 18, 32, 36)).step
 
     assert session.mask().shape == (64, 60)
     assert np.array_equal(session.mask(), picture[..., 0] > 100)
@@ -337,16 +339,16 @@ def test_picture_is_one_slice(session):
     with pytest.raises(PromptError, match="has no neighbours"):
         session.propagate()
     with pytest.raises(PromptError, match="no third index"):
-        session.add_box(BOX)
+        session.add(BOX)
     with pytest.raises(InputRefused, match=r"\(60, 3\) lies outside the picture of 60 x 64 pixels"):
-        session.add_point(SlicePoint(60, 3, FOREGROUND))
+        session.add(SlicePoint(60, 3, FOREGROUND))
 
 
 def test_grey_picture_may_leave_its_channel_out(session):
-    session.set_picture(np.full((8, 9), 20.0))
+    session.set_image(np.full((8, 9), 20.0))
     assert session.mask().shape == (8, 9)
     with pytest.raises(InputRefused, match=r"8 x 9 x 2, and sam needs rows, columns and 1 or 3 channel"):
-        session.set_picture(np.zeros((8, 9, 2)))
+        session.set_image(np.zeros((8, 9, 2)))
 
 
 def test_grey_picture_stands_for_three_sequences(session):
@@ -354,8 +356,8 @@ def test_grey_picture_stands_for_three_sequences(session):
     picture[20:34, 20:30] = 235
     method = replace(sam.METHOD, sequences=lambda config: ("t1c", "t2w", "t2f"))
     three = SliceSession(method, session.config, session._runners)
-    three.set_picture(picture)
-    three.add_box(SliceBox(18, 18, 32, 36))
+    three.set_image(picture)
+    three.add(SliceBox(18, 18, 32, 36))
 
     assert np.array_equal(three.mask(), picture > 100)
 
@@ -381,14 +383,14 @@ def test_sequences_are_named_when_they_do_not_fit(two):
         ({"t1c": volume, "t2w": Volume(blocks() * 0 + 7, AFFINE)}, "t2w has no contrast"),
     ):
         with pytest.raises(InputRefused, match=words):
-            two.set_volume(given)
+            two.set_image(given)
 
 
 def test_one_volume_is_taken_where_no_sequence_has_a_name(session):
     with pytest.raises(InputRefused, match="takes one volume, and 2 are given: a, b"):
-        session.set_volume({"a": Volume(blocks(), AFFINE), "b": Volume(blocks(), AFFINE)})
-    session.set_volume({"t1c": Volume(blocks(), AFFINE)})
-    assert session.add_box(BOX).voxels == 140
+        session.set_image({"a": Volume(blocks(), AFFINE), "b": Volume(blocks(), AFFINE)})
+    session.set_image({"t1c": Volume(blocks(), AFFINE)})
+    assert session.add(BOX).step.voxels == 140
 
 
 def without_graph(bright_slices, folder, name):
@@ -409,9 +411,9 @@ def test_export_without_the_decoder_that_takes_no_mask_answers_the_same(bright_s
     answers = []
     for export in (bright_slices, folder):
         with open_session(export) as session:
-            session.set_volume(volume)
+            session.set_image(volume)
             session.add(BOX, Point((12, 14, 8), 1))  # a box and a point beside it: two rows
-            session.add_point(Point((2, 3, 8), 0), refine=True)
+            session.add(Point((2, 3, 8), 0), refine=True)
             session.propagate()
             answers.append(session.logits())
             assert set(session.providers) == {"image_encoder", "mask_decoder", "mask_decoder_no_mask"}

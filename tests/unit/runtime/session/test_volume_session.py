@@ -14,7 +14,7 @@ from samkit.errors import ExportError, GeometryError, InputRefused, ManifestErro
 from samkit.geometry import Volume, voxel_to_world, world_to_voxel
 from samkit.manifest import Export, Manifest
 from samkit.prompts import BACKGROUND, FOREGROUND, Point
-from samkit.runtime import Session, open_session
+from samkit.runtime import VolumeSession, open_session
 from samkit.runtime.backends import default_precision, get_backend
 
 CODES = [
@@ -41,8 +41,8 @@ def click(i=20.0, j=18.0, k=22.0, label=FOREGROUND):
 
 
 def test_step_says_what_the_click_did(session):
-    session.set_volume(Volume(ball(), np.diag([1.0, 1.0, 1.0, 1.0])))
-    step = session.add_point(click())
+    session.set_image(Volume(ball(), np.diag([1.0, 1.0, 1.0, 1.0])))
+    step = session.add(click()).step
 
     assert step.number == 1
     assert step.volume_ml == pytest.approx(session.mask().sum() / 1000)
@@ -53,8 +53,8 @@ def test_step_says_what_the_click_did(session):
 
 
 def test_mask_is_where_logits_pass_the_threshold(session):
-    session.set_volume(Volume(ball(), np.diag([1.3, 0.8, 1.0, 1.0])))
-    session.add_point(click())
+    session.set_image(Volume(ball(), np.diag([1.3, 0.8, 1.0, 1.0])))
+    session.add(click())
 
     assert session.mask().dtype == bool
     assert session.logits().dtype == np.float32
@@ -72,9 +72,9 @@ def test_every_orientation_gives_the_same_mask(session):
         noise = np.zeros((4, 4))
         noise[:3] = np.random.default_rng(len(masks)).uniform(-3e-6, 3e-6, (3, 4))
         stored_affine = affine @ inv_ornt_aff(change, array.shape) + noise
-        session.set_volume(Volume(stored, stored_affine))
+        session.set_image(Volume(stored, stored_affine))
         (index,) = world_to_voxel(stored_affine, world)
-        session.add_point(Point(tuple(index), FOREGROUND))
+        session.add(Point(tuple(index), FOREGROUND))
         back = ornt_transform(axcodes2ornt(codes), io_orientation(affine))
         masks.append(apply_orientation(session.mask(), back))
 
@@ -83,10 +83,10 @@ def test_every_orientation_gives_the_same_mask(session):
 
 
 def test_undo_and_redo_are_exact(session):
-    session.set_volume(Volume(ball(), np.eye(4)))
+    session.set_image(Volume(ball(), np.eye(4)))
     masks, logits = [session.mask()], [session.logits()]
     for point in (click(), click(2, 2, 2, BACKGROUND), click(21, 18, 22)):
-        session.add_point(point)
+        session.add(point)
         masks.append(session.mask())
         logits.append(session.logits())
     for number in (2, 1, 0):
@@ -100,41 +100,41 @@ def test_undo_and_redo_are_exact(session):
 
 
 def test_click_after_undo_forgets_what_was_undone(session):
-    session.set_volume(Volume(ball(), np.eye(4)))
-    session.add_point(click())
+    session.set_image(Volume(ball(), np.eye(4)))
+    session.add(click())
     session.undo()
-    session.add_point(click())
+    session.add(click())
 
     with pytest.raises(PromptError, match="no undone click"):
         session.redo()
 
 
 def test_undo_without_clicks_is_refused(session):
-    session.set_volume(Volume(ball(), np.eye(4)))
+    session.set_image(Volume(ball(), np.eye(4)))
 
     with pytest.raises(PromptError, match="no click to undo"):
         session.undo()
 
 
 def test_reset_starts_afresh_on_the_same_volume(session):
-    session.set_volume(Volume(ball(), np.eye(4)))
-    session.add_point(click())
+    session.set_image(Volume(ball(), np.eye(4)))
+    session.add(click())
     first = session.logits()
     session.reset()
     assert not session.mask().any()
-    step = session.add_point(click())
+    step = session.add(click()).step
 
     assert np.array_equal(session.logits(), first)
     assert step.seconds["encode"] == 0  # the embedding was kept
 
 
 def test_new_volume_forgets_the_old_one(session):
-    session.set_volume(Volume(ball(), np.eye(4)))
-    session.add_point(click())
+    session.set_image(Volume(ball(), np.eye(4)))
+    session.add(click())
     first = session.mask()
-    session.set_volume(Volume(ball(radius=5), np.eye(4)))
+    session.set_image(Volume(ball(radius=5), np.eye(4)))
     assert session.steps == ()
-    session.add_point(click())
+    session.add(click())
 
     assert 0 < session.mask().sum() < first.sum()
 
@@ -142,9 +142,9 @@ def test_new_volume_forgets_the_old_one(session):
 def test_far_crops_stay_apart(session):
     """Two balls in a long scan: memory follows the crops, and both are in the mask."""
     array = np.concatenate([ball(), np.full((400, 36, 44), 52, np.int16), ball()])
-    session.set_volume(Volume(array, np.eye(4)))
-    session.add_point(click())
-    step = session.add_point(click(i=460))
+    session.set_image(Volume(array, np.eye(4)))
+    session.add(click())
+    step = session.add(click(i=460)).step
 
     assert step.crops == 2
     assert session.mask()[460, 18, 22]
@@ -154,54 +154,54 @@ def test_far_crops_stay_apart(session):
 
 
 def test_click_outside_is_refused_and_changes_nothing(session):
-    session.set_volume(Volume(ball(), np.eye(4)))
+    session.set_image(Volume(ball(), np.eye(4)))
     for point in (click(i=39.6), click(j=-0.6), click(k=1e9)):
         with pytest.raises(InputRefused, match="lies outside the volume of 40 x 36 x 44 voxels"):
-            session.add_point(point)
+            session.add(point)
 
     assert session.steps == ()
 
 
 def test_click_on_the_very_edge_is_inside_despite_round_off(session):
-    session.set_volume(Volume(ball(), np.eye(4)))
-    session.add_point(click(i=39.5000004, j=-0.5000004))
+    session.set_image(Volume(ball(), np.eye(4)))
+    session.add(click(i=39.5000004, j=-0.5000004))
 
     assert len(session.steps) == 1
 
 
 def test_spacing_can_be_overridden(bright_export):
     with open_session(bright_export, spacing=(2.0, 2.0, 2.0)) as session:
-        session.set_volume(Volume(ball(), np.eye(4)))
-        session.add_point(click())
+        session.set_image(Volume(ball(), np.eye(4)))
+        session.add(click())
         assert session.mask().shape == ball().shape
         assert session.mask()[20, 18, 22]
 
 
 def test_volume_must_be_set_first(session):
-    with pytest.raises(PromptError, match="set_volume first"):
-        session.add_point(click())
+    with pytest.raises(PromptError, match="no image is set; call set_image first"):
+        session.add(click())
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4, 1)])
 def test_volume_must_have_three_axes(session, shape):
     with pytest.raises(GeometryError, match="three axes"):
-        session.set_volume(Volume(np.zeros(shape), np.eye(4)))
+        session.set_image(Volume(np.zeros(shape), np.eye(4)))
 
 
 def test_singular_volume_is_refused(session):
     with pytest.raises(GeometryError, match="singular"):
-        session.set_volume(Volume(ball(), np.diag([1.0, 0.0, 1.0, 1.0])))
+        session.set_image(Volume(ball(), np.diag([1.0, 0.0, 1.0, 1.0])))
 
 
 def test_session_carries_the_manifest_of_its_export(session, bright_export):
     assert session.manifest == Manifest.load(bright_export)
     with pytest.raises(ManifestError, match="use open_session"):
-        _ = Session(session.method, session.config, "anchored", {}).manifest
+        _ = VolumeSession(session.method, session.config, "anchored", {}).manifest
 
 
 def test_unknown_refinement_is_refused(session):
     with pytest.raises(ExportError, match="knows the refinements anchored"):
-        Session(session.method, session.config, "recurrent", {})
+        VolumeSession(session.method, session.config, "recurrent", {})
 
 
 @pytest.mark.parametrize("wrong", [{"backend": "tensorflow"}, {"device": "tpu"}])

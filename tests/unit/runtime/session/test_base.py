@@ -13,38 +13,59 @@ from PIL import Image
 
 from samkit.errors import InputRefused, PromptError
 from samkit.geometry import Volume, voxel_to_world
+from samkit.methods.m_sam import METHOD as VOLUMES
 from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, SliceBox, SlicePoint
-from samkit.runtime.session.interactive import Interactive
+from samkit.runtime.protocol.requests import ScanOptions
+from samkit.runtime.session.base import Session
 
 the = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "triton_models" / "stand_ins.py")))
 
 
-class Recorder(Interactive):
+class Recorder(Session):
     """Notes what it is asked for."""
 
-    def __init__(self, *, is_automatic=False, fails=None):
-        self.calls, self._is_automatic, self.fails = [], is_automatic, fails
+    method, config, manifest, providers, warnings, steps = VOLUMES, None, None, {}, (), ()
+    structures, sequences = (), ()
 
-    @property
-    def is_automatic(self):
-        return self._is_automatic
+    def __init__(self, *, is_automatic=False, fails=None):
+        self.calls, self.is_automatic, self.fails = [], is_automatic, fails
 
     def _note(self, *call):
         if self.fails == call[0]:
             raise InputRefused("no", "it was refused", "try another")
         self.calls.append(call)
+        return self.last_update()
 
-    def set_volume(self, volume):
-        self._note("volume", volume)
+    def _take(self, image):
+        self._note("picture" if isinstance(image, np.ndarray) else "volume", image)
+        self._affine = None if isinstance(image, np.ndarray) else next(iter(image.values())).affine
 
-    def set_picture(self, picture):
-        self._note("picture", picture)
+    def _segment_automatically(self, report):
+        return self._note("all")
 
-    def segment_all(self):
-        self._note("all")
+    def add(self, *prompts, refine=False):
+        return self._note("prompt", *prompts)
 
-    def add_prompt(self, prompt):
-        self._note("prompt", prompt)
+    def by_step(self, prompts):
+        return [tuple(prompts)]
+
+    def check(self, *prompts):
+        self._note("check")
+
+    def undo(self):
+        return self._note("undo")
+
+    def redo(self):
+        return self._note("redo")
+
+    def reset(self):
+        return self._note("reset")
+
+    def labels(self):
+        return np.array([[0, 1, 2]], np.uint8)
+
+    def logits(self):
+        return np.zeros((1, 3), np.float32)
 
     def last_update(self):
         return f"update {len(self.calls)}"
@@ -105,14 +126,14 @@ def test_no_image_is_refused():
 
 
 def test_picture_for_a_method_of_volumes_is_refused(png):
-    session = the.served("volume").session(the.runners("volume"), {})
+    session = the.served("volume").session(the.runners("volume"), ScanOptions())
     with pytest.raises(PromptError, match="works on volumes, and a picture is given"):
         session.set_image(png)
 
 
 def test_sequences_for_a_method_of_volumes_are_refused():
-    session = the.served("volume").session(the.runners("volume"), {})
-    with pytest.raises(PromptError):
+    session = the.served("volume").session(the.runners("volume"), ScanOptions())
+    with pytest.raises(InputRefused, match="takes one scan, and 2 are given"):
         session.set_image({"t1c": Volume(the.scan(0), np.eye(4)), "t2w": Volume(the.scan(1), np.eye(4))})
 
 
@@ -186,25 +207,28 @@ def test_image_that_is_refused_leaves_the_one_before(nifti, png, tmp_path):
 @pytest.mark.parametrize("kind", ["volume", "slices"])
 def test_millimetres_never_come_from_the_image_before(kind):
     array = the.scan()
-    session = the.served(kind).session(the.runners(kind), {})
+    session = the.served(kind).session(the.runners(kind), ScanOptions())
     session.set_image(Volume(array, np.eye(4)))
-    session.set_volume(Volume(array, np.diag([2.0, 2, 2, 1])))
+    session.set_image(Volume(array, np.diag([2.0, 2, 2, 1])))
     place = the.bright_voxel(array)
-    try:
-        session.click([2 * side for side in place], world=True)
-    except PromptError:
-        return  # "set_image first" is an answer, too
+    session.click([2 * side for side in place], world=True)
     assert session.mask()[tuple(place)]
 
 
-def test_what_a_kind_of_session_lacks_is_not_made_up():
-    bare = Interactive()
-    for act in (
-        lambda: bare.is_automatic,
-        lambda: bare.set_volume(None),
-        bare.segment_all,
-        lambda: bare.add_prompt(Point((1, 2, 3), 1)),
-        bare.last_update,
-    ):
-        with pytest.raises(NotImplementedError):
-            act()
+def test_act_that_no_method_of_this_kind_takes_is_refused_in_one_sentence():
+    recorder = Recorder()
+    with pytest.raises(PromptError, match="m-sam segments nothing without a prompt; give a point"):
+        recorder.segment_automatically()
+    with pytest.raises(PromptError, match="m-sam works on volumes, and only masks of slices lead on to others; leave"):
+        recorder.propagate()
+
+    assert recorder.calls == []
+
+
+def test_a_kind_of_session_has_to_be_whole():
+    class Half(Session):
+        def undo(self):
+            return None
+
+    with pytest.raises(TypeError, match="abstract"):
+        Half()

@@ -1,0 +1,283 @@
+"""Session: what a person does with a method, in the same words whether an export or a server is behind it.
+
+    with open_session(TARGET) as session:
+        session.set_image("scan.nii.gz")
+        update = session.click((60, 70, 30))
+        session.undo()
+
+Prompts and masks are in the frame of the volume or picture as given. Nothing here needs more than numpy and nibabel; a
+picture needs Pillow.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
+
+import numpy as np
+
+from samkit.errors import PromptError
+from samkit.geometry import Index, Triple, Volume
+from samkit.imageio.reading import is_picture, read_picture, read_scan
+from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, Prompt, SliceBox, SlicePoint
+from samkit.runtime.backends.runner import Closing
+from samkit.runtime.session.steps import Step
+from samkit.runtime.session.updates import MaskUpdate
+from samkit.runtime.session.world import to_voxel
+
+if TYPE_CHECKING:
+    from samkit.manifest import ExportPlan
+    from samkit.methods.method import Method
+
+Image: TypeAlias = str | Path | Volume | np.ndarray
+"""A file, or what was read from one: a Volume, or a picture (H, W) or (H, W, C) of intensities 0..255."""
+Volumes: TypeAlias = Mapping[str, Volume]
+"""By the method's sequences; the name is empty where the volume came without one."""
+
+
+class ExportRecord(Protocol):
+    """What every session knows of its export."""
+
+    @property
+    def plan(self) -> ExportPlan:
+        """Return what the export was made of."""
+
+    @property
+    def digest(self) -> str:
+        """Return the SHA-256 that names it."""
+
+
+class Session(Closing, ABC):
+    """Set an image, prompt, look at the mask. Each act returns the mask after it, and what it changed.
+
+    Nothing changes where an act is refused. An act that the method does not take raises PromptError.
+    """
+
+    precision: str
+    """In which the graphs run."""
+    structures: tuple[str, ...]
+    """Names of what the method tells apart, its labels 1, 2, ...; none where there is one mask."""
+    sequences: tuple[str, ...]
+    """Names of the volumes that the method takes; none where it takes one grey volume."""
+    is_automatic: bool
+    """Whether the method finds something without a prompt, too."""
+    server_samkit: str | None = None
+    """Version of samkit on the server that runs the graphs; None where this process does."""
+
+    _affine: np.ndarray | None = None
+    """Of the scan; None for a picture, and before anything is set."""
+
+    # --- What it runs ---
+
+    @property
+    @abstractmethod
+    def method(self) -> Method:
+        """Return the method's record."""
+
+    @property
+    @abstractmethod
+    def config(self) -> Any:
+        """Return the network's configuration."""
+
+    @property
+    @abstractmethod
+    def manifest(self) -> ExportRecord:
+        """Return what is known of the export; raises ManifestError where the session was made without one."""
+
+    @property
+    @abstractmethod
+    def warnings(self) -> tuple[str, ...]:
+        """Return what a user must be told of weights, backend and server, before anything is segmented."""
+
+    @property
+    @abstractmethod
+    def providers(self) -> dict[str, tuple[str, ...]]:
+        """Return, for every graph, what really runs it."""
+
+    @property
+    def plane(self) -> str | None:
+        """Return along which slices are taken; None for a method of volumes, and for a picture."""
+        return None
+
+    @property
+    def spacing(self) -> Triple | None:
+        """Return the voxel size [mm] of the network's grid; None for a method of slices."""
+        return None
+
+    # --- Acts ---
+
+    def set_image(self, image: Image | Mapping[str, Image], *, automatic: bool = True) -> MaskUpdate:
+        """Take a new scan or picture, or one scan for each of the method's sequences; what was before is forgotten.
+
+        A method that needs no prompt segments at once, unless `automatic` is False; for any other the mask is empty.
+        Raises InputRefused, and GeometryError for a singular affine.
+        """
+        self._take(read_image(image))
+        if automatic and self.is_automatic:
+            return self.segment_automatically()
+        return self.last_update()
+
+    def click(
+        self, index: Sequence[float], positive: bool = True, *, world: bool = False, structure: str = ""
+    ) -> MaskUpdate:
+        """Click at (i, j, k), voxel indices, or (x, y) of a picture; with `world` at RAS+ millimetres.
+
+        `positive` is a click on the object, otherwise on background. Raises InputRefused for a click outside,
+        PromptError where the method takes no click.
+        """
+        label = FOREGROUND if positive else BACKGROUND
+        if len(index) == 2 and not world:
+            return self.add(SlicePoint(float(index[0]), float(index[1]), label, structure))
+        return self.add(self._in_voxels(Point(_triple(index), label, structure), world))
+
+    def box(
+        self, first: Sequence[float], last: Sequence[float], *, world: bool = False, structure: str = ""
+    ) -> MaskUpdate:
+        """Give two corners of a box, flat in a slice; raises as `click` does."""
+        if len(first) == 2 and len(last) == 2 and not world:
+            (x0, x1), (y0, y1) = (sorted((float(a), float(b))) for a, b in zip(first, last, strict=True))
+            return self.add(SliceBox(x0, y0, x1, y1, structure))
+        return self.add(self._in_voxels(Box(_triple(first), _triple(last), structure), world))
+
+    @abstractmethod
+    def add(self, *prompts: Prompt, refine: bool = False) -> MaskUpdate:
+        """Apply prompts, in voxel indices of the volume or pixels of the picture, in the steps that `by_step` says.
+
+        With `refine` the masks of the prompted slices so far go in as mask prompts, too, which needs the same objects
+        as before. Nothing changes where any of the prompts is refused.
+        """
+
+    @abstractmethod
+    def by_step(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, ...]]:
+        """Return prompts as `add` works on them: clicks in a volume one after the other, those on slices at once."""
+
+    @abstractmethod
+    def check(self, *prompts: Prompt) -> None:
+        """Raise PromptError for prompts that the method does not take, InputRefused for those in a wrong place."""
+
+    def segment_automatically(self, report: Callable[[int, int], object] | None = None) -> MaskUpdate:
+        """Let the method segment by itself every slice that has no prompt.
+
+        Slices that are zero everywhere stay background. `report` is called with slices done and their number.
+        """
+        if not self.is_automatic:
+            raise PromptError(f"{self.method.name} segments nothing without a prompt; give {taken(self.method)}")
+        return self._segment_automatically(report)
+
+    def _segment_automatically(self, report: Callable[[int, int], object] | None) -> MaskUpdate:
+        """Do it, with a method that can."""
+        raise NotImplementedError
+
+    def propagate(self) -> MaskUpdate:
+        """Let the mask of every prompted slice lead on to its neighbours.
+
+        Each part of a mask, its box enlarged by a tenth and two pixels to each side, prompts the next slice, until
+        nothing of five pixels is left, the slice is empty, the volume ends, or the next slice has prompts of its own.
+        """
+        raise PromptError(
+            f"{self.method.name} works on volumes, and only masks of slices lead on to others; leave {{propagate}} out",
+            options=("propagate",),
+        )
+
+    @abstractmethod
+    def undo(self) -> MaskUpdate:
+        """Take the last step back; the mask is bit for bit what it was before it."""
+
+    @abstractmethod
+    def redo(self) -> MaskUpdate:
+        """Take the last undo back."""
+
+    @abstractmethod
+    def reset(self) -> MaskUpdate:
+        """Forget all prompts; the volume and its embeddings stay."""
+
+    # --- Results ---
+
+    def mask(self) -> np.ndarray:
+        """Return the mask, bool, on the volume's own array (I, J, K) or the picture (H, W); empty without a prompt."""
+        return self.labels() > 0
+
+    @abstractmethod
+    def labels(self) -> np.ndarray:
+        """Return structure numbers, uint8, on the volume's own array or the picture; 1 where nothing is told apart."""
+
+    @abstractmethod
+    def logits(self) -> np.ndarray:
+        """Return the foreground's logits, float32, on the volume's own array or the picture.
+
+        Very negative where no network looked. Raises PromptError where a server has them.
+        """
+
+    @abstractmethod
+    def last_update(self) -> MaskUpdate:
+        """Return the present mask and what the last act changed; raises PromptError where no image is set."""
+
+    @property
+    @abstractmethod
+    def steps(self) -> tuple[Step, ...]:
+        """Return what the steps did, in order."""
+
+    @property
+    def prompted(self) -> tuple[int, ...]:
+        """Return the slices with prompts, as indices of the volume's array across the plane; none of volumes."""
+        return ()
+
+    @property
+    def origins(self) -> tuple[Index, ...]:
+        """Return the first grid voxel of every crop in use; none on slices."""
+        return ()
+
+    # --- What a kind of session does its own way ---
+
+    @abstractmethod
+    def _take(self, image: Volumes | np.ndarray) -> None:
+        """Take volumes or a picture, and forget what was before; nothing changes where they are refused."""
+
+    def _refuse_picture(self) -> NoReturn:
+        raise PromptError(
+            f"{self.method.name} works on volumes, and a picture is given; give a scan such as scan.nii.gz"
+        )
+
+    def _in_voxels(self, prompt: Point | Box, world: bool) -> Prompt:
+        if not world:
+            return prompt
+        if self._affine is None:
+            raise PromptError("millimetres need a scan, and none is set here; call set_image first")
+        return to_voxel(prompt, self._affine)
+
+
+def read_image(image: Image | Mapping[str, Image]) -> Volumes | np.ndarray:
+    """Return the volumes by name, or the one picture, that files hold; raises InputRefused."""
+    named = dict(image) if isinstance(image, Mapping) else {"": image}
+    if not named:
+        raise PromptError("no image is given; give a file, or one for each of the method's sequences")
+    first = next(iter(named.values()))
+    if len(named) == 1 and isinstance(first, np.ndarray):
+        return first
+    if len(named) == 1 and isinstance(first, (str, Path)) and is_picture(Path(first)):
+        return read_picture(Path(first))
+    return {name: _read(one) for name, one in named.items()}
+
+
+def _read(image: Image) -> Volume:
+    if isinstance(image, Volume):
+        return image
+    if isinstance(image, np.ndarray):
+        raise PromptError("one of several images is a bare array, and each needs its affine; give a Volume or a file")
+    return read_scan(Path(image)).volume
+
+
+def taken(method: Method) -> str:
+    """Return the prompts that a method takes, as one asks for them."""
+    return " or ".join(f"a {kind}" for kind in sorted(method.prompts)) or "no prompt at all"
+
+
+def _triple(place: Sequence[float]) -> Triple:
+    if len(place) != 3:
+        raise PromptError(
+            f"a place in a volume has three numbers and this one has {len(place)}; give i, j, k, or x, y, z with "
+            "world=True"
+        )
+    return float(place[0]), float(place[1]), float(place[2])
