@@ -24,7 +24,7 @@ from samkit.manifest import file_sha256
 from samkit.methods import get_method
 from samkit.methods.method import Method, Part, State
 from samkit.networks.config import NetworkConfig
-from samkit.weights import demo_checkpoint
+from samkit.weights import find_demo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,23 +143,36 @@ def load_network(path: Path, method: Method, others: Mapping[str, Path] = Mappin
     A part that neither they nor `path` holds comes from the demonstration weights. Raises CheckpointError for another
     method's weights, and lists every missing, unexpected and misshapen name.
     """
-    info, state, sha256 = read_weights(path, method, others)
+    path = resolve_checkpoint(path)
+    return build_network(path, file_sha256(path), method, others, find_demo(method.name))
+
+
+def build_network(
+    path: Path, sha256: str, method: Method, others: Mapping[str, Path], demo: Path | None
+) -> LoadedNetwork:
+    """Return what `load_network` does, of a file with that SHA-256; `demo` are the demonstration weights, if any."""
+    info, state = _weights_of(path, sha256, method, others)
     config, borrowed = info.config, []
     for part in method.parts:
         if part.name in others:
             described, parameters = read_part(others[part.name], method, part)
         elif any(name.startswith(part.prefix) for name in state):
             continue
-        else:
-            demo = demo_checkpoint(method.name)
+        elif demo is not None:
             described, parameters = _part_of(demo, part)
             borrowed.append(part.name)
+        else:
+            raise CheckpointError(
+                f"{path.name} holds no {part.name}, and samkit has no demonstration weights of '{method.name}' to take "
+                f"it from; give {{{part.name}}}",
+                options=(part.name,),
+            )
         state = {name: tensor for name, tensor in state.items() if not name.startswith(part.prefix)}
         state |= {f"{part.prefix}{name}": tensor for name, tensor in parameters.items()}
         config = replace(config, **{part.name: described})
     info = replace(info, config=config)
     network = method.build(config)
-    fill_network(network, state, resolve_checkpoint(path).name, method.name)
+    fill_network(network, state, path.name, method.name)
     return LoadedNetwork(network.eval(), info, sha256, tuple(borrowed))
 
 
@@ -171,8 +184,12 @@ def read_weights(
     Parameters of parts may be missing. `others` are an official file's companions.
     """
     path = resolve_checkpoint(path)
-    info, sha256 = read_info(path), file_sha256(path)
-    state = read_state(path)
+    sha256 = file_sha256(path)
+    return (*_weights_of(path, sha256, method, others), sha256)
+
+
+def _weights_of(path: Path, sha256: str, method: Method, others: Mapping[str, Path]) -> tuple[CheckpointInfo, State]:
+    info, state = read_info(path), read_state(path)
     companions = {name: read_state(others[name]) for name in method.companions if name in others}
     if info is None:
         config, state = method.official(state, companions)
@@ -184,7 +201,7 @@ def read_weights(
             raise CheckpointError(
                 f"{path.name} is a whole network of samkit's; leave {given} out", options=tuple(companions)
             )
-    return info, state, sha256
+    return info, state
 
 
 def _check_own(path: Path, info: CheckpointInfo, method: Method, sha256: str) -> None:

@@ -40,7 +40,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Aid:
+class GivenFile:
     """A file or folder besides weights that an export was told to use. Manifests know it by its content alone: the
     path of a folder of scans may name a patient.
     """
@@ -71,9 +71,9 @@ class ExportPlan:
     graphs: tuple[str, ...]
     others: Mapping[str, Weights] = field(default_factory=dict)
     """Companion files and parts of the network that come from elsewhere than `weights`, by their option's name."""
-    calibration: Aid | None = None
+    calibration: GivenFile | None = None
     """Folder of scans that float16 is measured and gated on, besides phantoms."""
-    keep_list: Aid | None = None
+    keep_list: GivenFile | None = None
     """File with the nodes that stay in float32, in place of the measured ones."""
 
     @property
@@ -103,9 +103,9 @@ class ExportPlan:
         data = asdict(self)
         data["config"] = self.config and self.config.to_dict()
         for name in ("calibration", "keep_list"):
-            aid: Aid | None = data.pop(name) and getattr(self, name)
-            if aid is not None:
-                data[name] = {"sha256": aid.sha256}
+            given: GivenFile | None = data.pop(name) and getattr(self, name)
+            if given is not None:
+                data[name] = {"sha256": given.sha256}
         data["files"] = sorted(self.files)
         data["tensors"] = self.config and [spec.to_dict() for spec in self.specs]
         return {key: FROM_CHECKPOINT if value is None else value for key, value in data.items()}
@@ -122,7 +122,7 @@ class ExportPlan:
         known["others"] = {name: Weights(**entry) for name, entry in known.get("others", {}).items()}
         for name in ("calibration", "keep_list"):
             if name in known:
-                known[name] = Aid(**known[name])
+                known[name] = GivenFile(**known[name])
         config_class = type(get_method(known["method"]).sizes["full"])
         known["config"] = known["config"] and config_class.from_dict(known["config"])
         known["graphs"] = tuple(known["graphs"])
@@ -138,7 +138,7 @@ def graph_file(graph: str, precision: str) -> str:
     >>> graph_file("mask_decoder", "fp16")
     'mask_decoder.fp16.onnx'
     """
-    return f"{graph}{get_precision(precision).suffix}.onnx"
+    return get_precision(precision).graph_file(graph)
 
 
 def engine_file(graph: str, precision: str) -> str:

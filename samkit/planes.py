@@ -169,9 +169,8 @@ def scale_intensities(array: np.ndarray, name: str, limits: tuple[float, float] 
     """Return a volume scaled to 0..255, float32: `limits` become 0 and 255, what is beyond them is clipped.
 
     By default the limits are the 0.5 and 99.5 percentile of the voxels that are not background, and background stays 0
-    (MedSAM's preparation of MR; methods A000-18 and A001-5). Background is what is zero; in a volume with negative
-    values, such as a CT, where zero is water, it is what has the lowest value. Raises InputRefused, naming the volume,
-    where there is no contrast.
+    (MedSAM's preparation of MR). Background is what is zero; in a volume with negative values, such as a CT, where zero
+    is water, it is what has the lowest value. Raises InputRefused, naming the volume, where there is no contrast.
     """
     values = np.asarray(array, np.float32)
     if limits is None:

@@ -1,7 +1,7 @@
 """Axis and TensorSpec: the one description of a tensor that every stage reads.
 
-A spec gives the ONNX names and dynamic axes, the input check of the runners, the plan's JSON, and later the
-TensorRT profile and Triton's dims. They can't disagree, because nobody writes them twice.
+A spec gives the ONNX names and dynamic axes, the input check of the runners, the plan's JSON, the TensorRT profile and
+Triton's dims. They can't disagree, because nobody writes them twice.
 
 A tensor that goes into a graph is a numpy array or, where a runner left one on its device, a `DeviceTensor`.
 """

@@ -35,6 +35,16 @@ def pytest_runtest_setup(item):
             pytest.skip(missing)
 
 
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """A command that a test runs shows progress; the next test hears of it no more."""
+    logger = logging.getLogger("samkit")
+    handlers, propagate, level = list(logger.handlers), logger.propagate, logger.level
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield

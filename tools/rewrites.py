@@ -144,8 +144,8 @@ def _paired(slow: list[float], fast: list[float]) -> float:
 
 def _write_graphs(case: Comparison, folder: Path) -> None:
     """Write both formulations, and what runs before the folded one, from one network with random weights."""
-    from samkit.export.export import random_network
     from samkit.export.graphs import write_graph
+    from samkit.export.loading import random_network
     from samkit.export.plan import OPSET
 
     network = random_network(get_method(case.method), case.config)
@@ -189,7 +189,7 @@ def _eager_run(case: Comparison, inputs: Mapping[str, np.ndarray], threads: int)
     """Return a run of the official formulation in PyTorch, LoRA apart, on as many threads."""
     import torch
 
-    from samkit.export.export import random_network
+    from samkit.export.loading import random_network
 
     torch.set_num_threads(threads)
     network = random_network(get_method(case.method), case.config)

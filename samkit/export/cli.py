@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -13,6 +14,15 @@ from samkit.errors import MissingDependencyError
 from samkit.export.plan import OPSET, plan_export
 from samkit.manifest import ExportPlan, Manifest
 from samkit.methods import get_method, list_methods
+from samkit.precisions import BASE, PRECISIONS
+
+
+def _precision_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flag of each precision that is made of an export's first files."""
+    for precision in reversed(PRECISIONS):
+        if precision.writer is not None:
+            command = click.option(f"--{precision.name}", is_flag=True, help=precision.summary)(command)
+    return command
 
 
 @click.command(epilog="Exit codes: 0 done, 1 a stage or parity failed, 2 usage, 3 input refused. Not a medical device.")
@@ -23,7 +33,7 @@ from samkit.methods import get_method, list_methods
 @click.option("--out", type=click.Path(path_type=Path), help="Export folder. Default: exports/METHOD.")
 @click.option("--size", type=click.Choice(["full", "small", "tiny"]), help="Which network, without a checkpoint.")
 @click.option("--refinement", type=click.Choice(["anchored", "recurrent"]), help="Override what the weights say.")
-@click.option("--fp16", is_flag=True, help="Also write float16 graphs (float32 at their borders).")
+@_precision_flags
 @click.option(
     "--calibration", type=click.Path(path_type=Path), help="Folder of scans to measure float16 on, too; 8 at most."
 )
@@ -57,7 +67,6 @@ def export(
     out: Path | None,
     size: str | None,
     refinement: str | None,
-    fp16: bool,
     calibration: Path | None,
     keep_list: Path | None,
     no_fold: bool,
@@ -72,6 +81,7 @@ def export(
     engine_level: int,
     show_list: bool,
     quiet: bool,
+    **written: bool,
 ) -> None:
     """Export a method's network as checked ONNX files with a manifest, and as TensorRT engines where there is a GPU."""
     show_progress(quiet, name="sam-export", timed=True)
@@ -84,12 +94,15 @@ def export(
 
     if sum((show_list, verify is not None, build_engines is not None, method_name is not None)) > 1:
         raise click.UsageError("--list, --verify, --build-engines and --method each stand alone; give one")
+    asked = [name for name, is_asked in written.items() if is_asked]
+    if len(asked) > 1:
+        raise click.UsageError(f"--{asked[0]} and --{asked[1]} are two exports; give one")
     if no_engines and (require_tensorrt or build_engines is not None):
         raise click.UsageError("--no-engines contradicts --require-tensorrt and --build-engines; leave it out")
     if show_list:
         _print_methods()
     elif verify is not None:
-        from samkit.export.export import verify_export  # numpy and ONNX Runtime only
+        from samkit.export.verify import verify_export  # numpy and ONNX Runtime only
 
         click.echo(json.dumps(verify_export(verify)))
     elif build_engines is not None:
@@ -103,7 +116,7 @@ def export(
             others={name: path for name, path in (("base", base), ("detector", detector)) if path is not None},
             size=size,
             refinement=refinement,
-            precision="fp16" if fp16 else "fp32",
+            precision=asked[0] if asked else BASE.name,
             folded=not no_fold,
             opset=opset,
             calibration=calibration,

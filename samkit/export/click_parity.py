@@ -13,7 +13,8 @@ import numpy as np
 
 from samkit.clicks import central_click, first_click, next_click
 from samkit.errors import ManifestError, ParityError
-from samkit.export.parity import CASES, check_absent_points, compare_masks, compare_outputs
+from samkit.export.absent_points import absent_error
+from samkit.export.parity import AbsentFinding, Finding, MaskFinding, RunFinding
 from samkit.export.subjects import Subject
 from samkit.geometry import Grid, crop, crop_origin, upsample
 from samkit.manifest import ExportPlan
@@ -28,7 +29,7 @@ _STEM, _PLAIN = "adapter_stem", "mask_decoder"
 
 
 @dataclass(frozen=True)
-class ClickReference:
+class Reference:
     """One phantom crop, ten clicks, and what PyTorch float32 answered."""
 
     image: np.ndarray
@@ -54,7 +55,7 @@ class ClickReference:
         return arrays
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> ClickReference:
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Reference:
         """Return the case that `to_arrays` wrote; KeyError where something is missing."""
         steps = tuple(
             {name.split(".", 1)[1]: a for name, a in arrays.items() if name.startswith(f"{number}.")}
@@ -69,11 +70,15 @@ class ClickReference:
 
 
 def make_references(
-    runners: Mapping[str, Runner], method: VolumeMethod, plan: ExportPlan, subjects: Sequence[Subject] = ()
-) -> list[ClickReference]:
-    """Return what `runners`, the PyTorch originals, answer on phantoms and then on `subjects`."""
+    runners: Mapping[str, Runner],
+    method: VolumeMethod,
+    plan: ExportPlan,
+    phantoms: int,
+    subjects: Sequence[Subject] = (),
+) -> list[Reference]:
+    """Return what `runners`, the PyTorch originals, answer on so many `phantoms` and then on `subjects`."""
     config = _config(plan)
-    cases = [_phantom_crop(method, config, seed) for seed in range(CASES)]
+    cases = [_phantom_crop(method, config, seed) for seed in range(phantoms)]
     cases += [_subject_crop(method, config, subject) for subject in subjects]
     return [_reference(runners, method, plan, *case, seed) for seed, case in enumerate(cases)]
 
@@ -85,7 +90,7 @@ def _reference(
     target: np.ndarray,
     image: np.ndarray,
     seed: int,
-) -> ClickReference:
+) -> Reference:
     """Return the answers to clicks on `target` (P, P, P) in a preprocessed `image` (1, 1, P, P, P)."""
     config = _config(plan)
     rng = np.random.default_rng([0x9A41, seed])
@@ -117,7 +122,7 @@ def _reference(
     features = None
     if _STEM in runners:
         features = runners[_STEM].run({"image_embeddings": encoded})["image_features"]
-    return ClickReference(image, encoded, np.stack(coords), np.stack(labels), tuple(steps), features)
+    return Reference(image, encoded, np.stack(coords), np.stack(labels), tuple(steps), features)
 
 
 def _config(plan: ExportPlan) -> Sam3DConfig:
@@ -154,63 +159,67 @@ def _subject_crop(method: VolumeMethod, config: Sam3DConfig, subject: Subject) -
     return target, image[None, None]
 
 
-def check_parity(
+def new_figures(
+    runners: Mapping[str, Runner], references: Sequence[Reference], plan: ExportPlan
+) -> dict[str, dict[str, Any]]:
+    """Return the figures of each graph before anything was found."""
+    figures: dict[str, dict[str, Any]] = {
+        graph.name: {"relative_error": 0.0, "cases": len(references)} for graph in plan.specs
+    }
+    for name in _decoders(plan):
+        figures[name] |= {"dice": 1.0, "hd95": 0.0, "voxels": 0, "clicks": CLICKS}
+    return figures
+
+
+def findings(
     runners: Mapping[str, Runner],
-    references: list[ClickReference],
+    alone: Mapping[str, Runner],
+    references: Sequence[Reference],
     method: VolumeMethod,
     plan: ExportPlan,
-    precision: str,
-) -> dict[str, dict[str, Any]]:
-    """Return the figures of each graph; raises ParityError naming the first output that moved too far.
+) -> Iterator[Finding]:
+    """Yield what `runners` answer, beside what is expected; `alone` are those of upstream's formulation, which run
+    among the others.
 
     The loop feeds back its own logits and embeddings, as a session does, so errors may build up as they would there.
     """
-    graphs = {graph.name: graph for graph in plan.specs}
-    decoders = [name for name in (_PLAIN, ANCHORED_DECODER) if name in graphs]
-    figures: dict[str, dict[str, Any]] = {name: {"relative_error": 0.0, "cases": len(references)} for name in graphs}
-    for name in decoders:
-        figures[name] |= {"dice": 1.0, "hd95": 0.0, "voxels": 0, "clicks": CLICKS}
+    decoders = _decoders(plan)
     for case, reference in enumerate(references):
         encoded = runners["image_encoder"].run({"image": reference.image})
-        expected = {"image_embeddings": reference.embeddings}
-        encoder = graphs["image_encoder"]
-        compare_outputs(encoded, expected, encoder, precision, f"case {case}", figures[encoder.name])
+        yield RunFinding("image_encoder", f"case {case}", encoded, {"image_embeddings": reference.embeddings})
         fed = {_PLAIN: encoded}
-        if _STEM in graphs:
+        if _STEM in plan.graphs:
             features = runners[_STEM].run(encoded)
-            expected = {"image_features": _features(reference)}
-            compare_outputs(features, expected, graphs[_STEM], precision, f"case {case}", figures[_STEM])
+            yield RunFinding(_STEM, f"case {case}", features, {"image_features": _features(reference)})
             fed[ANCHORED_DECODER] = {**encoded, **features}
         for name in decoders:
             run = _run_loop(runners[name], fed[name], reference, plan)
             for number, (outputs, step) in enumerate(zip(run, reference.steps, strict=True)):
                 where = f"case {case}, click {number + 1}"
-                compare_outputs(outputs, step, graphs[name], precision, where, figures[name])
-                compare_masks(
-                    _mask(outputs["low_res_masks"], method),
-                    _mask(step["low_res_masks"], method),
-                    graphs[name].tolerance[precision],
-                    f"{name} ({precision}), {where}",
-                    figures[name],
-                )
+                yield RunFinding(name, where, outputs, step)
+                masks = (_mask(logits["low_res_masks"], method) for logits in (outputs, step))
+                yield MaskFinding(name, where, *masks)
     first = references[0]
     feed = {"image_embeddings": first.embeddings, "mask_input": first.steps[0]["low_res_masks"]}
     for name in decoders:
         extra = {"image_features": _features(first)} if name == ANCHORED_DECODER else {}
-        figures[name]["absent_points"] = check_absent_points(
-            runners[name], {**feed, **extra}, first.coords[:2, 0], first.labels[:2, 0], precision
+        yield AbsentFinding(
+            name, absent_error(runners[name], {**feed, **extra}, first.coords[:2, 0], first.labels[:2, 0])
         )
-    return figures
 
 
-def _features(reference: ClickReference) -> np.ndarray:
+def _decoders(plan: ExportPlan) -> list[str]:
+    return [name for name in (_PLAIN, ANCHORED_DECODER) if name in plan.graphs]
+
+
+def _features(reference: Reference) -> np.ndarray:
     if reference.features is None:
         raise ManifestError("the parity references of this export hold no features of the adapter; export again")
     return reference.features
 
 
 def _run_loop(
-    decoder: Runner, image: Mapping[str, np.ndarray], reference: ClickReference, plan: ExportPlan
+    decoder: Runner, image: Mapping[str, np.ndarray], reference: Reference, plan: ExportPlan
 ) -> Iterator[Mapping[str, np.ndarray]]:
     """Yield the outputs of each click, fed with its own logits and embeddings; `image` is what all steps start from."""
     fed = dict(image)

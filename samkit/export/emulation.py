@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from samkit.errors import ExportError
 from samkit.export.typed_graph import MOVERS, TypedGraph, copy_node, name_nodes, rebuilt, save_beside
 from samkit.methods import GraphSpec
-from samkit.precisions.fp16 import FP16
+from samkit.precisions.fp16 import PRECISION as FP16
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.tensors import Axis, Tensor, TensorSpec
 

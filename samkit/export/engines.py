@@ -22,8 +22,8 @@ from typing import Any
 
 from samkit.errors import ExportError, MissingDependencyError, SamkitError
 from samkit.export.build_engine import EnginePlan, describe_machine, graph_sha256
-from samkit.export.export import repeat_parity
-from samkit.manifest import Manifest, describe_files, engine_file, file_sha256, graph_file
+from samkit.export.verify import repeat_parity
+from samkit.manifest import Export, Manifest, describe_files, engine_file, file_sha256, graph_file
 from samkit.methods import GraphSpec
 from samkit.runtime.backends.pycuda_device import import_pycuda
 from samkit.runtime.backends.runner import Runner
@@ -225,7 +225,7 @@ def _check_parity(manifest: Manifest, folder: Path, work: Path, precision: str) 
             spec.name: opened.enter_context(TensorRTRunner(work, manifest, spec, precision))
             for spec in manifest.plan.specs
         }
-        figures = repeat_parity(manifest.plan, folder, runners, precision)
+        figures = repeat_parity(Export.of(folder, manifest), runners, precision)
     return {engine_file(graph, precision): values for graph, values in figures.items()}
 
 

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -21,14 +22,22 @@ import onnx
 from samkit.errors import ExportError, ParityError
 from samkit.export.emulation import EmulatedRunner, Offender, first_offender
 from samkit.export.graphs import save_graph
-from samkit.export.precision import LEVELS, Kept, choose_kept, convert_to_fp16, count_products, notes_of
+from samkit.export.precision import (
+    LEVELS,
+    Kept,
+    choose_kept,
+    convert_to_fp16,
+    count_products,
+    notes_of,
+    read_keep_list,
+)
 from samkit.export.ranges import RangeRunner, Ranges
 from samkit.export.sensitivity import measure_effects
 from samkit.export.typed_graph import PRODUCTS, TypedGraph
-from samkit.manifest import graph_file
+from samkit.manifest import ExportPlan, graph_file
 from samkit.methods import GraphSpec
 from samkit.precisions import BASE
-from samkit.precisions.fp16 import FP16
+from samkit.precisions.fp16 import PRECISION as FP16
 from samkit.runtime.backends.runner import Runner
 from samkit.tensors import Tensor
 
@@ -61,6 +70,20 @@ def write_float16(
         if notes is None:
             raise conversion.failure()
         return notes
+
+
+def write_files(folder: Path, plan: ExportPlan, check: Check) -> dict[str, Any]:
+    """Write the float16 files of `plan` as `write_float16` does, by its keep-list if it has one."""
+    keep_list = None
+    if plan.keep_list is not None and plan.keep_list.path is not None:
+        try:
+            data = json.loads(Path(plan.keep_list.path).read_text())
+        except ValueError as error:
+            raise ExportError(
+                f"the keep-list is no JSON ({error}); give the manifest.json of a float16 export"
+            ) from error
+        keep_list = read_keep_list(data, {graph: FP16.graph_file(graph) for graph in plan.graphs})
+    return write_float16(folder, plan.specs, check, keep_list)
 
 
 class _Conversion:

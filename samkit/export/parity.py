@@ -1,32 +1,87 @@
 """Proof that exported files compute what PyTorch float32 computes: what both kinds of method share.
 
 The reference is the network as loaded, in upstream's own formulation (LoRA unmerged, padding unfolded), answering on
-phantoms as a session would. Inputs and outputs are kept as parity.npz beside the graphs, so that `sam-export --verify`
-can repeat the comparison on a machine without torch. `click_parity` and `slice_parity` hold the two procedures.
+phantoms as a session would. `click_parity` and `slice_parity` hold the two procedures, which run graphs and say what
+is to be compared: findings. Here each is held to its graph's tolerance, as it comes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from samkit.errors import ManifestError, ParityError
+from samkit.errors import ParityError
 from samkit.masks import dice, hausdorff95
 from samkit.methods import GraphSpec
 from samkit.precisions import BASE, Tolerance, get_precision
-from samkit.prompts import ABSENT
-from samkit.runtime.backends.runner import Runner
 
-FILE_NAME = "parity.npz"
-CASES = 2
 SMALL_MASK = 1000
 """Voxels below which a mask is judged by the voxels that differ: Dice of a small mask jumps at one voxel."""
 
 _FLOOR = {"iou_predictions": 1.0}
 """Smallest norm that an error is relative to: an IoU is one number on a scale of 0 to 1, and may well be near 0."""
+
+
+@dataclass(frozen=True)
+class RunFinding:
+    """One run of a graph."""
+
+    graph: str
+    where: str
+    """The case, and the click."""
+    found: Mapping[str, np.ndarray]
+    """Outputs by name."""
+    expected: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class MaskFinding:
+    """A mask or label map that was made with a decoder."""
+
+    graph: str
+    where: str
+    found: np.ndarray
+    expected: np.ndarray
+
+
+@dataclass(frozen=True)
+class RewriteFinding(RunFinding):
+    """One run of a fast form, and of the graph that it works for where that one is given zeros besides."""
+
+    measure: str = "no_mask"
+    """What the figure is called."""
+
+
+@dataclass(frozen=True)
+class AbsentFinding:
+    """How much points labelled ABSENT changed a decoder's logits."""
+
+    graph: str
+    error: float
+
+
+Finding = RunFinding | MaskFinding | AbsentFinding
+
+
+def judge(
+    findings: Iterable[Finding], specs: Sequence[GraphSpec], precision: str, figures: dict[str, dict[str, Any]]
+) -> None:
+    """Add to the `figures` of each graph what was found; raises ParityError for the first one beyond its tolerance."""
+    graphs = {spec.name: spec for spec in specs}
+    for one in findings:
+        graph, figure = graphs[one.graph], figures[one.graph]
+        if isinstance(one, RewriteFinding):
+            _compare_rewrite(one, graph, precision, figure)
+        elif isinstance(one, RunFinding):
+            compare_outputs(one.found, one.expected, graph, precision, one.where, figure)
+        elif isinstance(one, MaskFinding):
+            tolerance = graph.tolerance[precision]
+            compare_masks(one.found, one.expected, tolerance, f"{one.graph} ({precision}), {one.where}", figure)
+        else:
+            figure["absent_points"] = _check_absent(one, precision)
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray, *, floor: float = 0.0) -> float:
@@ -61,6 +116,32 @@ def compare_outputs(
             )
 
 
+def _compare_rewrite(finding: RewriteFinding, graph: GraphSpec, precision: str, figures: dict[str, Any]) -> None:
+    """Add to `figures` how far a fast form is from the graph that it works for; ParityError beyond tolerance."""
+    limit = graph.tolerance[precision].relative
+    for name, expected in finding.expected.items():
+        error = output_error(name, finding.found[name], expected)
+        figures[finding.measure] = max(figures.get(finding.measure, 0.0), error)
+        # `not <=`, because nan must fail
+        if not error <= limit:
+            raise ParityError(
+                f"{graph.name} ({precision}), {name}, {finding.where}: relative difference {error:.1e} from "
+                f"{graph.official} without a mask, at most {limit:.0e} is allowed; export in {BASE.name}, or report "
+                "this checkpoint"
+            )
+
+
+def _check_absent(finding: AbsentFinding, precision: str) -> float:
+    """Return the error; raises ParityError beyond what the precision allows."""
+    limit = get_precision(precision).absent_points
+    if not finding.error <= limit:
+        raise ParityError(
+            f"{finding.graph} ({precision}): absent points move the logits by {finding.error:.1e} relative, at most "
+            f"{limit:.0e} is allowed; this is a bug of samkit, please report it"
+        )
+    return finding.error
+
+
 def compare_masks(
     ours: np.ndarray, theirs: np.ndarray, tolerance: Tolerance, where: str, figures: dict[str, Any]
 ) -> None:
@@ -92,61 +173,3 @@ def masks_agree(differing: int, overlap: float, distance: float, size: int, tole
     """
     agrees = differing <= tolerance.max_voxels if size < SMALL_MASK else overlap >= tolerance.min_dice
     return agrees and distance <= tolerance.max_hd95
-
-
-def check_absent_points(
-    decoder: Runner,
-    feed: Mapping[str, np.ndarray],
-    coords: np.ndarray,
-    labels: np.ndarray,
-    precision: str,
-) -> float:
-    """Return the largest relative change that ABSENT points make: beside real ones, alone, and in unlike rows.
-
-    `feed` holds one row of the decoder's other inputs, `coords` (2, axes) and `labels` (2,) two real points. Raises
-    ParityError beyond what the precision allows.
-    """
-
-    def logits(coords: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        per_row = {spec.name: spec.axes[0].is_dynamic for spec in decoder.graph.inputs}
-        rows = {n: np.repeat(value, len(coords), axis=0) if per_row[n] else value for n, value in feed.items()}
-        points = {"point_coords": coords.astype(np.float32), "point_labels": labels.astype(np.float32)}
-        return decoder.run({**rows, **points})["low_res_masks"]
-
-    def padded(count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the first `count` points, filled up to five with absent ones whose coordinates are nan."""
-        more_coords = np.concatenate([coords[:count], np.full((5 - count, coords.shape[1]), np.nan)])
-        return more_coords[None], np.concatenate([labels[:count], np.full(5 - count, float(ABSENT))])[None]
-
-    plain = [logits(coords[None, :count], labels[None, :count]) for count in range(3)]
-    alone = [logits(*padded(count)) for count in range(3)]
-    rows = logits(*(np.concatenate(parts) for parts in zip(*(padded(count) for count in range(3)), strict=True)))
-    errors = [relative_error(a, b) for a, b in zip(alone, plain, strict=True)]
-    errors += [relative_error(rows[count : count + 1], plain[count]) for count in range(3)]
-    error = float(np.max(errors))  # `np.max`, because nan must reach the check
-    limit = get_precision(precision).absent_points
-    if not error <= limit:
-        raise ParityError(
-            f"{decoder.graph.name} ({precision}): absent points move the logits by {error:.1e} relative, at most "
-            f"{limit:.0e} is allowed; this is a bug of samkit, please report it"
-        )
-    return error
-
-
-def load_arrays(path: Path) -> list[dict[str, np.ndarray]]:
-    """Return the arrays of each case in a parity.npz; raises ManifestError when the file is no such archive."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = dict(stored)
-        cases: list[dict[str, np.ndarray]] = [{} for _ in range(1 + max(int(name.split(".")[0]) for name in arrays))]
-        for name, array in arrays.items():
-            number, key = name.split(".", 1)
-            cases[int(number)][key] = array
-        return cases
-    except (OSError, ValueError, KeyError) as error:
-        raise ManifestError(f"{path} does not hold parity references ({error!r}); export again") from error
-
-
-def save_arrays(path: Path, cases: list[dict[str, np.ndarray]]) -> None:
-    """Write what `load_arrays` reads."""
-    np.savez(path, **{f"{number}.{key}": array for number, case in enumerate(cases) for key, array in case.items()})

@@ -10,9 +10,10 @@ from types import MappingProxyType
 
 from samkit.checkpoints import CheckpointInfo, read_info, resolve_checkpoint
 from samkit.errors import CheckpointError, OptionError
-from samkit.manifest import Aid, ExportPlan, Weights, file_sha256
+from samkit.manifest import ExportPlan, GivenFile, Weights, file_sha256
 from samkit.methods import Method, get_method
 from samkit.networks.config import NetworkConfig
+from samkit.precisions import BASE, PRECISIONS, get_precision
 from samkit.weights import demo_checkpoint
 
 OPSET = 20
@@ -27,7 +28,7 @@ def plan_export(
     others: Mapping[str, Path] = MappingProxyType({}),
     size: str | None = None,
     refinement: str | None = None,
-    precision: str = "fp32",
+    precision: str = BASE.name,
     folded: bool = True,
     opset: int = OPSET,
     calibration: Path | None = None,
@@ -52,14 +53,19 @@ def plan_export(
             f"opset {opset} was never tested, use {OPSETS.start} to {OPSETS.stop - 1}; e.g. {{opset}} 20",
             options=("opset",),
         )
-    if precision == "fp16" and not folded:
+    written = get_precision(precision)
+    if written.writer is not None and not folded:
         raise OptionError(
-            "{no_fold} is the float32 baseline, and float16 is made of the fast form; give one", options=("no_fold",)
+            f"{{no_fold}} is the {BASE.title} baseline, and {written.title} is made of the fast form; give one",
+            options=("no_fold",),
         )
-    for option, aid in (("calibration", calibration), ("keep_list", keep_list)):
-        if aid is not None and precision != "fp16":
+    for option, given in (("calibration", calibration), ("keep_list", keep_list)):
+        if given is not None and option not in written.options:
+            takers = [one for one in PRECISIONS if option in one.options]
             raise OptionError(
-                f"{{{option}}} says how float16 is made; add {{fp16}}, or leave it out", options=(option, "fp16")
+                f"{{{option}}} says how {' and '.join(one.title for one in takers)} is made; add "
+                f"{' or '.join(f'{{{one.name}}}' for one in takers)}, or leave it out",
+                options=(option, *(one.name for one in takers)),
             )
     known = (*method.companions, *(part.name for part in method.parts))
     for name in others:
@@ -91,11 +97,11 @@ def plan_export(
         opset=opset,
         graphs=_graphs(method, method.sizes[size or "full"], refinement, folded),
         others={name: _file_weights(path) for name, path in others.items()},
-        calibration=None if calibration is None else Aid(_content_sha256(calibration), str(calibration.resolve())),
-        keep_list=None if keep_list is None else Aid(_content_sha256(keep_list), str(keep_list.resolve())),
+        calibration=_given_file(calibration),
+        keep_list=_given_file(keep_list),
     )
     # With other files beside it, even the demonstration's config is known only when those are opened.
-    return plan if info is None or others else complete_plan(plan, info)
+    return plan if info is None or others else complete_plan(plan, method, info)
 
 
 def _graphs(method: Method, config: NetworkConfig, refinement: str | None, folded: bool) -> tuple[str, ...]:
@@ -103,16 +109,18 @@ def _graphs(method: Method, config: NetworkConfig, refinement: str | None, folde
     return tuple(graph.name for graph in method.graphs(config) if graph.is_in(refinement, folded))
 
 
-def _content_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, or over those of all files in a folder; raises OptionError for neither."""
+def _given_file(path: Path | None) -> GivenFile | None:
+    """Return a file or folder with its hash, which of a folder is over those of its files; OptionError for neither."""
+    if path is None:
+        return None
     if path.is_file():
-        return file_sha256(path)
+        return GivenFile(file_sha256(path), str(path.resolve()))
     if not path.is_dir():
         raise OptionError(f"{path} is no file and no folder; check the path")
     total = hashlib.sha256()
     for file in sorted(inside for inside in path.rglob("*") if inside.is_file()):
         total.update(file_sha256(file).encode())
-    return total.hexdigest()
+    return GivenFile(total.hexdigest(), str(path.resolve()))
 
 
 def _file_weights(path: Path) -> Weights:
@@ -120,8 +128,13 @@ def _file_weights(path: Path) -> Weights:
     return Weights("checkpoint", str(found), file_sha256(found))
 
 
-def complete_plan(plan: ExportPlan, info: CheckpointInfo, borrowed: tuple[str, ...] = ()) -> ExportPlan:
-    """Return `plan` with what the opened checkpoint says; raises CheckpointError where the two contradict."""
+def complete_plan(
+    plan: ExportPlan, method: Method, info: CheckpointInfo, borrowed: Mapping[str, Weights] = MappingProxyType({})
+) -> ExportPlan:
+    """Return `plan` with what the opened checkpoint says; raises CheckpointError where the two contradict.
+
+    `borrowed` are the weights of parts that nobody gave.
+    """
     if plan.size not in (None, info.size):
         raise CheckpointError(
             f"the checkpoint holds the {info.size} network, and {{size}} {plan.size} was asked for; leave {{size}} out",
@@ -129,11 +142,8 @@ def complete_plan(plan: ExportPlan, info: CheckpointInfo, borrowed: tuple[str, .
         )
     weights = replace(plan.weights, demonstration=info.demonstration)
     refinement = plan.refinement or info.refinement
-    others = dict(plan.others)
-    for name in borrowed:
-        demo = demo_checkpoint(plan.method)
-        others[name] = Weights("demonstration", None, file_sha256(demo), demonstration=True)
-    graphs = _graphs(get_method(plan.method), info.config, refinement, plan.folded)
+    others = {**plan.others, **borrowed}
+    graphs = _graphs(method, info.config, refinement, plan.folded)
     return replace(
         plan, weights=weights, others=others, size=info.size, config=info.config, refinement=refinement, graphs=graphs
     )

@@ -7,7 +7,7 @@ output is compared with the one recorded at the same place; so errors may build 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,21 +15,22 @@ import numpy as np
 from scipy import ndimage
 
 from samkit.errors import ParityError
-from samkit.export.parity import CASES, check_absent_points, compare_masks, compare_outputs, output_error
+from samkit.export.absent_points import absent_error
+from samkit.export.parity import AbsentFinding, Finding, MaskFinding, RewriteFinding, RunFinding
 from samkit.export.subjects import Subject
 from samkit.geometry import Volume
 from samkit.manifest import ExportPlan
-from samkit.methods import GraphSpec, SliceMethod
+from samkit.methods import SliceMethod
 from samkit.methods._slices import NO_MASK
 from samkit.methods.method import Answer
 from samkit.phantoms import SEQUENCES, make_phantom
 from samkit.placement import Placement
 from samkit.planes import PlaneView, Window, scale_intensities
-from samkit.precisions import BASE
 from samkit.prompts import BACKGROUND, FOREGROUND, SliceBox, SlicePoint, SlicePrompts
-from samkit.runtime.backends.runner import Runner, SubstituteRunner, add_substitutes
+from samkit.runtime.backends.runner import Runner, SubstituteRunner
 from samkit.tensors import Tensor
 
+_PLAIN = "mask_decoder"
 _SHAPE = (72, 80, 72)
 """Voxels of the phantom, along its axes."""
 _SPACING_MM = 2.5
@@ -38,7 +39,7 @@ Outputs = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class SliceReference:
+class Reference:
     """One slice of a phantom, what was asked of it, and what PyTorch float32 answered."""
 
     image: np.ndarray
@@ -58,7 +59,7 @@ class SliceReference:
         return arrays
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> SliceReference:
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Reference:
         """Return the case that `to_arrays` wrote; KeyError where something is missing."""
         runs: dict[int, tuple[str, dict[str, np.ndarray]]] = {}
         for key, value in arrays.items():
@@ -74,10 +75,14 @@ class SliceReference:
 
 
 def make_references(
-    runners: Mapping[str, Runner], method: SliceMethod, plan: ExportPlan, subjects: Sequence[Subject] = ()
-) -> list[SliceReference]:
-    """Return what `runners`, the PyTorch originals, answer on phantoms and then on `subjects`."""
-    cases = [_phantom_slice(method, plan, seed) for seed in range(CASES)]
+    runners: Mapping[str, Runner],
+    method: SliceMethod,
+    plan: ExportPlan,
+    phantoms: int,
+    subjects: Sequence[Subject] = (),
+) -> list[Reference]:
+    """Return what `runners`, the PyTorch originals, answer on so many `phantoms` and then on `subjects`."""
+    cases = [_phantom_slice(method, plan, seed) for seed in range(phantoms)]
     cases += [_subject_slice(method, plan, subject) for subject in subjects]
     side = next(graph for graph in plan.specs if graph.name == "image_encoder").inputs[0].shape[-1]
     cases = [_on_networks_grid(image, target, side) for image, target in cases]
@@ -96,94 +101,83 @@ def make_references(
         prompts = tuple(_questions(method, plan, target))
         answers = list(_answers(run, embeddings, placement, prompts, method, plan))
         labels = np.stack([answer.labels for answer in answers])
-        references.append(SliceReference(image, prompts, tuple(runs), labels))
+        references.append(Reference(image, prompts, tuple(runs), labels))
     return references
 
 
-def check_parity(
-    runners: Mapping[str, Runner],
-    references: list[SliceReference],
-    method: SliceMethod,
-    plan: ExportPlan,
-    precision: str,
+def new_figures(
+    runners: Mapping[str, Runner], references: Sequence[Reference], plan: ExportPlan
 ) -> dict[str, dict[str, Any]]:
-    """Return the figures of each graph; raises ParityError naming the first output that moved too far."""
-    graphs = {graph.name: graph for graph in plan.specs}
-    figures: dict[str, dict[str, Any]] = {name: {"relative_error": 0.0, "cases": len(references)} for name in graphs}
-    decoders = _decoders(runners, method, plan)
-    for name in decoders:
+    """Return the figures of each graph before anything was found."""
+    figures: dict[str, dict[str, Any]] = {
+        graph.name: {"relative_error": 0.0, "cases": len(references)} for graph in plan.specs
+    }
+    for name in _decoders(runners):
         figures[name] |= {"dice": 1.0, "hd95": 0.0, "voxels": 0, "prompts": len(references[0].prompts)}
-    for case, reference in enumerate(references):
-
-        def compare(graph: str, outputs: Outputs, expected: Outputs, where: str = f"case {case}") -> None:
-            compare_outputs(outputs, expected, graphs[graph], precision, where, figures[graph])
-
-        run = _ComparedRuns(runners, reference.runs, compare)
-        if method.propose is not None:
-            method.propose(run, reference.image, plan.config)
-        embeddings, placement = _encode(run, reference.image, method, plan)
-        steps = reference.runs[len(run.outputs) :]
-        sooner: list[Outputs] = []
-        for name, used in decoders.items():
-            run = _ComparedRuns(used, steps, compare)
-            for number, answer in enumerate(_answers(run, embeddings, placement, reference.prompts, method, plan)):
-                where = f"{name} ({precision}), case {case}, prompt {number + 1}"
-                tolerance = graphs[name].tolerance[precision]
-                compare_masks(answer.labels, reference.labels[number], tolerance, where, figures[name])
-            for (graph, _), without, blank in zip(steps, sooner, run.outputs, strict=True) if sooner else ():
-                if graph == NO_MASK:
-                    _compare_decoders(without, blank, graphs[graph], precision, f"case {case}", figures[graph])
-            sooner = run.outputs
-    for name in decoders if method.prompts else ():
-        figures[name]["absent_points"] = _check_absent_points(runners[name], references[0], plan, precision)
     return figures
 
 
-def _decoders(runners: Mapping[str, Runner], method: SliceMethod, plan: ExportPlan) -> dict[str, dict[str, Runner]]:
-    """Return with which runners every decoder answers all prompts: first as a session does, then `mask_decoder` alone,
-    which clients may use for everything.
+def findings(
+    runners: Mapping[str, Runner],
+    alone: Mapping[str, Runner],
+    references: Sequence[Reference],
+    method: SliceMethod,
+    plan: ExportPlan,
+) -> Iterator[Finding]:
+    """Yield what `runners` answer, beside what is expected.
+
+    Every decoder answers all prompts: first as in a session, then `mask_decoder` by the runners of upstream's
+    formulation `alone`, which clients may use for everything.
     """
-    alone = {name: runner for name, runner in runners.items() if name != NO_MASK}
-    add_substitutes(alone, method.graphs(plan.config))
-    return ({NO_MASK: dict(runners)} if NO_MASK in runners else {}) | {"mask_decoder": alone}
+    decoders = _decoders(runners)
+    for case, reference in enumerate(references):
+        run = _Runs(runners, reference.runs, f"case {case}")
+        if method.propose is not None:
+            method.propose(run, reference.image, plan.config)
+            yield from run.news()
+        embeddings, placement = _encode(run, reference.image, method, plan)
+        yield from run.news()
+        steps = reference.runs[len(run.outputs) :]
+        sooner: list[Outputs] = []
+        for name in decoders:
+            run = _Runs(runners if name == NO_MASK else alone, steps, f"case {case}")
+            for number, answer in enumerate(_answers(run, embeddings, placement, reference.prompts, method, plan)):
+                yield from run.news()
+                yield MaskFinding(name, f"case {case}, prompt {number + 1}", answer.labels, reference.labels[number])
+            for (graph, _), without, blank in zip(steps, sooner, run.outputs, strict=True) if sooner else ():
+                if graph == NO_MASK:
+                    yield RewriteFinding(graph, f"case {case}", without, blank)
+            sooner = run.outputs
+    for name in decoders if method.prompts else ():
+        yield AbsentFinding(name, _absent_error(runners[name], references[0], plan))
 
 
-class _ComparedRuns:
-    """Runs graphs as a record asks for them; compares what comes out with what is expected there, and keeps it."""
+def _decoders(runners: Mapping[str, Runner]) -> list[str]:
+    """Return the decoders, in the order in which they answer; those of fast forms may be run by another."""
+    return [name for name in (NO_MASK, _PLAIN) if name in runners]
 
-    def __init__(
-        self,
-        runners: Mapping[str, Runner],
-        expected: Sequence[tuple[str, Outputs]],
-        compare: Callable[[str, Outputs, Outputs], None],
-    ) -> None:
-        """Compare with the outputs of `expected`, in order; `compare` gets the name of the graph that really ran."""
-        self._runners, self._expected, self._compare = runners, expected, compare
+
+class _Runs:
+    """Runs graphs as a record asks for them, keeps what comes out, and pairs it with what is expected there."""
+
+    def __init__(self, runners: Mapping[str, Runner], expected: Sequence[tuple[str, Outputs]], where: str) -> None:
+        """Pair with the outputs of `expected`, in order; a finding has the name of the graph that really ran."""
+        self._runners, self._expected, self._where = runners, expected, where
         self.outputs: list[Outputs] = []
+        self._news: list[RunFinding] = []
 
     def __call__(self, graph: str, feed: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         runner = self._runners[graph]
         outputs = runner.run(feed)
         ran = runner.other if isinstance(runner, SubstituteRunner) else runner
-        self._compare(ran.graph.name, outputs, self._expected[len(self.outputs)][1])
+        self._news.append(RunFinding(ran.graph.name, self._where, outputs, self._expected[len(self.outputs)][1]))
         self.outputs.append(outputs)
         return outputs
 
-
-def _compare_decoders(
-    without: Outputs, blank: Outputs, graph: GraphSpec, precision: str, where: str, figures: dict[str, Any]
-) -> None:
-    """Add to `figures` how far the decoder without masks is from the one given none; ParityError beyond tolerance."""
-    for name, expected in blank.items():
-        error = output_error(name, without[name], expected)
-        figures["no_mask"] = max(figures.get("no_mask", 0.0), error)
-        # `not <=`, because nan must fail
-        if not error <= graph.tolerance[precision].relative:
-            raise ParityError(
-                f"{graph.name} ({precision}), {name}, {where}: relative difference {error:.1e} from mask_decoder "
-                f"without a mask, at most {graph.tolerance[precision].relative:.0e} is allowed; "
-                f"export in {BASE.name}, or report this checkpoint"
-            )
+    def news(self) -> list[RunFinding]:
+        """Return the runs since the last call of this."""
+        news, self._news = self._news, []
+        return news
 
 
 def _encode(run: Any, image: np.ndarray, method: SliceMethod, plan: ExportPlan) -> tuple[np.ndarray, Placement]:
@@ -277,7 +271,7 @@ def _scaled_slice(volume: Volume, view: PlaneView, number: int) -> np.ndarray:
     return view.slices(scale_intensities(volume.array, "the scan"))[number]
 
 
-def _check_absent_points(decoder: Runner, reference: SliceReference, plan: ExportPlan, precision: str) -> float:
+def _absent_error(decoder: Runner, reference: Reference, plan: ExportPlan) -> float:
     graphs = {graph.name: graph for graph in plan.specs}
     embeddings = next(outputs for name, outputs in reference.runs if name == "image_encoder")["image_embeddings"]
     feed = {"image_embeddings": embeddings}
@@ -285,7 +279,7 @@ def _check_absent_points(decoder: Runner, reference: SliceReference, plan: Expor
     feed |= {name: np.zeros(shapes[name], np.float32) for name in ("mask_input", "has_mask_input") if name in shapes}
     side = graphs["image_encoder"].inputs[0].shape[-1]
     coords = np.array([[0.4 * side, 0.5 * side], [0.7 * side, 0.3 * side]], np.float32)
-    return check_absent_points(decoder, feed, coords, np.array([1.0, 0.0]), precision)
+    return absent_error(decoder, feed, coords, np.array([1.0, 0.0]))
 
 
 def _plain(prompts: tuple[SlicePrompts, ...]) -> list[dict[str, Any]]:

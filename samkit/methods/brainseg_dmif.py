@@ -42,7 +42,7 @@ def _graphs(config: DmifConfig) -> tuple[GraphSpec, ...]:
 
 
 def _preprocess(image: np.ndarray, config: DmifConfig) -> tuple[np.ndarray, Placement]:
-    """Return the network's input, raw intensities, and the slice's place in it (methods A000-9).
+    """Return the network's input, raw intensities, and the slice's place in it.
 
     An axis shorter than the square is padded with black on both sides, a longer one is shrunk, bilinear.
     """

@@ -43,7 +43,7 @@ METHOD = SliceMethod(
     answer=sam_med2d.answer,
     iou_is_trained=True,
     recipes={
-        # Section 2.3: Adam 1e-4, 15 epochs, batch 2; the rest is SAM-Med2D's (A002-14).
+        # Section 2.3: Adam 1e-4, 15 epochs, batch 2; the rest is SAM-Med2D's.
         "paper": SliceRecipe(
             size="full", epochs=15, batch=2, losses=sam_med2d.LOSSES, output="best", prompts=("shifted_box", "point"),
             loss_side="input", error_rounds=8, mask_prompt="probability", masks_per_image=5, needs_init=True,

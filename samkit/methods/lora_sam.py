@@ -47,7 +47,7 @@ def _answer(
 
     Prompts that name no structure steer one run whose classes are all used; without prompts that run is automatic. Each
     structure with prompts of its own gets its probability from a run with those alone, and the background is what the
-    likeliest structure leaves (methods A003-5).
+    likeliest structure leaves.
     """
     names = _structures(config)
     named = ({point.structure for point in prompts.points} | {box.structure for box in prompts.boxes}) - {""}

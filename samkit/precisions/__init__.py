@@ -1,20 +1,24 @@
-"""The precisions of graphs: one file with a record each, and one line here.
+"""The precisions of graphs: one file with a `PRECISION` each, and its name in the list here.
 
 Commands, file names, tolerances, gates, plots and Triton repositories know those of this list and no other.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from samkit.errors import SamkitError
-from samkit.precisions.fp16 import FP16
-from samkit.precisions.fp32 import FP32
 from samkit.precisions.precision import Precision, Tolerance
 
 __all__ = ["BASE", "DECODER_TOLERANCE", "ENCODER_TOLERANCE", "PRECISIONS", "Precision", "Tolerance", "get_precision"]
 
-PRECISIONS: tuple[Precision, ...] = (FP32, FP16)
+_FILES = (
+    "fp32",
+    "fp16",
+)
+PRECISIONS: tuple[Precision, ...] = tuple(import_module(f"{__name__}.{file}").PRECISION for file in _FILES)
 """All of them, in the order of tables."""
-BASE = FP32
+BASE = PRECISIONS[0]
 """What every export has and the PyTorch originals compute in; the files of the others are made of its files."""
 ENCODER_TOLERANCE = {precision.name: precision.encoder for precision in PRECISIONS}
 """Of a graph whose outputs are features, by precision."""

@@ -2,7 +2,7 @@
 
 from samkit.precisions.precision import Precision, Tolerance
 
-FP16 = Precision(
+PRECISION = Precision(
     name="fp16",
     title="float16",
     summary="Also write float16 graphs (float32 at their borders).",
@@ -15,8 +15,8 @@ FP16 = Precision(
     min_dice=0.995,
     rounding=0.1,
     preferred_on=frozenset({"cuda"}),
-    writer="samkit.export.float16:write_float16",
-    options=frozenset({"calibration", "keep-list"}),
+    writer="samkit.export.float16:write_files",
+    options=frozenset({"calibration", "keep_list"}),
     # ONNX Runtime computes float16 in float32 on a CPU, and would hide an overflow.
     emulator="samkit.export.emulation:EmulatedRunner",
     emulated="a CPU computes float16 through float32; a GPU does not",

@@ -2,7 +2,7 @@
 
 from samkit.precisions.precision import Precision, Tolerance
 
-FP32 = Precision(
+PRECISION = Precision(
     name="fp32",
     title="float32",
     summary="Write float32 graphs, which every export has.",

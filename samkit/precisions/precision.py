@@ -53,3 +53,7 @@ class Precision:
     where a CPU does that anyway."""
     emulated: str = ""
     """What users must be told of its speed on a CPU, in a sentence."""
+
+    def graph_file(self, graph: str) -> str:
+        """Return the file name of one graph."""
+        return f"{graph}{self.suffix}.onnx"

@@ -85,7 +85,7 @@ def parse_boxes(path: Path, shape: tuple[int, int]) -> np.ndarray:
 
 
 def boxes_of(labels: np.ndarray, min_pixels: int = MIN_PIXELS) -> np.ndarray:
-    """Return one box (n, 5), class 0, around each component of `labels` (H, W) above 0 (methods A001-6)."""
+    """Return one box (n, 5), class 0, around each component of `labels` (H, W) above 0."""
     boxes = []
     for component in components(labels > 0, min_pixels):
         rows, columns = np.flatnonzero(component.any(axis=1)), np.flatnonzero(component.any(axis=0))

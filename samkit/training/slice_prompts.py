@@ -12,7 +12,7 @@ from scipy import ndimage
 from samkit.prompts import BACKGROUND, FOREGROUND, PADDING
 
 MIN_PIXELS = 10
-"""Pixels of the smallest component that gets a box of its own (methods A001-6)."""
+"""Pixels of the smallest component that gets a box of its own."""
 
 _OFFICIAL_SIDE = 1024
 _SHIFT_SHARE, _MAX_SHIFT, _SHIFT_SIDE = 0.5, 5, 256

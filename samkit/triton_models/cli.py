@@ -10,7 +10,7 @@ from types import FrameType
 import click
 
 from samkit import __version__
-from samkit.command import run_command
+from samkit.command import run_command, show_progress
 from samkit.errors import ServingError
 from samkit.precisions import BASE, PRECISIONS
 
@@ -106,6 +106,7 @@ def start(
     from samkit.triton_models.checks import find_problems
     from samkit.triton_models.server import EmbeddedServer, is_loopback
 
+    show_progress(quiet)
     is_local = is_loopback(address)  # first: it may be none that can be listened on
     if problems := find_problems(repository):
         raise ServingError(f"{repository} can't be served here: {'; '.join(problems)}")
@@ -122,7 +123,6 @@ def start(
         metrics_port=metrics_port,
         address=address,
         device=device,
-        say=(lambda line: None) if quiet else (lambda line: click.echo(line, err=True)),
     )
     before = {number: signal.signal(number, _interrupt) for number in _STOPS}
     try:

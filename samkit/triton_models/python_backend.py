@@ -5,6 +5,7 @@ exists inside a server alone.
 from __future__ import annotations
 
 import ctypes
+import logging
 import threading
 import traceback
 from collections.abc import Callable, Mapping
@@ -18,7 +19,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from samkit.errors import SamkitError, ServingError, TensorMismatchError
-from samkit.runtime.protocol.wire import decode, error_text, read_error
+from samkit.runtime.protocol.failure import error_text, read_error
+from samkit.runtime.protocol.wire import decode
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 """Of malloc.h."""
@@ -146,10 +148,27 @@ def call(model: str, inputs: Mapping[str, np.ndarray], outputs: list[str]) -> di
     return {name: np.array(array) for name, array in found.items()}
 
 
-def log_info(text: str) -> None:
-    """Write to the server's log."""
-    with _BACK:
-        pb_utils().Logger.log_info(text)
+class _ServerLog(logging.Handler):
+    """Writes each record as one line to the server's log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with _BACK:
+            pb_utils().Logger.log_info(record.getMessage())
+
+
+_SERVER_LOG = _ServerLog()
+
+
+def open_log() -> None:
+    """Have the server's log show what `samkit.triton_models` logs; the rest of samkit may name a scan."""
+    logger = logging.getLogger("samkit.triton_models")
+    logger.addHandler(_SERVER_LOG)  # once, however often
+    logger.setLevel(logging.INFO)
+
+
+def close_log() -> None:
+    """Undo `open_log`."""
+    logging.getLogger("samkit.triton_models").removeHandler(_SERVER_LOG)
 
 
 def log_error(text: str) -> None:

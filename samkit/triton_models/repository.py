@@ -112,7 +112,7 @@ def write_repository(
             _move(new, out, Path(work) / "old")
     except OSError as error:
         raise ServingError(
-            f"the repository can't be written to {out} ({error.strerror}); choose another --out"
+            f"the repository can't be written to {out} ({error.strerror}); choose another {{out}}", options=("out",)
         ) from error
     return record
 
@@ -135,40 +135,46 @@ def _check_names(sources: Sequence[_Source], name: str | None) -> None:
         raise ServingError("no export was given, and a repository serves at least one; name its folder")
     if name is not None and len(sources) > 1:
         raise ServingError(
-            f"--name {name} can't name {len(sources)} exports at once; leave it out, or write a repository for each"
+            f"{{name}} {name} can't name {len(sources)} exports at once; leave it out, or write a repository for each",
+            options=("name",),
         )
     for source in sources:
         if NAME_FORM.fullmatch(source.name) is None:
             raise ServingError(
                 f"the name '{source.name}' is no name for a model, which has small letters, digits and underscores and "
-                "begins with a letter; pass another --name"
+                "begins with a letter; pass another {name}",
+                options=("name",),
             )
     if repeated := [name for name, count in Counter(source.name for source in sources).items() if count > 1]:
         raise ServingError(
             f"two exports would be served as {', '.join(repeated)}, and a name has one; write a second repository with "
-            "--name"
+            "{name}",
+            options=("name",),
         )
     if repeated := [name for name, count in Counter(m for s in sources for m in s.models).items() if count > 1]:
         raise ServingError(
             f"the model {', '.join(repeated)} would stand in the repository twice, as a name and as a part of another; "
-            "write a second repository with --name"
+            "write a second repository with {name}",
+            options=("name",),
         )
 
 
 def _check_out(out: Path) -> None:
     """Raise ServingError where `out` holds anything but a repository of ours, which is all that is ever replaced."""
     if out.exists() and not out.is_dir():
-        raise ServingError(f"{out} is a file, and a repository is a folder; choose another --out")
+        raise ServingError(f"{out} is a file, and a repository is a folder; choose another {{out}}", options=("out",))
     there = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if there and FILE_NAME not in there:
         raise ServingError(
             f"{out} holds files that are no repository of samkit's, and nothing of yours is replaced; choose an empty "
-            "or a new folder with --out"
+            "or a new folder with {out}",
+            options=("out",),
         )
     if there and (foreign := sorted(there - {FILE_NAME, *Repository.load(out).models})):
         raise ServingError(
             f"{out} also holds {', '.join(foreign)}, which samkit did not write and would take away; move it "
-            "elsewhere, or choose another --out"
+            "elsewhere, or choose another {out}",
+            options=("out",),
         )
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import samkit
 from samkit.manifest import Export
@@ -14,6 +14,9 @@ from samkit.methods.method import GraphSpec, Method, SliceMethod
 from samkit.networks.config import NetworkConfig
 from samkit.runtime.backends.runner import Runner, add_substitutes
 from samkit.runtime.opening import make_session
+from samkit.runtime.protocol.answers import ExportDescription, ServedLimits
+from samkit.runtime.protocol.requests import ScanOptions
+from samkit.runtime.protocol.version import PROTOCOL
 from samkit.runtime.session.slice_session import SliceSession
 from samkit.runtime.session.volume_session import VolumeSession
 from samkit.triton_models.bls_runner import BlsRunner
@@ -82,32 +85,33 @@ class Served:
         add_substitutes(runners, self.export.graphs)
         return runners
 
-    def session(self, runners: Mapping[str, Runner], options: Mapping[str, Any]) -> VolumeSession | SliceSession:
+    def session(self, runners: Mapping[str, Runner], options: ScanOptions) -> VolumeSession | SliceSession:
         """Return a session on `runners`; raises OptionError for options that the method does not have."""
         return make_session(
             self.export,
             runners,
             self.precision,
-            spacing=options.get("spacing"),
-            plane=options.get("plane"),
-            intensities=options.get("intensities"),
+            spacing=options.spacing,
+            plane=options.plane,
+            intensities=options.intensities,
         )
 
-    def describe(self) -> dict[str, Any]:
-        """Return what a client has to know, as JSON; it knows the name that it asked."""
-        method, session = self.method, self.session({}, {})
-        return {
-            "samkit": samkit.__version__,
-            "method": method.name,
-            "kind": "slices" if self.is_slices else "volume",
-            "precision": self.precision,
-            "digest": self.digest,
-            "plan": self.export.plan.to_dict(),
-            "structures": list(session.structures),
-            "sequences": list(session.sequences),
-            "is_automatic": session.is_automatic,
-            "plane": session.plane,
-            "warnings": list(session.warnings),
-            "providers": {name: list(runner.providers) for name, runner in self.runners().items()},
-            "limits": {"max_voxels": self.limits.max_voxels},
-        }
+    def describe(self) -> ExportDescription:
+        """Return what a client has to know; it knows the name that it asked."""
+        session = self.session({}, ScanOptions())
+        return ExportDescription(
+            protocol=PROTOCOL,
+            samkit=samkit.__version__,
+            method=self.method.name,
+            kind="slices" if self.is_slices else "volume",
+            precision=self.precision,
+            digest=self.digest,
+            plan_json=self.export.plan.to_dict(),
+            structures=session.structures,
+            sequences=session.sequences,
+            is_automatic=session.is_automatic,
+            plane=session.plane,
+            warnings=session.warnings,
+            providers={name: runner.providers for name, runner in self.runners().items()},
+            limits=ServedLimits(max_voxels=self.limits.max_voxels),
+        )

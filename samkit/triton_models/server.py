@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import http.client
 import ipaddress
+import logging
 import os
 import re
 import secrets
@@ -24,7 +25,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -47,7 +48,7 @@ from samkit.triton_models.server_files import (
     server_environment,
 )
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 CHECKED_GRAPH = "mask_decoder"
@@ -111,15 +112,14 @@ class EmbeddedServer:
         address: str = LOOPBACK,
         device: str = "cpu",
         timeout: float | None = None,
-        say: Say = lambda line: None,
     ) -> None:
         """Describe a server on the repository that `sam-serve write` wrote.
 
         A port of 0 is one that is free. `address`, of IPv4, is where gRPC and HTTP listen; metrics stay on loopback.
         `device` `cpu` hides all GPUs from the server; `cuda`, which was never run, leaves them to ONNX Runtime.
-        `timeout` [s] is how long loading may take, by default as long as the number of models makes likely. `say` gets
-        the server's log, line by line, from another thread; what it raises is dropped. Raises ServingError for an
-        address that is not of IPv4.
+        `timeout` [s] is how long loading may take, by default as long as the number of models makes likely. The
+        server's log is logged line by line, from another thread. Raises ServingError for an address that is not of
+        IPv4.
         """
         is_loopback(address)  # or raises
         self.repository = repository
@@ -127,7 +127,6 @@ class EmbeddedServer:
         self.grpc_port, self.http_port, self.metrics_port = grpc_port, http_port, metrics_port
         self._device = device
         self._timeout = timeout
-        self._say = say
         self._process: subprocess.Popen[str] | None = None
         self._log: deque[str] = deque(maxlen=200)
         self._reader: threading.Thread | None = None
@@ -261,7 +260,7 @@ class EmbeddedServer:
             if self._device == "cuda" or not _NO_GPU.search(line):
                 self._log.append(line.rstrip())
                 with suppress(Exception):  # nobody listens any more; a full pipe would stop the server
-                    self._say(line.rstrip())
+                    logger.info("%s", line.rstrip())
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None:

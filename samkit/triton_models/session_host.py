@@ -1,20 +1,22 @@
 """SessionHost: the sessions of one served export, each on a scan of its own, found by an unguessable token.
 
-No Triton here: requests are JSON objects and arrays (runtime/protocol/wire.py says which), and any number of threads
-may bring them. Requests of one session are worked on one after the other, those of different sessions side by side.
+No Triton here: any number of threads may bring requests (runtime/protocol/requests.py). Requests of one session are
+worked on one after the other, those of different sessions side by side.
 
     host = SessionHost(served, served.runners())
-    opened, _ = host.answer({"op": "open"}, None, {"volume": scan, "affine": affine})
-    answer, changed = host.answer({"op": "click", "turn": 1, "point": [60, 70, 30], "label": 1}, opened["token"], {})
+    opened, _ = host.answer(Open(), None, {"volume": scan, "affine": affine})
+    changed, labels = host.answer(Click(turn=1, point=(60, 70, 30), label=1), opened.token, {})
 
 A scan is held in memory until its session is closed or nobody used it for a while, and is never written anywhere. A
-token tells which start of the server it belongs to, so that a client learns why its session is gone.
+token tells which start of the server it belongs to, so that a client learns why its session is gone. What one request
+does to one session is in hosted_session.py.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import secrets
 import threading
@@ -22,43 +24,31 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from samkit.errors import (
-    AtCapacity,
-    PromptError,
-    ServerRestarted,
-    ServingError,
-    SessionExpired,
-    UnknownSession,
-    WrongTurn,
-)
-from samkit.prompts import Prompt
+from samkit.errors import AtCapacity, ServerRestarted, ServingError, SessionExpired, UnknownSession, WrongTurn
 from samkit.runtime.backends.runner import Runner
-from samkit.runtime.loops.embeddings import Embeddings, ScanEmbeddings
-from samkit.runtime.session.local_session import LocalSession
-from samkit.runtime.session.updates import MaskUpdate
-from samkit.triton_models.requests import (
-    OPENING,
-    Options,
-    check_keys,
-    read_flag,
-    read_prompts,
-    read_scan,
-    read_text,
-    volumes_of,
+from samkit.runtime.loops.embeddings import Embeddings
+from samkit.runtime.protocol.answers import Changed, Nothing, Opened
+from samkit.runtime.protocol.requests import (
+    Add,
+    BoxCorners,
+    Click,
+    Close,
+    Describe,
+    Open,
+    Request,
+    SessionChange,
 )
+from samkit.triton_models.hosted_session import HostedSession, Reply, nothing
+from samkit.triton_models.scans import Tensors, read_scan, volumes_of
 from samkit.triton_models.served import Served
 
-Tensors: TypeAlias = "Mapping[str, np.ndarray | None]"
-"""Volume inputs and affine of a request."""
-Reply: TypeAlias = "tuple[dict[str, Any], np.ndarray]"
-"""The answer's JSON, and the labels (I, J, K), uint8, of the box that it names."""
+logger = logging.getLogger(__name__)
 
-_NOTHING = np.zeros((0, 0, 0), np.uint8)
 _START_BYTES, _SECRET_BYTES = 8, 24
 _TOKEN = re.compile(f"[0-9a-f]{{{2 * (_START_BYTES + _SECRET_BYTES)}}}")
 """What a token looks like: which start of the server it belongs to, then what nobody can guess."""
@@ -66,21 +56,6 @@ _REMEMBERED = 4096
 """Expired sessions whose users can still be told so."""
 _MOST_REQUESTS = 4
 """Of one session at a time: a call, and its repeats after a lost connection."""
-_PROMPTING = frozenset({"click", "box", "prompts"})
-_CHANGING = _PROMPTING | {"decide", "propagate", "undo", "redo", "reset"}
-_KEYS = {
-    "click": ("op", "turn", "point", "label", "structure", "world"),
-    "box": ("op", "turn", "box", "structure", "world"),
-    "prompts": ("op", "turn", "prompts", "world"),
-    "check": ("op", "prompts", "world"),
-    **dict.fromkeys(_CHANGING - _PROMPTING, ("op", "turn")),
-    "state": ("op",),
-    "close": ("op",),
-}
-"""What a request may say."""
-_SHORTEST_NONCE = 16
-_MOST_STEPS = 512
-"""Of one session: each keeps a mask, and an embedding where refinement is recurrent."""
 
 
 @dataclass
@@ -97,21 +72,13 @@ class Counters:
 
 @dataclass
 class _Held:
-    """One session."""
+    """One session, and who uses it."""
 
-    session: LocalSession[Any]
-    embeddings: ScanEmbeddings
-    affine: np.ndarray | None
-    """None for a picture."""
-    shape: tuple[int, ...]
-    """Of the scan, or height and width of the picture."""
+    hosted: HostedSession
     nonce: str | None
     """What the client called the request that opened it."""
     used: float
     lock: threading.Lock = field(default_factory=threading.Lock)
-    turn: int = 0
-    last: tuple[str, Reply] | None = None
-    """The request of that turn and its reply, for a client that did not get it."""
     requests: int = 0
     """At work or waiting."""
     is_gone: bool = False
@@ -123,7 +90,7 @@ class _Opening:
     """A request to open a session, at work or done."""
 
     ended: threading.Event = field(default_factory=threading.Event)
-    answer: dict[str, Any] | None = None
+    answer: Opened | None = None
     scan: str = ""
     """The key of what was opened."""
 
@@ -132,18 +99,12 @@ class SessionHost:
     """All sessions of one served export."""
 
     def __init__(
-        self,
-        served: Served,
-        runners: Mapping[str, Runner],
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        log: Callable[[str], None] = lambda text: None,
+        self, served: Served, runners: Mapping[str, Runner], *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Run graphs by `runners`. `clock` tells seconds; `log` gets a line without names, paths or voxels."""
+        """Run graphs by `runners`. `clock` tells seconds. What is logged has no names, paths or voxels in it."""
         self._served = served
         self._runners = runners
         self._clock = clock
-        self._log = log
         self._lock = threading.Lock()
         self._held: dict[str, _Held] = {}
         self._opening = 0
@@ -155,28 +116,20 @@ class SessionHost:
 
     # --- Requests ---
 
-    def answer(self, request: object, token: str | None, tensors: Tensors) -> Reply:
+    def answer(self, request: Request[Any], token: str | None, tensors: Tensors) -> Reply:
         """Return the answer to one request; raises SamkitError, and nothing changed then."""
-        if not isinstance(request, dict) or not isinstance(op := request.get("op"), str):
-            raise PromptError(
-                f'the request is {request!r:.100}, needed is a JSON object with an op; e.g. {{"op": "open"}}'
-            )
-        if op == "describe":
-            return self._served.describe(), _NOTHING
+        if isinstance(request, Describe):
+            return self._served.describe(), nothing()
         self.drop_idle()
-        if op == "open":
-            return self._open(request, tensors), _NOTHING
-        if op not in _KEYS:
-            known = ", ".join(sorted({"describe", "open", *_KEYS}))
-            raise PromptError(f"the request's op is '{op:.40}', known are {known}; send one of those")
-        check_keys(request, _KEYS[op], op)
+        if isinstance(request, Open):
+            return self._open(request, tensors), nothing()
         held = self._find(token)
         with self._waiting(held), held.lock:
             if held.is_gone:  # while this request waited
                 raise self._gone(token)
             held.used = self._clock()
             try:
-                return self._answer(held, op, request, str(token))
+                return self._answer(held, request, str(token))
             finally:
                 held.used = self._clock()
 
@@ -196,29 +149,35 @@ class SessionHost:
             with self._lock:
                 held.requests -= 1
 
-    def _answer(self, held: _Held, op: str, request: dict[str, Any], token: str) -> Reply:
-        if op == "close":
+    def _answer(self, held: _Held, request: Request[Any], token: str) -> Reply:
+        if isinstance(request, Close):
             self._close(token, held)
-            return {}, _NOTHING
-        if op == "state":
-            update = held.session.update_from_empty()
-            return self._reply(held, update, held.turn), _as_volume(update.change[1])
-        if op == "check":
-            held.session.check(*self._prompts(held, op, request))
-            return {}, _NOTHING
-        return self._change(held, op, request, token)
+            return Nothing(), nothing()
+        if not isinstance(request, SessionChange):
+            return held.hosted.tell(request)
+        if (before := held.hosted.repeated(request)) is not None:
+            return before
+        started = time.perf_counter()
+        answer, labels = held.hosted.change(request)
+        spent = time.perf_counter() - started
+        self._count(request, answer)
+        box = " x ".join(str(side) for side in labels.shape)
+        logger.info("%s %s turn %d %s %.3f s", _hash(token), request.op, held.hosted.turn, box, spent)
+        return answer, labels
+
+    def _count(self, request: SessionChange, answer: Changed) -> None:
+        """Add to the figures what a change did."""
+        with self._lock:
+            self.counters.clicks += len(request.prompts) if isinstance(request, (Click, BoxCorners, Add)) else 0
+            for stage, seconds in ({} if answer.step is None else answer.step.seconds).items():
+                if stage != "total":  # the sum of the others
+                    self.counters.seconds[stage] = self.counters.seconds.get(stage, 0.0) + seconds
 
     # --- Opening and closing ---
 
-    def _open(self, request: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
+    def _open(self, request: Open, tensors: Tensors) -> Opened:
         """Return the new session's answer; the same for the same nonce, whose first answer may have been lost."""
-        check_keys(request, ("op", "nonce", "replaces", *OPENING), "open")
-        nonce = read_text(request, "nonce")
-        if nonce is not None and len(nonce) < _SHORTEST_NONCE:
-            raise PromptError(
-                f"the nonce has {len(nonce)} letters, needed are {_SHORTEST_NONCE} and more, drawn at random for each "
-                "scan; leave it out if you never send a request twice"
-            )
+        nonce = request.nonce
         with self._lock:
             known = None if nonce is None else self._openings.get(nonce)
             opening = _Opening() if known is None else known
@@ -226,7 +185,7 @@ class SessionHost:
                 self._openings[nonce] = opening
         if known is None:
             try:
-                opening.answer, opening.scan = self._open_new(request, tensors, nonce)
+                opening.answer, opening.scan = self._open_new(request, tensors)
             finally:
                 if opening.answer is None and nonce is not None:  # the next try begins anew
                     with self._lock:
@@ -237,15 +196,13 @@ class SessionHost:
         if opening.answer is None:
             raise ServingError("this scan was sent twice, and the first try failed; open it again")
         # Two readers whose program draws no random nonce must not meet in one session
-        if self._read(Options.from_json(request), tensors)[2] != opening.scan:
+        if self._read(request, tensors)[2] != opening.scan:
             raise WrongTurn("this nonce opened another scan; draw a new one at random for each")
         return opening.answer
 
-    def _open_new(self, request: dict[str, Any], tensors: Tensors, nonce: str | None) -> tuple[dict[str, Any], str]:
+    def _open_new(self, request: Open, tensors: Tensors) -> tuple[Opened, str]:
         """Return the answer, and the key of the scan."""
-        started, limit = time.perf_counter(), self._served.limits.max_sessions
-        options = Options.from_json(request)
-        replaced = read_text(request, "replaces")
+        started, limit, replaced = time.perf_counter(), self._served.limits.max_sessions, request.replaces
         with self._lock:  # before any work on megabytes
             if len(self._held) + self._opening - (replaced in self._held) >= limit:
                 raise AtCapacity(
@@ -254,7 +211,7 @@ class SessionHost:
                 )
             self._opening += 1
         try:
-            held, scan = self._hold(options, tensors, nonce)
+            hosted, scan = self._hold(request, tensors)
         except BaseException:
             with self._lock:
                 self._opening -= 1
@@ -262,48 +219,42 @@ class SessionHost:
         token = self._start + secrets.token_hex(_SECRET_BYTES)
         with self._lock:  # at once, so that the session is never counted twice
             self._opening -= 1
-            self._held[token] = held
+            self._held[token] = _Held(hosted, request.nonce, self._clock())
             self.counters.opened += 1
             old = None if replaced is None else self._held.get(replaced)
         if old is not None and replaced is not None:
             with old.lock:
                 if not old.is_gone:
                     self._close(replaced, old)
-        session, shape = held.session, held.shape
-        self._log(
-            f"{_hash(token)} open {self._served.method.name} {' x '.join(str(side) for side in shape)} "
-            f"{time.perf_counter() - started:.3f} s"
-        )
-        return {
-            "token": token,
-            "turn": 0,
-            "shape": list(shape),
-            "plane": session.plane,
-            "spacing": None if session.spacing is None else list(session.spacing),
-        }, scan
+        sides, spent = " x ".join(str(side) for side in hosted.shape), time.perf_counter() - started
+        logger.info("%s open %s %s %.3f s", _hash(token), self._served.method.name, sides, spent)
+        session = hosted.session
+        return Opened(token=token, turn=0, shape=hosted.shape, plane=session.plane, spacing=session.spacing), scan
 
-    def _hold(self, options: Options, tensors: Tensors, nonce: str | None) -> tuple[_Held, str]:
+    def _hold(self, request: Open, tensors: Tensors) -> tuple[HostedSession, str]:
         """Return a session on a scan, and the scan's key."""
-        array, affine, scan = self._read(options, tensors)
+        array, affine, scan = self._read(request, tensors)
         voxels = np.array(array)  # the request's memory goes with the request
         embeddings = self.embeddings.open(scan)
         try:
-            session = self._served.session(self._runners, asdict(options))
-            image = (
-                np.moveaxis(voxels[..., 0], 0, -1) if options.picture else volumes_of(voxels, affine, options.sequences)
-            )
-            session.set_image(image, automatic=False, embeddings=embeddings)
+            session = self._served.session(self._runners, request)
+            if request.picture:
+                session.set_image(np.moveaxis(voxels[..., 0], 0, -1), automatic=False, embeddings=embeddings)
+                return HostedSession(session, embeddings, None, voxels.shape[1:3]), scan
+            volumes = volumes_of(voxels, affine, request.sequences)
+            session.set_image(volumes, automatic=False, embeddings=embeddings)
+            return HostedSession(session, embeddings, affine, voxels.shape[1:]), scan
         except BaseException:
             embeddings.close()
             raise
-        shape = voxels.shape[1:3] if options.picture else voxels.shape[1:]
-        return _Held(session, embeddings, None if options.picture else affine, shape, nonce, self._clock()), scan
 
-    def _read(self, options: Options, tensors: Tensors) -> tuple[np.ndarray, np.ndarray, str]:
+    def _read(self, request: Open, tensors: Tensors) -> tuple[np.ndarray, np.ndarray, str]:
         """Return voxels, affine, and the SHA-256 of all that an embedding depends on, but the place in the scan."""
-        voxels, affine = read_scan(tensors, options, self._served.limits.max_voxels)
-        how = json.dumps([self._served.digest, voxels.shape, voxels.dtype.name, asdict(options)])
-        key = hashlib.sha256(how.encode())
+        voxels, affine = read_scan(
+            tensors, request.sequences, self._served.limits.max_voxels, is_picture=request.picture
+        )
+        how = [self._served.digest, voxels.shape, voxels.dtype.name, request.picture, request.options.to_json()]
+        key = hashlib.sha256(json.dumps(how).encode())
         key.update(np.ascontiguousarray(affine, np.float64).tobytes())
         key.update(np.ascontiguousarray(voxels).data)
         return voxels, affine, key.hexdigest()
@@ -339,8 +290,8 @@ class SessionHost:
             if held.nonce is not None:
                 self._openings.pop(held.nonce, None)
         held.is_gone = True
-        held.embeddings.close()
-        self._log(f"{_hash(token)} close")
+        held.hosted.close()
+        logger.info("%s close", _hash(token))
 
     def drop_idle(self) -> None:
         """Forget sessions and embeddings that nobody used for too long; a session at work is not idle."""
@@ -377,76 +328,6 @@ class SessionHost:
                 for stage, seconds in sorted(stages.items())
             ),
         ]
-
-    # --- What changes a session ---
-
-    def _change(self, held: _Held, op: str, request: dict[str, Any], token: str) -> Reply:
-        """Do what a request of the next turn says; the turn before is answered again, if it is the same request."""
-        turn, text = request.get("turn"), json.dumps(request, sort_keys=True)
-        if held.last is not None and turn == held.turn and text == held.last[0]:
-            return held.last[1]
-        if not isinstance(turn, int) or isinstance(turn, bool) or turn != held.turn + 1:
-            raise WrongTurn(
-                f'this call has turn {turn!r:.20} and the session\'s next one is {held.turn + 1}; ask its "state", '
-                "and let one program at a time use a session"
-            )
-        if op in _PROMPTING and len(held.session.steps) >= _MOST_STEPS:
-            raise PromptError(f"this session has {_MOST_STEPS} steps, as many as a server remembers; reset it")
-        started = time.perf_counter()
-        prompts = self._prompts(held, op, request) if op in _PROMPTING else []
-        with held.session.all_or_nothing():
-            update = self._do(held.session, op, prompts)
-            reply = self._reply(held, update, turn), _as_volume(update.change[1])
-        held.turn = turn
-        held.last = (text, reply)
-        spent = time.perf_counter() - started
-        with self._lock:
-            self.counters.clicks += len(prompts)
-            for stage, seconds in (update.step.seconds if update.step is not None else {}).items():
-                if stage != "total":  # the sum of the others
-                    self.counters.seconds[stage] = self.counters.seconds.get(stage, 0.0) + seconds
-        self._log(f"{_hash(token)} {op} turn {held.turn} {' x '.join(str(n) for n in reply[1].shape)} {spent:.3f} s")
-        return reply
-
-    def _do(self, session: LocalSession[Any], op: str, prompts: list[Prompt]) -> MaskUpdate:
-        if op in _PROMPTING:
-            return session.add(*prompts)
-        acts = {
-            "decide": session.segment_automatically,
-            "propagate": session.propagate,
-            "undo": session.undo,
-            "redo": session.redo,
-            "reset": session.reset,
-        }
-        return acts[op]()
-
-    def _prompts(self, held: _Held, op: str, request: dict[str, Any]) -> list[Prompt]:
-        if op in ("click", "box"):
-            kept = {"click": ("point", "label", "structure"), "box": ("box", "structure")}[op]
-            entries: object = [{key: request[key] for key in kept if key in request}]
-        else:
-            entries = request.get("prompts")
-        return read_prompts(entries, held.affine, world=read_flag(request, "world"))
-
-    def _reply(self, held: _Held, update: MaskUpdate, turn: int) -> dict[str, Any]:
-        session, region = held.session, [[side.start, side.stop] for side in update.changed]
-        return {
-            "turn": turn,
-            "step": None if update.step is None else asdict(update.step),
-            "region": region if len(region) == 3 else [*region, [0, 1]],
-            "volume_ml": update.volume_ml,
-            "iou": list(update.iou),
-            "prompted": list(session.prompted),
-            "origins": [list(origin) for origin in session.origins],
-        }
-
-
-def _as_volume(labels: np.ndarray) -> np.ndarray:
-    """Return labels of a region with three axes; a picture's have two.
-
-    A copy: they may be a view of the whole mask, and stay in memory for a client that did not get its answer.
-    """
-    return np.array(labels if labels.ndim == 3 else labels[..., None], np.uint8, order="C")
 
 
 def _hash(token: str) -> str:

@@ -15,10 +15,16 @@ _FOLDER = Path(__file__).parent
 
 def demo_checkpoint(method: str) -> Path:
     """Return the demonstration weights (.safetensors) of `method`; CheckpointError where there are none."""
-    path = _FOLDER / f"{method}.safetensors"
-    if not path.is_file() or not path.with_suffix(".json").is_file():
+    path = find_demo(method)
+    if path is None:
         shipped = ", ".join(sorted(p.stem for p in _FOLDER.glob("*.safetensors"))) or "none"
         raise CheckpointError(
             f"samkit has no demonstration weights for '{method}' (it has: {shipped}); give your own with --checkpoint"
         )
     return path
+
+
+def find_demo(method: str) -> Path | None:
+    """Return the demonstration weights of `method`; None where there are none."""
+    path = _FOLDER / f"{method}.safetensors"
+    return path if path.is_file() and path.with_suffix(".json").is_file() else None

@@ -16,9 +16,9 @@ import pytest
 
 import samkit
 from samkit.checkpoints import load_network
-from samkit.export.export import verify_export
 from samkit.export.graphs import FORBIDDEN_OPS
 from samkit.export.tensorrt_operators import check_model
+from samkit.export.verify import verify_export
 from samkit.manifest import Manifest, graph_file
 from samkit.masks import dice
 from samkit.methods import SliceMethod, get_method

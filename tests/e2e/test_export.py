@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,15 @@ import pytest
 import samkit
 from samkit.errors import ExportError, ParityError
 from samkit.export import export as export_module
-from samkit.export.click_parity import ClickReference, check_parity
-from samkit.export.export import random_network, run_export, verify_export
+from samkit.export import writing as writing_module
+from samkit.export.check import check_parity
+from samkit.export.export import run_export
 from samkit.export.graphs import FORBIDDEN_OPS, write_graph
-from samkit.export.parity import load_arrays, relative_error
+from samkit.export.loading import random_network
+from samkit.export.parity import relative_error
 from samkit.export.plan import plan_export
+from samkit.export.references import load_references
+from samkit.export.verify import verify_export
 from samkit.manifest import FILE_NAME, Manifest
 from samkit.prompts import SliceBox
 from samkit.runtime import open_session
@@ -40,7 +43,7 @@ def copied_export(tiny_export, tmp_path):
 
 
 def references(folder):
-    return [ClickReference.from_arrays(arrays) for arrays in load_arrays(folder / "parity.npz")]
+    return load_references(samkit.get_method("m-sam"), folder)
 
 
 def session(path):
@@ -174,7 +177,7 @@ def test_same_plan_is_kept_and_another_refused(copied_export, monkeypatch):
     def never(*args):
         raise AssertionError("the export was made again")
 
-    monkeypatch.setattr(export_module, "_make", never)
+    monkeypatch.setattr(export_module, "make_references", never)
     kept = run_export(plan_export("m-sam", size="tiny", precision="fp16"), copied_export)
     assert kept == Manifest.load(copied_export)
     with pytest.raises(ExportError, match=r"holds another export .* pass force to replace it"):
@@ -187,7 +190,7 @@ def test_failed_stage_leaves_the_folder_as_it_was(copied_export, monkeypatch):
     def fail(*args, **kwargs):
         raise ParityError("planted")
 
-    monkeypatch.setattr(export_module, "_make_references", fail)
+    monkeypatch.setattr(export_module, "make_references", fail)
     with pytest.raises(ParityError, match="planted"):
         run_export(plan_export("m-sam", size="tiny"), copied_export, force=True)
     assert {path.name: path.read_bytes() for path in copied_export.iterdir()} == before
@@ -205,18 +208,19 @@ def test_folder_with_other_files_is_refused_untouched(tmp_path):
 def test_force_removes_only_what_the_old_export_wrote(copied_export, monkeypatch):
     (copied_export / "notes.onnx").write_bytes(b"mine")
     kept = Manifest.load(copied_export)
-    monkeypatch.setattr(export_module, "_make", lambda plan, method, loaded, folder: make_copy(kept, folder))
+    first = kept.artifacts[0].file
 
-    def make_copy(manifest, folder):
-        for artifact in manifest.artifacts[:1]:
-            (folder / artifact.file).write_bytes(b"new")
-        smaller = replace(manifest, artifacts=manifest.artifacts[:1])
-        smaller.save(folder)
-        return smaller
+    def write_one(work, precision, folder, check):
+        (folder / first).write_bytes(b"new")
+        return {}
 
+    monkeypatch.setattr(export_module, "make_references", lambda work, folder: [])
+    monkeypatch.setattr(writing_module, "freeze_network", lambda work, references: None)
+    monkeypatch.setattr(writing_module, "write_files", write_one)
+    monkeypatch.setattr(export_module.ParityCheck, "of_files", lambda *arguments: {})
     run_export(plan_export("m-sam", size="tiny"), copied_export, force=True)
     left = {path.name for path in copied_export.iterdir()}
-    assert left == {"notes.onnx", FILE_NAME, kept.artifacts[0].file}
+    assert left == {"notes.onnx", FILE_NAME, first}
 
 
 def test_file_as_export_folder_is_refused(tmp_path):

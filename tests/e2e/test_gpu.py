@@ -15,8 +15,8 @@ from samkit.benchmarks.latency import graphs as graph_rows
 from samkit.benchmarks.latency.command import measure_latency
 from samkit.benchmarks.latency.settings import Settings
 from samkit.benchmarks.record.rows import LatencyRow
-from samkit.export.export import repeat_parity
-from samkit.manifest import Manifest, graph_file
+from samkit.export.verify import repeat_parity
+from samkit.manifest import Export, Manifest, graph_file
 from samkit.phantoms import make_phantom
 from samkit.prompts import BACKGROUND, FOREGROUND, Point
 from samkit.runtime import open_session
@@ -45,19 +45,19 @@ def test_files_give_pytorchs_masks_on_the_device(name, precision, export_of):
     with ExitStack() as stack:
         runners = opened(stack, folder, precision, device=DEVICE)
         assert all(runner.providers[0] == "CUDAExecutionProvider" for runner in runners.values())
-        figures = repeat_parity(Manifest.load(folder).plan, folder, runners, precision)
+        figures = repeat_parity(Export.open(folder), runners, precision)
     assert figures.keys() == runners.keys()
 
 
 @EVERY
 def test_pytorch_gives_the_same_on_the_device(name, export_of):
     folder = export_of(name)
-    plan = Manifest.load(folder).plan
+    export = Export.open(folder)
     with ExitStack() as stack:
-        runners = open_torch_runners(plan, device=DEVICE)
+        runners = open_torch_runners(export.plan, device=DEVICE)
         for runner in runners.values():
             stack.enter_context(runner)
-        repeat_parity(plan, folder, runners, "fp32")
+        repeat_parity(export, runners, "fp32")
 
 
 @EVERY

@@ -10,7 +10,7 @@ import pytest
 
 from samkit.checkpoints import CheckpointInfo, save_checkpoint
 from samkit.errors import CheckpointError, ManifestError, OptionError
-from samkit.export.export import random_network
+from samkit.export.loading import random_network
 from samkit.geometry import Volume
 from samkit.manifest import Manifest, Weights, file_sha256
 from samkit.methods import get_method

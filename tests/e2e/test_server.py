@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import os
 import shutil
 import signal
@@ -24,7 +25,7 @@ from samkit.runtime import open_session
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.runtime.client import tritonclient_library
 from samkit.runtime.loops.slices import encoder_batch
-from samkit.runtime.protocol.wire import read_error
+from samkit.runtime.protocol.failure import read_error
 from samkit.triton_models import server as server_module
 from samkit.triton_models.model_config import graph_config, parse_config, python_config
 from samkit.triton_models.record import ONNXRUNTIME, PYTHON, Repository, ServedExport
@@ -347,15 +348,15 @@ def test_a_second_stop_is_harmless_and_a_second_start_works(repository, graphs):
         assert infer(server, "bright_mask_decoder", inputs, "iou_predictions").shape == (1, 1)
 
 
-def test_a_server_that_dies_while_starting_is_an_error_with_its_last_words(other_repository):
+def test_a_server_that_dies_while_starting_is_an_error_with_its_last_words(other_repository, caplog):
+    caplog.set_level(logging.INFO, "samkit")
     (other_repository / "bright_preprocess" / "1" / "model.py").write_text(FAILING)
-    lines = []
-    server = EmbeddedServer(other_repository, say=lines.append)
+    server = EmbeddedServer(other_repository)
 
     with pytest.raises(ServingError, match=r"before it was ready .*this model never loads"):
         server.start()
 
-    assert any("this model never loads" in line for line in lines)
+    assert any("this model never loads" in line for line in caplog.messages)
     assert not list(SHARED_MEMORY.glob(f"{server._memory}*"))
 
 

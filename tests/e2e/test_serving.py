@@ -6,6 +6,7 @@ The server is the real one. Where a test needs an encoder to take long, a gate s
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import time
@@ -37,6 +38,7 @@ from samkit.manifest import Manifest
 from samkit.methods import SliceMethod, get_method
 from samkit.runtime import open_session
 from samkit.runtime.protocol import wire
+from samkit.runtime.protocol.failure import read_error
 from samkit.triton_models.limits import Limits
 from samkit.triton_models.model_config import parse_config
 from samkit.triton_models.repository import write_repository
@@ -333,12 +335,20 @@ def shut(server):
 
 @pytest.fixture(scope="module")
 def said():
-    return []
+    """What the server says, line by line."""
+    lines, logger = [], logging.getLogger("samkit.triton_models.server")
+    listener = logging.Handler()
+    listener.emit = lambda record: lines.append(record.getMessage())
+    logger.addHandler(listener)
+    logger.setLevel(logging.INFO)
+    yield lines
+    logger.removeHandler(listener)
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")
 def server(export_of, tmp_path_factory, said):
-    with EmbeddedServer(repository_of(export_of, tmp_path_factory, max_sessions=SESSIONS), say=said.append) as server:
+    with EmbeddedServer(repository_of(export_of, tmp_path_factory, max_sessions=SESSIONS)) as server:
         yield server
 
 
@@ -426,7 +436,7 @@ def test_second_session_on_a_scan_encodes_nothing(server):
 def test_what_a_session_can_not_do_has_its_own_error(server):
     volume, clicks = noisy(101)
     with open_session(url(server, "m-sam")) as session:
-        with pytest.raises(PromptError, match="no volume is set"):
+        with pytest.raises(PromptError, match="no image is set"):
             session.click((1, 2, 3))
         session.set_image(volume)
         with pytest.raises(PromptError, match="no click to undo"):
@@ -462,7 +472,7 @@ def raw(call, *given):
     try:
         return call(*given)
     except InferenceServerException as error:
-        raise wire.read_error(str(error)) from error
+        raise read_error(str(error)) from error
 
 
 @GROUP

@@ -17,9 +17,9 @@ from samkit import errors
 from samkit.errors import MissingDependencyError, PromptError, SamkitError
 from samkit.manifest import Export
 from samkit.runtime.protocol import wire
+from samkit.runtime.protocol.requests import read_request
 from samkit.triton_models.limits import LIMITS, Limits
 from samkit.triton_models.model_config import ROLES, SESSION, role_ports
-from samkit.triton_models.requests import OPENING
 from samkit.triton_models.served import Served
 from samkit.triton_models.server_files import find_server
 from samkit.triton_models.session_host import SessionHost
@@ -166,29 +166,27 @@ def test_tensors_are_those_of_the_configs():
     assert set(table) == {port.name for port in (*asked, *answered, *request, *answer)}
 
 
-def test_ops_are_those_of_the_host():
-    host = SessionHost(SimpleNamespace(limits=Limits()), {})
+def test_ops_are_those_of_the_server():
     with pytest.raises(PromptError) as refused:
-        host.answer({"op": "none of them"}, None, {})
+        read_request({"op": "none of them"})
     known = re.search(r"known are (.*);", str(refused.value))[1].split(", ")
-    assert {op for row in rows("What is served") if len(row) == 3 for op in named(row[0])} == set(known)
+    asked = [row for row in rows("What is served") if len(row) == 4 and re.fullmatch(r"`[A-Z]\w+`", row[3])]
+    assert {op for row in asked for op in named(row[0])} == set(known)
 
 
 def test_what_describe_says_is_what_the_page_lists(bright_slices):
     export = Export.open(bright_slices, verify=False)
     served = Served("sam", "fp32", export.digest, export, Limits())
-    (says,) = (row[2] for row in rows("What is served") if row[0] == "`describe`")
-    answer = served.describe()
-    assert set(named(says)) == {*answer, *answer["limits"], "volume", "slices"}  # the last two are what `kind` may be
+    (says,) = (row[2] for row in rows("What is served") if row[0] == "`ExportDescription`")
+    assert named(says) == list(served.describe().to_json())
 
 
-def test_open_takes_what_the_page_lists_besides_options():
-    host = SessionHost(SimpleNamespace(limits=Limits()), {})
+def test_open_takes_what_the_page_lists():
     with pytest.raises(PromptError) as refused:
-        host.answer({"op": "open", "none of them": 1}, None, {})
+        read_request({"op": "open", "none of them": 1})
     known = re.search(r"it knows (.*);", str(refused.value))[1].split(", ")
     (asked,) = (row[1] for row in rows("What is served") if row[0] == "`open`")
-    assert set(named(asked)) == {*known} - {"op", *OPENING}
+    assert {"op", *named(asked)} == set(known)
 
 
 def test_limits_stand_where_the_page_says():

@@ -12,6 +12,8 @@ from samkit.manifest import Export
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.runtime.backends.runner import add_substitutes
 from samkit.runtime.protocol import wire
+from samkit.runtime.protocol.failure import error_text, read_error
+from samkit.runtime.protocol.requests import read_request
 from samkit.triton_models.limits import Limits
 from samkit.triton_models.served import Served
 from samkit.triton_models.session_host import SessionHost
@@ -81,12 +83,12 @@ class Wire:
         token = inputs[wire.TOKEN][0].decode() if wire.TOKEN in inputs else None
         tensors = {name: inputs.get(name) for name in (*wire.VOLUMES, wire.AFFINE)}
         try:
-            answer, changed = self.host.answer(request, token, tensors)
+            answer, changed = self.host.answer(read_request(request), token, tensors)
         except SamkitError as error:
-            raise wire.read_error(f"in model: {wire.error_text(error)}") from None
+            raise read_error(f"in model: {error_text(error)}") from None
         if spoilt is not None:
             raise spoilt
-        return {wire.ANSWER: wire.encode(answer), wire.CHANGED: changed}
+        return {wire.ANSWER: wire.encode(answer.to_json()), wire.CHANGED: changed}
 
     def close(self):
         self.is_open = False

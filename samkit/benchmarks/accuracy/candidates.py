@@ -21,49 +21,33 @@ import numpy as np
 from samkit.benchmarks.accuracy.gate import CallJudge, CallTape, RecordedRunner
 from samkit.benchmarks.measure.originals import original_network, original_runners
 from samkit.errors import MissingDependencyError, SamkitError, ServingError
-from samkit.export.emulation import EmulatedRunner
 from samkit.manifest import Export, Manifest
 from samkit.methods import GraphSpec
-from samkit.runtime import open_session
+from samkit.precisions import BASE
+from samkit.runtime import backends, open_session
+from samkit.runtime.backends import Variant, bench_backends, find_emulator, get_backend, open_runners
+from samkit.runtime.backends.backend import missing_files
 from samkit.runtime.backends.runner import HostRunner, Runner, SubstituteRunner, add_substitutes, check_inputs
 from samkit.runtime.client import tritonclient_library
 from samkit.runtime.client.triton_transport import HTTP, Address
 from samkit.runtime.opening import make_session
-from samkit.runtime.session.volume_session import TENSORRT, open_runners
 from samkit.tensors import Tensor, on_host
 from samkit.triton_models.repository import write_repository
 from samkit.triton_models.server import EmbeddedServer
 from samkit.triton_models.server_files import check_numpy, find_server
 
-TORCH, ONNXRUNTIME, TRITON = "torch", "onnxruntime", "triton"
+TORCH, TRITON = "torch", "triton"
 STEM = "adapter_stem"
 
 
-@dataclass(frozen=True)
-class Kind:
-    """What a name on the command line stands for."""
-
-    backend: str
-    precision: str
-    device: str
-
-
-BACKENDS: Mapping[str, Kind] = {
-    "torch": Kind(TORCH, "fp32", "cpu"),
-    "onnxruntime": Kind(ONNXRUNTIME, "fp32", "cpu"),
-    "onnxruntime-fp16": Kind(ONNXRUNTIME, "fp16", "cpu"),
-    "onnxruntime-cuda": Kind(ONNXRUNTIME, "fp32", "cuda"),
-    "onnxruntime-cuda-fp16": Kind(ONNXRUNTIME, "fp16", "cuda"),
-    "tensorrt": Kind(TENSORRT, "fp32", "cuda"),
-    "tensorrt-fp16": Kind(TENSORRT, "fp16", "cuda"),
-    "triton": Kind(TRITON, "fp32", "cpu"),
-}
+BACKENDS: Mapping[str, Variant] = {**bench_backends(), TRITON: Variant(TRITON, BASE.name, "cpu")}
 """`torch` is what the others are compared with, on the device that was asked for, and always runs."""
 
 
 def default_backends(device: str) -> tuple[str, ...]:
     """Return what runs when nobody asks for anything; what is not there gets a row that says so."""
-    return tuple(name for name in BACKENDS if device == "cuda" or not name.startswith("onnxruntime-cuda"))
+    at_home = {backend.name: backend.devices[0] for backend in backends.BACKENDS} | {TRITON: "cpu"}
+    return tuple(name for name, one in BACKENDS.items() if device == "cuda" or one.device == at_home[one.backend])
 
 
 @dataclass
@@ -74,7 +58,7 @@ class Reference:
     tape: CallTape
     runners: Mapping[str, Runner]
     """Without anybody watching."""
-    kind: Kind
+    kind: Variant
     name: str = TORCH
 
 
@@ -84,7 +68,7 @@ class Contender:
 
     name: str
     """As on the command line."""
-    kind: Kind
+    kind: Variant
     session: Any
     judge: CallJudge
     runners: Mapping[str, Runner]
@@ -128,7 +112,7 @@ class Absent:
     """A backend that could not be compared, and why."""
 
     name: str
-    kind: Kind
+    kind: Variant
     reason: str
     is_failure: bool
     """Whether it is there and failed."""
@@ -149,9 +133,9 @@ def open_reference(folder: Path, manifest: Manifest, device: str, threads: int |
     watched = _watched(runners, tape, export.graphs)
     if stem is not None:
         runners[STEM] = stem
-    session = make_session(export, watched, "fp32")
+    session = make_session(export, watched, BASE.name)
     held.callback(session.close)
-    return Reference(session, tape, runners, Kind(TORCH, "fp32", device))
+    return Reference(session, tape, runners, Variant(TORCH, BASE.name, device))
 
 
 def open_contender(
@@ -173,29 +157,28 @@ def open_contender(
             runners = {n: held.enter_context(ServedRunner(Address.parse(url), spec)) for n, spec in specs.items()}
             judge = CallJudge(tape, specs, kind.precision, is_watching=False)
             return Contender(name, kind, session, judge, runners)
-        if kind.precision not in manifest.plan.precisions:
-            return Absent(name, kind, "the export has no float16 files; sam-export --fp16 writes them", False)
         export = Export.of(folder, manifest)
-        runners = _open_runners(kind, folder, manifest, threads, held)
+        if (missing := missing_files(export, kind.precision)) is not None:
+            return Absent(name, kind, missing, False)
+        runners = _open_runners(kind, export, threads, held)
         judge = CallJudge(tape, specs, kind.precision)
         watched = _watched(runners, judge, export.graphs)
         session = make_session(export, watched, kind.precision)
         held.callback(session.close)
         return Contender(name, kind, session, judge, runners)
     except SamkitError as error:
-        is_missing = isinstance(error, MissingDependencyError) or (kind.backend == TENSORRT and not manifest.engines)
+        is_missing = isinstance(error, MissingDependencyError) or (
+            kind.backend != TRITON and get_backend(kind.backend).missing(Export.of(folder, manifest), kind.precision)
+        )
         return Absent(name, kind, str(error), not is_missing)
 
 
-def _open_runners(
-    kind: Kind, folder: Path, manifest: Manifest, threads: int | None, held: ExitStack
-) -> dict[str, Runner]:
-    if kind == BACKENDS["onnxruntime-fp16"]:
-        work = Path(held.enter_context(tempfile.TemporaryDirectory()))
-        specs = manifest.plan.specs
-        return {s.name: EmulatedRunner(manifest.path(folder, s.name, "fp16"), s, work, threads=threads) for s in specs}
-    runners, _ = open_runners(folder, manifest, kind.backend, kind.device, kind.precision, threads)
-    return runners
+def _open_runners(kind: Variant, export: Export, threads: int | None, held: ExitStack) -> dict[str, Runner]:
+    emulator = find_emulator(kind)
+    if emulator is None:
+        return open_runners(export, kind, threads)[0]
+    work = Path(held.enter_context(tempfile.TemporaryDirectory()))
+    return {s.name: emulator(export.path(s.name, kind.precision), s, work, threads=threads) for s in export.specs}
 
 
 def _open_served(folder: Path, manifest: Manifest, server: str | None, held: ExitStack) -> tuple[str, Any]:

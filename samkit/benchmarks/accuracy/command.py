@@ -30,7 +30,6 @@ from samkit.benchmarks.accuracy.candidates import (
     BACKENDS,
     TORCH,
     Absent,
-    Kind,
     check_names,
     default_backends,
     open_contender,
@@ -50,6 +49,8 @@ from samkit.benchmarks.record.run import Row, Run, commit, describe_export, now
 from samkit.errors import PromptError, SamkitError
 from samkit.manifest import Export, Manifest
 from samkit.methods import get_method
+from samkit.precisions import BASE
+from samkit.runtime.backends import Variant
 
 CASES, CLICKS = 4, 6
 
@@ -155,7 +156,7 @@ def fail_where_broken(run: Run, named: Sequence[str]) -> None:
         found = [f"{sentence}; export again, and report it if it stays" for sentence in row.failures]
         if isinstance(row, AbsentRow) and row.is_failure and not found:
             found = [f"{who.method} on {who.backend} ({who.precision}): {row.reason}"]
-        if isinstance(row, AbsentRow) and not row.is_failure and rival in asked:
+        if isinstance(row, AbsentRow) and not row.is_failure and who.stage and rival in asked:
             found = [f"{who.method} on {who.backend} ({who.precision}) was asked for and not run: {row.reason}"]
         if found:
             key = (who.method, who.manifest, *rival)
@@ -268,7 +269,7 @@ def _measure_export(
 
 def _failed(manifest: Manifest, device: str, why: str) -> Row:
     """Return the row of an export that could not be measured at all."""
-    one = Absent(TORCH, Kind(TORCH, "fp32", device), why, True)
+    one = Absent(TORCH, Variant(TORCH, BASE.name, device), why, True)
     return {"kind": "accuracy", **identity_of(manifest, one), "stage": "masks", "error": why}
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from samkit.benchmarks.accuracy.candidates import BACKENDS, TORCH, Absent, Contender, Reference
+from samkit.benchmarks.accuracy.candidates import TORCH, Absent, Contender, Reference
 from samkit.benchmarks.accuracy.detector import DETECTOR, DetectorBook, DetectorTrial
 from samkit.benchmarks.accuracy.differing_slices import worst_slice
 from samkit.benchmarks.accuracy.gate import SESSION, Break, Limits, compare_apart, judge_mask
@@ -39,6 +39,7 @@ from samkit.export.emulation import first_non_finite
 from samkit.manifest import Export, Manifest
 from samkit.masks import dice
 from samkit.methods import Method, SliceMethod
+from samkit.runtime.backends import is_emulated
 
 Say: TypeAlias = Callable[[str], object]
 
@@ -375,4 +376,4 @@ def identity_of(manifest: Manifest, one: Reference | Contender | Absent) -> Row:
         "method": plan.method, "size": plan.size, "weights": plan.weights.kind, "manifest": manifest.digest,
         "backend": one.kind.backend, "device": one.kind.device, "precision": one.kind.precision,
     }  # fmt: skip
-    return row | ({"emulated": True} if one.kind == BACKENDS["onnxruntime-fp16"] else {})
+    return row | ({"emulated": True} if is_emulated(one.kind) else {})

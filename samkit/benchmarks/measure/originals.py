@@ -29,7 +29,7 @@ def original_network(plan: ExportPlan, *, device: str = "cpu", threads: int | No
     else:
         import torch
 
-        from samkit.export.export import random_network
+        from samkit.export.loading import random_network
 
         if plan.config is None:
             raise ManifestError(f"the plan of {plan.method} does not describe its network; export again")

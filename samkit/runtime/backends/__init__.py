@@ -1,19 +1,18 @@
-"""Backends, which run the graphs of exports: one file with a record each, and one line here.
+"""Backends, which run the graphs of exports: one file with a `BACKEND` each, and its name in the list here.
 
 Commands, sessions and benchmarks know those of this list and no other; docs/adding-a-backend.md adds one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
+
 from samkit.errors import ExportError, OptionError
 from samkit.manifest import Export
 from samkit.precisions import BASE, PRECISIONS, get_precision
 from samkit.runtime.backends.backend import Backend, Variant
-from samkit.runtime.backends.onnxruntime_runner import ONNXRUNTIME
-from samkit.runtime.backends.onnxruntime_tensorrt import ONNXRUNTIME_TENSORRT
 from samkit.runtime.backends.runner import Runner, add_substitutes
-from samkit.runtime.backends.tensorrt_runner import TENSORRT
-from samkit.runtime.backends.torch_runner import TORCH
 
 __all__ = [
     "BACKENDS",
@@ -24,14 +23,21 @@ __all__ = [
     "default_precision",
     "device_names",
     "find_backend",
+    "find_emulator",
     "get_backend",
     "is_emulated",
     "open_runners",
 ]
 
-BACKENDS: tuple[Backend, ...] = (ONNXRUNTIME, ONNXRUNTIME_TENSORRT, TENSORRT, TORCH)
+_FILES = (
+    "onnxruntime_runner",
+    "onnxruntime_tensorrt",
+    "tensorrt_runner",
+    "torch_runner",
+)
+BACKENDS: tuple[Backend, ...] = tuple(import_module(f"{__name__}.{file}").BACKEND for file in _FILES)
 """All of them, in the order of help and tables."""
-DEFAULT = ONNXRUNTIME
+DEFAULT = BACKENDS[0]
 """What runs when nobody asks."""
 
 _PLACES = {"cpu": "the CPU", "cuda": "a CUDA device"}
@@ -122,7 +128,23 @@ def bench_backends() -> dict[str, Variant]:
     return found
 
 
-def is_emulated(variant: Variant) -> bool:
-    """Return whether accuracy is judged by `Precision.emulator` because the backend would hide what a device does."""
+def find_emulator(variant: Variant) -> Callable[..., Runner] | None:
+    """Return the runner of files that accuracy is judged by, where the backend would hide what a device does; None
+    where it would not.
+    """
     emulator = get_precision(variant.precision).emulator
-    return emulator is not None and variant.device in get_backend(variant.backend).emulated_on
+    if emulator is None or not is_emulated(variant):
+        return None
+    module, name = emulator.split(":")
+    found: Callable[..., Runner] = getattr(import_module(module), name)
+    return found
+
+
+def is_emulated(variant: Variant) -> bool:
+    """Return whether a backend computes otherwise than the precision says on a device."""
+    backend = next((one for one in BACKENDS if one.name == variant.backend), None)
+    return (
+        backend is not None
+        and variant.device in backend.emulated_on
+        and get_precision(variant.precision).emulator is not None
+    )

@@ -17,7 +17,7 @@ def _open_runners(export: Export, device: str, precision: str, threads: int | No
     )
 
 
-ONNXRUNTIME_TENSORRT = Backend(
+BACKEND = Backend(
     name="onnxruntime-tensorrt",
     title="ONNX Runtime with TensorRT",
     summary="gives them to ONNX Runtime's own TensorRT provider",

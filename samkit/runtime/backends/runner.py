@@ -143,6 +143,16 @@ def add_substitutes(runners: MutableMapping[str, Runner], graphs: Sequence[Graph
             runners[graph.name] = SubstituteRunner(graph, other)
 
 
+def official_alone(runners: Mapping[str, Runner], graphs: Sequence[GraphSpec]) -> dict[str, Runner]:
+    """Return `runners` without those of fast forms, for which the graphs stand in that they work for: clients may use
+    these for everything.
+    """
+    fast = {graph.name for graph in graphs if graph.works_for is not None}
+    alone = {name: runner for name, runner in runners.items() if name not in fast}
+    add_substitutes(alone, graphs)
+    return alone
+
+
 def check_inputs(graph: GraphSpec, inputs: Mapping[str, Tensor], place: str = "host memory") -> None:
     """Raise TensorMismatchError unless `inputs` are exactly the graph's, each of a fitting shape and dtype.
 

@@ -259,7 +259,7 @@ def _warnings() -> tuple[str, ...]:
     return () if untested is None else (untested,)
 
 
-TENSORRT = Backend(
+BACKEND = Backend(
     name="tensorrt",
     title="TensorRT",
     summary="runs engines that sam-export built for this GPU",

@@ -22,6 +22,7 @@ import numpy as np
 from samkit.errors import InputRefused, PromptError, SamkitError, ServerTimeout, ServingError
 from samkit.runtime.client import tritonclient_library
 from samkit.runtime.protocol import wire
+from samkit.runtime.protocol.failure import read_error
 
 GRPC, HTTP = "triton", "triton+http"
 """Schemes of an address."""
@@ -235,7 +236,7 @@ _TOO_LATE = ("StatusCode.DEADLINE_EXCEEDED", "504")
 
 def _failure(address: Address, status: str, text: str, timeout: float) -> SamkitError | ConnectionLost:
     """Return what a failed call means: `status` is gRPC's or HTTP's, `text` the server's or the library's."""
-    if (carried := wire.read_error(text)) is not None:
+    if (carried := read_error(text)) is not None:
         return carried
     if status in _TOO_LATE:
         return _too_late(address, timeout)

@@ -27,4 +27,4 @@ class TritonPythonModel:
         """Return the output tensors of one request."""
         found = backend.read_json(request, wire.FOUND)
         mask, report = postprocess(self.served, found, backend.need_tensor(request, self.result))
-        return {wire.MASK: mask, wire.REPORT: wire.encode(report)}
+        return {wire.MASK: mask, wire.REPORT: wire.encode(report.to_json())}

@@ -9,6 +9,7 @@ import numpy as np
 
 import samkit.triton_models.python_backend as backend
 from samkit.runtime.protocol import wire
+from samkit.runtime.protocol.requests import read_request
 from samkit.triton_models.served import Served
 from samkit.triton_models.session_host import SessionHost
 
@@ -23,7 +24,8 @@ class TritonPythonModel:
         """Read what is served here, and begin to look for sessions that nobody uses."""
         backend.keep_heap()
         served = Served.from_triton(args)
-        self.host = SessionHost(served, served.runners(), log=backend.log_info)
+        backend.open_log()
+        self.host = SessionHost(served, served.runners())
         self.metrics = backend.Metrics(served.name)
         self.threads = backend.Threads(served.limits.threads)
         self.ends, self.news = False, threading.Event()
@@ -39,11 +41,10 @@ class TritonPythonModel:
         """Return the output tensors of one request."""
         token = backend.read_tensor(request, wire.TOKEN)
         tensors = {name: backend.read_tensor(request, name) for name in (*wire.VOLUMES, wire.AFFINE)}
-        answer, changed = self.host.answer(
-            backend.read_json(request, wire.REQUEST), None if token is None else wire.text(token), tensors
-        )
+        asked = read_request(backend.read_json(request, wire.REQUEST))
+        answer, changed = self.host.answer(asked, None if token is None else wire.text(token), tensors)
         self.news.set()
-        return {wire.ANSWER: wire.encode(answer), wire.CHANGED: changed}
+        return {wire.ANSWER: wire.encode(answer.to_json()), wire.CHANGED: changed}
 
     def look(self) -> None:
         """Close what nobody uses and show figures, after answers and every few seconds; no failure ends that."""
@@ -68,3 +69,4 @@ class TritonPythonModel:
         self.ends = True
         self.news.set()
         self.looker.join()
+        backend.close_log()

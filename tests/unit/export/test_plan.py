@@ -15,6 +15,8 @@ from samkit.export.plan import complete_plan, plan_export
 from samkit.manifest import ExportPlan, file_sha256
 from samkit.weights import demo_checkpoint
 
+M_SAM = samkit.get_method("m-sam")
+
 
 @pytest.fixture
 def official(tmp_path):
@@ -46,8 +48,8 @@ def test_random_plan_is_complete_and_survives_json(size):
 def test_checkpoint_decides_and_the_flag_overrides(official):
     info = CheckpointInfo("m-sam", "full", samkit.get_method("m-sam").sizes["full"], "anchored")
     plan = plan_export("m-sam", checkpoint=official)
-    assert complete_plan(plan, info).refinement == "anchored"
-    assert complete_plan(plan_export("m-sam", checkpoint=official, refinement="recurrent"), info).refinement == (
+    assert complete_plan(plan, M_SAM, info).refinement == "anchored"
+    assert complete_plan(plan_export("m-sam", checkpoint=official, refinement="recurrent"), M_SAM, info).refinement == (
         "recurrent"
     )
 
@@ -71,7 +73,7 @@ def test_adapters_pair_of_graphs_is_in_folded_anchored_exports_alone(method, ref
 
 def test_checkpoint_decides_which_graphs_there_are(official):
     info = CheckpointInfo("m-sam", "full", samkit.get_method("m-sam").sizes["full"], "anchored")
-    plan = complete_plan(plan_export("m-sam", checkpoint=official), info)
+    plan = complete_plan(plan_export("m-sam", checkpoint=official), M_SAM, info)
 
     assert plan.graphs == ("image_encoder", "mask_decoder", "adapter_stem", "mask_decoder_anchored")
 
@@ -79,7 +81,7 @@ def test_checkpoint_decides_which_graphs_there_are(official):
 def test_size_that_contradicts_the_checkpoint_is_refused(official):
     info = CheckpointInfo("m-sam", "full", samkit.get_method("m-sam").sizes["full"], "anchored")
     with pytest.raises(CheckpointError, match="holds the full network, and size tiny was asked for"):
-        complete_plan(plan_export("m-sam", checkpoint=official, size="tiny"), info)
+        complete_plan(plan_export("m-sam", checkpoint=official, size="tiny"), M_SAM, info)
 
 
 def test_refinement_unknown_to_the_method_is_refused():
@@ -116,7 +118,7 @@ def test_dry_run_imports_no_torch(weights, tmp_path):
 
 def test_demonstration_weights_keep_their_name_as_checkpoint():
     path = demo_checkpoint("m-sam")
-    plan = complete_plan(plan_export("m-sam", checkpoint=path), read_info(path))
+    plan = complete_plan(plan_export("m-sam", checkpoint=path), M_SAM, read_info(path))
     assert (plan.weights.kind, plan.weights.demonstration) == ("checkpoint", True)
     assert plan_export("m-sam").weights.demonstration
     assert not plan_export("m-sam", size="tiny").weights.demonstration

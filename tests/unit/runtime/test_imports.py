@@ -32,7 +32,7 @@ class Fake:
 
     def do_describe(self, request):
         return {
-            "samkit": "0", "method": "m-sam", "kind": "volume", "precision": "fp32", "digest": "d",
+            "protocol": 1, "samkit": "0", "method": "m-sam", "kind": "volume", "precision": "fp32", "digest": "d",
             "plan": {}, "structures": [], "sequences": [], "is_automatic": False, "plane": None,
             "warnings": [], "providers": {"mask_decoder": ["triton"]}, "limits": {"max_voxels": 1000},
         }
@@ -47,7 +47,10 @@ class Fake:
 
     def do_change(self, request):
         self.turn += 1
-        step = {"number": 1, "voxels": 2, "volume_ml": 2.0, "crops": 1, "slices": [], "iou": [], "seconds": {}}
+        step = {
+            "number": 1, "voxels": 2, "volume_ml": 2.0, "seconds": {}, "crops": 1, "followed": 0,
+            "limit_reached": False, "slices": [], "boxes": 0, "iou": [],
+        }
         return {
             "turn": self.turn, "step": step if request["op"] == "click" else None, "region": [[0, 0]] * 3,
             "volume_ml": 2.0, "iou": [], "prompted": [], "origins": [[0, 0, 0]],

@@ -6,6 +6,7 @@ load this one by `runpy.run_path`.
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from samkit.networks.sam3d_config import Sam3DConfig
 from samkit.placement import Placement
 from samkit.prompts import FOREGROUND
 from samkit.runtime.backends.runner import HostRunner, check_inputs
+from samkit.runtime.protocol.requests import ScanOptions, read_request
 from samkit.tensors import Axis, TensorSpec
 from samkit.triton_models.limits import Limits
 from samkit.triton_models.served import Served
@@ -180,9 +182,15 @@ FLIPPED = np.array([[0, -1.2, 0, 20], [-0.9, 0, 0, 30], [0, 0, 1, -5], [0, 0, 0,
 
 def alone(kind, array, affine=None, **options):
     """A session by itself on the scan."""
-    session = served(kind).session(runners(kind), options)
+    session = served(kind).session(runners(kind), ScanOptions(**options))
     session.set_image(Volume(array, np.eye(4) if affine is None else affine), automatic=False)
     return session
+
+
+def ask(host, request, token, tensors):
+    """What Triton's model of sessions does: read a request, have it answered, write the answer as JSON."""
+    answer, changed = host.answer(read_request(request), token, tensors)
+    return json.loads(json.dumps(answer.to_json())), changed
 
 
 # --- Triton's Python backend ---

@@ -14,7 +14,7 @@ from samkit.errors import InputRefused, ServingError, TensorMismatchError
 from samkit.methods import get_method
 from samkit.methods.method import GraphSpec
 from samkit.prompts import ABSENT
-from samkit.runtime.protocol.wire import error_text
+from samkit.runtime.protocol.failure import error_text
 from samkit.tensors import Axis, TensorSpec
 from samkit.triton_models.bls_runner import BlsRunner
 from samkit.triton_models.model_config import batch_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import signal
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def fake_server(monkeypatch):
             self.asked.update(options, folder=folder)
 
         def start(self):
-            self.asked["say"]("loading")
+            logging.getLogger(server.__name__).info("loading")
 
         def wait(self, seconds):
             return FakeServer.ends()

@@ -20,6 +20,7 @@ from samkit.manifest import Manifest
 from samkit.runtime import open_session
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.runtime.protocol import wire
+from samkit.runtime.protocol.failure import read_error
 from samkit.triton_models.limits import Limits
 from samkit.triton_models.model_config import parse_config
 from samkit.triton_models.repository import MODELS, write_repository
@@ -109,7 +110,7 @@ def server(exports, repository, monkeypatch):
 
 
 def error_of(response):
-    return wire.read_error(response.error().message())
+    return read_error(response.error().message())
 
 
 def prompts_for(name, array):

@@ -12,7 +12,7 @@ import pytest
 from samkit.errors import ManifestError, ServingError, TensorMismatchError
 from samkit.manifest import Manifest
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
-from samkit.runtime.protocol.wire import read_error
+from samkit.runtime.protocol.failure import read_error
 from samkit.triton_models.backends.onnxruntime.model import TritonPythonModel
 from samkit.triton_models.model_config import batch_size, graph_config, parse_config
 from samkit.triton_models.server import known_inputs

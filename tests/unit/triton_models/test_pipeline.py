@@ -15,6 +15,7 @@ from samkit.errors import GeometryError, InputRefused, OptionError, PromptError,
 from samkit.geometry import Volume, voxel_to_world
 from samkit.prompts import BACKGROUND, FOREGROUND, SliceBox, SlicePrompts, prompts_from_json
 from samkit.runtime.protocol import wire
+from samkit.runtime.protocol.requests import ScanOptions
 from samkit.triton_models.pipeline import postprocess, preprocess, refine
 
 the = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("stand_ins.py"))))
@@ -36,7 +37,7 @@ def run(served, tensors, prompts, options=None, runners=None):
     assert (result.dtype, result.ndim) == ((np.uint8, 3) if served.is_slices else (np.float32, 1))
     mask, report = postprocess(served, said(found), np.ascontiguousarray(result))
     assert mask.dtype == np.uint8
-    return mask, said(report)
+    return mask, said(report.to_json())
 
 
 def with_method(served, method):
@@ -188,7 +189,7 @@ def test_boxes_of_a_detector_are_counted():
     )
     served = with_method(the.served("automatic"), method)
     array = the.scan(2)
-    session = served.session(the.runners("slices"), {})
+    session = served.session(the.runners("slices"), ScanOptions())
     session.set_image(Volume(array, np.eye(4)))
     expected, step = session_mask(session, [])
     mask, report = run(served, tensors_of(array, np.eye(4)), [])
@@ -211,7 +212,7 @@ def test_sequences_go_in_by_their_names():
     method = replace(the.SLICES, sequences=lambda config: ("t1c", "t2w"))
     served = with_method(the.served("slices"), method)
     arrays, affine = {"t2w": the.scan(1), "t1c": the.scan(2)}, the.oblique()
-    session = served.session(the.runners("slices"), {})
+    session = served.session(the.runners("slices"), ScanOptions())
     session.set_image({name: Volume(array, affine) for name, array in arrays.items()})
     prompts = clicks(arrays["t1c"], (FOREGROUND,))
     expected, _ = session_mask(session, prompts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import runpy
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 from samkit import errors
 from samkit.errors import InputRefused, PromptError, ServingError, TensorMismatchError
 from samkit.runtime.protocol import wire
+from samkit.runtime.protocol.failure import error_text, read_error
 from samkit.triton_models import python_backend as backend
 
 the = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("stand_ins.py"))))
@@ -71,7 +73,7 @@ def test_error_of_ours_goes_out_whole_and_is_not_logged(error, utils):
     def fail(request):
         raise error
 
-    found = wire.read_error(backend.answer(fail, None).error().message())
+    found = read_error(backend.answer(fail, None).error().message())
 
     assert type(found) is type(error)
     assert vars(found) == vars(error)
@@ -85,7 +87,7 @@ def test_bug_goes_out_and_into_the_log_without_its_message(bug, utils):
         raise bug
 
     message = backend.answer(fail, None).error().message()
-    found = wire.read_error(message)
+    found = read_error(message)
 
     assert type(found) is ServingError
     assert "a bug of samkit" in str(found)
@@ -131,7 +133,7 @@ def test_closing_waits_for_the_answers(utils):
     leave.set()
     closing.join(60)
 
-    assert str(wire.read_error(request.sender.response.error().message())) == "late"
+    assert str(read_error(request.sender.response.error().message())) == "late"
 
 
 def test_request_that_was_given_up_is_not_worked_on(utils):
@@ -141,7 +143,7 @@ def test_request_that_was_given_up_is_not_worked_on(utils):
     threads.close()
 
     assert worked == []
-    assert "cancelled" in str(wire.read_error(request.sender.response.error().message()))
+    assert "cancelled" in str(read_error(request.sender.response.error().message()))
 
 
 class BrokenSender(the.Sender):
@@ -163,7 +165,7 @@ def test_answer_that_can_not_be_sent_is_an_error_instead(utils):
     backend.reply(lambda request: {"mask": np.ones(1)}, None, sender)
     message = sender.response.error().message()
 
-    assert type(wire.read_error(message)) is ServingError
+    assert type(read_error(message)) is ServingError
     assert "RuntimeError while a request was answered" in message
     assert "smith" not in message + "".join(utils.lines)
     assert len(utils.lines) == 1
@@ -197,7 +199,7 @@ def test_call_returns_copies(utils, models):
 
 def test_call_raises_what_the_model_says(utils, models):
     def refuse(inputs):
-        raise ValueError(f"in model decoder: {wire.error_text(errors.WrongTurn('again'))}")
+        raise ValueError(f"in model decoder: {error_text(errors.WrongTurn('again'))}")
 
     models["decoder"] = refuse
     with pytest.raises(errors.WrongTurn, match="again"):
@@ -237,8 +239,13 @@ def test_heap_keeps_what_it_frees_where_the_c_library_can(monkeypatch):
 
 
 def test_log_goes_to_the_server(utils):
-    backend.log_info("one")
+    backend.open_log()
+    backend.open_log()  # of another model in the same process
+    logging.getLogger("samkit.triton_models.session_host").info("%s", "one")
+    logging.getLogger("samkit.imageio").info("smith^john.nii.gz")
     backend.log_error("two")
+    backend.close_log()
+    logging.getLogger("samkit.triton_models.session_host").info("nobody listens")
 
     assert utils.lines == ["one", "two"]
 

@@ -202,7 +202,7 @@ def test_name_that_is_a_part_of_another_is_refused(paper_export, out, monkeypatc
 
 
 def test_one_name_for_several_exports_is_refused(paper_export, out):
-    with pytest.raises(ServingError, match="--name brain can't name 2 exports at once"):
+    with pytest.raises(ServingError, match="name brain can't name 2 exports at once"):
         write_repository([paper_export("sam"), paper_export("medsam")], out, name="brain")
 
 

@@ -3,6 +3,7 @@ takes, and refusals in words."""
 
 from __future__ import annotations
 
+import logging
 import socket
 import stat
 import subprocess
@@ -191,11 +192,13 @@ def test_address_that_is_not_of_ipv4_is_refused(address, tmp_path):
         EmbeddedServer(tmp_path, address=address)
 
 
-def test_log_is_read_on_where_nobody_listens_to_it(tmp_path):
-    def fail(line):
-        raise BrokenPipeError(line)
+def test_log_is_read_on_where_nobody_listens_to_it(tmp_path, monkeypatch, caplog):
+    def fail(record):
+        raise BrokenPipeError(record.getMessage())
 
-    server = EmbeddedServer(tmp_path, say=fail)
+    caplog.set_level(logging.INFO, "samkit")
+    monkeypatch.setattr(caplog.handler, "emit", fail)
+    server = EmbeddedServer(tmp_path)
     with subprocess.Popen(
         [sys.executable, "-S", "-c", "print('one\\ntwo')"], stdout=subprocess.PIPE, text=True
     ) as said:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import runpy
 import threading
 import weakref
@@ -30,6 +31,7 @@ from samkit.errors import (
 )
 from samkit.geometry import voxel_to_world
 from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point
+from samkit.runtime.protocol.requests import ScanOptions
 from samkit.triton_models.session_host import SessionHost
 
 the = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("stand_ins.py"))))
@@ -49,12 +51,12 @@ class User:
     def __init__(self, host, array, affine=None, **options):
         self.host = host
         tensors = {"volume_int16": array[None], "affine": np.eye(4) if affine is None else affine}
-        self.opened, _ = host.answer({"op": "open", **options}, None, tensors)
+        self.opened, _ = the.ask(host, {"op": "open", **options}, None, tensors)
         self.token, self.turn = self.opened["token"], 0
         self.labels = np.zeros(array.shape, np.uint8)
 
     def ask(self, op, **words):
-        answer, changed = self.host.answer({"op": op, **words}, self.token, {})
+        answer, changed = the.ask(self.host, {"op": op, **words}, self.token, {})
         json.dumps(answer)
         assert changed.dtype == np.uint8
         return answer, changed
@@ -78,12 +80,12 @@ def clock():
 
 @pytest.fixture
 def make(clock):
-    """Return a function that makes a host; its runners are its attribute `graphs`, its log `lines`."""
+    """Return a function that makes a host; its runners are its attribute `graphs`."""
 
     def make(kind="volume", **limits):
-        graphs, lines = the.runners(kind), []
-        host = SessionHost(the.served(kind, **limits), graphs, clock=clock, log=lines.append)
-        host.graphs, host.encoder, host.lines = graphs, graphs["image_encoder"], lines
+        graphs = the.runners(kind)
+        host = SessionHost(the.served(kind, **limits), graphs, clock=clock)
+        host.graphs, host.encoder = graphs, graphs["image_encoder"]
         return host
 
     return make
@@ -209,7 +211,7 @@ def test_opening_tells_what_will_be_done(kind, keys, make):
 
 def test_descriptions_need_no_session(make):
     for kind in ("volume", "slices"):
-        described, _ = make(kind).answer({"op": "describe"}, None, {})
+        described, _ = the.ask(make(kind), {"op": "describe"}, None, {})
         assert described["kind"] == kind
         json.dumps(described)
 
@@ -244,11 +246,11 @@ def test_boxes_in_millimetres(make):
 def test_pictures_have_two_axes_and_a_third_of_one(make):
     picture = the.scan(2)[:, :, 20].astype(np.float32)
     host = make("slices")
-    opened, _ = host.answer({"op": "open", "picture": True}, None, {"volume": picture[None, ..., None]})
+    opened, _ = the.ask(host, {"op": "open", "picture": True}, None, {"volume": picture[None, ..., None]})
     y, x = np.argwhere(picture > 100)[0]
     request = {"op": "click", "turn": 1, "point": [int(x), int(y)], "label": 1}
-    answer, changed = host.answer(request, opened["token"], {})
-    session = the.served("slices").session(the.runners("slices"), {})
+    answer, changed = the.ask(host, request, opened["token"], {})
+    session = the.served("slices").session(the.runners("slices"), ScanOptions())
     session.set_image(picture)
     expected = session.click((x, y))
 
@@ -256,16 +258,16 @@ def test_pictures_have_two_axes_and_a_third_of_one(make):
     assert answer["region"] == [*([side.start, side.stop] for side in expected.changed), [0, 1]]
     assert np.array_equal(changed[..., 0], expected.change[1])
     assert answer["volume_ml"] is None
-    host.answer({"op": "undo", "turn": 2}, opened["token"], {})
-    nothing, labels = host.answer({"op": "state"}, opened["token"], {})
+    the.ask(host, {"op": "undo", "turn": 2}, opened["token"], {})
+    nothing, labels = the.ask(host, {"op": "state"}, opened["token"], {})
     assert [last - first for first, last in nothing["region"]] == list(labels.shape) == [0, 0, 1]
     with pytest.raises(PromptError, match="a picture has none"):
-        host.answer({**request, "turn": 3, "world": True}, opened["token"], {})
+        the.ask(host, {**request, "turn": 3, "world": True}, opened["token"], {})
 
 
 def test_slab_is_no_picture(make):
     with pytest.raises(InputRefused, match="send a picture, or a scan without picture"):
-        make("slices").answer({"op": "open", "picture": True}, None, {"volume_int16": the.scan()[None]})
+        the.ask(make("slices"), {"op": "open", "picture": True}, None, {"volume_int16": the.scan()[None]})
 
 
 # --- Turns ---
@@ -276,8 +278,8 @@ def test_same_turn_again_is_answered_and_happens_once(kind, make):
     array, host = the.scan(2), make(kind)
     user = User(host, array)
     request = {"op": "click", "turn": 1, "point": the.bright_voxel(array), "label": 1}
-    first = host.answer(request, user.token, {})
-    again = host.answer(dict(reversed(request.items())), user.token, {})
+    first = the.ask(host, request, user.token, {})
+    again = the.ask(host, dict(reversed(request.items())), user.token, {})
 
     assert again[0] == first[0]
     assert np.array_equal(again[1], first[1])
@@ -308,16 +310,16 @@ def test_wrong_turn_changes_nothing(turn, make):
         ("volume", "click", {"point": [2, 2, 2], "label": 1, "world": "yes"}, PromptError),
         ("volume", "click", {}, PromptError),
         ("volume", "box", {"box": [1, 1, 1, 9, 9, 1]}, PromptError),
-        ("volume", "decide", {}, PromptError),
+        ("volume", "segment_automatically", {}, PromptError),
         ("volume", "propagate", {}, PromptError),
-        ("volume", "prompts", {"prompts": []}, PromptError),
-        ("volume", "prompts", {}, PromptError),
+        ("volume", "add", {"prompts": []}, PromptError),
+        ("volume", "add", {}, PromptError),
         ("volume", "redo", {}, PromptError),
-        ("slices", "decide", {}, PromptError),
+        ("slices", "segment_automatically", {}, PromptError),
         ("slices", "box", {"box": [1, 1, 1, 9, 9, 2]}, InputRefused),
         ("slices", "box", {"box": [1, 1, 9, 9]}, PromptError),
-        ("slices", "prompts", {"prompts": []}, PromptError),
-        ("slices", "prompts", {"prompts": "all"}, PromptError),
+        ("slices", "add", {"prompts": []}, PromptError),
+        ("slices", "add", {"prompts": "all"}, PromptError),
         ("slices", "redo", {}, PromptError),
     ],
 )
@@ -340,7 +342,7 @@ def test_several_prompts_are_one_request(kind, make):
     array = the.scan(5)
     places = [the.bright_voxel(array, number) for number in range(3)]
     user = User(make(kind), array)
-    user.change("prompts", prompts=[{"point": place, "label": 1} for place in places])
+    user.change("add", prompts=[{"point": place, "label": 1} for place in places])
     session = the.alone(kind, array)
     for place in places:
         session.add(Point(tuple(place), FOREGROUND))
@@ -358,11 +360,11 @@ def test_of_several_prompts_all_happen_or_none(kind, make):
     good = {"point": the.bright_voxel(array, 3), "label": 1}
     for bad in ([20, 20, 119], [20, 20, 120]):
         with pytest.raises(InputRefused):
-            user.change("prompts", prompts=[good, {"point": bad, "label": 1}])
+            user.change("add", prompts=[good, {"point": bad, "label": 1}])
         answer, labels = user.ask("state")
         assert answer["turn"] == 1
         assert np.array_equal(labels, user.labels[tuple(slice(*side) for side in answer["region"])])
-    user.change("prompts", prompts=[good])
+    user.change("add", prompts=[good])
     session = the.alone(kind, array)
     for number in (0, 3):
         session.add(Point(tuple(the.bright_voxel(array, number)), FOREGROUND))
@@ -376,7 +378,7 @@ def test_prompts_that_were_refused_together_leave_nothing_to_redo(make):
     user.click(the.bright_voxel(array))
     good, air = ({"point": place, "label": 1} for place in (the.bright_voxel(array, 3), [20, 20, 119]))
     with pytest.raises(InputRefused):
-        user.change("prompts", prompts=[good, air])
+        user.change("add", prompts=[good, air])
     with pytest.raises(PromptError, match="no undone click"):
         user.change("redo")
 
@@ -398,7 +400,7 @@ def test_check_raises_what_the_prompts_would_and_does_nothing(make):
 def test_automatic_method_decides_and_slices_lead_on(make):
     array = the.scan(6)
     user, session = User(make("automatic"), array), the.alone("automatic", array)
-    answer = user.change("decide")
+    answer = user.change("segment_automatically")
     session.segment_automatically()
     assert np.array_equal(user.labels, session.labels())
     assert list(answer["step"]["slices"]) == list(range(44))
@@ -417,12 +419,12 @@ def test_automatic_method_decides_and_slices_lead_on(make):
 @pytest.mark.parametrize("request_json", [None, [], "open", 3, {}, {"op": 3}, {"op": None}])
 def test_request_that_is_no_request_is_refused(request_json, make):
     with pytest.raises(PromptError, match="needed is a JSON object with an op"):
-        make().answer(request_json, None, {})
+        the.ask(make(), request_json, None, {})
 
 
 def test_unknown_op_is_refused(make):
-    with pytest.raises(PromptError, match="'delete', known are box, check, click"):
-        make().answer({"op": "delete"}, None, {})
+    with pytest.raises(PromptError, match="'delete', known are add, box, check, click"):
+        the.ask(make(), {"op": "delete"}, None, {})
 
 
 def test_closed_session_is_unknown(make):
@@ -436,7 +438,7 @@ def test_closed_session_is_unknown(make):
 def test_token_of_another_start_says_that_the_server_was_restarted(make):
     user = User(make(), the.scan())
     with pytest.raises(ServerRestarted, match="open the scan again"):
-        make().answer({"op": "state"}, user.token, {})
+        the.ask(make(), {"op": "state"}, user.token, {})
 
 
 @pytest.mark.parametrize(
@@ -445,16 +447,16 @@ def test_token_of_another_start_says_that_the_server_was_restarted(make):
 def test_what_is_no_token_of_ours_is_unknown(change, make):
     token = change(User(make(), the.scan()).token)
     with pytest.raises(UnknownSession):
-        make().answer({"op": "state"}, token, {})
+        the.ask(make(), {"op": "state"}, token, {})
     with pytest.raises(UnknownSession):
-        make().answer({"op": "state"}, None, {})
+        the.ask(make(), {"op": "state"}, None, {})
 
 
 def test_well_formed_token_of_this_start_that_nobody_was_given_is_unknown(make):
     host = make()
     token = User(host, the.scan()).token
     with pytest.raises(UnknownSession):
-        host.answer({"op": "state"}, token[:-1] + ("0" if token[-1] != "0" else "1"), {})
+        the.ask(host, {"op": "state"}, token[:-1] + ("0" if token[-1] != "0" else "1"), {})
 
 
 def test_session_that_nobody_used_is_expired_and_its_scan_forgotten(make, clock):
@@ -525,7 +527,7 @@ def test_scan_that_is_refused_holds_no_place_and_no_memory(tensors, words, error
     host = make(max_sessions=1, max_voxels=100_000)
     for _ in range(3):
         with pytest.raises(error):
-            host.answer({"op": "open", **words}, None, {"affine": np.eye(4), **tensors})
+            the.ask(host, {"op": "open", **words}, None, {"affine": np.eye(4), **tensors})
 
     assert host.embeddings._holders == {}
     User(host, the.scan())
@@ -542,7 +544,9 @@ CLICK = st.fixed_dictionaries(
 )
 REQUEST = st.fixed_dictionaries(
     {
-        "op": st.sampled_from(["click", "box", "prompts", "check", "decide", "propagate", "undo", "redo", "reset"])
+        "op": st.sampled_from(
+            ["click", "box", "add", "check", "segment_automatically", "propagate", "undo", "redo", "reset"]
+        )
         | st.sampled_from(["state", "describe", "open"])
         | ANYTHING
     },
@@ -572,7 +576,7 @@ def test_any_request_is_answered_or_refused_and_never_a_bug(kind):
                 request["turn"] = user.turn + 1
             before = user.ask("state")
             try:
-                answer, _ = host.answer(request, user.token, {})
+                answer, _ = the.ask(host, request, user.token, {})
             except SamkitError:
                 after = user.ask("state")
                 assert after[0] == before[0]
@@ -636,7 +640,7 @@ def test_closing_lets_go_of_scan_and_embeddings_at_once(make, without_gc):
     array, host = the.scan(1), make()
     user = User(host, array)
     user.click(the.bright_voxel(array))
-    session = host._held[user.token].session
+    session = host._held[user.token].hosted.session
     held = [weakref.ref(session), weakref.ref(session._set.volume.array)]
     del session
     assert host.embeddings.nbytes > 0
@@ -655,7 +659,7 @@ def test_refusal_that_is_remembered_holds_no_scan(make, without_gc):
     with pytest.raises(InputRefused) as caught:
         one.click((20, 20, 119))
     del caught
-    held = weakref.ref(host._held[one.token].session)
+    held = weakref.ref(host._held[one.token].hosted.session)
     one.ask("close")
 
     assert held() is None
@@ -673,7 +677,7 @@ def test_answer_that_is_kept_for_a_lost_connection_is_no_larger_than_what_change
     user.click(the.bright_voxel(the.scan(1)))
     user.click((0, 0, 0), BACKGROUND)
     user.click(the.bright_voxel(array, 5))
-    _, labels = host._held[user.token].last[1]
+    _, labels = host._held[user.token].hosted.last[1]
 
     assert labels.nbytes == (labels.nbytes if labels.base is None else labels.base.nbytes)
 
@@ -824,7 +828,8 @@ def test_closing_twice_at_once_lets_go_once(make):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_log_names_no_token_scan_or_place(kind, make, clock):
+def test_log_names_no_token_scan_or_place(kind, make, clock, caplog):
+    caplog.set_level(logging.INFO, "samkit.triton_models")
     array, host = the.scan(1), make(kind, idle_seconds=60)
     user = User(host, array, sequences=["smith^john.nii.gz"])
     place = the.bright_voxel(array)
@@ -835,9 +840,10 @@ def test_log_names_no_token_scan_or_place(kind, make, clock):
     User(host, array).ask("close")
     clock.now += 61
     host.drop_idle()
-    told = "\n".join(host.lines)
+    lines = caplog.messages
+    told = "\n".join(lines)
 
-    assert [line.split()[1] for line in host.lines] == ["open", "click", "undo", "open", "close", "close"]
+    assert [line.split()[1] for line in lines] == ["open", "click", "undo", "open", "close", "close"]
     assert user.token not in told
     assert user.token[16:] not in told
     assert "smith" not in told
@@ -956,7 +962,7 @@ def test_word_that_nobody_reads_is_refused(op, words, make):
 
 
 def test_history_has_an_end(make, monkeypatch):
-    monkeypatch.setattr("samkit.triton_models.session_host._MOST_STEPS", 2)
+    monkeypatch.setattr("samkit.triton_models.hosted_session.MOST_STEPS", 2)
     array = the.scan()
     user = User(make(), array)
     for number in range(2):

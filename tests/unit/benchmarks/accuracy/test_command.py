@@ -19,7 +19,7 @@ from samkit.manifest import Manifest
 def row(backend="onnxruntime", precision="fp32", device="cpu", **more):
     return {
         "kind": "accuracy", "method": "sam", "manifest": "ab", "backend": backend, "precision": precision,
-        "device": device, "stage": "masks", "parity_dice": 1.0, **more,
+        "device": device, "stage": "masks", "parity_dice": 1.0, "parity_hd95_mm": 0.0, "flipped_voxels": 0, **more,
     }  # fmt: skip
 
 

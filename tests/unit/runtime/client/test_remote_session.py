@@ -6,6 +6,8 @@ transports have tests of their own.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,7 @@ from samkit.runtime.client.remote_session import RemoteSession
 from samkit.runtime.client.triton_transport import Address, ConnectionLost
 from samkit.runtime.opening import open_export
 from samkit.runtime.protocol import wire
+from samkit.runtime.protocol.requests import read_request
 
 ADDRESS = Address.parse("triton://localhost:8001/bright")
 
@@ -435,7 +438,7 @@ def test_a_lost_connection_opens_once(bright_export, connected, when):
 def test_a_connection_lost_for_good_ends_within_the_time(bright_export, connected):
     transport, there = connected(bright_export)
     there.set_image(scan())
-    begun = there._clock()
+    begun = there._exchange._clock()
     for _ in range(100):
         transport.spoil(LOST, "before")
 
@@ -445,7 +448,7 @@ def test_a_connection_lost_for_good_ends_within_the_time(bright_export, connecte
         there.click((20, 22, 15))
 
     assert type(raised.value) is ServerUnreachable
-    assert there._clock() - begun <= 7.0
+    assert there._exchange._clock() - begun <= 7.0
     assert transport.timeouts[2] == 7.0
     assert all(0 < timeout <= 7.0 for timeout in transport.timeouts)
     transport.plan.clear()
@@ -611,7 +614,7 @@ def test_another_program_is_told_of_once_and_what_it_did_is_taken_over(bright_ex
     there.click((20, 22, 15))
     (token,) = transport.host._held
     click = {"op": "click", "turn": 2, "point": [3, 3, 3], "label": 0}
-    transport.host.answer(click, token, {})
+    transport.host.answer(read_request(click), token, {})
 
     with open_export(bright_export, threads=1) as here:
         here.set_image(scan())
@@ -639,14 +642,14 @@ def test_deciding_on_a_scan_has_more_time_unless_the_user_says(bright_structures
         transport, there = connected(bright_structures, timeout=timeout)
         there.set_image(scan())
         times = dict(zip(transport.asked, transport.timeouts, strict=True))
-        assert times == {"describe": of_a_call, "open": of_a_call, "decide": of_deciding}
+        assert times == {"describe": of_a_call, "open": of_a_call, "segment_automatically": of_deciding}
 
         for _ in range(1000):
             transport.spoil(LOST, "before")
-        begun = there._clock()
+        begun = there._exchange._clock()
         with pytest.raises(ServerUnreachable):
             there.segment_automatically()
-        assert there._clock() - begun <= of_a_call
+        assert there._exchange._clock() - begun <= of_a_call
         transport.plan.clear()
 
 
@@ -760,6 +763,44 @@ def test_a_description_of_another_kind_names_both_versions(wired):
 
     with pytest.raises(ServingError, match="install the same version"):
         RemoteSession(transport, ADDRESS)
+
+
+@pytest.mark.parametrize(("spoken", "named"), [({"protocol": 2}, "protocol 2"), ({}, "no numbered protocol")])
+def test_a_server_of_another_protocol_is_let_alone_at_once(bright_export, serve, wired, spoken, named):
+    transport = wired(serve(bright_export))
+    right = transport.call
+
+    def other(inputs, timeout):
+        answer = right(inputs, timeout)
+        told = {**wire.decode(answer[wire.ANSWER], wire.ANSWER), "samkit": "9.1"}
+        del told["protocol"]
+        return {**answer, wire.ANSWER: wire.encode({**told, **spoken})}
+
+    transport.call = other
+    with pytest.raises(
+        ServingError, match=rf"localhost:8001 runs samkit 9\.1 and speaks {named}, and samkit .* speaks "
+    ):
+        RemoteSession(transport, ADDRESS)
+    assert transport.asked == ["describe"]
+
+
+def test_a_client_of_another_protocol_hears_the_servers_sentence(bright_export, connected, monkeypatch):
+    transport, there = connected(bright_export)
+    monkeypatch.setattr(remote_session, "PROTOCOL", 2)
+    with pytest.raises(ServingError, match=r"this client speaks protocol 2, and the server's samkit .* speaks 1; inst"):
+        RemoteSession(transport, ADDRESS)
+    there._asked = replace(there._asked, protocol=2)
+    with pytest.raises(ServingError, match="this client speaks protocol 2"):
+        there.set_image(scan())
+    assert not transport.host._held
+
+
+def test_options_of_a_refusal_arrive_as_data(bright_export, connected):
+    _, there = connected(bright_export, plane="axial")
+    with pytest.raises(OptionError) as raised:
+        there.set_image(scan())
+    assert raised.value.options == ("plane",)
+    assert raised.value.sentence(lambda option: f"--{option}").startswith("--plane is for methods of slices")
 
 
 # --- Opening ---

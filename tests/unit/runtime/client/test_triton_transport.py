@@ -22,6 +22,7 @@ from samkit.errors import AtCapacity, InputRefused, PromptError, ServerTimeout, 
 from samkit.runtime.client import triton_transport
 from samkit.runtime.client.triton_transport import Address, ConnectionLost, connect, is_url
 from samkit.runtime.protocol import wire
+from samkit.runtime.protocol.failure import error_text
 
 DTYPES = {"UINT8": np.uint8, "INT16": np.int16, "FP32": np.float32, "FP64": np.float64}
 
@@ -180,10 +181,10 @@ def test_tensors_arrive_as_they_were_sent(transport, fake, changed):
 
 
 def test_an_error_of_samkit_comes_back_as_itself(transport, fake):
-    fake.error = "in ensemble 'm_sam', " + wire.error_text(AtCapacity("16 sessions are open; close one"))
+    fake.error = "in ensemble 'm_sam', " + error_text(AtCapacity("16 sessions are open; close one"))
     with pytest.raises(AtCapacity, match=r"^16 sessions are open; close one$"):
         transport.call(REQUEST, 60.0)
-    fake.error = wire.error_text(InputRefused("too-large", "the volume is large", "crop it"))
+    fake.error = error_text(InputRefused("too-large", "the volume is large", "crop it"))
     with pytest.raises(InputRefused) as raised:
         transport.call(REQUEST, 60.0)
     assert raised.value.code == "too-large"
