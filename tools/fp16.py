@@ -33,6 +33,7 @@ from samkit.export.export import run_export
 from samkit.export.plan import plan_export
 from samkit.manifest import Manifest
 from samkit.methods import Method, get_method, list_methods
+from samkit.precisions.fp16 import PRECISION as FP16
 
 TAG = "open"
 """Which of a recipe's weights: the golden outputs were made with these."""
@@ -111,7 +112,7 @@ def gate(method: Method, size: str, recipe: Any, keys: Path | None) -> dict[str,
                 checkpoint=files.pop("checkpoint", None),
                 others=files,
                 size=None if recipe is not None else size,
-                precision="fp16",
+                precision=FP16.name,
             )
             manifest = run_export(plan, Path(folder) / "export")
         except SamkitError as error:

@@ -18,6 +18,8 @@ import numpy as np
 from samkit.benchmarks.latency.settings import AUTOCAST, COMPILE, EAGER
 from samkit.errors import MissingDependencyError
 from samkit.methods import GraphSpec
+from samkit.precisions import BASE
+from samkit.precisions.fp16 import PRECISION as FP16
 from samkit.tensors import Tensor, on_host
 
 if TYPE_CHECKING:
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 
     from samkit.networks.network import Network
 
-AUTOCAST_PRECISION = {"cuda": "fp16", "cpu": "bf16"}
+BFLOAT16 = "bf16"
+AUTOCAST_PRECISION = {"cuda": FP16.name, "cpu": BFLOAT16}
 """What autocast computes in: on a CPU PyTorch has few float16 kernels."""
 COMPILER = "inductor"
 """Backend of torch.compile; on a CPU it needs a C++ compiler."""
@@ -54,7 +57,7 @@ def check_device(device: str) -> None:
 
 def torch_precision(baseline: str, device: str) -> str:
     """Return what PyTorch computes in as one of BASELINES."""
-    return AUTOCAST_PRECISION[device] if baseline == AUTOCAST else "fp32"
+    return AUTOCAST_PRECISION[device] if baseline == AUTOCAST else BASE.name
 
 
 def torch_run(
@@ -69,7 +72,7 @@ def torch_run(
     function: Callable[..., tuple[torch.Tensor, ...]] = graph_of
     if baseline == COMPILE:
         function = torch.compile(function, backend=COMPILER)
-    half = torch.float16 if torch_precision(AUTOCAST, device) == "fp16" else torch.bfloat16
+    half = torch.float16 if AUTOCAST_PRECISION[device] == FP16.name else torch.bfloat16
     there = {name: torch.from_numpy(array).to(device) for name, array in inputs.items() if name in STAYING}
 
     def run() -> dict[str, Tensor | torch.Tensor]:

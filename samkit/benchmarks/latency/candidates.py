@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from samkit.benchmarks.latency.baselines import torch_precision
 from samkit.benchmarks.latency.settings import AUTOCAST, COMPILE, EAGER, Settings
 from samkit.benchmarks.measure.machine import gpus
 from samkit.benchmarks.record.rows import Absent, Identity, Row
@@ -37,7 +38,7 @@ def needing_gpu() -> list[Variant]:
         if one.device == "cuda"
         and ("cpu" in get_backend(one.backend).devices or "cuda" in get_precision(one.precision).preferred_on)
     ]
-    return [*ours, *(Variant(*one, "cuda") for one in ((EAGER, "fp32"), (AUTOCAST, "fp16"), (COMPILE, "fp32")))]
+    return [*ours, *(Variant(name, torch_precision(name, "cuda"), "cuda") for name in (EAGER, AUTOCAST, COMPILE))]
 
 
 def rows_of_gpu(rows: Iterable[Row]) -> Iterator[Absent]:

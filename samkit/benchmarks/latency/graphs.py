@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from samkit.benchmarks.latency.baselines import (
+    BFLOAT16,
     STAYING,
     Run,
     as_arrays,
@@ -50,7 +51,7 @@ from samkit.tensors import Tensor, on_host
 
 TURN_SECONDS = 0.15
 """About how long one backend runs before the next one's turn."""
-LARGEST_ERROR = {"bf16": 0.3} | {precision.name: precision.rounding for precision in PRECISIONS}
+LARGEST_ERROR = {BFLOAT16: 0.3} | {precision.name: precision.rounding for precision in PRECISIONS}
 """Relative difference of an output from PyTorch eager's, norm over norm, up to which it is rounding. It is no judgement
 of accuracy, for which there is `sam-bench accuracy`: whoever computes something else is off by about 1."""
 LIMIT = "float32 matrix product"

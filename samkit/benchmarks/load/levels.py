@@ -27,8 +27,10 @@ from samkit.benchmarks.record.statistics import percentiles, significant
 from samkit.errors import MissingDependencyError, ServingError
 from samkit.manifest import Export, ExportPlan
 from samkit.methods import Method, SliceMethod, get_method
+from samkit.precisions import BASE
 from samkit.runtime import Session, open_session
 
+TRITON = "triton"
 GROWING = ("scan", "first_click", "click")
 """Stages whose growth with the number of readers is fitted."""
 CLICKS = 6
@@ -72,7 +74,7 @@ class Endpoint:
             )
         on_gpu = any(name.lower().startswith(_ON_GPU) for names in providers.values() for name in names)
         device = "cuda" if on_gpu else "cpu"
-        return cls(url, plan, Identity.of(plan, digest, "triton", precision, device))
+        return cls(url, plan, Identity.of(plan, digest, TRITON, precision, device))
 
 
 def embedded_rows(export: Export, work: Workload, machine: Machine) -> list[LoadRow | Absent]:
@@ -80,7 +82,7 @@ def embedded_rows(export: Export, work: Workload, machine: Machine) -> list[Load
     from samkit.triton_models.repository import write_repository
     from samkit.triton_models.server import EmbeddedServer
 
-    identity = Identity.of(export.plan, export.digest, "triton", "fp32", "cpu")
+    identity = Identity.of(export.plan, export.digest, TRITON, BASE.name, "cpu")
     logger.info("%s: a server ...", identity.method)
     try:
         with tempfile.TemporaryDirectory(prefix="sam-bench-load-") as folder:

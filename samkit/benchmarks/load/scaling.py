@@ -26,7 +26,9 @@ from samkit.benchmarks.record.statistics import Estimate, fit_exponent, signific
 from samkit.errors import SamkitError
 from samkit.geometry import Index
 from samkit.manifest import Export
+from samkit.precisions import BASE
 from samkit.runtime import Session, open_session
+from samkit.runtime.backends import DEFAULT
 
 UNITS: Mapping[str, str] = {VOLUME: "voxels", SLICES: "slices", SESSIONS: "sessions", CLICKS: "clicks"}
 FACTORS = (1.0, 4 / 3, 11 / 6, 2.5)
@@ -97,7 +99,7 @@ def growth_rows(export: Export, work: Workload, machine: Machine) -> Iterator[Lo
     """Yield how calls in this process grow over what of VOLUME, SLICES and CLICKS is asked for."""
     if not (wanted := [over for over in work.scaling if over in _OVER]):
         return
-    identity = Identity.of(export.plan, export.digest, "onnxruntime", "fp32", "cpu")
+    identity = Identity.of(export.plan, export.digest, DEFAULT.name, BASE.name, "cpu")
     with open_session(export.folder) as session:
         case = cost_case(export.method, export.config, SHAPES.get(export.plan.size, SHAPE))
         case = case if case.across is None else repeated(case, 1)

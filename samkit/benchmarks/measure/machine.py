@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
 
 from samkit.benchmarks.measure.turns import seconds_of
 from samkit.benchmarks.record.rows import Row
@@ -33,6 +32,8 @@ from samkit.runtime.backends.runner import Closing
 from samkit.tensors import Axis, TensorSpec
 
 SIDE = 2048
+_PRODUCT = """<ir_version: 10, opset_import: ["": 20]>
+product (float[N, N] left, float[N, N] right) => (float[N, N] out) {out = MatMul(left, right)}"""
 COPIED_MB = 256
 """Memory of one copy [MB, 10^6 bytes]: far beyond any cache."""
 MOST_SPREAD = 0.10
@@ -59,16 +60,9 @@ class MatrixProduct(Closing):
         """Open the session; raises MissingDependencyError where ONNX Runtime can't use `device`."""
         square = (Axis.fixed("row", SIDE), Axis.fixed("column", SIDE))
         left, right, out = (TensorSpec(name, "float32", square) for name in ("left", "right", "out"))
-        values = [helper.make_tensor_value_info(t.name, TensorProto.FLOAT, t.shape) for t in (left, right, out)]
-        node = helper.make_node("MatMul", ["left", "right"], ["out"])
-        model = helper.make_model(
-            helper.make_graph([node], "product", values[:2], values[2:]),
-            opset_imports=[helper.make_opsetid("", 20)],
-            ir_version=10,
-        )
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "product.onnx"
-            onnx.save_model(model, path)
+            onnx.save_model(onnx.parser.parse_model(_PRODUCT.replace("N", str(SIDE))), path)
             graph = GraphSpec("product", (left, right), (out,), {})
             self._runner = OnnxRuntimeRunner(path, graph, device=device, threads=threads)
         # Two inputs: a constant would be packed beforehand, and every activation product is not.
@@ -110,16 +104,10 @@ class Machine(Closing):
         self.products.append(seconds_of(self._product.run))
         self.copies.append(seconds_of(self._copy))
 
-    @property
-    def gflops(self) -> float:
-        """Return the median rate of the matrix products so far [10^9 operations per second]; it takes one if needed."""
-        if not self.products:
-            self.sample()
-        return MatrixProduct.GFLOP / float(np.median(self.products))
-
     def describe(self) -> dict[str, Any]:
         """Return the JSON form: what it is, what its limits were, and each reason why it was not settled."""
-        rate = self.gflops
+        if not self.products:
+            self.sample()
         reasons = self._unsettled()
         return {
             "processor": processor(),
@@ -132,7 +120,7 @@ class Machine(Closing):
             "clock_mhz": {"before": self._clocks, "after": clocks()},
             "load": {"before": self._load, "after": load()},
             "busy_before": round(self._busy, 3),
-            "gemm_gflops": significant(rate, 4),
+            "gemm_gflops": significant(MatrixProduct.GFLOP / float(np.median(self.products)), 4),
             # A copy reads and writes every byte
             "copy_gb_per_s": significant(2 * COPIED_MB / 1e3 / float(np.median(self.copies)), 4),
             "gemm_samples_s": [significant(value) for value in self.products],

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ MOST_RUNS = 20
 SLOW = 5
 """Turns that a run may take for its first time, and still be worth a second look."""
 QUIET_SECONDS = 0.06
-"""How long nothing runs before a turn."""
+"""How long nothing runs before a turn, until the threads of the run before sleep."""
 
 
 def take_turns(
@@ -41,7 +41,7 @@ def take_turns(
     found: dict[Name, list[T]] = {name: [] for name in turns}
     for number in range(uncounted + rounds):
         if before is not None:
-            keep_quiet()
+            time.sleep(QUIET_SECONDS)
             before()
         measured = take_round(turns, number)
         if number >= uncounted:
@@ -53,9 +53,10 @@ def take_turns(
 def take_round(turns: Mapping[Name, Callable[[], T]], number: int) -> dict[Name, T]:
     """Let everyone have one turn, in the order of round `number`, and return what each of them measured."""
     found: dict[Name, T] = {}
-    collects = gc.isenabled()
-    for name in in_turn(list(turns), number):
-        keep_quiet()
+    collects, names = gc.isenabled(), list(turns)
+    first = number % max(1, len(names))
+    for name in (*names[first:], *names[:first]):
+        time.sleep(QUIET_SECONDS)
         gc.disable()
         try:
             found[name] = turns[name]()
@@ -90,18 +91,3 @@ def seconds_of(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
-
-
-def keep_quiet() -> None:
-    """Wait until the threads of the run before sleep."""
-    time.sleep(QUIET_SECONDS)
-
-
-def in_turn(names: Sequence[Name], number: int) -> list[Name]:
-    """Return `names` in the order of round `number`.
-
-    >>> in_turn("abc", 4)
-    ['b', 'c', 'a']
-    """
-    first = number % max(1, len(names))
-    return [*names[first:], *names[:first]]
