@@ -204,16 +204,6 @@ class Grid:
         flipped = [axis for axis in range(3) if self.orientation[axis, 1] < 0]
         return np.transpose(np.flip(array, flipped), self._order)
 
-    def to_file(self, box: np.ndarray, origin: Index, *, fill: float) -> np.ndarray:
-        """Return values on a box of the grid, whose first voxel is `origin`, on the file's own array, float32.
-
-        Linear between voxels of the box; `fill` where the file's array lies outside the box.
-        """
-        out = np.full(self.file_shape, fill, np.float32)
-        region, values = self.region_to_file(box, origin)
-        out[region] = values
-        return out
-
     def region_to_file(self, box: np.ndarray, origin: Index) -> tuple[tuple[slice, slice, slice], np.ndarray]:
         """Return the region of the file's array that `box` covers, and the box's values there, float32."""
         step = np.asarray(self.step)
@@ -248,15 +238,6 @@ class Grid:
             if self.orientation[axis, 1] < 0:
                 points[:, axis] = self.file_shape[axis] - 1 - points[:, axis]
         return (points[:, self._order] + 0.5) / np.asarray(self.step) - 0.5
-
-    def points_to_file(self, points_grid: np.ndarray) -> np.ndarray:
-        """Return indices (N, 3) of the grid as voxel indices of the file's array."""
-        ras = (np.array(points_grid, np.float64).reshape(-1, 3) + 0.5) * np.asarray(self.step) - 0.5
-        points = ras[:, np.argsort(self._order)]
-        for axis in range(3):
-            if self.orientation[axis, 1] < 0:
-                points[:, axis] = self.file_shape[axis] - 1 - points[:, axis]
-        return points
 
 
 def box_slices(low: np.ndarray, high: np.ndarray) -> tuple[slice, ...]:

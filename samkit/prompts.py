@@ -102,7 +102,8 @@ def parse_point(text: str, structure: str = "") -> Point | SlicePoint:
     if len(numbers) not in (2, 3) or sign not in labels:
         raise PromptError(
             f"a point is written i,j,k,+ or i,j,k,- (in a picture x,y,+) and this one is '{text}'; "
-            "e.g. --point 60,70,30,+"
+            "e.g. {points} 60,70,30,+",
+            options=("points",),
         )
     return _point(_numbers(numbers, text), labels[sign], structure)
 
@@ -117,7 +118,8 @@ def parse_box(text: str, structure: str = "") -> Box | SliceBox:
     if len(numbers) not in (4, 6):
         raise PromptError(
             f"a box is written i0,j0,k0,i1,j1,k1 (in a picture x0,y0,x1,y1) and this one is '{text}'; "
-            "e.g. --box 40,52,30,88,97,30"
+            "e.g. {boxes} 40,52,30,88,97,30",
+            options=("boxes",),
         )
     return _box(_numbers(numbers, text), structure)
 
@@ -132,7 +134,8 @@ def parse_structure(text: str) -> Prompt:
     if not found or not name:
         raise PromptError(
             f"a structure's prompt is written NAME=i,j,k,+ and this one is '{text}'; "
-            "e.g. --structure caudate_left=60,70,30,+"
+            "e.g. {structures} caudate_left=60,70,30,+",
+            options=("structures",),
         )
     return parse_point(rest, name) if rest.endswith(("+", "-")) else parse_box(rest, name)
 

@@ -30,7 +30,7 @@ from samkit.segment.report import provenance, write_report
 from samkit.segment.segmenting import segment_study
 from samkit.sequences import parse_pattern
 
-_LOG = logging.getLogger(__name__)
+_LOG = logging.getLogger("samkit.segment.cli")  # by its name, which `python -m` would take away
 
 NOTICE = "not a medical device"
 

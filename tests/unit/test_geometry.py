@@ -43,6 +43,20 @@ def scan(shape=(9, 12, 7), affine=OBLIQUE):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32), affine
 
 
+def to_file(grid, box, origin, *, fill):
+    """A box of the grid on the file's whole array."""
+    out = np.full(grid.file_shape, fill, np.float32)
+    region, values = grid.region_to_file(box, origin)
+    out[region] = values
+    return out
+
+
+def points_to_file(grid, points):
+    """What `points_from_file` takes to these indices of the grid: it is affine, so three steps of one voxel tell it."""
+    start, *ends = grid.points_from_file(np.vstack([np.zeros(3), np.eye(3)]))
+    return np.linalg.solve((np.array(ends) - start).T, (points - start).T).T
+
+
 @pytest.mark.parametrize("codes", ORIENTATIONS)
 def test_every_orientation_has_one_grid(codes):
     array, affine = scan()
@@ -56,7 +70,7 @@ def test_every_orientation_has_one_grid(codes):
     assert grid.shape == reference.shape
     np.testing.assert_allclose(grid.from_file(stored), reference.from_file(array), atol=1e-5)
     np.testing.assert_allclose(grid.points_from_file(stored_point), reference.points_from_file(point), atol=1e-9)
-    np.testing.assert_allclose(grid.points_to_file(grid.points_from_file(stored_point)), stored_point, atol=1e-9)
+    np.testing.assert_allclose(points_to_file(grid, grid.points_from_file(stored_point)), stored_point, atol=1e-9)
 
 
 @pytest.mark.parametrize("codes", ORIENTATIONS)
@@ -65,7 +79,7 @@ def test_to_file_undoes_from_file_at_the_files_spacing(codes):
     stored, stored_affine = in_orientation(array, affine, codes)
     grid = Grid.over(stored.shape, stored_affine, (1.0, 2.0, 3.0))
 
-    assert np.array_equal(grid.to_file(grid.from_file(stored), (0, 0, 0), fill=-9), stored)
+    assert np.array_equal(to_file(grid, grid.from_file(stored), (0, 0, 0), fill=-9), stored)
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPI", "SAR", "ILP", "PIR"])
@@ -80,10 +94,10 @@ def test_positions_survive_the_way_to_the_grid_and_back(codes, spacing):
     for axis in range(3):
         on_grid = grid.from_file(world[..., axis])
         cells = np.indices(grid.shape).reshape(3, -1).T
-        expected = voxel_to_world(affine, grid.points_to_file(cells))[:, axis].reshape(grid.shape)
+        expected = voxel_to_world(affine, points_to_file(grid, cells))[:, axis].reshape(grid.shape)
         inner = (slice(3, -3),) * 3
         np.testing.assert_allclose(on_grid[inner], expected[inner], atol=1e-3)
-        back = grid.to_file(on_grid, (0, 0, 0), fill=0)
+        back = to_file(grid, on_grid, (0, 0, 0), fill=0)
         inner = (slice(5, -5),) * 3
         np.testing.assert_allclose(back[inner], world[..., axis][inner], atol=1e-3)
 
@@ -121,7 +135,7 @@ def test_a_box_lands_on_the_file_where_the_grid_says(origin, codes):
     """Boxes that tile the grid cover every file voxel once, and each voxel gets the value of its own cell."""
     array, affine = in_orientation(*scan((24, 20, 18), np.diag([0.8, 0.8, 1.1, 1.0])), codes)
     grid = Grid.over(array.shape, affine, (1.6, 1.6, 2.2))
-    inside = grid.to_file(np.ones((8, 8, 8), np.float32), origin, fill=0) == 1
+    inside = to_file(grid, np.ones((8, 8, 8), np.float32), origin, fill=0) == 1
     cells = np.rint(grid.points_from_file(np.indices(array.shape).reshape(3, -1).T)).astype(int)
     expected = ((cells >= origin) & (cells < np.add(origin, 8))).all(axis=1).reshape(array.shape)
 
@@ -134,7 +148,7 @@ def test_points_go_to_the_grid_and_back(point, codes):
     array, affine = in_orientation(*scan((9, 9, 9)), codes)
     grid = Grid.over(array.shape, affine, (1.5, 0.7, 3.0))
 
-    np.testing.assert_allclose(grid.points_to_file(grid.points_from_file(np.array([point])))[0], point, atol=1e-9)
+    np.testing.assert_allclose(points_to_file(grid, grid.points_from_file(np.array([point])))[0], point, atol=1e-9)
 
 
 def test_round_off_adds_no_plane_and_moves_no_crop():

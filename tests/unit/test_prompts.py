@@ -54,7 +54,7 @@ def test_structure_is_named_before_its_point_or_box():
 
 @pytest.mark.parametrize("text", ["", "1,2,3", "1,2,3,4,5", "1,2,3,4,5,x", "1,2,3,4,5,nan", "1,2,3,+"])
 def test_malformed_box_is_refused_with_an_example(text):
-    with pytest.raises(PromptError, match=r"--box 40|60,70\.5"):
+    with pytest.raises(PromptError, match=r"boxes 40|60,70\.5"):
         parse_box(text)
 
 

@@ -156,7 +156,8 @@ class SliceSession(LocalSession[SliceState]):
             raise InputRefused(
                 "missing-sequence",
                 f"{_and(missing)} missing: {needs}, and given is {given}",
-                f"add it, such as -i {missing[0]}=FILE",
+                f"add it, such as {{inputs}} {missing[0]}=FILE",
+                options=("inputs",),
             )
         if unknown := [name for name in volumes if name not in self.sequences]:
             raise InputRefused(

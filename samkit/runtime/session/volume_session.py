@@ -37,8 +37,6 @@ from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate, Part, changed_part, paint, tight
 
 TENSORRT = "tensorrt"
-BACKENDS = tuple(backend.name for backend in backends.BACKENDS)
-DEVICES = backends.device_names()
 
 
 @dataclass(frozen=True)
@@ -255,8 +253,3 @@ def open_runners(
     variant = Variant(backend, precision, device)
     runners, warnings = backends.open_runners(Export.of(folder, manifest), variant, threads)
     return runners, list(warnings)
-
-
-def default_device(backend: str) -> str:
-    """Return where a backend runs when nobody asks."""
-    return backends.get_backend(backend).devices[0]

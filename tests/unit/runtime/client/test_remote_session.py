@@ -6,6 +6,8 @@ transports have tests of their own.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -761,6 +763,44 @@ def test_a_description_of_another_kind_names_both_versions(wired):
 
     with pytest.raises(ServingError, match="install the same version"):
         RemoteSession(transport, ADDRESS)
+
+
+@pytest.mark.parametrize(("spoken", "named"), [({"protocol": 2}, "protocol 2"), ({}, "no numbered protocol")])
+def test_a_server_of_another_protocol_is_let_alone_at_once(bright_export, serve, wired, spoken, named):
+    transport = wired(serve(bright_export))
+    right = transport.call
+
+    def other(inputs, timeout):
+        answer = right(inputs, timeout)
+        told = {**wire.decode(answer[wire.ANSWER], wire.ANSWER), "samkit": "9.1"}
+        del told["protocol"]
+        return {**answer, wire.ANSWER: wire.encode({**told, **spoken})}
+
+    transport.call = other
+    with pytest.raises(
+        ServingError, match=rf"localhost:8001 runs samkit 9\.1 and speaks {named}, and samkit .* speaks "
+    ):
+        RemoteSession(transport, ADDRESS)
+    assert transport.asked == ["describe"]
+
+
+def test_a_client_of_another_protocol_hears_the_servers_sentence(bright_export, connected, monkeypatch):
+    transport, there = connected(bright_export)
+    monkeypatch.setattr(remote_session, "PROTOCOL", 2)
+    with pytest.raises(ServingError, match=r"this client speaks protocol 2, and the server's samkit .* speaks 1; inst"):
+        RemoteSession(transport, ADDRESS)
+    there._asked = replace(there._asked, protocol=2)
+    with pytest.raises(ServingError, match="this client speaks protocol 2"):
+        there.set_image(scan())
+    assert not transport.host._held
+
+
+def test_options_of_a_refusal_arrive_as_data(bright_export, connected):
+    _, there = connected(bright_export, plane="axial")
+    with pytest.raises(OptionError) as raised:
+        there.set_image(scan())
+    assert raised.value.options == ("plane",)
+    assert raised.value.sentence(lambda option: f"--{option}").startswith("--plane is for methods of slices")
 
 
 # --- Opening ---

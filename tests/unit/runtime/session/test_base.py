@@ -15,6 +15,7 @@ from samkit.errors import InputRefused, PromptError
 from samkit.geometry import Volume, voxel_to_world
 from samkit.methods.m_sam import METHOD as VOLUMES
 from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, SliceBox, SlicePoint
+from samkit.runtime.protocol.requests import ScanOptions
 from samkit.runtime.session.base import Session
 
 the = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "triton_models" / "stand_ins.py")))
@@ -125,13 +126,13 @@ def test_no_image_is_refused():
 
 
 def test_picture_for_a_method_of_volumes_is_refused(png):
-    session = the.served("volume").session(the.runners("volume"), {})
+    session = the.served("volume").session(the.runners("volume"), ScanOptions())
     with pytest.raises(PromptError, match="works on volumes, and a picture is given"):
         session.set_image(png)
 
 
 def test_sequences_for_a_method_of_volumes_are_refused():
-    session = the.served("volume").session(the.runners("volume"), {})
+    session = the.served("volume").session(the.runners("volume"), ScanOptions())
     with pytest.raises(InputRefused, match="takes one scan, and 2 are given"):
         session.set_image({"t1c": Volume(the.scan(0), np.eye(4)), "t2w": Volume(the.scan(1), np.eye(4))})
 
@@ -206,7 +207,7 @@ def test_image_that_is_refused_leaves_the_one_before(nifti, png, tmp_path):
 @pytest.mark.parametrize("kind", ["volume", "slices"])
 def test_millimetres_never_come_from_the_image_before(kind):
     array = the.scan()
-    session = the.served(kind).session(the.runners(kind), {})
+    session = the.served(kind).session(the.runners(kind), ScanOptions())
     session.set_image(Volume(array, np.eye(4)))
     session.set_image(Volume(array, np.diag([2.0, 2, 2, 1])))
     place = the.bright_voxel(array)

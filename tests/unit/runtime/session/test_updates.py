@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from samkit.errors import PromptError
 from samkit.geometry import Volume
 from samkit.prompts import BACKGROUND, Box, Point
+from samkit.runtime.protocol.requests import ScanOptions
 from samkit.runtime.session.updates import MaskUpdate, changed_part, paint
 
 the = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "triton_models" / "stand_ins.py")))
@@ -130,7 +131,7 @@ def click_through(session, array):
 @pytest.mark.parametrize("kind", ["volume", "slices"])
 def test_updates_follow_the_mask_and_do_not_alter_later(kind, affine):
     array = the.scan(4)
-    session = the.served(kind).session(the.runners(kind), {})
+    session = the.served(kind).session(the.runners(kind), ScanOptions())
     first = session.set_image(Volume(array, affine))
     assert (first.mask.any(), first.volume_ml, first.changed) == (False, 0.0, (slice(0, 0),) * 3)
     patched, updates = first.labels.copy(), []
@@ -149,7 +150,7 @@ def test_updates_follow_the_mask_and_do_not_alter_later(kind, affine):
 @pytest.mark.parametrize("kind", ["volume", "slices"])
 def test_update_nobody_looked_at_says_what_it_would_have_said(kind):
     array = the.scan(4)
-    session = the.served(kind).session(the.runners(kind), {})
+    session = the.served(kind).session(the.runners(kind), ScanOptions())
     session.set_image(Volume(array, np.eye(4)))
     pairs = list(click_through(session, array))
     session.set_image(Volume(the.scan(5), np.eye(4)))  # only now is anything computed
@@ -162,7 +163,7 @@ def test_update_nobody_looked_at_says_what_it_would_have_said(kind):
 
 def test_automatic_method_decides_when_an_image_is_set():
     array = the.scan(4)
-    session = the.served("automatic").session(the.runners("automatic"), {})
+    session = the.served("automatic").session(the.runners("automatic"), ScanOptions())
     update = session.set_image(Volume(array, np.eye(4)))
 
     assert np.array_equal(update.mask, array > 100)
@@ -177,7 +178,7 @@ def test_automatic_method_decides_when_an_image_is_set():
 
 def test_pictures_change_in_two_axes():
     picture = the.scan(4)[:, :, 20].astype(np.float32)
-    session = the.served("slices").session(the.runners("slices"), {})
+    session = the.served("slices").session(the.runners("slices"), ScanOptions())
     session.set_image(picture)
     rows, columns = np.nonzero(picture > 100)
     update = session.box((0, 0), (35, 39))
@@ -189,7 +190,7 @@ def test_pictures_change_in_two_axes():
 
 
 def test_labels_between_two_slices_that_change_stay():
-    session = the.served("automatic").session(the.runners("automatic"), {})
+    session = the.served("automatic").session(the.runners("automatic"), ScanOptions())
     array = np.full((40, 36, 44), 12, np.int16)
     array[10:20, 10:20, 5:15] = 200
     before = session.set_image(Volume(array, the.FLIPPED)).labels
