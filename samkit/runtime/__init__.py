@@ -1,4 +1,4 @@
-"""Exports at work: `open_session(folder)`, or the address of a server, and `sam-segment` on the command line.
+"""Exports at work: `open_session(folder)`, or the address of a server, gives a Session to click in.
 
 Names load when they are asked for: a client of a server has numpy, nibabel and tritonclient, and nothing else.
 """

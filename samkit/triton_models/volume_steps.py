@@ -18,7 +18,7 @@ from samkit.runtime.loops.refinement import Piece, Refiner, State
 from samkit.runtime.protocol.requests import EnsembleOptions
 from samkit.runtime.session.local_session import check_inside
 from samkit.runtime.session.updates import paint
-from samkit.runtime.session.volume_session import as_point, mask_parts, point_to_grid
+from samkit.runtime.session.volume_session import mask_parts, point_to_grid, volume_click
 from samkit.triton_models.served import Served
 
 
@@ -42,7 +42,7 @@ class VolumeSteps:
         if len(volumes) != 1:
             raise PromptError(f"{name} takes one scan, and {len(volumes)} are given; send one")
         (volume,) = volumes.values()
-        points = [as_point(prompt, name) for prompt in prompts]
+        points = [volume_click(prompt, name) for prompt in prompts]
         if not any(point.label == FOREGROUND for point in points):
             raise PromptError(
                 f"none of {len(points)} click(s) is on the object, {name} needs one; send a point, label 1"
@@ -75,7 +75,7 @@ class VolumeSteps:
         refiner = Refiner(self._method, self._config, refinement, runners, (i, j, k), read_box)
         state = State()
         for point in prompts_from_json(task["prompts"], "the task"):
-            state = refiner.click(state, as_point(point, self._method.name))
+            state = refiner.click(state, volume_click(point, self._method.name))
         pieces = refiner.merge(state)
         found = {
             "pieces": [{"origin": list(piece.origin), "shape": list(piece.logits.shape)} for piece in pieces],

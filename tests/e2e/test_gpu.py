@@ -13,6 +13,7 @@ import pytest
 import samkit
 from samkit.benchmarks.latency import graphs as graph_rows
 from samkit.benchmarks.latency.command import measure_latency
+from samkit.benchmarks.record.rows import to_dict
 from samkit.export.verify import repeat_parity
 from samkit.manifest import Export, Manifest, graph_file
 from samkit.phantoms import make_phantom
@@ -106,7 +107,7 @@ def test_timings_compare_equal_outputs_on_the_device(name, export_of, monkeypatc
     folder = export_of(name, "anchored" if name == "m-sam" else None)
     run = measure_latency([folder], rounds=1, device=DEVICE, cold_starts=1)
 
-    measured = [row for row in run.rows if "not_run" not in row]
+    measured = [row for row in map(to_dict, run.rows) if "not_run" not in row]
     assert measured
     assert all(row["device"] == DEVICE and "error" not in row for row in measured)
     for row in measured:

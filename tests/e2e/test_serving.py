@@ -436,7 +436,7 @@ def test_second_session_on_a_scan_encodes_nothing(server):
 def test_what_a_session_can_not_do_has_its_own_error(server):
     volume, clicks = noisy(101)
     with open_session(url(server, "m-sam")) as session:
-        with pytest.raises(PromptError, match="no volume is set"):
+        with pytest.raises(PromptError, match="no image is set"):
             session.click((1, 2, 3))
         session.set_image(volume)
         with pytest.raises(PromptError, match="no click to undo"):

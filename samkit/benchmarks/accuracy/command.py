@@ -43,6 +43,8 @@ from samkit.benchmarks.cases.phantom_scans import phantom_cases
 from samkit.benchmarks.cases.simulated_user import POLICIES, policies_of, recipe_of
 from samkit.benchmarks.measure.machine import Machine, versions
 from samkit.benchmarks.record.metrics import TOLERANCE_MM
+from samkit.benchmarks.record.rows import Absent as AbsentRow
+from samkit.benchmarks.record.rows import LatencyRow, LoadRow, read_row
 from samkit.benchmarks.record.run import Row, Run, commit, describe_export, now
 from samkit.errors import PromptError, SamkitError
 from samkit.manifest import Export, Manifest
@@ -147,18 +149,19 @@ def fail_where_broken(run: Run, named: Sequence[str]) -> None:
     lines: dict[tuple[Any, ...], tuple[float, str]] = {}
     asked = {(kind.backend, kind.precision, kind.device) for kind in (BACKENDS[name] for name in named)}
     for row in run.rows:
-        rival = (row["backend"], row["precision"], row["device"])
-        found = [f"{sentence}; export again, and report it if it stays" for sentence in row.get("failures", ())]
-        if "error" in row and not found:
-            found = [f"{row['method']} on {row['backend']} ({row['precision']}): {row['error']}"]
-        if "not_run" in row and "stage" in row and rival in asked:
-            found = [
-                f"{row['method']} on {row['backend']} ({row['precision']}) was asked for and not run: {row['not_run']}"
-            ]
+        if isinstance(row, LatencyRow | LoadRow):
+            continue
+        who = row.identity
+        rival = (who.backend, who.precision, who.device)
+        found = [f"{sentence}; export again, and report it if it stays" for sentence in row.failures]
+        if isinstance(row, AbsentRow) and row.is_failure and not found:
+            found = [f"{who.method} on {who.backend} ({who.precision}): {row.reason}"]
+        if isinstance(row, AbsentRow) and not row.is_failure and who.stage and rival in asked:
+            found = [f"{who.method} on {who.backend} ({who.precision}) was asked for and not run: {row.reason}"]
         if found:
-            key = (row["method"], row["manifest"], *rival)
+            key = (who.method, who.manifest, *rival)
             # Of several policies the one that met the first case
-            case = float(row.get("failed_case") or math.inf)
+            case = float(row.failed_case or math.inf)
             lines[key] = min(lines.get(key, (case, found[0])), (case, found[0]), key=lambda line: line[0])
     *others, last = [sentence for _, sentence in lines.values()] or [""]
     for sentence in others:
@@ -232,7 +235,7 @@ def measure_accuracy(
         exports=tuple(describe_export(folder, manifest) for folder, manifest in manifests.items()),
         machine=facts,
         versions=versions(),
-        rows=tuple(rows),
+        rows=tuple(map(read_row, rows)),
         commit=commit(),
         notes=(*notes, f"{settings.limits}", f"NSD within {tolerance_mm:g} mm", *_PICTURE_NOTES[settings.pictures]),
     )

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from samkit.benchmarks.accuracy.gate import Break
-from samkit.benchmarks.record.metrics import METRICS
+from samkit.benchmarks.record.figures import METRICS
 from samkit.benchmarks.record.run import Row
 from samkit.benchmarks.record.statistics import Estimate, mean_interval, significant
 

@@ -90,6 +90,7 @@ def command(
 
     Exit code 1 where a file or a session of an export failed, or computed something else.
     """
+    from samkit.benchmarks.record.rows import Absent
     from samkit.benchmarks.report import tables
 
     run = measure_latency(
@@ -101,11 +102,12 @@ def command(
     tables.show(run)
     for sentence in run.machine["unsettled"]:
         click.secho(f"UNSETTLED MACHINE: {sentence}", err=True, fg="red", bold=True)
-    if failed := [row for row in run.rows if "error" in row and row["backend"] in ("onnxruntime", "tensorrt")]:
-        first = failed[0]
+    failed = [row for row in run.rows if isinstance(row, Absent) and row.is_failure]
+    if failed := [row for row in failed if row.identity.backend in ("onnxruntime", "tensorrt")]:
+        first = failed[0].identity
         raise SamkitError(
-            f"{len(failed)} times are missing of what was exported, the first {first['method']} "
-            f"{first.get('graph', first.get('stage'))} {first['backend']} {first['precision']}: {first['error']}"
+            f"{len(failed)} times are missing of what was exported, the first {first.method} "
+            f"{first.graph or first.stage} {first.backend} {first.precision}: {failed[0].reason}"
         )
 
 
@@ -134,6 +136,7 @@ def measure_latency(
     from samkit.benchmarks.latency.baselines import check_device
     from samkit.benchmarks.measure.machine import Machine, versions
     from samkit.benchmarks.record import run as run_file
+    from samkit.benchmarks.record.rows import read_row
     from samkit.manifest import Manifest
 
     check_device(device)
@@ -166,7 +169,7 @@ def measure_latency(
         exports=tuple(run_file.describe_export(f, m) for f, m in zip(exports, manifests, strict=True)),
         machine=_together(described),
         versions=versions(),
-        rows=(*rows, *(not_run_rows(rows) if device == "cpu" else ())),
+        rows=tuple(map(read_row, (*rows, *(not_run_rows(rows) if device == "cpu" else ())))),
         commit=run_file.commit(),
         notes=(
             "inputs of graphs are seeded, scans are phantoms; every backend was held to PyTorch eager's outputs first",

@@ -41,6 +41,7 @@ from samkit.benchmarks.load.scaling import (
     spread,
 )
 from samkit.benchmarks.measure.machine import Machine, versions
+from samkit.benchmarks.record.rows import Absent, read_row
 from samkit.benchmarks.record.run import Row, Run, commit, describe_export, now
 from samkit.benchmarks.record.statistics import percentiles, significant
 from samkit.errors import MissingDependencyError, SamkitError, ServingError
@@ -170,9 +171,9 @@ def command(
     from samkit.benchmarks.report.tables import show
 
     show(run)
-    if failed := [row for row in run.rows if "error" in row]:
+    if failed := [row.reason for row in run.rows if isinstance(row, Absent) and row.is_failure]:
         parts = f"{len(failed)} part{'s' * (len(failed) > 1)}"
-        raise SamkitError(f"{parts} failed, the first: {failed[0]['error']} ({out} has what was measured)")
+        raise SamkitError(f"{parts} failed, the first: {failed[0]} ({out} has what was measured)")
 
 
 def check_own_machine(url: str) -> None:
@@ -239,7 +240,7 @@ def measure_load(
         exports=tuple(described),
         machine=described_machine,
         versions=versions(),
-        rows=tuple(rows),
+        rows=tuple(map(read_row, rows)),
         commit=commit(),
         notes=(
             _PHANTOMS,

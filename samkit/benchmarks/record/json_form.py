@@ -43,6 +43,17 @@ def keys_of(cls: Any) -> set[str]:
     return found
 
 
+def find(record: Any, name: str) -> Any:
+    """Return what a record has by a key of its JSON; None where it has no such key."""
+    for field in fields(record):
+        held = getattr(record, field.name)
+        if field.metadata.get(_KEY, field.name) == name:
+            return held
+        if field.metadata.get(_FLAT) and is_dataclass(held) and (found := find(held, name)) is not None:
+            return found
+    return None
+
+
 def to_json(value: Any) -> Any:
     """Return a record, or what fields of one hold, as JSON."""
     if is_dataclass(value):

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -29,94 +28,6 @@ from samkit.masks import dice, hausdorff95, nearest_distances, surface_voxels
 TOLERANCE_MM = 2.0
 """How far apart two surfaces may lie and still be one to NSD, where nobody says otherwise [mm]. It depends on the task:
 experts differ by about as much."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What readers of a table must know of one figure."""
-
-    label: str
-    """As in a table's head."""
-    unit: str
-    """Empty for shares, 0 to 1."""
-    better: str
-    """higher, lower, or `zero` for a signed error; empty for a size, which is neither good nor bad."""
-    definition: str
-    source: str
-
-
-_COUNTS = "Taha and Hanbury 2015 (doi:10.1186/s12880-015-0068-x)"
-_SURFACES = "Maier-Hein et al. 2024, Metrics reloaded (doi:10.1038/s41592-023-02151-z)"
-
-METRICS: Mapping[str, Metric] = {
-    "dice": Metric("Dice", "", "higher", "2 |A and B| / (|A| + |B|).", _COUNTS),
-    "iou": Metric("IoU", "", "higher", "|A and B| / |A or B|.", _COUNTS),
-    "precision": Metric("precision", "", "higher", "The share of the mask that is in the truth.", _COUNTS),
-    "sensitivity": Metric("sensitivity", "", "higher", "The share of the truth that is in the mask.", _COUNTS),
-    "specificity": Metric(
-        "specificity", "", "higher",
-        "The share of what is outside the truth that is outside the mask, over the whole array: it grows with the "
-        "background.", _COUNTS,
-    ),
-    "accuracy": Metric(
-        "accuracy", "", "higher", "The share of the array where both agree: it grows with the background.", _COUNTS
-    ),
-    "hd_mm": Metric(
-        "HD", "mm", "lower",
-        "Hausdorff distance, the full maximum: the largest distance from a surface voxel of either mask to the other's "
-        "surface.",
-        "LMSFE-SAM, equation 16",
-    ),
-    "hd95_mm": Metric(
-        "HD95", "mm", "lower",
-        "The 95th percentile of the distances from surface voxels of one to the other's surface, of both ways the "
-        "larger; not of both ways' distances in one heap.", _SURFACES,
-    ),
-    "assd_mm": Metric(
-        "ASSD", "mm", "lower",
-        "Average symmetric surface distance: the mean over the surface voxels of both, in one heap.", _SURFACES,
-    ),
-    "mean_distance_mm": Metric(
-        "mean distance", "mm", "lower",
-        "The mean distance of all voxels of one mask, not of its surface alone, to the other mask, 0 for those inside "
-        "it, of both ways the larger. LoRA-SAM prints this as HD; it is no Hausdorff distance, and far smaller.",
-        "LoRA-SAM, equations 13 to 15, as its words describe them: the equations are pictures that were lost",
-    ),
-    "nsd": Metric(
-        "NSD", "", "higher",
-        "Normalised surface Dice: the share of both surfaces, by area (2D: by length), that lies within the tolerance "
-        "of the other.",
-        "Nikolov et al. 2021 (doi:10.2196/26151)",
-    ),
-    "volume_ml": Metric("volume", "mL", "", "Voxels of the mask times a voxel's volume; 3D alone.", _COUNTS),
-    "volume_error_ml": Metric(
-        "volume error", "mL", "zero", "Volume of the mask less that of the truth; 3D alone.", _COUNTS
-    ),
-    "area_mm2": Metric("area", "mm²", "", "Pixels of the mask times a pixel's area; 2D alone.", _COUNTS),
-    "area_error_mm2": Metric(
-        "area error", "mm²", "zero", "Area of the mask less that of the truth; 2D alone.", _COUNTS
-    ),
-}  # fmt: skip
-"""What `measure_mask` gives. A is the mask, B the truth. Of a picture no volume can be told, so it gets an area."""
-
-DETECTOR_METRICS: Mapping[str, Metric] = {
-    "map50": Metric(
-        "mAP50", "", "higher", "Area under the precision over recall curve, a box found where its IoU is 0.50 or more.",
-        "Lin et al. 2014, COCO (doi:10.1007/978-3-319-10602-1_48)",
-    ),
-    "map50_95": Metric(
-        "mAP50-95", "", "higher", "The mean of that area at IoU 0.50, 0.55, ... 0.95.",
-        "Lin et al. 2014, COCO (doi:10.1007/978-3-319-10602-1_48)",
-    ),
-}  # fmt: skip
-"""What boxes are judged by."""
-
-PARITY_METRICS: Mapping[str, Metric] = {
-    "dice": METRICS["dice"],
-    "flipped_voxels": Metric("flipped voxels", "", "lower", "Voxels where the two differ.", "counted"),
-    "hd95_mm": METRICS["hd95_mm"],
-}
-"""What `compare_masks` gives."""
 
 
 def measure_mask(

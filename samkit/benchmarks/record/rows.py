@@ -18,8 +18,8 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
+from samkit.benchmarks.record.figures import METRICS
 from samkit.benchmarks.record.json_form import flat, from_json, key, keys_of, to_json
-from samkit.benchmarks.record.metrics import METRICS
 from samkit.benchmarks.record.statistics import Estimate, mean_interval, percentiles, significant, spread
 from samkit.errors import SamkitError
 from samkit.manifest import ExportPlan
@@ -63,6 +63,8 @@ class Identity:
     think_s: float | None = None
     sessions: int | None = None
     """Readers at once."""
+    backend_title: str | None = None
+    """How readers call the backend, where it says so itself."""
     emulated: bool = False
     """Whether the backend's arithmetic was imitated: float16 on a CPU."""
 

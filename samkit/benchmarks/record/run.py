@@ -4,39 +4,31 @@
      "seconds": 212.0, "samkit": "0.5.0", "commit": "c1840e1", "exports": [{"method": ..., "manifest": SHA-256, ...}],
      "machine": {...}, "versions": {...}, "rows": [...], "notes": [...]}
 
-Rows are plain JSON. Each has `kind`, `method`, `graph` or `stage`, `backend`, `device` and `precision`, and what was
-measured: `parity_dice` (accuracy: the worst) or `p50_ms`, `p95_ms`, `p99_ms` (latency, load), with the samples beside
-them. What could not be measured is a row, too, with `not_run` (nobody could have: no GPU) or `error` (it failed), each
-a sentence, in place of the figures.
+Rows are those of rows.py. Each has `kind`, `method`, `graph` or `stage`, `backend`, `device` and `precision`, and what
+was measured: `parity_dice` (accuracy: the worst) or `p50_ms`, `p95_ms`, `p99_ms` (latency, load), with the samples
+beside them. What could not be measured is a row, too, with `not_run` (nobody could have: no GPU) or `error` (it
+failed), each a sentence, in place of the figures.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from samkit import __version__
-from samkit.benchmarks.record.rows import to_dict
+from samkit.benchmarks.record import rows as records
+from samkit.benchmarks.record.json_form import from_json, to_json
+from samkit.benchmarks.record.rows import read_row, to_dict
 from samkit.errors import InputRefused, SamkitError
 from samkit.manifest import Manifest
 
 SCHEMA_VERSION = 1
-KINDS = ("accuracy", "latency", "load")
-_TIMES = ("p50_ms", "p95_ms", "p99_ms")
-FIGURES = {"accuracy": ("parity_dice",), "latency": _TIMES, "load": _TIMES}
-"""What a row of each kind has to hold, unless it says why there is nothing to hold."""
-WHY_NOT = ("not_run", "error")
-IDENTITY = ("kind", "method", "size", "weights", "graph", "stage", "backend", "device", "precision")
-"""What tells one row from another, besides the keys that a row names in its own `identity`."""
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,7 +36,7 @@ class Run:
     """What one command measured."""
 
     kind: str
-    """One of KINDS."""
+    """One of rows.KINDS."""
     command: tuple[str, ...]
     """As it was typed."""
     started: str
@@ -57,7 +49,7 @@ class Run:
     """What `machine.Machine` says: processor, GPU, clocks, load, threads, limits, whether it was settled."""
     versions: Mapping[str, str]
     """Of Python and of the packages that took part."""
-    rows: tuple[Any, ...]
+    rows: tuple[records.Row, ...]
     samkit: str = __version__
     commit: str | None = None
     """Of the checkout that ran, with "+changes" where it was not clean; None outside one."""
@@ -66,16 +58,26 @@ class Run:
     schema_version: int = field(default=SCHEMA_VERSION)
 
     def __post_init__(self) -> None:
-        # Rows are plain JSON until all who read them take the records of rows.py
-        plain = tuple(row if isinstance(row, dict) else to_dict(row) for row in self.rows)
-        object.__setattr__(self, "rows", plain)
-        for row in self.rows:
-            check_row(row)
+        # Until everybody who makes rows makes records
+        rows = tuple(read_row(row) if isinstance(row, dict) else row for row in self.rows)
+        object.__setattr__(self, "rows", rows)
 
     @property
     def command_line(self) -> str:
         """Return the command as a shell takes it."""
         return shlex.join(self.command)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Return the methods of its rows, each once."""
+        return tuple(dict.fromkeys(row.identity.method for row in self.rows))
+
+    @property
+    def disturbance(self) -> str | None:
+        """Return what took the processor from what was timed; None where nothing did, or where nothing was timed."""
+        if self.kind == "accuracy" or self.machine.get("settled") is not False:
+            return None
+        return "; ".join(self.machine.get("unsettled") or ["no reason given"])
 
     @property
     def data(self) -> str:
@@ -92,53 +94,31 @@ class Run:
 
     def save(self, path: Path) -> None:
         """Write the file in one move; a folder that is missing is made. Numbers that are not finite become words."""
+        data = {**to_json(replace(self, rows=())), "rows": [to_dict(row) for row in self.rows]}
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part")
-        part.write_text(json.dumps(_words(asdict(self)), indent=1, allow_nan=False) + "\n")
+        part.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
         part.replace(path)
 
 
 def load_run(path: Path) -> Run:
     """Return the run that `path` holds; raises InputRefused where it is none, or of a newer samkit."""
     try:
-        data = _numbers(json.loads(path.read_text()))
-        version = data["schema_version"]
-        if version > SCHEMA_VERSION:
+        data = json.loads(path.read_text())
+        if data["schema_version"] > SCHEMA_VERSION:
             raise InputRefused(
-                "newer-run", f"{path.name} has schema {version} and this samkit reads up to {SCHEMA_VERSION}",
+                "newer-run",
+                f"{path.name} has schema {data['schema_version']} and this samkit reads up to {SCHEMA_VERSION}",
                 "upgrade samkit, or measure again",
-            )  # fmt: skip
-        for name in ("command", "exports", "rows", "notes"):
-            data[name] = tuple(data[name])
-        return Run(**data)
-    except (OSError, ValueError, KeyError, TypeError, SamkitError) as error:
-        if isinstance(error, InputRefused):
-            raise
+            )
+        rows = tuple(read_row(row) for row in data["rows"])
+        return replace(from_json(Run, {**data, "rows": []}, "the run"), rows=rows)
+    except InputRefused:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SamkitError) as error:
         raise InputRefused(
             "no-run", f"{path} holds no run of sam-bench ({error})", "give a file that sam-bench wrote with --json"
         ) from error
-
-
-def check_row(row: Row) -> None:
-    """Raise SamkitError where a row lacks what every table needs."""
-    lacking = [key for key in ("kind", "method", "backend", "device", "precision") if key not in row]
-    if "graph" not in row and "stage" not in row:
-        lacking.append("graph or stage")
-    if row.get("kind") not in KINDS:
-        lacking.append(f"a kind of {', '.join(KINDS)}")
-    elif not any(key in row for key in WHY_NOT):
-        lacking += [key for key in FIGURES[row["kind"]] if key not in row]
-    if lacking:
-        raise SamkitError(f"a row of a run lacks {', '.join(lacking)}: {str(row)[:160]}; this is a bug, report it")
-
-
-def identity(row: Row) -> tuple[tuple[str, Any], ...]:
-    """Return what tells this row from the others of its run, in a fixed order.
-
-    >>> identity({"kind": "load", "method": "sam", "stage": "click", "sessions": 4, "identity": ["sessions"]})
-    (('kind', 'load'), ('method', 'sam'), ('stage', 'click'), ('sessions', 4))
-    """
-    return tuple((key, row[key]) for key in (*IDENTITY, *row.get("identity", ())) if key in row)
 
 
 def describe_export(folder: Path, manifest: Manifest) -> dict[str, Any]:
@@ -176,24 +156,16 @@ def commit() -> str | None:
     return f"{found[0]}+changes" if found[1] else found[0]
 
 
-_WORDS: Mapping[str, float] = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+# --- For those who still make rows as JSON ---
+
+Row = dict[str, Any]
 
 
-def _words(value: Any) -> Any:
-    """Return JSON in which numbers that JSON does not have are {"number": "inf"}."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"number": repr(value)}
-    if isinstance(value, Mapping):
-        return {key: _words(entry) for key, entry in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_words(entry) for entry in value]
-    return value
+def check_row(row: Row) -> None:
+    """Raise SamkitError where a row is none."""
+    read_row(row)
 
 
-def _numbers(value: Any) -> Any:
-    """Return what `_words` was given."""
-    if isinstance(value, dict):
-        if list(value) == ["number"] and value["number"] in _WORDS:
-            return _WORDS[value["number"]]
-        return {key: _numbers(entry) for key, entry in value.items()}
-    return [_numbers(entry) for entry in value] if isinstance(value, list) else value
+def identity(row: Row) -> tuple[tuple[str, Any], ...]:
+    """Return what tells this row from the others of its run."""
+    return read_row(row).identity.key()

@@ -8,19 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from samkit.benchmarks.record.run import Row, Run
-from samkit.benchmarks.report.speed_tables import median_ratios
-from samkit.benchmarks.report.table import (
-    backend_of,
-    interval,
-    is_eager,
-    measured,
-    method_of,
-    number,
-    or_worst,
-    overlap,
-    part_of,
-)
+from samkit.benchmarks.record.figures import interval, number, overlap
+from samkit.benchmarks.record.rows import Absent, AccuracyRow, LatencyRow, LoadRow
+from samkit.benchmarks.record.run import Run
+from samkit.benchmarks.report.table import backend_of, is_eager, method_of, or_worst, part_of
+from samkit.benchmarks.report.tables import graph_ratios, median_ratio_of
 
 
 @dataclass(frozen=True)
@@ -29,55 +21,58 @@ class Card:
 
     headline: str
     lines: tuple[str, ...]
-    state: str
+    state: str = ""
     """good, bad, or empty where nothing was judged."""
-    settled: bool | None
+    settled: bool | None = None
     """None where nothing was timed."""
 
 
 def card_of(run: Run) -> Card:
     """Return what a run came to."""
-    rows = [row for row in run.rows if measured(row)]
-    lost = sum("error" in row for row in run.rows)
+    absent = [row for row in run.rows if isinstance(row, Absent)]
+    lost = sum(row.is_failure for row in absent)
     if run.kind == "accuracy":
-        headline, lines, state = _accuracy_card(rows, lost, run.data)
+        headline, lines, state = _accuracy([row for row in run.rows if isinstance(row, AccuracyRow)], lost, run.data)
+    elif run.kind == "latency":
+        headline, lines, state = _latency([row for row in run.rows if isinstance(row, LatencyRow)])
     else:
-        headline, lines, state = _latency_card(rows) if run.kind == "latency" else _load_card(rows)
+        headline, lines, state = _load([row for row in run.rows if isinstance(row, LoadRow)])
     if lost:
         lines.append(f"{lost} of {len(run.rows)} rows: error")
-    missing = {backend_of(row) for row in run.rows if "not_run" in row} - {backend_of(row) for row in rows}
+    ran = {backend_of(row) for row in run.rows if not isinstance(row, Absent)}
+    missing = {backend_of(row) for row in absent if not row.is_failure} - ran
     if missing:
         lines.append(f"not run: {', '.join(missing) if len(missing) == 1 else f'{len(missing)} backends'}")
     return Card(headline, tuple(lines), state, None if run.kind == "accuracy" else run.machine.get("settled"))
 
 
-def _accuracy_card(rows: Sequence[Row], lost: int, data: str) -> tuple[str, list[str], str]:
+def _accuracy(rows: Sequence[AccuracyRow], lost: int, data: str) -> tuple[str, list[str], str]:
     """Return headline, lines and state; `lost` rows more were to be compared, and failed before they could be."""
     compared = [row for row in rows if not is_eager(row)]
     if not compared:
         return "Nothing was compared", [], "bad"
-    failed = sum(bool(row.get("failures")) for row in compared) + lost
-    worst = min(compared, key=lambda row: or_worst(row["parity_dice"], -math.inf))
-    cases = {(row["method"], case["case"]) for row in rows for case in row.get("cases") or ()}
+    failed = sum(bool(row.failures) for row in compared) + lost
+    worst = min(compared, key=lambda row: or_worst(row.parity.dice, -math.inf))
+    cases = {(row.identity.method, case.case) for row in rows for case in row.cases}
     lines = [
-        f"worst Dice to PyTorch {overlap(worst['parity_dice'])}: {worst['method']}, {backend_of(worst)}",
-        f"{len({row['method'] for row in rows})} methods, {len(cases)} cases of {data}",
+        f"worst Dice to PyTorch {overlap(worst.parity.dice)}: {worst.identity.method}, {backend_of(worst)}",
+        f"{len({row.identity.method for row in rows})} methods, {len(cases)} cases of {data}",
     ]
     if failed:
         return f"Gate FAILED in {failed} of {len(compared) + lost} rows", lines, "bad"
     return f"Gate passed in all {len(compared)} rows", lines, "good"
 
 
-def _latency_card(rows: Sequence[Row]) -> tuple[str, list[str], str]:
-    methods = {method_of(row) for row in rows}
-    lines = [f"{len(rows)} rows of {len(methods)} methods"]
-    if ratios := median_ratios(rows):
-        fastest = min(ratios, key=lambda backend: ratios[backend])
-        lines.append(f"{fastest} takes {number(ratios[fastest], 2)} of PyTorch eager's time, the median of graphs")
+def _latency(rows: Sequence[LatencyRow]) -> tuple[str, list[str], str]:
+    lines = [f"{len(rows)} rows of {len(set(map(method_of, rows)))} methods"]
+    medians = {name: median_ratio_of(ratios) for name, ratios in graph_ratios(rows).items() if ratios}
+    if medians:
+        fastest = min(medians, key=lambda backend: medians[backend])
+        lines.append(f"{fastest} takes {number(medians[fastest], 2)} of PyTorch eager's time, the median of graphs")
     clicks: dict[str, list[float]] = {}
     for row in rows:
-        if row.get("stage") == "click" and not row["backend"].startswith("torch"):
-            clicks.setdefault(backend_of(row), []).append(row["p50_ms"])
+        if row.identity.stage == "click" and not row.identity.backend.startswith("torch"):
+            clicks.setdefault(backend_of(row), []).append(row.times.p50_ms)
     if not clicks:
         return f"{len(rows)} timings", lines, ""
     quickest = min(clicks, key=lambda backend: float(np.median(clicks[backend])))
@@ -86,35 +81,35 @@ def _latency_card(rows: Sequence[Row]) -> tuple[str, list[str], str]:
     return f"A click takes {least if least == most else f'{least} to {most}'} ms", lines, ""
 
 
-def _load_card(rows: Sequence[Row]) -> tuple[str, list[str], str]:
-    scaled = [row for row in rows if "scaling" in row]
+def _load(rows: Sequence[LoadRow]) -> tuple[str, list[str], str]:
+    scaled = [row for row in rows if row.scaling is not None]
     growth = [
-        f"{row['method']}: {part_of(row)}: exponent {interval(row['scaling']['exponent'])}"
+        f"{row.identity.method}: {part_of(row)}: exponent {interval(row.scaling.exponent)}"
         for row in scaled
-        if str(row["stage"]).startswith("click")
+        if row.scaling is not None and str(row.identity.stage).startswith("click")
     ]
-    clicking = {row["method"] for row in rows if row["stage"] == "click"}
+    clicking = {row.identity.method for row in rows if row.identity.stage == "click"}
     levels = [
         row
         for row in rows
-        if row.get("sessions") and row["stage"] == ("click" if row["method"] in clicking else "scan")
+        if row.identity.sessions and row.identity.stage == ("click" if row.identity.method in clicking else "scan")
     ]
     if not levels:
         return f"{len(scaled)} growths of cost", growth, ""
-    held = [row for row in levels if _is_held(row)]
-    best = {(row["method"], row.get("mode", "closed")): row for row in sorted(held, key=lambda row: row["sessions"])}
+    held = sorted((row for row in levels if _is_held(row)), key=lambda row: row.identity.sessions or 0)
+    best = {(row.identity.method, row.identity.mode or "closed"): row for row in held}
     lines = [
-        f"{method}, {mode}: {row['sessions']}, p95 of a {row['stage']} {number(row['p95_ms'])} ms"
+        f"{method}, {mode}: {row.identity.sessions}, p95 of a {row.identity.stage} {number(row.times.p95_ms)} ms"
         for (method, mode), row in best.items()
     ]
     if beyond := len(levels) - len(held):
         lines.append(f"{beyond} level{'s' * (beyond > 1)} beyond the limit, or with errors")
     if not held:
         return "No reader was held", lines + growth, "bad"
-    most = max(row["sessions"] for row in held)
-    return f"{most} reader{'s' * (most > 1)} held at once", lines + growth, ""
+    most_held = held[-1].identity.sessions or 0
+    return f"{most_held} reader{'s' * (most_held > 1)} held at once", lines + growth, ""
 
 
-def _is_held(row: Row) -> bool:
+def _is_held(row: LoadRow) -> bool:
     """Return whether so many readers were answered, all of them and in time."""
-    return not any((row.get("errors") or {}).values()) and row["p95_ms"] <= row.get("limit_ms", math.inf)
+    return not any(row.errors.values()) and row.times.p95_ms <= (math.inf if row.limit_ms is None else row.limit_ms)

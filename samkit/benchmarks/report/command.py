@@ -14,10 +14,10 @@ from pathlib import Path
 import click
 
 from samkit.benchmarks.record.run import Run, load_run
-from samkit.benchmarks.report.accuracy_tables import failures
 from samkit.benchmarks.report.cards import Card, card_of
-from samkit.benchmarks.report.paper_tables import paper_tables
-from samkit.benchmarks.report.pictures import Case, cases_of
+from samkit.benchmarks.report.layouts import failures
+from samkit.benchmarks.report.papers import FOLDER, paper_tables
+from samkit.benchmarks.report.pictures import PicturedCase, cases_of
 from samkit.benchmarks.report.plots import Plot, plots_of
 from samkit.benchmarks.report.table import Table
 from samkit.benchmarks.report.tables import definitions, facts, markdown, summary_tables, tables_of
@@ -33,22 +33,29 @@ SHOWN = 6
 @click.option("--out", default=Path("bench/report.html"), show_default=True, help="Where the page is written.",
               type=click.Path(dir_okay=False, path_type=Path))  # fmt: skip
 @click.option("--tables", type=click.Path(dir_okay=False, path_type=Path), help="Write all tables as Markdown, too.")
-def command(files: tuple[Path, ...], out: Path, tables: Path | None) -> None:
+@click.option("--papers", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="Folder of the papers' tables. Default: docs/papers of the checkout that runs.")  # fmt: skip
+def command(files: tuple[Path, ...], out: Path, tables: Path | None, papers: Path | None) -> None:
     """Write one HTML file of the runs in FILES; it holds slices of the cases, unless they were measured without."""
     runs = [load_run(path) for path in files]
-    write_report(runs, out)
+    if papers is None and FOLDER.is_dir():
+        papers = FOLDER
+    if papers is None and any(run.kind == "accuracy" for run in runs):
+        click.echo("no figures of the papers: docs/papers of a checkout has them; give it with --papers", err=True)
+    write_report(runs, out, papers)
     click.echo(out)
     if tables is not None:
-        _write(tables, markdown(runs))
+        _write(tables, markdown(runs, papers))
         click.echo(tables)
 
 
-def write_report(runs: Sequence[Run], path: Path) -> None:
-    """Write the page of `runs`; a folder that is missing is made.
+def write_report(runs: Sequence[Run], path: Path, papers: Path | None = None) -> None:
+    """Write the page of `runs`, with the tables in the folder `papers`; a folder that is missing is made.
 
-    Raises InputRefused where a picture in a run is none, and MissingDependencyError without Jinja2 or Matplotlib.
+    Raises InputRefused where a picture in a run, or a file in `papers`, is none, and MissingDependencyError without
+    Jinja2 or Matplotlib.
     """
-    _write(path, render(runs))
+    _write(path, render(runs, papers))
 
 
 def _write(path: Path, text: str) -> None:
@@ -56,7 +63,7 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def render(runs: Sequence[Run]) -> str:
+def render(runs: Sequence[Run], papers: Path | None = None) -> str:
     """Return the page; the same runs give the same text."""
     try:
         import jinja2
@@ -70,7 +77,7 @@ def render(runs: Sequence[Run]) -> str:
         lstrip_blocks=True,
     )
     sections = [_section(run, place) for place, run in enumerate(runs, 1)]
-    papers_note, papers = paper_tables(runs)
+    papers_note, printed = paper_tables(runs, papers)
     return environment.get_template(TEMPLATE).render(
         title="samkit: " + ", ".join(dict.fromkeys(run.kind for run in runs)),
         subtitle=_subtitle(runs),
@@ -80,7 +87,7 @@ def render(runs: Sequence[Run]) -> str:
         failures=failures(runs),
         summary=summary_tables(runs),
         definitions=definitions() if any(run.kind == "accuracy" for run in runs) else None,
-        papers=papers,
+        papers=printed,
         papers_note=papers_note,
     )
 
@@ -98,7 +105,7 @@ class Banner:
 
 
 def _subtitle(runs: Sequence[Run]) -> str:
-    methods = dict.fromkeys(row["method"] for run in runs for row in run.rows)
+    methods = dict.fromkeys(method for run in runs for method in run.methods)
     machines = dict.fromkeys(str(run.machine.get("processor", "an unnamed processor")) for run in runs)
     commits = dict.fromkeys(run.commit or "no commit" for run in runs)
     return f"{', '.join(methods)}. On {'; '.join(machines)}. samkit {runs[0].samkit} at {', '.join(commits)}."
@@ -125,10 +132,9 @@ def _banners(runs: Sequence[Run], pictured: bool) -> list[Banner]:
         found.append(
             Banner("This file holds image data", "of the cases that were measured. Treat it as you treat their scans.")
         )
-    for run in runs:
-        if run.kind != "accuracy" and run.machine.get("settled") is False:
-            reasons = "; ".join(run.machine.get("unsettled") or ["no reason given"])
-            found.append(Banner(f"The machine was NOT SETTLED during {run.kind}:", reasons))
+    found += [
+        Banner(f"The machine was NOT SETTLED during {run.kind}:", why) for run in runs if (why := run.disturbance)
+    ]
     return found
 
 
@@ -145,19 +151,18 @@ class Section:
     facts: Sequence[tuple[str, str]]
     plots: Sequence[Plot]
     tables: Sequence[Table]
-    different: Sequence[Case]
+    different: Sequence[PicturedCase]
     """Cases in which voxels differ, the most first."""
-    identical: Sequence[Case]
+    identical: Sequence[PicturedCase]
 
 
 def _section(run: Run, place: int) -> Section:
     name = f"run-{place}"
     cases = list(cases_of(run, name))
-    methods = list(dict.fromkeys(row["method"] for row in run.rows))
-    title = f"{run.kind.capitalize()}: {', '.join(methods) if len(methods) <= 3 else f'{len(methods)} methods'}"
+    methods = ", ".join(run.methods) if len(run.methods) <= 3 else f"{len(run.methods)} methods"
     return Section(
         name,
-        title,
+        f"{run.kind.capitalize()}: {methods}",
         card_of(run),
         facts(run),
         plots_of(run),

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from samkit.benchmarks.record.run import Row, Run
+from samkit.benchmarks.record.rows import AccuracyRow, WorstSlice
+from samkit.benchmarks.record.run import Run
 from samkit.benchmarks.report.table import backend_of, method_of
 from samkit.errors import InputRefused
 
@@ -40,7 +41,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Case:
+class PicturedCase:
     """A case on the slice and with the backend that disagree with PyTorch the most."""
 
     id: str
@@ -62,33 +63,33 @@ class Case:
         return round(max(self.width, self.height) / 150, 2)
 
 
-def cases_of(run: Run, name: str) -> Iterator[Case]:
+def cases_of(run: Run, name: str) -> Iterator[PicturedCase]:
     """Yield each case of each method once, from the row in which most voxels of a slice differ."""
-    found: dict[tuple[str, str], list[tuple[Row, Mapping[str, Any]]]] = {}
+    found: dict[tuple[str, str], list[tuple[AccuracyRow, WorstSlice]]] = {}
     for row in run.rows:
-        for disagreement in row.get("slices") or ():
-            if not row.get("reference"):
-                found.setdefault((method_of(row), str(disagreement["case"])), []).append((row, disagreement))
+        if isinstance(row, AccuracyRow) and not row.reference:
+            for worst in row.slices:
+                found.setdefault((method_of(row), worst.case), []).append((row, worst))
     for place, ((method, case), entries) in enumerate(found.items(), 1):
-        row, worst = max(entries, key=lambda entry: entry[1]["flipped"])
+        row, worst = max(entries, key=lambda entry: entry[1].flipped)
         yield _case(f"{name}-slice-{place}", method, case, row, worst, _others(row, entries))
 
 
-def _others(row: Row, entries: Sequence[tuple[Row, Mapping[str, Any]]]) -> str:
+def _others(row: AccuracyRow, entries: Sequence[tuple[AccuracyRow, WorstSlice]]) -> str:
     """Return how many voxels differ in the other rows of a case, each on its own worst slice; empty without others."""
-    others = {_row_words(other): int(entry["flipped"]) for other, entry in entries if other is not row}
+    others = {_row_words(other): worst.flipped for other, worst in entries if other is not row}
     same = [words for words, flipped in others.items() if not flipped]
     words = [f"{words}: {flipped}" for words, flipped in others.items() if flipped]
     words += [f"none in {', '.join(same)}"] if same else []
     return f"Elsewhere: {'; '.join(words)}." if words else ""
 
 
-def _row_words(row: Row) -> str:
-    return f"{backend_of(row)} ({row['policy']})" if row.get("policy") else backend_of(row)
+def _row_words(row: AccuracyRow) -> str:
+    return f"{backend_of(row)} ({row.identity.policy})" if row.identity.policy else backend_of(row)
 
 
-def _case(name: str, method: str, case: str, row: Row, entry: Mapping[str, Any], others: str) -> Case:
-    image, reference, found = (_read_picture(entry[key], case) for key in ("image", "reference", "found"))
+def _case(name: str, method: str, case: str, row: AccuracyRow, worst: WorstSlice, others: str) -> PicturedCase:
+    image, reference, found = (_read_picture(text, case) for text in (worst.image, worst.reference, worst.found))
     ours, theirs = (picture.convert("L").point(lambda value: 255 * (value > 127)) for picture in (reference, found))
     if not image.size == ours.size == theirs.size:
         raise InputRefused("no-picture", f"the pictures of {case} have several sizes", "measure the run again")
@@ -100,14 +101,14 @@ def _case(name: str, method: str, case: str, row: Row, entry: Mapping[str, Any],
         Panel("PyTorch's mask", _overlay({MASK: mask})),
         Panel("the export's mask", _overlay({MASK: export})),
         Panel(
-            _difference_title(int(np.count_nonzero(differing)), int(entry["flipped"])),
+            _difference_title(int(np.count_nonzero(differing)), worst.flipped),
             _overlay({ONLY_PYTORCH: _seen(mask & ~export), ONLY_EXPORT: _seen(export & ~mask)}, SHADE, solid=True),
             tuple((_css(colour), words) for words, colour in colours.items()) if differing.any() else (),
             _box(differing),
         ),
     )
-    return Case(
-        name, method, case, _where(entry), _row_words(row), int(entry["flipped"]), others, _png(image),
+    return PicturedCase(
+        name, method, case, _where(worst), _row_words(row), worst.flipped, others, _png(image),
         image.width, image.height, panels,
     )  # fmt: skip
 
@@ -125,10 +126,10 @@ def _seen(mask: np.ndarray) -> np.ndarray:
     return ndimage.binary_dilation(mask, np.ones((size, size), bool))
 
 
-def _where(entry: Mapping[str, Any]) -> str:
+def _where(worst: WorstSlice) -> str:
     """Return the click and the slice of a disagreement; a picture has no slices."""
-    click = f"click {entry['click']}" if entry.get("click") else "before any click"
-    return click if entry["axis"] == "picture" else f"{click}, {entry['axis']} slice {entry['index']}"
+    click = f"click {worst.click}" if worst.click else "before any click"
+    return click if worst.axis == "picture" else f"{click}, {worst.axis} slice {worst.index}"
 
 
 def _read_picture(text: str, case: str) -> Any:

@@ -1,23 +1,29 @@
 """Plots of runs as SVG text, made of their rows alone: Dice over clicks, times, readers on a server, growth of cost.
 
 The same rows give the same text: no date, no chance in its ids, text as text. The colours are those of Okabe and Ito
-(2008), which colour-blind readers tell apart, and a backend has the same one everywhere. Lines that lie on each other
-are drawn ever thinner, so that all of them are seen.
+(2008), which colour-blind readers tell apart, and a backend has the same one everywhere; one that nobody gave a colour
+gets it by its name. Lines that lie on each other are drawn ever thinner, so that all of them are seen.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from samkit.benchmarks.record.run import Row, Run
-from samkit.benchmarks.record.statistics import mean_interval
-from samkit.benchmarks.report.table import backend_of, by_backend, measured, method_of, number, part_of
+from samkit.benchmarks.record.figures import FIGURES, interval
+from samkit.benchmarks.record.json_form import find
+from samkit.benchmarks.record.rows import Absent, AccuracyRow, LatencyRow, LoadRow, Row
+from samkit.benchmarks.record.run import Run
+from samkit.benchmarks.record.statistics import mean_interval, spread
+from samkit.benchmarks.report.table import backend_of, by_backend, method_of, part_of
 from samkit.errors import MissingDependencyError
 
 COLOURS: Mapping[tuple[str, str], str] = {
@@ -32,7 +38,9 @@ COLOURS: Mapping[tuple[str, str], str] = {
     ("tensorrt", "fp32"): "#8C510A",
     ("triton", "fp32"): "#7B3294",
 }
-OTHER = "#000000"
+OTHER_COLOURS = ("#882255", "#44AA99", "#999933", "#332288", "#AA4499", "#117733", "#661100", "#6699CC")
+"""Of what has none above, by its name: Paul Tol's muted ones."""
+BLACK = "#000000"
 DASHES: Mapping[str, str] = {"trained": "-", "centre": "--", "automatic": ":"}
 STAGE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 MOST_TICKS = 120
@@ -41,23 +49,7 @@ MOST_POINTS = 30
 """Samples of one size that are drawn."""
 WIDTH = 11.0
 """Of a plot [inches of 72 points]; the page scales it."""
-_STYLE: Mapping[str, Any] = {
-    "font.family": "sans-serif",
-    "font.size": 11,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E5E5E5",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 10,
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a name with dollars is a name
-    "figure.constrained_layout.use": True,
-    "axes.formatter.useoffset": False,
-}
+STYLE = Path(__file__).with_name("plots.mplstyle")
 _UNNAMED = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 """What Matplotlib would write about itself, with addresses."""
 
@@ -74,26 +66,26 @@ class Plot:
 
 def plots_of(run: Run) -> list[Plot]:
     """Return the plots of a run; none of what has no figures. Raises MissingDependencyError without Matplotlib."""
-    makers = {"accuracy": (_dice_plot,), "latency": (_graph_plot, _stage_plot), "load": (_level_plot, _scaling_plot)}
     try:
-        import matplotlib
+        from matplotlib import style
     except ImportError as error:
         raise MissingDependencyError("plots need Matplotlib; pip install 'samkit[bench]'") from error
-    with matplotlib.rc_context(dict(_STYLE)):
-        made = [maker([row for row in run.rows if measured(row)]) for maker in makers[run.kind]]
+    with style.context(STYLE):
+        made = [make([row for row in run.rows if not isinstance(row, Absent)]) for make in _MAKERS[run.kind]]
     return [plot for plot in made if plot is not None]
 
 
 def colour_of(row: Row) -> str:
     """Return the colour of a row's backend and precision."""
-    return COLOURS.get((row["backend"], row["precision"]), OTHER)
+    name = (row.identity.backend, row.identity.precision)
+    return COLOURS.get(name) or OTHER_COLOURS[zlib.crc32(" ".join(name).encode()) % len(OTHER_COLOURS)]
 
 
 # --- Accuracy ---
 
 
-def _dice_plot(rows: Sequence[Row]) -> Plot | None:
-    curves = [row for row in rows if row.get("dice_by_click")]
+def _dice_plot(rows: Sequence[AccuracyRow]) -> Plot | None:
+    curves = [row for row in rows if row.dice_by_click]
     if not curves:
         return None
     methods = list(dict.fromkeys(method_of(row) for row in curves))
@@ -103,15 +95,16 @@ def _dice_plot(rows: Sequence[Row]) -> Plot | None:
         backends = by_backend(of_method)
         for row in sorted(of_method, key=lambda row: backends.index(backend_of(row))):
             _dice_curve(axes, row, max(1.2, 4.8 - 1.2 * backends.index(backend_of(row))), shade=0.3 / len(of_method))
-        counts = sorted({len(row["dice_by_click"][0]) for row in of_method})
+        counts = sorted({len(row.dice_by_click[0]) for row in of_method})
         axes.set_title(f"{method}, n = {' and '.join(map(str, counts))}")
         axes.set_xlabel("click (0: before any)")
         axes.set_ylim(-0.02, 1.02)
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    _label_left(panels, 4, "Dice to the truth")
-    policies = [policy for policy in DASHES if any(row.get("policy") == policy for row in curves)]
+    for axes in panels[::4]:
+        axes.set_ylabel("Dice to the truth")
+    policies = [policy for policy in DASHES if any(row.identity.policy == policy for row in curves)]
     keys = [_key(name, colour) for name, colour in _backends(curves).items()]
-    keys += [_key(f"clicks: {policy}", OTHER, DASHES[policy]) for policy in policies]
+    keys += [_key(f"clicks: {policy}", BLACK, DASHES[policy]) for policy in policies]
     _legend(figure, keys)
     caption = (
         "Mean over n cases, or structures of cases; the band holds the mean in 95 of 100 bootstrap draws. Backends "
@@ -120,11 +113,11 @@ def _dice_plot(rows: Sequence[Row]) -> Plot | None:
     return Plot("Dice over clicks", caption, _svg(figure, "dice"))
 
 
-def _dice_curve(axes: Any, row: Row, width: float, *, shade: float) -> None:
-    first = 0 if row.get("policy") == "automatic" else 1
-    means = [mean_interval(cases) for cases in row["dice_by_click"] if cases]
+def _dice_curve(axes: Any, row: AccuracyRow, width: float, *, shade: float) -> None:
+    first = 0 if row.identity.policy == "automatic" else 1
+    means = [mean_interval(cases) for cases in row.dice_by_click if cases]
     clicks = np.arange(first, first + len(means))
-    style = {"color": colour_of(row), "linewidth": width, "linestyle": DASHES.get(str(row.get("policy")), "-.")}
+    style = {"color": colour_of(row), "linewidth": width, "linestyle": DASHES.get(str(row.identity.policy), "-.")}
     if len(means) == 1:
         style |= {"marker": "o", "markersize": 3 + 2 * width}
     axes.fill_between(
@@ -136,20 +129,12 @@ def _dice_curve(axes: Any, row: Row, width: float, *, shade: float) -> None:
 # --- Latency ---
 
 
-def _graph_plot(rows: Sequence[Row]) -> Plot | None:
-    return _time_plot([row for row in rows if "graph" in row], "Time of each graph", "graphs")
-
-
-def _stage_plot(rows: Sequence[Row]) -> Plot | None:
-    return _time_plot([row for row in rows if "stage" in row], "Time that a reader waits", "stages")
-
-
-def _time_plot(rows: Sequence[Row], title: str, name: str) -> Plot | None:
+def _time_plot(part: str, title: str, rows: Sequence[LatencyRow]) -> Plot | None:
     """Return a line for each row in groups of one method and part, on a logarithmic axis."""
-    timed = [row for row in rows if row.get("samples_ms")]
+    timed = [row for row in rows if getattr(row.identity, part) and row.times.samples_ms]
     if not timed:
         return None
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[LatencyRow]] = {}
     for row in timed:
         groups.setdefault(_group(row, timed), []).append(row)
     order = by_backend(timed)
@@ -177,21 +162,22 @@ def _time_plot(rows: Sequence[Row], title: str, name: str) -> Plot | None:
         "Each thin tick is one sample, the tall one the median; the line goes from the 5th to the 95th percentile. "
         "Left is faster."
     )
-    return Plot(title, caption, _svg(figure, name))
+    return Plot(title, caption, _svg(figure, f"{part}s"))
 
 
 _SETTINGS = ("threads", "batch", "points")
 
 
 def _group(row: Row, rows: Sequence[Row]) -> str:
-    given = {key: {other[key] for other in rows if other.get(key) is not None} for key in _SETTINGS}
-    more = [f"{key} {row[key]}" for key, values in given.items() if len(values) > 1 and row.get(key) is not None]
+    own = {key: getattr(row.identity, key) for key in _SETTINGS}
+    given = {key: {getattr(other.identity, key) for other in rows} - {None} for key in _SETTINGS}
+    more = [f"{key} {value}" for key, value in own.items() if len(given[key]) > 1 and value is not None]
     return ", ".join((f"{method_of(row)} {part_of(row)}", *more))
 
 
-def _time_line(axes: Any, row: Row, height: float) -> None:
-    samples = thinned(row["samples_ms"], MOST_TICKS)
-    low, middle, high = np.percentile(row["samples_ms"], (5, 50, 95))
+def _time_line(axes: Any, row: LatencyRow, height: float) -> None:
+    samples = spread(row.times.samples_ms, MOST_TICKS)
+    low, middle, high = np.percentile(row.times.samples_ms, (5, 50, 95))
     colour = colour_of(row)
     axes.plot((low, high), (height, height), color=colour, linewidth=1.2, solid_capstyle="butt")
     # One path with gaps: a path for each tick would make the file five times as large
@@ -201,52 +187,43 @@ def _time_line(axes: Any, row: Row, height: float) -> None:
     axes.plot((middle, middle), (height - 0.45, height + 0.45), color=colour, linewidth=3, solid_capstyle="butt")
 
 
-def thinned(samples: Sequence[float], most: int) -> list[float]:
-    """Return at most so many of the samples: the ends, and what lies evenly between them in order of size.
-
-    >>> thinned([5.0, 1.0, 3.0, 2.0, 4.0], 3)
-    [1.0, 3.0, 5.0]
-    """
-    ordered = sorted(samples)
-    if len(ordered) <= most:
-        return ordered
-    return [ordered[round(place)] for place in np.linspace(0, len(ordered) - 1, most)]
-
-
 # --- Load ---
 
-_LEVELS: Mapping[str, str] = {
-    "clicks_per_second": "clicks per second",
-    "server_rss_mb": "server memory, RSS [MB]",
-}
+_LEVELS = ("clicks_per_second", "server_rss_mb")
+_PERCENT_DASHES: Mapping[str, str] = {"p50_ms": "-", "p95_ms": "--", "p99_ms": ":"}
 
 
-def _level_plot(rows: Sequence[Row]) -> Plot | None:
-    levels = [row for row in rows if "scaling" not in row and row.get("sessions")]
-    groups: dict[str, list[Row]] = {}
+def _level_plot(rows: Sequence[LoadRow]) -> Plot | None:
+    levels = [row for row in rows if row.scaling is None and row.identity.sessions]
+    groups: dict[str, list[LoadRow]] = {}
     for row in levels:
-        groups.setdefault(f"{method_of(row)}, {row.get('mode', 'closed')}", []).append(row)
+        groups.setdefault(f"{method_of(row)}, {row.identity.mode or 'closed'}", []).append(row)
     if not groups:
         return None
-    stages = list(dict.fromkeys(row["stage"] for row in levels))
+    stages = list(dict.fromkeys(str(row.identity.stage) for row in levels))
     colours = {stage: STAGE_COLOURS[n % len(STAGE_COLOURS)] for n, stage in enumerate(stages)}
     figure = _figure(WIDTH, 0.9 + 2.6 * len(groups))
     panels = figure.subplots(len(groups), 3, squeeze=False)
     for (name, of_group), (left, *others) in zip(groups.items(), panels, strict=True):
-        for stage in stages:
-            _percentile_lines(left, [row for row in of_group if row["stage"] == stage], colours[stage])
+        for stage, colour in colours.items():
+            of_stage = [row for row in of_group if row.identity.stage == stage]
+            for key, dash in _PERCENT_DASHES.items():
+                _level_line(left, of_stage, key, colour, dash)
+            _crosses(left, of_stage, "p99_ms")
         _logarithmic(left.yaxis)
         left.set_ylabel("time [ms], logarithmic")
         left.set_title(name)
-        clicked = [row for row in of_group if row["stage"] == "click"] or of_group
-        for axes, (key, title) in zip(others, _LEVELS.items(), strict=True):
-            _level_line(axes, clicked, key)
-            axes.set_ylabel(title)
+        clicked = [row for row in of_group if row.identity.stage == "click"] or of_group
+        for axes, key in zip(others, _LEVELS, strict=True):
+            most = _level_line(axes, clicked, key, STAGE_COLOURS[0])
+            _crosses(axes, clicked, key)
+            axes.set_ylim(0, 1.1 * most or 1.0)
+            axes.set_ylabel(FIGURES[key].title)
         for axes in (left, *others):
             axes.set_xlabel("sessions at once")
-            axes.set_xticks(sorted({row["sessions"] for row in of_group}))
+            axes.set_xticks(sorted({row.identity.sessions or 0 for row in of_group}))
     keys = [_key(stage.replace("_", " "), colour) for stage, colour in colours.items()]
-    keys += [_key(f"p{percent}", OTHER, dash) for percent, dash in _PERCENT_DASHES.items()]
+    keys += [_key(FIGURES[key].label, BLACK, dash) for key, dash in _PERCENT_DASHES.items()]
     keys.append(_key("errors at this level", "#D55E00", "", marker="x"))
     _legend(figure, keys)
     return Plot(
@@ -256,56 +233,48 @@ def _level_plot(rows: Sequence[Row]) -> Plot | None:
     )
 
 
-_PERCENT_DASHES: Mapping[int, str] = {50: "-", 95: "--", 99: ":"}
+def _level_line(axes: Any, rows: Sequence[LoadRow], key: str, colour: str, dash: str = "-") -> float:
+    """Draw a figure over the readers of each level; return the largest value."""
+    points = _points(rows, key)
+    axes.plot([x for x, _ in points], [y for _, y in points], color=colour, linestyle=dash, marker=".")
+    return max((y for _, y in points), default=1.0)
 
 
-def _percentile_lines(axes: Any, rows: Sequence[Row], colour: str) -> None:
-    ordered = sorted(rows, key=lambda row: row["sessions"])
-    sessions = [row["sessions"] for row in ordered]
-    for percent, dash in _PERCENT_DASHES.items():
-        axes.plot(sessions, [row[f"p{percent}_ms"] for row in ordered], color=colour, linestyle=dash, marker=".")
-    _crosses(axes, ordered, "p99_ms")
+def _crosses(axes: Any, rows: Sequence[LoadRow], key: str) -> None:
+    points = _points([row for row in rows if any(row.errors.values())], key)
+    style = {"linestyle": "", "marker": "x", "markersize": 9, "markeredgewidth": 2, "color": "#D55E00", "zorder": 5}
+    axes.plot([x for x, _ in points], [y for _, y in points], **style)
 
 
-def _level_line(axes: Any, rows: Sequence[Row], key: str) -> None:
-    ordered = [row for row in sorted(rows, key=lambda row: row["sessions"]) if row.get(key) is not None]
-    axes.plot([row["sessions"] for row in ordered], [row[key] for row in ordered], color=STAGE_COLOURS[0], marker=".")
-    _crosses(axes, ordered, key)
-    axes.set_ylim(0, 1.1 * max((row[key] for row in ordered), default=1.0) or 1.0)
+def _points(rows: Sequence[LoadRow], key: str) -> list[tuple[int, float]]:
+    ordered = sorted(rows, key=lambda row: row.identity.sessions or 0)
+    found = ((row.identity.sessions or 0, find(row, key)) for row in ordered)
+    return [(sessions, value) for sessions, value in found if value is not None]
 
 
-def _crosses(axes: Any, rows: Sequence[Row], key: str) -> None:
-    failed = [row for row in rows if any((row.get("errors") or {}).values())]
-    places = [row["sessions"] for row in failed], [row[key] for row in failed]
-    axes.plot(*places, linestyle="", marker="x", markersize=9, markeredgewidth=2, color="#D55E00", zorder=5)
-
-
-def _scaling_plot(rows: Sequence[Row]) -> Plot | None:
-    scaled = [row for row in rows if "scaling" in row]
+def _scaling_plot(rows: Sequence[LoadRow]) -> Plot | None:
+    scaled = [(row, row.scaling) for row in rows if row.scaling is not None]
     if not scaled:
         return None
     figure, panels = _panels(len(scaled), columns=3, height=2.9)
-    for axes, row in zip(panels, scaled, strict=True):
-        scaling = row["scaling"]
-        exponent = scaling["exponent"]
-        sizes = np.asarray(scaling["x"], float)
-        medians = np.array([np.median(values) for values in scaling["y_ms"]])
-        for size, values in zip(sizes, scaling["y_ms"], strict=True):
-            drawn = thinned(values, MOST_POINTS)
+    for axes, (row, growth) in zip(panels, scaled, strict=True):
+        sizes = np.asarray(growth.x, float)
+        medians = np.array([np.median(values) for values in growth.y_ms])
+        for size, values in zip(sizes, growth.y_ms, strict=True):
+            drawn = spread(values, MOST_POINTS)
             axes.plot([size] * len(drawn), drawn, linestyle="", marker=".", color=colour_of(row), alpha=0.35)
         axes.plot(sizes, medians, linestyle="", marker="o", color=colour_of(row))
         # Through the middle of the points, as least squares of logarithms go
         centre, level = np.exp(np.log(sizes).mean()), np.exp(np.log(medians).mean())
-        axes.plot(sizes, level * (sizes / centre) ** exponent["value"], color=OTHER, linewidth=1)
+        axes.plot(sizes, level * (sizes / centre) ** growth.exponent.value, color=BLACK, linewidth=1)
         axes.set_title(f"{part_of(row)}\n{method_of(row)}, {backend_of(row)}", fontsize=10)
         # A decade at least, so that what hardly grows looks flat
         axes.set_ylim(min(medians.min(), level / 3.2) / 1.3, max(medians.max(), level * 3.2) * 1.8)
         _logarithmic(axes.xaxis)
         _logarithmic(axes.yaxis)
-        axes.set_xlabel(str(scaling["over"]))
+        axes.set_xlabel(growth.over)
         axes.set_ylabel("time [ms]")
-        words = f"exponent {number(exponent['value'])} [{number(exponent['low'])}, {number(exponent['high'])}]"
-        axes.text(0.04, 0.96, words, transform=axes.transAxes, va="top")
+        axes.text(0.04, 0.96, f"exponent {interval(growth.exponent)}", transform=axes.transAxes, va="top")
     return Plot(
         "How cost grows",
         "Both axes are logarithmic: the slope is the exponent; 1 is proportional, 0 no dependence.",
@@ -326,16 +295,12 @@ def _panels(count: int, *, columns: int, height: float, sharey: bool = False) ->
     """Return a figure and so many axes, `columns` in a row."""
     across = min(count, columns)
     down = -(-count // across)
-    figure = _figure(WIDTH * max(across, 2) / columns if count < columns else WIDTH, 0.8 + height * down)
+    width = WIDTH * max(across, 2) / columns if count < columns else WIDTH
+    figure = _figure(width, 0.8 + height * down)
     axes = figure.subplots(down, across, squeeze=False, sharey=sharey).ravel()
     for empty in axes[count:]:
         empty.set_visible(False)
     return figure, list(axes[:count])
-
-
-def _label_left(panels: Sequence[Any], columns: int, title: str) -> None:
-    for axes in panels[::columns]:
-        axes.set_ylabel(title)
 
 
 def _logarithmic(axis: Any) -> None:
@@ -391,3 +356,13 @@ def _svg(figure: Any, name: str) -> str:
     used = set(re.findall(r"#([\w.-]+)", text))
     text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
     return text[text.index("<svg") :].strip()
+
+
+_MAKERS: Mapping[str, Sequence[Callable[[Sequence[Any]], Plot | None]]] = {
+    "accuracy": (_dice_plot,),
+    "latency": (
+        partial(_time_plot, "graph", "Time of each graph"),
+        partial(_time_plot, "stage", "Time that a reader waits"),
+    ),
+    "load": (_level_plot, _scaling_plot),
+}

@@ -1,18 +1,19 @@
-"""What a table of runs is made of: figures and names as words, and the two forms that tables have.
+"""What a table of a run is: a layout as data, read over the rows, gives words in lines and columns.
 
-A pivot has one row per method and graph, stage or policy, and a column for each backend; a listing has one row for each
-row of the run. What was not run says "not run", a failure says "error", and the reasons stand under the table. A share
-is rounded down, so that a Dice of 1.0000 means that no voxel differs.
+A layout with `cell` has a line per method and graph, stage or policy, and a column per backend; one with `columns` a
+line per row. What was not run says "not run", a failure says "error", and the reasons stand under the table.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
-from samkit.benchmarks.record.metrics import METRICS
-from samkit.benchmarks.record.run import WHY_NOT, Row
+from samkit.benchmarks.record.figures import FIGURES, NONE
+from samkit.benchmarks.record.json_form import find
+from samkit.benchmarks.record.rows import EAGER, Absent, Row
 
 BACKENDS: Mapping[str, str] = {
     "torch": "PyTorch eager",
@@ -23,13 +24,8 @@ BACKENDS: Mapping[str, str] = {
     "tensorrt": "TensorRT",
     "triton": "Triton",
 }
-"""How a reader calls the backends, in the order of columns."""
-EAGER = ("torch", "fp32")
-"""Backend and precision that everything is compared with."""
-OVERLAPS = ("dice", "iou", "precision", "sensitivity", "specificity", "accuracy", "nsd")
-"""Metrics that are shares."""
-NONE = "-"
-"""What stands where there is nothing to say."""
+"""How a reader calls backends, in the order of columns; one that is not here goes last, by the title that its row has,
+or by its name."""
 
 
 @dataclass(frozen=True)
@@ -45,204 +41,189 @@ class Table:
     """Whether a reader in a hurry can do without it."""
 
 
-# --- Numbers and names as words ---
+@dataclass(frozen=True)
+class Entry:
+    """A row of a run, and PyTorch's own of the same place."""
+
+    row: Any
+    """A `Row`; cells and columns are asked about those of their kind that have figures."""
+    base: Any = None
+    """None where there is none, and where it is the row itself."""
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """Return a number to so many significant digits, whole from there on; "-" where there is none.
+@dataclass(frozen=True)
+class Column:
+    """One column: its title, and what it says of an entry."""
 
-    >>> number(0.012345), number(43210.0), number(None), number(math.inf)
-    ('0.0123', '43210', '-', 'inf')
-    """
-    if value is None:
-        return NONE
-    if math.isfinite(value) and abs(value) >= 10 ** (digits - 1):
-        return f"{value:.0f}"
-    return f"{float(f'{value:.{digits}g}'):g}"
+    title: str
+    read: Callable[[Entry], str]
 
-
-def overlap(value: float | None) -> str:
-    """Return a share between 0 and 1 with four decimals, rounded down.
-
-    >>> overlap(0.99999), overlap(1.0)
-    ('0.9999', '1.0000')
-    """
-    if value is None or not math.isfinite(value):
-        return number(value)
-    return f"{math.floor(value * 1e4 + 1e-6) / 1e4:.4f}"
+    @classmethod
+    def of(cls, key: str) -> Column:
+        """Return the column of one of FIGURES."""
+        figure = FIGURES[key]
+        return cls(figure.title, lambda entry: figure.write(find(entry.row, key)))
 
 
-def share(value: float | None) -> str:
-    """Return a share with three decimals, as metrics against the truth have them."""
-    return NONE if value is None else f"{value:.3f}"
+@dataclass(frozen=True)
+class Layout:
+    """What one table is made of."""
+
+    title: str
+    takes: Callable[[Row], bool]
+    """Which rows it is about."""
+    columns: tuple[Column, ...] = ()
+    """Those in which no row says anything are left out."""
+    cell: Callable[[Entry], str] | None = None
+    """What stands in the column of a backend."""
+    shows: Callable[[Entry], bool] = lambda entry: True
+    """Which of them have a line."""
+    part: str = ""
+    """`graph` or `stage` where lines are of those."""
+    settings: tuple[str, ...] = ()
+    """Fields of the identity: those that differ between rows are columns, the others a sentence."""
+    notes: Callable[[Sequence[Entry]], Iterable[str]] = lambda entries: ()
+    detail: bool = False
+    has_reasons: bool = False
+    """Whether why rows have no figures stands under it; with `cell` it always does."""
+    is_short: bool = False
+    """Whether a backend that says what the first one of its line says is left out."""
+
+    def table(self, entries: Iterable[Entry]) -> Table | None:
+        """Return the table; None where it would say nothing."""
+        taken = [entry for entry in entries if self.takes(entry.row)]
+        names, said = self._names([entry.row for entry in taken])
+        shown = [entry for entry in taken if self.shows(entry)]
+        titles, body = self._pivot(shown, names) if self.cell else self._listing(shown, names)
+        why = reasons([entry.row for entry in shown]) if self.cell or self.has_reasons else ()
+        table = Table(self.title, titles, body, (*self.notes(shown), *said, *why), self.detail)
+        return table if body or why else None
+
+    def _names(self, rows: Sequence[Row]) -> tuple[dict[str, Callable[[Row], str]], tuple[str, ...]]:
+        """Return the columns that tell lines apart, and what all rows have in common."""
+        all_of = {key: dict.fromkeys(_setting(row, key) for row in rows) for key in self.settings}
+        given = {key: [value for value in values if value != NONE] for key, values in all_of.items()}
+        same = ", ".join(f"{_words(key)} {values[0]}" for key, values in given.items() if len(values) == 1)
+        names: dict[str, Callable[[Row], str]] = {"method": method_of}
+        if self.part:
+            names[self.part] = part_of
+        for key, values in given.items():
+            if len(values) > 1:
+                names[_words(key)] = lambda row, key=key: _setting(row, key)  # type: ignore[misc]
+        return names, (f"all rows: {same}",) if same else ()
+
+    def _listing(self, entries: Sequence[Entry], names: Mapping[str, Callable[[Row], str]]) -> Words:
+        found = [entry for entry in entries if measured(entry.row)]
+        first = len(names) + 1
+        body = [
+            (*(read(e.row) for read in names.values()), backend_of(e.row), *(c.read(e) for c in self.columns))
+            for e in found
+        ]
+        kept = [n for n in range(first + len(self.columns)) if n < first or any(words[n] != NONE for words in body)]
+        titles = (*names, "backend", *(column.title for column in self.columns))
+        lines = [tuple(words[n] for n in kept) for words in body]
+        if self.is_short:
+            heads = {words[: first - 1]: words for words in reversed(lines)}
+            lines = [w for w in lines if w is (head := heads[w[: first - 1]]) or w[first:] != head[first:]]
+        return tuple(titles[n] for n in kept), tuple(lines)
+
+    def _pivot(self, entries: Sequence[Entry], names: Mapping[str, Callable[[Row], str]]) -> Words:
+        """Return a column for each backend; a row without figures that lacks a setting is of all lines it fits."""
+        backends = by_backend(entry.row for entry in entries)
+        lines = [(entry, tuple(read(entry.row) for read in names.values())) for entry in entries]
+        found: dict[tuple[str, ...], dict[str, str]] = {words: {} for entry, words in lines if measured(entry.row)}
+        for entry, words in lines:
+            row = entry.row
+            fitting = [line for line in found if not measured(row) and _fits(words, line)]
+            for line in fitting or [words]:
+                cell = self.cell(entry) if self.cell and measured(row) else _words(row.word)
+                found.setdefault(line, {})[backend_of(row)] = cell
+        body = ((*line, *(cells.get(name, NONE) for name in backends)) for line, cells in found.items())
+        return (*names, *backends), tuple(body)
 
 
-def writer_of(key: str) -> Callable[[float | None], str]:
-    """Return what writes figures of a metric."""
-    return share if key in OVERLAPS else number
+Words = tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]
+"""Titles, and lines."""
 
 
-def or_worst(value: float | None, worst: float) -> float:
-    """Return a figure to compare by: `worst` in place of nan and of none at all."""
-    return worst if value is None or math.isnan(value) else value
+def _fits(words: Sequence[str], line: Sequence[str]) -> bool:
+    return all(word in (NONE, other) for word, other in zip(words, line, strict=True))
+
+
+def _setting(row: Row, key: str) -> str:
+    value = getattr(row.identity, key)
+    return NONE if value is None else _words(str(value))
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+# --- What rows are called ---
+
+
+def measured(row: Row) -> bool:
+    """Return whether a row has figures."""
+    return not isinstance(row, Absent)
+
+
+def is_eager(row: Row) -> bool:
+    """Return whether a row is that of PyTorch as upstream wrote it."""
+    return (row.identity.backend, row.identity.precision) == EAGER
 
 
 def backend_of(row: Row) -> str:
     """Return backend, precision and device as a reader calls them.
 
-    >>> backend_of({"backend": "onnxruntime", "precision": "fp16", "device": "cuda"})
+    >>> from samkit.benchmarks.record.rows import Identity
+    >>> backend_of(Absent("latency", Identity("sam", "onnxruntime", "cuda", "fp16", stage="click"), "", False))
     'ONNX Runtime fp16 (CUDA)'
     """
-    name = BACKENDS.get(row["backend"], row["backend"])
-    where = " (CUDA)" if row["device"] == "cuda" and row["backend"] != "tensorrt" else ""
-    return f"{name} {row['precision']}{where}"
+    who = row.identity
+    where = " (CUDA)" if who.device == "cuda" and who.backend != "tensorrt" else ""
+    return f"{BACKENDS.get(who.backend) or who.backend_title or who.backend} {who.precision}{where}"
 
 
 def method_of(row: Row) -> str:
     """Return the method, and its size where it has one."""
-    return " ".join(str(row[key]) for key in ("method", "size") if row.get(key))
+    return f"{row.identity.method} {row.identity.size or ''}".strip()
 
 
 def part_of(row: Row) -> str:
     """Return the graph or the stage of a row."""
-    return str(row.get("graph") or row["stage"]).replace("_", " ")
-
-
-def metric_title(key: str) -> str:
-    """Return a metric with its unit, as a column is called."""
-    metric = METRICS[key]
-    return f"{metric.label} [{metric.unit}]" if metric.unit else metric.label
-
-
-def measured(row: Row) -> bool:
-    """Return whether a row has figures."""
-    return not any(key in row for key in WHY_NOT)
-
-
-def is_eager(row: Row) -> bool:
-    """Return whether a row is that of PyTorch as upstream wrote it."""
-    return (row["backend"], row["precision"]) == EAGER
+    return _words(row.identity.graph or str(row.identity.stage))
 
 
 def by_backend(rows: Iterable[Row]) -> list[str]:
     """Return the backends of rows in the order of columns."""
     order = list(BACKENDS)
-    keys = {(row["device"], order.index(row["backend"]) if row["backend"] in order else len(order),
-             row["precision"] != "fp32", backend_of(row)) for row in rows}  # fmt: skip
+    keys = set()
+    for row in rows:
+        who = row.identity
+        place = order.index(who.backend) if who.backend in order else len(order)
+        keys.add((who.device, place, who.precision != "fp32", backend_of(row)))
     return [key[-1] for key in sorted(keys)]
 
 
-def reasons(rows: Iterable[Row]) -> tuple[str, ...]:
+def reasons(rows: Sequence[Row]) -> tuple[str, ...]:
     """Return each reason why rows have no figures, once, with the backends it is of.
 
     The first few graphs or stages follow, unless it is why nothing at all ran there.
     """
-    rows = list(rows)
     without: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        for key in WHY_NOT:
-            if key in row:
-                without.setdefault((key.replace("_", " "), str(row[key])), []).append(row)
+        if isinstance(row, Absent):
+            without.setdefault((_words(row.word), row.reason), []).append(row)
     found = []
     for (word, why), lost in without.items():
         backends = list(dict.fromkeys(map(backend_of, lost)))
         places = list(dict.fromkeys(f"{method_of(row)} {part_of(row)}" for row in lost))
         is_all = len(places) > 1 and len(lost) == sum(backend_of(row) in backends for row in rows)
-        found.append(f"{word}: {', '.join(backends)}: {why}{'' if is_all else f' ({_first(places)})'}")
+        first = ", ".join(places[:3]) + f" and {len(places) - 3} more" * (len(places) > 3)
+        found.append(f"{word}: {', '.join(backends)}: {why}{'' if is_all else f' ({first})'}")
     return tuple(found)
 
 
-def _first(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def interval(estimate: Mapping[str, float], write: Callable[[float | None], str] = number) -> str:
-    """Return a figure and where it lies in 95 of 100 cases."""
-    return f"{write(estimate['value'])} [{write(estimate['low'])}, {write(estimate['high'])}]"
-
-
-# --- The forms that tables have ---
-
-
-@dataclass(frozen=True)
-class Columns:
-    """What tells the lines of a table apart: keys that differ become columns, the others a sentence."""
-
-    names: tuple[str, ...]
-    read: tuple[Callable[[Row], str], ...]
-    note: tuple[str, ...]
-
-    def words(self, row: Row) -> tuple[str, ...]:
-        return tuple(read(row) for read in self.read)
-
-
-def line_columns(rows: Sequence[Row], part: str, keys: Sequence[str]) -> Columns:
-    """Return the columns of method, part (titled so; "" for none), and of those of `keys` that differ between rows."""
-    given = {key: list(dict.fromkeys(row[key] for row in rows if row.get(key) is not None)) for key in keys}
-    differing = [key for key, values in given.items() if len(values) > 1]
-    constant = ", ".join(f"{key.replace('_', ' ')} {values[0]}" for key, values in given.items() if len(values) == 1)
-    reads = [method_of, *([part_of] if part else []), *(_reader(key) for key in differing)]
-    titles = ("method", *([part] if part else []), *(key.replace("_", " ") for key in differing))
-    return Columns(titles, tuple(reads), (f"all rows: {constant}",) if constant else ())
-
-
-def _reader(key: str) -> Callable[[Row], str]:
-    return lambda row: str(row.get(key, NONE)).replace("_", " ")
-
-
-def pivot(
-    title: str, rows: Sequence[Row], lines: Columns, cell: Callable[[Row], str], notes: Sequence[str] = ()
-) -> Table:
-    """Return a table with a column for each backend.
-
-    A row without figures that lacks what tells lines apart, such as the clicks' policy, is of all lines it fits.
-    """
-    backends = by_backend(rows)
-    found: dict[tuple[str, ...], dict[str, str]] = {lines.words(row): {} for row in rows if measured(row)}
-    for row in rows:
-        names = lines.words(row)
-        fitting = [line for line in found if not measured(row) and _fits(names, line)]
-        words = cell(row) if measured(row) else "not run" if "not_run" in row else "error"
-        for line in fitting or [names]:
-            found.setdefault(line, {})[backend_of(row)] = words
-    body = tuple((*names, *(cells.get(backend, NONE) for backend in backends)) for names, cells in found.items())
-    return Table(title, (*lines.names, *backends), body, (*notes, *lines.note, *reasons(rows)))
-
-
-def _fits(names: Sequence[str], line: Sequence[str]) -> bool:
-    return all(name in (NONE, word) for name, word in zip(names, line, strict=True))
-
-
-def listing(
-    title: str,
-    rows: Iterable[Row],
-    lines: Columns,
-    figures: Mapping[str, Callable[[Row], str]],
-    notes: Sequence[str] = (),
-    detail: bool = False,
-) -> Table:
-    """Return a table with a line for each row that has figures; columns in which no row has any are left out."""
-    body = [
-        (*lines.words(row), backend_of(row), *(read(row) for read in figures.values())) for row in rows if measured(row)
-    ]
-    first = len(lines.names) + 1
-    kept = [n for n in range(first + len(figures)) if n < first or any(words[n] != NONE for words in body)]
-    titles = (*lines.names, "backend", *figures)
-    return Table(
-        title, tuple(titles[n] for n in kept), tuple(tuple(words[n] for n in kept) for words in body),
-        (*notes, *lines.note), detail,
-    )  # fmt: skip
-
-
-def figure(key: str) -> Callable[[Row], str]:
-    return lambda row: number(row.get(key))
-
-
-def unless_repeated(table: Table, keys: int) -> Table:
-    """Return a table without the rows that say what the first row of the same `keys` columns says of its backend."""
-    first: dict[tuple[str, ...], tuple[str, ...]] = {}
-    kept = []
-    for words in table.rows:
-        if first.setdefault(words[:keys], words) is words or words[keys + 1 :] != first[words[:keys]][keys + 1 :]:
-            kept.append(words)
-    return replace(table, rows=tuple(kept))
+def or_worst(value: float | None, worst: float) -> float:
+    """Return a figure to compare by: `worst` in place of nan and of none at all."""
+    return worst if value is None or math.isnan(value) else value

@@ -1,19 +1,32 @@
 """Tables of runs, made of their JSON alone: the same ones are printed, written into Markdown and set in the report.
 
-What they are made of is in table.py, what stands in them in accuracy_tables.py, speed_tables.py and paper_tables.py.
+What a table is stands in table.py, what is in those of each kind in layouts.py, what papers print in papers.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samkit.benchmarks.record.metrics import DETECTOR_METRICS, METRICS
+import numpy as np
+
+from samkit.benchmarks.record.figures import DETECTOR_METRICS, METRICS, NONE, number, overlap
+from samkit.benchmarks.record.rows import Absent, AccuracyRow, LatencyRow, Row
 from samkit.benchmarks.record.run import Run
-from samkit.benchmarks.report.accuracy_tables import accuracy_tables, parity_summary
-from samkit.benchmarks.report.paper_tables import paper_tables
-from samkit.benchmarks.report.speed_tables import latency_tables, load_tables, speed_summary
-from samkit.benchmarks.report.table import NONE, Table, number
+from samkit.benchmarks.report.layouts import LAYOUTS, entries_of, is_masks, is_reference, peers
+from samkit.benchmarks.report.papers import paper_tables
+from samkit.benchmarks.report.table import (
+    Table,
+    backend_of,
+    by_backend,
+    is_eager,
+    measured,
+    method_of,
+    or_worst,
+    part_of,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,16 +34,14 @@ if TYPE_CHECKING:
 WIDTH = 200
 """Columns of a print that no terminal shows."""
 
-_OF_KIND: Mapping[str, Callable[[Run], list[Table]]] = {
-    "accuracy": accuracy_tables,
-    "latency": latency_tables,
-    "load": load_tables,
-}
-
 
 def tables_of(run: Run) -> list[Table]:
-    """Return the tables of a run, those without rows left out."""
-    return _OF_KIND[run.kind](run)
+    """Return the tables of a run, those that would say nothing left out."""
+    entries = entries_of(run)
+    return [table for layout in LAYOUTS[run.kind] if (table := layout.table(entries)) is not None]
+
+
+# --- What stands above the tables of a run ---
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
@@ -47,23 +58,23 @@ def facts(run: Run) -> list[tuple[str, str]]:
         _before_and_after("clocks [MHz]", machine.get("clock_mhz")),
         _before_and_after("load", machine.get("load")),
     ]
+    packages = ", ".join(f"{name} {text}" for name, text in run.versions.items() if name != "samkit")
     return [
         ("command", run.command_line),
         *([("data", run.data)] if run.kind == "accuracy" else []),
         ("machine", "; ".join(str(word) for word in words if word)),
-        *([("settled", settled(run))] if run.kind != "accuracy" else []),
-        ("versions", f"samkit {run.samkit} at {run.commit or 'no commit'}; " + _named(run.versions)),
+        *([("settled", _settled(run))] if run.kind != "accuracy" else []),
+        ("versions", f"samkit {run.samkit} at {run.commit or 'no commit'}; {packages}"),
         ("exports", _exports(run.exports)),
         ("started", f"{run.started}, for {number(run.seconds)} s"),
         *(("note", note) for note in run.notes),
     ]
 
 
-def settled(run: Run) -> str:
-    """Return whether the machine was settled, and what disturbed it."""
+def _settled(run: Run) -> str:
     if run.machine.get("settled") is None:
         return "not asked"
-    return "yes" if run.machine["settled"] else f"NO: {'; '.join(run.machine.get('unsettled') or ['no reason given'])}"
+    return f"NO: {run.disturbance}" if run.disturbance else "yes"
 
 
 def _before_and_after(name: str, pair: Mapping[str, Any] | None) -> str | None:
@@ -71,10 +82,6 @@ def _before_and_after(name: str, pair: Mapping[str, Any] | None) -> str | None:
         return None
     words = [", ".join(map(str, value)) if isinstance(value, list) else str(value) for value in pair.values()]
     return f"{name} {words[0]} before, {words[-1]} after"
-
-
-def _named(versions: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {text}" for name, text in versions.items() if name != "samkit")
 
 
 def _exports(exports: Iterable[Mapping[str, Any]]) -> str:
@@ -86,20 +93,94 @@ def _exports(exports: Iterable[Mapping[str, Any]]) -> str:
     return "; ".join(f"{kind}: {', '.join(named)}" for kind, named in found.items()) or "none"
 
 
+def definitions() -> Table:
+    """Return what each metric is."""
+    rows = tuple(
+        (metric.label, metric.unit or "share", metric.better or NONE, metric.definition, metric.source)
+        for metric in (*METRICS.values(), *DETECTOR_METRICS.values())
+    )
+    return Table("What the metrics are", ("metric", "unit", "better", "definition", "source"), rows, detail=True)
+
+
+# --- At a glance ---
+
+
 def summary_tables(runs: Sequence[Run]) -> list[Table]:
     """Return what is read first: worst parity of each backend, and how much faster than PyTorch each is."""
-    found = [parity_summary(runs), speed_summary(runs)]
+    rows = [row for run in runs for row in run.rows]
+    found = [
+        _parity_summary([row for row in rows if row.kind == "accuracy" and is_masks(row) and not is_reference(row)]),
+        _speed_summary([row for row in rows if row.kind == "latency"]),
+    ]
     return [table for table in found if table.rows]
 
 
-def definitions() -> Table:
-    """Return what each metric is."""
-    named = {**METRICS, **DETECTOR_METRICS}
-    rows = tuple(
-        (metric.label, metric.unit or "share", metric.better or NONE, metric.definition, metric.source)
-        for metric in named.values()
+def _parity_summary(rows: Sequence[Row]) -> Table:
+    """Return the worst parity of each backend, over all methods."""
+    columns = ("backend", "gate", "methods", "worst Dice", "most voxels that differ", "worst HD95 [mm]")
+    lines = (_summary_line(name, [row for row in rows if backend_of(row) == name]) for name in by_backend(rows))
+    return Table("Masks against PyTorch float32", columns, tuple(lines))
+
+
+def _summary_line(backend: str, rows: Sequence[Row]) -> tuple[str, ...]:
+    ran = [row for row in rows if isinstance(row, AccuracyRow)]
+    lost = [row.is_failure for row in rows if isinstance(row, Absent)]
+    if not ran:
+        return (backend, "error" if any(lost) else "not run", *(NONE,) * 4)
+    failed = sum(bool(row.failures) for row in ran) + sum(lost)
+    dice = min(ran, key=lambda row: or_worst(row.parity.dice, -math.inf))
+    flipped = max(ran, key=lambda row: or_worst(row.parity.flipped_voxels, math.inf))
+    distance = max(ran, key=lambda row: or_worst(row.parity.hd95_mm, math.inf))
+
+    def at_worst(row: AccuracyRow, words: str, is_best: bool) -> str:
+        return words if is_best else f"{words} ({row.identity.method})"  # the best is that of all methods
+
+    return (
+        backend,
+        f"FAILED in {failed} of {len(rows)} rows" if failed else f"passed in {len(ran)} rows",
+        str(len({row.identity.method for row in ran})),
+        at_worst(dice, overlap(dice.parity.dice), dice.parity.dice == 1),
+        at_worst(flipped, number(flipped.parity.flipped_voxels), flipped.parity.flipped_voxels == 0),
+        at_worst(distance, number(distance.parity.hd95_mm), distance.parity.hd95_mm == 0),
     )
-    return Table("What the metrics are", ("metric", "unit", "better", "definition", "source"), rows, detail=True)
+
+
+def graph_ratios(rows: Iterable[Row]) -> dict[str, list[tuple[float, str]]]:
+    """Return each graph's median over PyTorch eager's with its name, the fastest first, by backend."""
+    rows = list(rows)
+    timed = [row for row in rows if isinstance(row, LatencyRow)]
+    eager = {peers(row): row for row in timed if is_eager(row)}
+    others = [row for row in rows if not is_eager(row)]
+    found: dict[str, list[tuple[float, str]]] = {name: [] for name in by_backend(others)}
+    for row in timed:
+        if row.identity.graph and not is_eager(row) and (base := eager.get(peers(row))):
+            ratio = row.times.p50_ms / base.times.p50_ms
+            found[backend_of(row)].append((ratio, f"{method_of(row)} {part_of(row)}"))
+    return {backend: sorted(ratios) for backend, ratios in found.items()}
+
+
+def median_ratio_of(ratios: Sequence[tuple[float, str]]) -> float:
+    """Return the median of what `graph_ratios` has of a backend."""
+    return float(np.median([ratio for ratio, _ in ratios]))
+
+
+def _speed_summary(rows: Sequence[Row]) -> Table:
+    """Return how much faster or slower than PyTorch each backend is, over all graphs."""
+    lines = []
+    for backend, ratios in graph_ratios(rows).items():
+        if ratios:
+            ends = (f"{number(ratio, 2)}x ({where})" for ratio, where in (ratios[0], ratios[-1]))
+            lines.append((backend, str(len(ratios)), f"{number(median_ratio_of(ratios), 2)}x", *ends))
+        else:
+            ours = [row for row in rows if backend_of(row) == backend]
+            words = ours[0].word.replace("_", " ") if isinstance(ours[0], Absent) else ""
+            words = "no ratio" if any(map(measured, ours)) else words
+            lines.append((backend, words, NONE, NONE, NONE))
+    columns = ("backend", "graphs", "median", "fastest", "slowest")
+    return Table("Time of graphs, times PyTorch eager float32", columns, tuple(lines))
+
+
+# --- On a terminal ---
 
 
 def show(run: Run) -> None:
@@ -135,20 +216,26 @@ def _print(console: Console, table: Table) -> None:
         console.print(Text(note))
 
 
-def markdown(runs: Sequence[Run]) -> str:
-    """Return all tables of runs as Markdown, those of one run under what it is: the body of docs/benchmarks.md."""
+# --- As Markdown ---
+
+
+def markdown(runs: Sequence[Run], papers: Path | None = None) -> str:
+    """Return all tables of runs as Markdown, those of one run under what it is: the body of docs/benchmarks.md.
+
+    `papers` is the folder of the papers' tables, which stand at the end where one is given.
+    """
     parts = [markdown_table(table, 3) for table in summary_tables(runs)]
     for run in runs:
-        parts.append(f"## {run.kind.capitalize()}: {', '.join(dict.fromkeys(row['method'] for row in run.rows))}")
+        parts.append(f"## {run.kind.capitalize()}: {', '.join(run.methods)}")
         parts.append(
             "\n".join(f"- {name}: {_code(text) if name == 'command' else _plain(text)}" for name, text in facts(run))
         )
         parts += [markdown_table(table, 3) for table in tables_of(run)]
     if any(run.kind == "accuracy" for run in runs):
         parts.append(markdown_table(definitions(), 2))
-    said, papers = paper_tables(runs)
-    if papers:
-        parts += ["## What the papers print", said, *(markdown_table(table, 3) for table in papers)]
+    said, printed = paper_tables(runs, papers)
+    if printed:
+        parts += ["## What the papers print", said, *(markdown_table(table, 3) for table in printed)]
     return "\n\n".join(parts) + "\n"
 
 

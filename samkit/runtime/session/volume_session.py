@@ -128,7 +128,7 @@ class VolumeSession(LocalSession[_Clicked]):
         """Raise PromptError for what is no click in a volume, InputRefused for one outside."""
         shape = self._opened().volume.array.shape
         for prompt in prompts:
-            check_inside("the click", as_point(prompt, self.method.name).index, shape)
+            check_inside("the click", volume_click(prompt, self.method.name).index, shape)
 
     def by_step(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, ...]]:
         """Return each click by itself: the network gets one at a time."""
@@ -144,7 +144,7 @@ class VolumeSession(LocalSession[_Clicked]):
         (prompt,) = prompts
         volume, grid, refiner = self._opened()
         start, before = time.perf_counter(), dict(refiner.seconds)
-        state = refiner.click(self._state, point_to_grid(as_point(prompt, self.method.name), grid))
+        state = refiner.click(self._state, point_to_grid(volume_click(prompt, self.method.name), grid))
         pieces = refiner.merge(state)
         restore = time.perf_counter()
         parts = mask_parts(pieces, grid, self.method.mask_threshold)
@@ -206,8 +206,8 @@ class VolumeSession(LocalSession[_Clicked]):
         self._set = None
 
 
-def as_point(prompt: Prompt, method: str) -> Point:
-    """Return `prompt` if it is a click in a volume; raises PromptError, which calls the method by its name."""
+def volume_click(prompt: Prompt, method: str) -> Point:
+    """Return `prompt` as the click in a volume that it has to be; raises PromptError, which names the method."""
     if isinstance(prompt, (Box, SliceBox)):
         raise PromptError(
             f"{method} takes no box; click on the object, e.g. {{points}} 60,70,30,+", options=("points",)

@@ -1,4 +1,4 @@
-"""Runs that nobody measured, by the words of run_file.py: what the tables, `compare` and `report` are tested on."""
+"""Runs that nobody measured, their rows as JSON has them: what the tables, `compare` and `report` are tested on."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samkit.benchmarks.record import run as run_file
 from samkit.benchmarks.record import statistics
+from samkit.benchmarks.record.rows import read_row
+from samkit.benchmarks.record.run import Run
 
 CASES = ("phantom 1", "phantom 2", "phantom 3")
 CLICKS = 4
@@ -25,7 +26,7 @@ MACHINE = {
 
 
 def made_run(kind, rows, **changes):
-    """Return a run of `rows` with one export for each of their methods."""
+    """Return a run of `rows`, which are JSON, with one export for each of their methods."""
     exports = tuple(
         {"method": method, "size": "small", "weights": "demonstration", "demonstration": True, "manifest": "ab" * 32}
         for method in dict.fromkeys(row["method"] for row in rows)
@@ -33,9 +34,10 @@ def made_run(kind, rows, **changes):
     given = {
         "kind": kind, "command": ("sam-bench", kind, "--export", "exports/m-sam"), "exports": exports,
         "started": "2026-11-22T00:00:00+00:00", "seconds": 60.0, "machine": MACHINE, "commit": "abc1234",
-        "versions": {"python": "3.11.7", "torch": "2.13.0", "onnxruntime": "1.25.0"}, "rows": tuple(rows),
+        "versions": {"python": "3.11.7", "torch": "2.13.0", "onnxruntime": "1.25.0"},
+        "rows": tuple(map(read_row, rows)),
     }  # fmt: skip
-    return run_file.Run(**(given | changes))
+    return Run(**(given | changes))
 
 
 def row_of(kind, method, backend, precision="fp32", **more):
@@ -77,8 +79,9 @@ def accuracy_row(method, backend, precision="fp32", *, policy="trained", flipped
         click_drift={"0.80": 0, "0.85": min(flipped, 1), "0.90": None}, figures=figures, dice_by_click=curve,
         clicks_to={target: [_clicks_to(curve, n, float(target)) for n in range(len(cases))] for target in TARGETS},
         cases=[
-            {"case": name, "clicks": [{"dice": row[n], "parity": parity} for row in curve[:-1]] + [
-                {**measured[n], "parity": parity}]}
+            {"case": name, "clicks": [
+                {"click": click, "dice": row[n], "parity": parity} for click, row in enumerate(curve[:-1], 1)
+            ] + [{"click": CLICKS, **measured[n], "parity": parity}]}
             for n, name in enumerate(cases)
         ],
         slices=[disagreement(name, flipped, seed=n) for n, name in enumerate(cases)], failures=[], **more,
@@ -112,6 +115,7 @@ def png(array):
 @pytest.fixture
 def accuracy_run():
     """A method with prompts, one without, a detector; a gate that failed; TensorRT that was not run."""
+    boxes = {"map50": 0.8, "map50_95": 0.6, "parity_dice": 1.0, "parity_hd95_mm": 0.0, "flipped_voxels": 0}
     rows = [
         accuracy_row("m-sam", "torch", reference=True),
         accuracy_row("m-sam", "onnxruntime"),
@@ -121,8 +125,8 @@ def accuracy_run():
                not_run="no TensorRT here; untested"),
         accuracy_row("medsam-yolo", "torch", policy="automatic", reference=True),
         accuracy_row("medsam-yolo", "onnxruntime", policy="automatic"),
-        row_of("accuracy", "medsam-yolo", "torch", graph="detector", map50=0.8, map50_95=0.6, parity_dice=1.0),
-        row_of("accuracy", "medsam-yolo", "onnxruntime", graph="detector", map50=0.8, map50_95=0.6, parity_dice=1.0),
+        row_of("accuracy", "medsam-yolo", "torch", graph="detector", **boxes),
+        row_of("accuracy", "medsam-yolo", "onnxruntime", graph="detector", **boxes),
     ]  # fmt: skip
     return made_run("accuracy", rows)
 

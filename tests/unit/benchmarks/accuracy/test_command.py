@@ -19,7 +19,7 @@ from samkit.manifest import Manifest
 def row(backend="onnxruntime", precision="fp32", device="cpu", **more):
     return {
         "kind": "accuracy", "method": "sam", "manifest": "ab", "backend": backend, "precision": precision,
-        "device": device, "stage": "masks", "parity_dice": 1.0, **more,
+        "device": device, "stage": "masks", "parity_dice": 1.0, "parity_hd95_mm": 0.0, "flipped_voxels": 0, **more,
     }  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def test_export_that_cannot_be_measured_is_refused_alone_and_a_row_among_others(
         accuracy.measure_accuracy([bright_export], backends=["torch"], cases=1)
     exports = [bright_export, Path(shutil.copytree(bright_export, tmp_path / "other"))]
     run = accuracy.measure_accuracy(exports, backends=["torch"], cases=1, anonymous=anonymous)
-    assert [why in row["error"] for row in run.rows] == [True, True]
+    assert [why in row.reason for row in run.rows] == [True, True]
     with pytest.raises(SamkitError, match=why):
         accuracy.fail_where_broken(run, [])
 

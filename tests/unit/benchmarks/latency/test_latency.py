@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from samkit.benchmarks.latency.graphs import GraphTimer
 from samkit.benchmarks.measure import machine, turns
 from samkit.benchmarks.measure.processes import resident_mb
 from samkit.benchmarks.record import run as run_file
+from samkit.benchmarks.record.rows import to_dict
 from samkit.errors import ExportError, ManifestError, MissingDependencyError, PromptError, SamkitError
 from samkit.export.export import run_export
 from samkit.export.plan import plan_export
@@ -66,7 +66,7 @@ def timing(folder, **options):
 
 
 def of(run, **wanted):
-    return [row for row in run.rows if all(row.get(key) == value for key, value in wanted.items())]
+    return [row for row in map(to_dict, run.rows) if all(row.get(key) == value for key, value in wanted.items())]
 
 
 # --- Graphs ---
@@ -91,7 +91,7 @@ def test_rewritten_graph_meets_what_does_its_work_in_upstreams_formulation(sam_e
 
 def test_all_compute_the_same_and_say_how_far_they_are_from_pytorch_eager(run):
     """Even in half precision, as far as that goes; a wrong input would show here."""
-    for row in (row for row in run.rows if "graph" in row and "p50_ms" in row):
+    for row in (row for row in map(to_dict, run.rows) if "graph" in row and "p50_ms" in row):
         error = row["relative_error"]
         if row["precision"] == "fp32":
             assert error < 1e-5
@@ -101,7 +101,7 @@ def test_all_compute_the_same_and_say_how_far_they_are_from_pytorch_eager(run):
 
 
 def test_rows_have_all_samples_their_share_of_the_machine_and_memory_of_a_process_of_its_own(run):
-    assert len({run_file.identity(row) for row in run.rows}) == len(run.rows)
+    assert len({row.identity.key() for row in run.rows}) == len(run.rows)
     for row in of(run, backend="onnxruntime", device="cpu"):
         if "graph" in row:
             assert len(row["samples_ms"]) == row["turns"] == 2
@@ -282,7 +282,7 @@ def test_cold_start_that_fails_says_so(sam_export, tmp_path, capfd):
 
 def test_what_nobody_could_measure_has_rows_that_say_why(run):
     for graph in ("image_encoder", "mask_decoder"):
-        rows = [row for row in of(run, graph=graph, device="cuda") if row["points"] in (None, 1)]
+        rows = [row for row in of(run, graph=graph, device="cuda") if row.get("points") in (None, 1)]
         assert {(row["backend"], row["precision"]) for row in rows} == {*latency.ON_GPU, latency.TENSORRT}
         assert all("p50_ms" not in row and row["not_run"] for row in rows)
     assert {row["backend"] for row in of(run, stage="click", device="cuda")} == {"onnxruntime", "torch", "tensorrt"}
@@ -291,7 +291,7 @@ def test_what_nobody_could_measure_has_rows_that_say_why(run):
 def test_on_a_machine_with_a_gpu_what_was_not_asked_for_says_how_to_ask(run, monkeypatch):
     monkeypatch.setattr(machine, "gpus", lambda: [{"name": "a GPU"}])
 
-    assert {row["not_run"] for row in not_run_rows(run.rows)} == {latency.NOT_ASKED}
+    assert {row["not_run"] for row in not_run_rows([to_dict(row) for row in run.rows])} == {latency.NOT_ASKED}
 
 
 @pytest.mark.parametrize("part", latency.PARTS)
@@ -306,7 +306,7 @@ def test_changed_file_is_refused_and_no_row(part, sam_export, tmp_path):
 def test_run_goes_through_its_file(run, tmp_path):
     run.save(tmp_path / "run.json")
 
-    assert run_file.load_run(tmp_path / "run.json").rows == tuple(json.loads(json.dumps(run.rows)))
+    assert run_file.load_run(tmp_path / "run.json").rows == run.rows
     assert [export["method"] for export in run.exports] == ["m-sam"]
     assert run.machine["threads"] == 1
 

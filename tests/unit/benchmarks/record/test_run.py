@@ -8,13 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from samkit.benchmarks.record.run import Run, check_row, identity, load_run
-from samkit.errors import InputRefused, SamkitError
+from samkit.benchmarks.record.rows import Identity, LatencyRow, Times
+from samkit.benchmarks.record.run import Run, load_run
+from samkit.errors import InputRefused
 
-ROW = {
-    "kind": "latency", "method": "m-sam", "graph": "mask_decoder", "backend": "torch", "device": "cpu",
-    "precision": "fp32", "samples_ms": [1.0, 2.0], "p50_ms": 1.5, "p95_ms": 1.95, "p99_ms": 1.99,
-}  # fmt: skip
+ROW = LatencyRow(Identity("m-sam", "torch", "cpu", "fp32", graph="mask_decoder"), Times(1.5, 1.95, 1.99, (1.0, 2.0)))
 RUN = Run(
     kind="latency", command=("sam-bench", "latency", "--export", "a b"), started="2026-11-22T00:00:00+00:00",
     seconds=1.5, exports=({"method": "m-sam"},), machine={"settled": True}, versions={"python": "3.11"}, rows=(ROW,),
@@ -22,21 +20,22 @@ RUN = Run(
 
 
 def test_a_run_comes_back_as_it_was_written(tmp_path):
-    worst = {**ROW, "p99_ms": math.inf, "figures": [{"x": -math.inf}]}
+    worst = replace(ROW, times=Times(1.5, 1.95, math.inf, (-math.inf,)))
+    far = replace(RUN, rows=(worst,), machine={"settled": True, "limits": [math.inf]})
     RUN.save(tmp_path / "new" / "run.json")
-    replace(RUN, rows=(worst,)).save(tmp_path / "inf.json")
+    far.save(tmp_path / "inf.json")
 
     assert load_run(tmp_path / "new" / "run.json") == RUN
-    assert load_run(tmp_path / "inf.json").rows == (worst,)
+    assert load_run(tmp_path / "inf.json") == far
 
 
 def test_nan_is_written_as_a_word_that_json_knows(tmp_path):
-    replace(RUN, rows=({**ROW, "p50_ms": math.nan},)).save(tmp_path / "run.json")
+    replace(RUN, rows=(replace(ROW, times=Times(math.nan, 1.0, 1.0)),)).save(tmp_path / "run.json")
 
     text = (tmp_path / "run.json").read_text()
 
     assert "NaN" not in text
-    assert math.isnan(load_run(tmp_path / "run.json").rows[0]["p50_ms"])
+    assert math.isnan(load_run(tmp_path / "run.json").rows[0].times.p50_ms)
 
 
 def test_command_line_can_be_pasted_into_a_shell():
@@ -58,23 +57,3 @@ def test_a_run_of_a_newer_samkit_is_refused(tmp_path):
 
     with pytest.raises(InputRefused, match="has schema 99"):
         load_run(tmp_path / "run.json")
-
-
-@pytest.mark.parametrize("key", ["method", "backend", "device", "precision", "graph", "p95_ms", "kind"])
-def test_a_row_without_what_tables_need_is_a_bug(key):
-    with pytest.raises(SamkitError, match="lacks"):
-        check_row({name: value for name, value in ROW.items() if name != key})
-
-
-@pytest.mark.parametrize("key", ["not_run", "error"])
-def test_a_row_may_say_why_it_has_no_figures(key):
-    bare = {name: value for name, value in ROW.items() if not name.endswith("_ms")}
-
-    check_row({**bare, key: "no GPU here"})
-
-
-def test_rows_that_differ_in_what_they_name_are_not_the_same_row():
-    four, eight = ({**ROW, "points": points, "identity": ["points"]} for points in (4, 8))
-
-    assert identity(four) != identity(eight)
-    assert identity(four) == identity({**four, "p50_ms": 7.0})

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from samkit.benchmarks.cli import main
+from samkit.benchmarks.record.rows import LatencyRow
 from samkit.benchmarks.report.compare import compare_runs
 from samkit.errors import InputRefused
 
@@ -76,22 +77,22 @@ def test_memory_rates_and_exponents_count_beyond_the_noise(made):
 
 
 def test_one_more_voxel_that_differs_is_worse(made):
-    runs = [made.run("accuracy", [made.accuracy("sam", "onnxruntime")]) for _ in range(2)]
-    runs[1].rows[0]["flipped_voxels"] = 1
+    row = made.accuracy("sam", "onnxruntime")
+    runs = [made.run("accuracy", [row | more]) for more in ({}, {"flipped_voxels": 1})]
 
     assert changed(*runs) == [("voxels that differ from PyTorch's", "worse")]
 
 
 def test_rounding_of_a_logit_is_no_change(made):
-    runs = [made.run("accuracy", [made.accuracy("sam", "onnxruntime")]) for _ in range(2)]
-    runs[1].rows[0]["logit_difference"] += 1e-6
+    row = made.accuracy("sam", "onnxruntime")
+    runs = [made.run("accuracy", [row | {"logit_difference": value}]) for value in (0.0, 1e-6)]
 
     assert changed(*runs) == []
 
 
 def test_nan_is_worse_than_any_number(made):
-    runs = [made.run("accuracy", [made.accuracy("sam", "onnxruntime")]) for _ in range(2)]
-    runs[1].rows[0]["logit_difference"] = math.nan
+    row = made.accuracy("sam", "onnxruntime")
+    runs = [made.run("accuracy", [row | {"logit_difference": value}]) for value in (0.0, math.nan)]
 
     assert changed(*runs) == [("largest logit difference", "worse")]
 
@@ -110,17 +111,18 @@ def test_metrics_to_the_truth_are_compared_over_the_same_cases(made):
 
 
 def test_a_mean_that_some_cases_raise_and_some_lower_is_undecided(made):
-    runs = [made.run("accuracy", [made.accuracy("sam", "torch")]) for _ in range(2)]
-    for case, step in zip(runs[1].rows[0]["cases"], (0.03, -0.02, 0.01), strict=True):
+    before, after = (made.accuracy("sam", "torch") for _ in range(2))
+    for case, step in zip(after["cases"], (0.03, -0.02, 0.01), strict=True):
         case["clicks"][-1]["dice"] += step
 
-    assert changed(*runs) == []
+    assert changed(*(made.run("accuracy", [row]) for row in (before, after))) == []
 
 
 @pytest.mark.parametrize(("dice", "found"), [(0.6, [("Dice of each case", "worse")]), (0.8, [])])
 def test_a_case_that_was_lost_is_worse_whatever_the_mean_says(made, dice, found):
-    runs = [made.run("accuracy", [made.accuracy("sam", "torch")]) for _ in range(2)]
-    runs[1].rows[0]["cases"][1]["clicks"][-1]["dice"] = dice  # it was 0.88
+    before, after = (made.accuracy("sam", "torch") for _ in range(2))
+    after["cases"][1]["clicks"][-1]["dice"] = dice  # it was 0.88
+    runs = [made.run("accuracy", [row]) for row in (before, after)]
 
     assert changed(*runs) == found
     assert any("phantom 2, 0.88 to 0." in change.words for change in compare_runs(*runs))
@@ -133,11 +135,12 @@ def test_a_step_of_a_mean_that_nobody_sees_is_no_change(made):
 
 
 def test_a_backend_that_stopped_sooner_is_compared_at_its_last_click(made):
-    before, after = (made.run("accuracy", [made.accuracy("sam", "triton")]) for _ in range(2))
-    for case in after.rows[0]["cases"]:
+    before, after = (made.accuracy("sam", "triton") for _ in range(2))
+    for case in after["cases"]:
         del case["clicks"][2:]
 
-    found = {change.figure: change for change in compare_runs(before, after)}
+    runs = [made.run("accuracy", [row]) for row in (before, after)]
+    found = {change.figure: change for change in compare_runs(*runs)}
 
     assert found["Dice to the truth"].verdict == "same"
     assert found["worst Dice to PyTorch"].note == "of other cases or clicks"
@@ -152,24 +155,26 @@ def test_runs_on_two_sets_of_data_are_refused(accuracy_run):
 
 @pytest.mark.parametrize(("turn", "verdict"), [(1, "worse"), (-1, "better")])
 def test_a_distance_that_became_infinite_decides(made, turn, verdict):
-    runs = [made.run("accuracy", [made.accuracy("sam", "torch")]) for _ in range(2)]
-    runs[1].rows[0]["cases"][1]["clicks"][-1]["hd95_mm"] = math.inf
+    before, after = (made.accuracy("sam", "torch") for _ in range(2))
+    after["cases"][1]["clicks"][-1]["hd95_mm"] = math.inf
+    runs = [made.run("accuracy", [row]) for row in (before, after)]
 
     assert changed(*runs[::turn]) == [("HD95 [mm] to the truth", verdict)]
 
 
 def test_a_target_that_no_case_reaches_any_more_is_worse(made):
-    runs = [made.run("accuracy", [made.accuracy("sam", "torch")]) for _ in range(2)]
-    runs[1].rows[0]["clicks_to"]["0.80"] = [None, None, None]
+    before, after = (made.accuracy("sam", "torch") for _ in range(2))
+    after["clicks_to"]["0.80"] = [None, None, None]
+    runs = [made.run("accuracy", [row]) for row in (before, after)]
 
     assert changed(*runs) == [("clicks to Dice 0.80", "worse")]
 
 
 @pytest.mark.parametrize("why", ["not_run", "error"])
 def test_a_row_that_lost_its_figures_is_worse(made, why):
-    before = made.run("latency", [made.latency("sam", "tensorrt", 5, stage="click")])
-    row = {key: value for key, value in before.rows[0].items() if not key.endswith("_ms")}
-    after = replace(before, rows=({**row, why: "no GPU here"},))
+    timed = made.latency("sam", "tensorrt", 5, stage="click")
+    row = {key: value for key, value in timed.items() if not key.endswith("_ms")}
+    before, after = (made.run("latency", [one]) for one in (timed, {**row, why: "no GPU here"}))
 
     assert changed(before, after) == [("", "worse")]
     assert changed(after, before) == [("", "new")]
@@ -237,8 +242,10 @@ def test_timings_of_different_machines_are_usage_unless_asked_for(latency_run, a
     code, _, err = ended(latency_run, elsewhere(latency_run))
     assert code == 2
     assert "Fabricated 1000, family 6, model 1 and Other 2000" in err
+    assert "or give --different-machines; see sam-bench --help" in err
 
-    slower = replace(elsewhere(latency_run), rows=tuple(row | {"peak_mb": 900.0} for row in latency_run.rows))
+    rows = [replace(row, peak_mb=900.0) if isinstance(row, LatencyRow) else row for row in latency_run.rows]
+    slower = replace(elsewhere(latency_run), rows=tuple(rows))
     code, out, _ = ended(latency_run, slower, "--different-machines")
     assert code == 1
     assert all("(different machines: processor" in line for line in out.splitlines()[:-1])

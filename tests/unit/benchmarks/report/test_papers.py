@@ -4,12 +4,14 @@ import re
 
 import pytest
 
-from samkit.benchmarks.record.metrics import DETECTOR_METRICS, METRICS
-from samkit.benchmarks.report.papers import load_papers, note
+from samkit.benchmarks.record.figures import DETECTOR_METRICS, METRICS
+from samkit.benchmarks.report.papers import FOLDER, NOTE, load_papers
+from samkit.errors import InputRefused
 from samkit.methods import list_methods
 
 METHODS = ("brainseg-dmif", "lmsfe-sam", "lora-sam", "m-sam", "medsam-yolo")
-TABLES = [(paper.method, table) for paper in load_papers() for table in paper.tables]
+PAPERS = {paper.method: paper for paper in load_papers(FOLDER)}
+TABLES = [(paper.method, table) for paper in PAPERS.values() for table in paper.tables]
 
 
 def named(value):
@@ -17,10 +19,15 @@ def named(value):
 
 
 def test_the_five_papers_are_there():
-    assert [paper.method for paper in load_papers()] == list(METHODS)
+    assert tuple(PAPERS) == METHODS
     assert set(METHODS) <= set(list_methods())
-    assert [paper.method for paper in load_papers("lora-sam")] == ["lora-sam"]
-    assert load_papers("sam") == ()
+
+
+def test_a_file_that_is_no_paper_is_refused_by_its_name(tmp_path):
+    (tmp_path / "x.json").write_text('{"method": "sam", "tables": [], "licence": "", "citation": "", "beauty": 1}')
+
+    with pytest.raises(InputRefused, match=r"x\.json holds no paper's tables \(a paper has 'beauty'"):
+        load_papers(tmp_path)
 
 
 @pytest.mark.parametrize(("method", "table"), TABLES, ids=named)
@@ -44,14 +51,12 @@ def test_figures_of_the_own_method_are_in_our_unit(method, table):
 
 
 def test_a_known_figure():
-    (paper,) = load_papers("m-sam")
-    figures = {column.group: value for column, value in paper.tables[0].own_figures()}
+    figures = {column.group: value for column, value in PAPERS["m-sam"].tables[0].own_figures()}
     assert figures["BraTS21"] == pytest.approx(0.9208)
 
 
 def test_mean_distance_of_lora_sam_is_not_taken_for_a_hausdorff_distance():
-    (paper,) = load_papers("lora-sam")
-    found = {column.metric for table in paper.tables for column in table.columns if "HD" in column.name}
+    found = {column.metric for table in PAPERS["lora-sam"].tables for column in table.columns if "HD" in column.name}
     assert found == {"mean_distance_mm"}
 
 
@@ -65,4 +70,4 @@ def test_every_number_stands_in_the_papers_text(method, table, shared):
 
 
 def test_the_note_denies_targets():
-    assert "no figure here is a target that was met" in note()
+    assert "no figure here is a target that was met" in NOTE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import replace
@@ -10,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from samkit.benchmarks.record.figures import number, overlap
 from samkit.benchmarks.report import tables
-from samkit.benchmarks.report.accuracy_tables import accuracy_tables
-from samkit.benchmarks.report.paper_tables import paper_tables
-from samkit.benchmarks.report.speed_tables import latency_tables, load_tables
-from samkit.benchmarks.report.table import number, overlap
+from samkit.benchmarks.report.papers import FOLDER, paper_tables
+from samkit.benchmarks.report.tables import tables_of
 
 KINDS = ("accuracy", "latency", "load")
 
@@ -39,7 +37,7 @@ def test_every_row_of_a_table_has_as_many_cells_as_columns(kind, request):
 
 
 def test_what_was_not_run_and_what_failed_stand_in_their_columns_with_the_reason(latency_run):
-    (row,), table = find(latency_tables(latency_run), "Time of each graph: median")
+    (row,), table = find(tables_of(latency_run), "Time of each graph: median")
 
     assert row["TensorRT fp16"] == "not run"
     assert row["torch.compile fp32"] == "error"
@@ -52,7 +50,7 @@ def test_ratios_are_of_the_same_graph_with_the_same_threads(made):
     rows = [made.latency("sam", "torch", 10 * threads, graph="image_encoder", threads=threads) for threads in (1, 4)]
     rows.append(made.latency("sam", "onnxruntime", 20, graph="image_encoder", threads=4))
 
-    one, four = find(latency_tables(made.run("latency", rows)), "Time of each graph: median")[0]
+    one, four = find(tables_of(made.run("latency", rows)), "Time of each graph: median")[0]
 
     assert (one["threads"], one["ONNX Runtime fp32"]) == ("1", "-")
     assert (four["threads"], four["ONNX Runtime fp32"]) == ("4", "19.9 (0.5x)")
@@ -61,7 +59,7 @@ def test_ratios_are_of_the_same_graph_with_the_same_threads(made):
 def test_two_samples_have_a_ratio_and_no_interval(made):
     rows = [made.latency("sam", backend, 5, stage="load", count=2) for backend in ("torch", "onnxruntime")]
 
-    (_, found), _ = find(latency_tables(made.run("latency", rows)), "Time that a reader waits, by stage: perc")
+    (_, found), _ = find(tables_of(made.run("latency", rows)), "Time that a reader waits, by stage: perc")
 
     assert found["times PyTorch eager [95 %]"] == "1"
 
@@ -71,7 +69,7 @@ def test_a_backend_that_was_not_run_at_all_stands_in_every_line_of_its_method(ma
             for name, policy in (("sam", "trained"), ("sam", "centre"), ("medsam", "trained"))]  # fmt: skip
     rows.append(made.row("accuracy", "sam", "tensorrt", "fp16", stage="masks", not_run="no TensorRT here"))
 
-    found, _ = find(accuracy_tables(made.run("accuracy", rows)), "Masks against PyTorch float32: worst Dice")
+    found, _ = find(tables_of(made.run("accuracy", rows)), "Masks against PyTorch float32: worst Dice")
 
     assert [row["TensorRT fp16"] for row in found] == ["not run", "not run", "-"]
 
@@ -79,7 +77,7 @@ def test_a_backend_that_was_not_run_at_all_stands_in_every_line_of_its_method(ma
 def test_one_reason_of_many_rows_is_said_once(made):
     rows = [made.row("latency", "sam", "torch", stage=stage, not_run="no GPU") for stage in "abcde"]
 
-    (table,) = latency_tables(made.run("latency", rows))
+    (table,) = tables_of(made.run("latency", rows))
 
     assert table.notes[-1] == "not run: PyTorch eager fp32: no GPU"
 
@@ -88,7 +86,7 @@ def test_a_reason_of_some_rows_names_the_first_of_them(made):
     rows = [made.row("latency", "sam", "torch", stage=stage, not_run="no GPU") for stage in "abcde"]
     rows.append(made.latency("sam", "torch", 5, stage="f"))
 
-    (table, _) = latency_tables(made.run("latency", rows))
+    (table, _) = tables_of(made.run("latency", rows))
 
     assert table.notes[-1] == "not run: PyTorch eager fp32: no GPU (sam small a, sam small b, sam small c and 2 more)"
 
@@ -98,7 +96,7 @@ def test_a_backend_that_stopped_sooner_says_after_which_click(made):
     for case, clicks in zip(rows[1]["cases"], (1, 1, 2), strict=True):
         case["clicks"] = case["clicks"][:clicks]
     rows[1]["notes"] = [f"phantom {n}, click 2: it takes no masks" for n in (1, 2)]
-    found = accuracy_tables(made.run("accuracy", rows))
+    found = tables_of(made.run("accuracy", rows))
 
     ((parity,), table) = find(found, "Masks against PyTorch float32: worst Dice")
     truth, _ = find([table for table in found if not table.detail], "Masks against the truth")
@@ -117,7 +115,7 @@ def test_a_backend_that_stopped_sooner_says_after_which_click(made):
 def test_intervals_of_few_cases_are_called_what_they_are(made, cases, is_few):
     run = made.run("accuracy", [made.accuracy("sam", "torch", cases=tuple(cases))])
 
-    _, table = find([table for table in accuracy_tables(run) if not table.detail], "Masks against the truth")
+    _, table = find([table for table in tables_of(run) if not table.detail], "Masks against the truth")
 
     assert any("of fewer than 5 cases" in note for note in table.notes) == is_few
 
@@ -132,7 +130,7 @@ def test_details_are_named_and_not_printed(accuracy_run, capsys):
 
 
 def test_parity_is_the_worst_and_the_gate_is_named(accuracy_run):
-    rows, table = find(accuracy_tables(accuracy_run), "Masks against PyTorch float32: worst Dice")
+    rows, table = find(tables_of(accuracy_run), "Masks against PyTorch float32: worst Dice")
 
     assert rows[0]["ONNX Runtime fp16"] == "0.9940 (6), FAILED"
     assert rows[0]["ONNX Runtime fp32"] == "1.0000 (0)"
@@ -141,7 +139,7 @@ def test_parity_is_the_worst_and_the_gate_is_named(accuracy_run):
 
 
 def test_backends_that_print_as_pytorch_are_not_repeated(accuracy_run):
-    rows, _ = find([t for t in accuracy_tables(accuracy_run) if not t.detail], "Masks against the truth")
+    rows, _ = find([t for t in tables_of(accuracy_run) if not t.detail], "Masks against the truth")
 
     assert [(row["method"], row["backend"]) for row in rows] == [
         ("m-sam small", "PyTorch eager fp32"),
@@ -154,14 +152,14 @@ def test_backends_that_print_as_pytorch_are_not_repeated(accuracy_run):
 def test_clicks_to_a_dice_say_how_many_cases_reached_it(made):
     row = made.accuracy("sam", "torch") | {"clicks_to": {"0.80": [1, None, 3], "0.85": [None, None, None], "0.90": []}}
 
-    ((found,), _) = find(accuracy_tables(made.run("accuracy", [row])), "Clicks to reach")
+    ((found,), _) = find(tables_of(made.run("accuracy", [row])), "Clicks to reach")
 
     assert (found["Dice 0.80"], found["Dice 0.85"]) == ("2 (2 of 3)", "not reached (0 of 3)")
 
 
 def test_load_has_errors_by_type_and_growth_its_exponent(load_run):
-    levels, table = find(load_tables(load_run), "Readers on a server")
-    ((growth,), _) = find(load_tables(load_run), "How cost grows")
+    levels, table = find(tables_of(load_run), "Readers on a server")
+    ((growth,), _) = find(tables_of(load_run), "How cost grows")
 
     assert {row["errors"] for row in levels if row["sessions"] == "8"} == {"3 AtCapacity"}
     assert "think: a reader looks for 2 s on average before the next click" in table.notes
@@ -171,7 +169,7 @@ def test_load_has_errors_by_type_and_growth_its_exponent(load_run):
 def test_a_growth_that_was_not_fitted_says_why_beside_the_others(made):
     lost = made.row("load", "sam", "onnxruntime", stage="click over slices", not_run="one size alone")
 
-    (table,) = load_tables(made.run("load", [made.scaling(), lost]))
+    (table,) = tables_of(made.run("load", [made.scaling(), lost]))
 
     assert table.title.startswith("How cost grows")
     assert table.notes == ("not run: ONNX Runtime fp32: one size alone (sam small click over slices)",)
@@ -211,7 +209,7 @@ def test_a_parity_that_is_nan_is_the_worst(made):
 
 
 def test_papers_stand_beside_what_was_measured_here(accuracy_run):
-    said, found = paper_tables([accuracy_run])
+    said, found = paper_tables([accuracy_run], FOLDER)
     rows, _ = find(found, "Figures of the papers beside ours")
 
     assert "no figure here is a target" in said
@@ -222,7 +220,7 @@ def test_papers_stand_beside_what_was_measured_here(accuracy_run):
 
 
 def test_a_doubt_about_several_columns_of_a_paper_is_said_once(made):
-    _, found = paper_tables([made.run("accuracy", [made.accuracy("lora-sam", "torch")])])
+    _, found = paper_tables([made.run("accuracy", [made.accuracy("lora-sam", "torch")])], FOLDER)
     (table,) = (table for table in found if table.title.startswith("lora-sam, table 3"))
 
     assert table.notes[-1].startswith("SAM: HD, SAM-2D: HD, Ours: HD: the paper's HD is the mean distance")
@@ -233,7 +231,7 @@ def test_infinite_distances_are_counted_beside_the_mean_of_the_others(made):
     row = made.accuracy("sam", "torch")
     row["figures"]["hd95_mm"] |= {"not_finite": 1, "worst": math.inf}
 
-    shown = [table for table in accuracy_tables(made.run("accuracy", [row])) if not table.detail]
+    shown = [table for table in tables_of(made.run("accuracy", [row])) if not table.detail]
     ((found,), _) = find(shown, "Masks against the truth")
 
     assert found["HD95 [mm]"] == "2.4 [2, 2.8]; inf in 1"
@@ -290,7 +288,3 @@ def test_numbers_keep_three_digits(value, words):
 
 def test_a_dice_that_is_not_1_does_not_look_like_1():
     assert [overlap(value) for value in (1.0, 0.999999, 0.5, math.inf)] == ["1.0000", "0.9999", "0.5000", "inf"]
-
-
-def test_fabricated_runs_are_json(runs):
-    assert all(json.dumps(run.rows) for run in runs)

@@ -1,0 +1,335 @@
+"""The tables of each kind of run: accuracy, latency, load, as layouts over the rows.
+
+Accuracy: a backend may have stopped sooner than PyTorch, as a server does where its last mask is to go in as a prompt.
+So figures against the truth say after which click they are, PyTorch's of that click stand beside them, and a parity of
+fewer clicks than PyTorch's says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from samkit.benchmarks.record.figures import METRICS, NONE, interval, number, overlap, share
+from samkit.benchmarks.record.rows import DETECTOR, AccuracyRow, LatencyRow, LoadRow, Row, summarise
+from samkit.benchmarks.record.run import Run
+from samkit.benchmarks.record.statistics import median_ratio
+from samkit.benchmarks.report.table import Column, Entry, Layout, backend_of, is_eager, measured, method_of, part_of
+
+TARGETS = ("0.80", "0.85", "0.90")
+FIRST = ("dice", "nsd", "hd95_mm", "volume_error_ml")
+"""Metrics of the first table against the truth; the others are details."""
+FEW_CASES = 5
+"""Cases below which the interval of a mean is little more than the least and the greatest."""
+FEW = 3
+"""Samples below which a ratio has no interval."""
+
+
+def entries_of(run: Run) -> list[Entry]:
+    """Return the rows of a run with PyTorch's beside them, in the order of tables.
+
+    PyTorch's masks stand once more before each row that stopped sooner, as they were after the same clicks.
+    """
+    if run.kind == "load":
+        levels = sorted((row for row in run.rows if not _is_growth(row)), key=_level)
+        return [Entry(row) for row in (*levels, *filter(_is_growth, run.rows))]
+    place = _answered if run.kind == "accuracy" else peers
+    bases = {place(row): row for row in run.rows if (is_reference(row) if run.kind == "accuracy" else _is_timed(row))}
+    found: list[Entry] = []
+    for row in run.rows:
+        base = bases.get(place(row))
+        entry = Entry(row, None if row is base else base)
+        if isinstance(row, AccuracyRow) and row.cases and _stopped(entry):
+            same = Entry(_at_same_clicks(entry.base, row))
+            found += [same] if same not in found else []
+        found.append(entry)
+    return found
+
+
+def peers(row: Row) -> tuple[tuple[str, Any], ...]:
+    """Return what a row has in common with those of other backends."""
+    return row.identity.key(without=("backend", "precision"))
+
+
+def _is_timed(row: Row) -> bool:
+    return is_eager(row) and measured(row)
+
+
+# --- Masks against PyTorch ---
+
+
+def is_masks(row: Row) -> bool:
+    """Return whether a row is of masks, and not of a detector's boxes."""
+    return row.identity.graph != DETECTOR
+
+
+def is_reference(row: Row) -> bool:
+    """Return whether a row is PyTorch's own masks."""
+    return isinstance(row, AccuracyRow) and row.reference and is_masks(row)
+
+
+def failures(runs: Iterable[Run]) -> list[str]:
+    """Return what gates found in runs of accuracy, each sentence once."""
+    rows = (row for run in runs for row in run.rows if not isinstance(row, LatencyRow | LoadRow))
+    return list(dict.fromkeys(sentence for row in rows for sentence in row.failures))
+
+
+def _answered(row: Row) -> tuple[str, str | None]:
+    return method_of(row), row.identity.policy
+
+
+def last_clicks(row: AccuracyRow) -> str:
+    """Return after which click the cases of a row ended; 0 is before any, where a method decides by itself."""
+    last = [case.clicks[-1].click for case in row.cases if case.clicks]
+    if not last:
+        return NONE
+    return str(min(last)) if min(last) == max(last) else f"{min(last)} to {max(last)}"
+
+
+def _stopped(entry: Entry) -> bool:
+    """Return whether a row has fewer clicks of some case than PyTorch's has."""
+    there = {case.case: len(case.clicks) for case in entry.row.cases}
+    wanted = entry.base.cases if entry.base is not None else ()
+    return any(there.get(case.case, 0) < len(case.clicks) for case in wanted)
+
+
+def _at_same_clicks(original: AccuracyRow, row: AccuracyRow) -> AccuracyRow:
+    clicks = {case.case: len(case.clicks) for case in row.cases}
+    cases = [replace(case, clicks=case.clicks[: clicks[case.case]]) for case in original.cases if clicks.get(case.case)]
+    return replace(original, cases=tuple(cases), figures=summarise(case.clicks[-1] for case in cases))
+
+
+def _parity_cell(entry: Entry) -> str:
+    row = entry.row
+    sooner = f", to click {last_clicks(row)}" if _stopped(entry) else ""
+    failed = ", FAILED" if row.failures else ""
+    return f"{overlap(row.parity.dice)} ({number(row.parity.flipped_voxels)}){sooner}{failed}"
+
+
+def _parity_notes(entries: Sequence[Entry]) -> Iterator[str]:
+    rows = [entry.row for entry in entries]
+    for name in dict.fromkeys(backend_of(row) for row in rows if row.identity.emulated):
+        yield (
+            f"{name} on a CPU is emulated: it rounds and overflows as on a GPU, because ONNX Runtime on a CPU would "
+            "compute in float32"
+        )
+    places: dict[tuple[str, str], list[str]] = {}
+    for entry in entries:
+        if measured(entry.row) and _stopped(entry):
+            # A note begins with its case and click, and every case has one
+            whys = dict.fromkeys(note.partition(": ")[2] for note in entry.row.notes)
+            method, policy = _answered(entry.row)
+            why = "; ".join(whys) or "see the failures"
+            places.setdefault((backend_of(entry.row), why), []).append(f"{method} {policy}")
+    for (backend, why), where in places.items():
+        yield f"to click ...: {backend} stopped sooner than PyTorch in {', '.join(where)}: {why}"
+
+
+def _failed_notes(entries: Sequence[Entry]) -> Iterator[str]:
+    yield from dict.fromkeys(f"FAILED: {sentence}" for entry in entries for sentence in entry.row.failures)
+
+
+def _worst_relative(entry: Entry) -> str:
+    errors: Mapping[str, float] = entry.row.parity.relative_error
+    if not errors:
+        return NONE
+    name = max(errors, key=lambda graph: math.inf if math.isnan(errors[graph]) else errors[graph])
+    return f"{number(errors[name], 2)} ({name})"
+
+
+def _drift(entry: Entry) -> str:
+    drift = [entry.row.click_drift.get(target) for target in TARGETS]
+    return NONE if drift == [None] * len(TARGETS) else ", ".join(map(number, drift))
+
+
+def _compares(row: Row) -> bool:
+    return is_masks(row) and not is_reference(row)
+
+
+# --- Masks against the truth ---
+
+
+def _truth(key: str) -> Column:
+    figure = METRICS[key]
+
+    def read(entry: Entry) -> str:
+        if (found := entry.row.figures.get(key)) is None:
+            return NONE
+        worst = f"; {figure.write(found.worst)}" if found.worst is not None else ""
+        infinite = f" in {found.not_finite}" if found.not_finite else ""
+        return f"{interval(found.mean, figure.write)}{worst}{infinite}"
+
+    return Column(figure.title, read)
+
+
+def _truth_notes(entries: Sequence[Entry]) -> Iterator[str]:
+    yield (
+        "mean over the cases [where it lies in 95 of 100 bootstrap draws]; worst case. A backend stands here where it "
+        "differs from PyTorch as printed. Distances are infinite where one of two masks is empty; those cases are "
+        "counted and left out of the mean"
+    )
+    if any(measured(entry.row) and 0 < len(entry.row.cases) < FEW_CASES for entry in entries):
+        yield f"of fewer than {FEW_CASES} cases the interval is little more than the least and the greatest of them"
+
+
+def _truth_layout(title: str, keys: Sequence[str], detail: bool) -> Layout:
+    return Layout(
+        title, is_masks, settings=("policy",), notes=_truth_notes, detail=detail, is_short=True,
+        shows=lambda entry: measured(entry.row) and any(key in entry.row.figures for key in keys),
+        columns=(
+            Column("cases", lambda entry: number(len(entry.row.cases))),
+            Column("after click", lambda entry: last_clicks(entry.row)),
+            *map(_truth, keys),
+        ),
+    )  # fmt: skip
+
+
+def _clicks_to(target: str) -> Column:
+    def read(entry: Entry) -> str:
+        counts = entry.row.clicks_to.get(target)
+        if not counts:
+            return NONE
+        reached = [count for count in counts if count is not None]
+        words = f"({len(reached)} of {len(counts)})"
+        return f"{number(float(np.median(reached)))} {words}" if reached else f"not reached {words}"
+
+    return Column(f"Dice {target}", read)
+
+
+# --- Times ---
+
+
+def _median_cell(entry: Entry) -> str:
+    ours = entry.row.times.p50_ms
+    return number(ours) + (f" ({number(ours / entry.base.times.p50_ms, 2)}x)" if entry.base is not None else "")
+
+
+def _ratio(entry: Entry) -> str:
+    ours, theirs = (row.times.samples_ms if row is not None else () for row in (entry.row, entry.base))
+    if not (ours and theirs):
+        return NONE
+    ratio = median_ratio(ours, theirs).rounded()
+    return number(median_ratio(ours, theirs).value) if min(len(ours), len(theirs)) < FEW else interval(ratio)
+
+
+def _notes(entries: Sequence[Entry]) -> Iterator[str]:
+    rows = [entry.row for entry in entries]
+    limits = dict.fromkeys(row.limit for row in rows if isinstance(row, LatencyRow) and row.limit)
+    if limits:
+        yield f"the limit: {', '.join(limits)} of this machine, measured in the same rounds"
+    yield from dict.fromkeys(row.note for row in rows if row.note)
+
+
+def _latency_layouts(part: str, title: str) -> Iterator[Layout]:
+    of = Layout(
+        f"{title}: median [ms]", lambda row: getattr(row.identity, part) is not None, cell=_median_cell, part=part,
+        settings=("threads", "batch", "points"),
+        notes=lambda entries: ("in brackets: times PyTorch eager float32, of medians",),
+    )  # fmt: skip
+    times = (_COUNT, *map(Column.of, ("p50_ms", "p95_ms", "p99_ms")), Column("times PyTorch eager [95 %]", _ratio))
+    more = map(Column.of, ("gflop", "limit_share", "peak_mb", "above_session_mb", "relative_error"))
+    yield of
+    yield replace(of, title=f"{title}: percentiles", cell=None, columns=(*times, *more), notes=_notes, detail=True)
+
+
+_COUNT = Column("n", lambda entry: number(entry.row.times.n) if entry.row.times.n else NONE)
+
+
+# --- Readers on a server ---
+
+
+def _is_growth(row: Row) -> bool:
+    """Return whether a row is of how a cost grows; one without figures tells by its stage."""
+    return (isinstance(row, LoadRow) and row.scaling is not None) or " over " in str(row.identity.stage)
+
+
+def _level(row: Row) -> tuple[str, str, int]:
+    return row.identity.method, str(row.identity.mode), row.identity.sessions or 0
+
+
+def _pauses(entries: Sequence[Entry]) -> Iterator[str]:
+    for pause in sorted({entry.row.identity.think_s for entry in entries if entry.row.identity.think_s}):
+        yield f"think: a reader looks for {number(pause)} s on average before the next click"
+
+
+def _errors(entry: Entry) -> str:
+    return ", ".join(f"{count} {name}" for name, count in entry.row.errors.items()) or "none"
+
+
+def _scaled(title: str, read: Callable[[Any], str]) -> Column:
+    return Column(title, lambda entry: read(entry.row.scaling))
+
+
+# --- All of them ---
+
+_OTHERS = [key for key in METRICS if key not in FIRST]
+LAYOUTS: Mapping[str, tuple[Layout, ...]] = {
+    "accuracy": (
+        Layout(
+            "Masks against PyTorch float32: worst Dice (most voxels that differ) of all cases and clicks", _compares,
+            cell=_parity_cell, settings=("policy",), notes=lambda e: (*_parity_notes(e), *_failed_notes(e)),
+        ),
+        Layout(
+            "Masks against PyTorch float32: all measures at worst", _compares, settings=("policy",), detail=True,
+            columns=(
+                *map(Column.of, ("parity_dice", "parity_hd95_mm", "flipped_voxels", "logit_difference")),
+                Column("largest relative error (graph)", _worst_relative),
+                Column(f"drift of clicks to Dice {', '.join(TARGETS)}", _drift),
+            ),
+        ),
+        _truth_layout("Masks against the truth", FIRST, False),
+        _truth_layout(
+            "Masks against the truth: other overlaps", [k for k in _OTHERS if METRICS[k].write is share], True
+        ),
+        _truth_layout(
+            "Masks against the truth: other distances and sizes", [k for k in _OTHERS if METRICS[k].unit], True
+        ),
+        Layout(
+            "Clicks to reach a Dice: median of the cases that did, and how many did", is_masks, settings=("policy",),
+            columns=tuple(map(_clicks_to, TARGETS)), is_short=True,
+            shows=lambda entry: measured(entry.row) and any(entry.row.clicks_to.values()),
+        ),
+        Layout(
+            "Detector: mean average precision against boxes of the truth", lambda row: not is_masks(row),
+            columns=(
+                *map(Column.of, ("map50", "map50_95")),
+                replace(Column.of("parity_dice"), title="boxes against PyTorch's: worst Dice"),
+            ),
+            notes=_failed_notes, has_reasons=True,
+        ),
+    ),
+    "latency": (
+        *_latency_layouts("graph", "Time of each graph"),
+        *_latency_layouts("stage", "Time that a reader waits, by stage"),
+    ),
+    "load": (
+        Layout(
+            "Readers on a server", lambda row: not _is_growth(row), settings=("mode", "sessions", "stage"),
+            notes=_pauses, has_reasons=True,
+            columns=(
+                Column("n", lambda entry: number(entry.row.times.n)),
+                *map(Column.of, ("sessions_held", "p50_ms", "p95_ms", "p99_ms", "clicks_per_second")),
+                Column("errors", _errors),
+                *map(Column.of, ("server_rss_mb", "client_cpu_share", "server_cpu_share")),
+            ),
+        ),
+        Layout(
+            "How cost grows: time = c * size^exponent", _is_growth, has_reasons=True,
+            columns=(
+                Column("cost", lambda entry: part_of(entry.row)),
+                _scaled("over", lambda growth: growth.over),
+                _scaled("from, to", lambda growth: f"{number(min(growth.x))} to {number(max(growth.x))}"),
+                _scaled(
+                    "median [ms]",
+                    lambda growth: " to ".join(number(float(np.median(growth.y_ms[end]))) for end in (0, -1)),
+                ),
+                _scaled("exponent [95 %]", lambda growth: interval(growth.exponent)),
+            ),
+        ),
+    ),
+}  # fmt: skip
+"""By kind of run, in the order of print."""
