@@ -32,6 +32,7 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         found: click.Command = import_module(f"samkit.benchmarks.{_HOMES.get(cmd_name, f'{cmd_name}.command')}").command
+        self.add_command(found, cmd_name)  # its options are known by their flags from here on
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
