@@ -42,7 +42,7 @@ from samkit.benchmarks.cases.phantom_scans import COST_SHAPES, click_on, cost_ca
 from samkit.benchmarks.measure.machine import MatrixProduct, load, processor, versions
 from samkit.benchmarks.measure.processes import memory_of
 from samkit.benchmarks.measure.turns import seconds_of, take_round, take_turns
-from samkit.benchmarks.record.statistics import late_slope, median_difference
+from samkit.benchmarks.record.statistics import median_difference
 from samkit.command import run_command, show_progress
 from samkit.errors import PromptError, SamkitError, ServingError
 from samkit.export.export import run_export
@@ -424,8 +424,11 @@ def measure_memory(pid: int, target: str, subject: Subject, sessions: int, numbe
 
 def growth(readings: Sequence[Mapping[str, Any]], kind: str) -> float | None:
     """Return by how much `kind` grows [MB per 100 sessions], over the second half of `readings`."""
-    slope = late_slope(readings, "sessions", kind)
-    return None if slope is None else round(100 * slope, 2)
+    late = readings[len(readings) // 2 :]  # the first half fills what is kept for later
+    if len(late) < 3:
+        return None
+    sessions, megabytes = ([float(reading[key]) for reading in late] for key in ("sessions", kind))
+    return round(100 * float(np.polyfit(sessions, megabytes, 1)[0]), 2)
 
 
 # --- Tables ---

@@ -10,16 +10,21 @@ import click
 from samkit import __version__
 from samkit.command import run_command
 
-COMMANDS: Mapping[str, str] = {
-    "accuracy": "How far exports are from PyTorch and from the truth, per case and click; a gate.",
-    "latency": "Cold start, encode, clicks, end to end: percentiles beside PyTorch's; shares of the machine's limit.",
-    "load": "Readers on a Triton server: sessions, clicks per second, percentiles, memory, how cost grows.",
-    "compare": "What got better or worse between two runs, beyond the noise.",
-    "report": "One HTML file of any runs, with tables and pictures.",
-}
-"""What stands in the help, so that it needs none of their libraries; `samkit.benchmarks.NAME.command` has `command`."""
-_HOMES = {"compare": "report.compare"}
-"""Where a command lives that has no room of its own."""
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "accuracy": (
+        "accuracy.command", "How far exports are from PyTorch and from the truth, per case and click; a gate.",
+    ),
+    "latency": (
+        "latency.command",
+        "Cold start, encode, clicks, end to end: percentiles beside PyTorch's; shares of the machine's limit.",
+    ),
+    "load": (
+        "load.command", "Readers on a Triton server: sessions, clicks per second, percentiles, memory, how cost grows.",
+    ),
+    "compare": ("report.compare", "What got better or worse between two runs, beyond the noise."),
+    "report": ("report.command", "One HTML file of any runs, with tables and pictures."),
+}  # fmt: skip
+"""By name the module that has `command`, and what stands in the help, so that it needs none of their libraries."""
 
 
 class _Commands(click.Group):
@@ -31,13 +36,13 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        found: click.Command = import_module(f"samkit.benchmarks.{_HOMES.get(cmd_name, f'{cmd_name}.command')}").command
-        self.add_command(found, cmd_name)  # its options are known by their flags from here on
+        found: click.Command = import_module(f"samkit.benchmarks.{COMMANDS[cmd_name][0]}").command
+        self.add_command(found, cmd_name)  # an error that names its options is spelled by it
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([(name, words) for name, (_, words) in COMMANDS.items()])
 
 
 @click.group(

@@ -15,7 +15,7 @@ from samkit.manifest import Manifest
 from samkit.methods import get_method
 from samkit.phantoms import make_phantom
 from samkit.prompts import BACKGROUND, FOREGROUND, Point
-from samkit.runtime import Session, open_session
+from samkit.runtime import VolumeSession, open_session
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
 
 pytestmark = pytest.mark.xdist_group("anchored export")
@@ -72,7 +72,7 @@ def test_session_that_has_the_pair_uses_it_and_masks_stay(export, volume):
     opened = open_session(export, threads=1)
     assert opened.providers.keys() > PAIR
     method, config = get_method("m-sam"), Manifest.load(export).plan.config
-    plain = Session(method, config, "anchored", runners(export, leave_out=PAIR))
+    plain = VolumeSession(method, config, "anchored", runners(export, leave_out=PAIR))
 
     for ours, theirs in zip(logits(opened, volume), logits(plain, volume), strict=True):
         assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
@@ -80,7 +80,7 @@ def test_session_that_has_the_pair_uses_it_and_masks_stay(export, volume):
 
 def test_clicks_and_undo_are_the_same_with_tensors_that_stay_on_the_device(export, volume):
     method, config = get_method("m-sam"), Manifest.load(export).plan.config
-    bound, plain = (Session(method, config, "anchored", runners(export, binds=binds)) for binds in (True, False))
+    bound, plain = (VolumeSession(method, config, "anchored", runners(export, binds=binds)) for binds in (True, False))
 
     for ours, theirs in zip(logits(bound, volume), logits(plain, volume), strict=True):
         assert np.array_equal(ours, theirs)
@@ -90,7 +90,8 @@ def test_embeddings_fed_back_from_the_device_are_the_same(export, volume):
     """Recurrent steps on the same graphs: each returns the embedding that the next one takes."""
     method, config = get_method("m-sam"), Manifest.load(export).plan.config
     bound, plain = (
-        Session(method, config, "recurrent", runners(export, leave_out=PAIR, binds=binds)) for binds in (True, False)
+        VolumeSession(method, config, "recurrent", runners(export, leave_out=PAIR, binds=binds))
+        for binds in (True, False)
     )
 
     for ours, theirs in zip(logits(bound, volume), logits(plain, volume), strict=True):

@@ -102,7 +102,7 @@ def test_command_gives_one_mask_for_one_point_of_the_world(demo_export, shared, 
     for path in paths:
         output = tmp_path / path.name
         click = ("--world", "--point", f"{point},+")
-        printed = command("runtime", "--export", demo_export, "-i", path, "-o", output, *click)
+        printed = command("segment", "--export", demo_export, "-i", path, "-o", output, *click)
         assert json.loads(printed)["demonstration_weights"] is True
         written = nibabel.as_closest_canonical(nibabel.load(output))
         masks[path.name] = np.asarray(written.dataobj) > 0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import re
 import sys
+from pathlib import Path
 
 import click
 import pytest
 
+import samkit
 from samkit import errors
 from samkit.command import run_command, show_progress
 
@@ -65,6 +68,28 @@ def test_bug_keeps_its_traceback(monkeypatch, capsys):
 
     with pytest.raises(ZeroDivisionError):
         run_command(command, "sam-test")
+
+
+def imports_click(tree):
+    froms = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return "click" in froms or any(
+        alias.name == "click" for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    )
+
+
+def holds_a_command(tree):
+    decorators = [one for node in tree.body if isinstance(node, ast.FunctionDef) for one in node.decorator_list]
+    return any(ast.unparse(one).startswith(("click.command(", "click.group(")) for one in decorators)
+
+
+def test_click_is_imported_where_a_command_is_alone():
+    """Everybody else raises errors of samkit/errors.py, whose options are data, and logs."""
+    root = Path(samkit.__file__).parent
+    trees = {path.relative_to(root).as_posix(): ast.parse(path.read_text()) for path in root.rglob("*.py")}
+    users = {name for name, tree in trees.items() if imports_click(tree)}
+
+    assert "export/cli.py" in users
+    assert {name for name in users if not holds_a_command(trees[name])} == {"command.py"}
 
 
 # --- Options, spelled as flags ---

@@ -63,6 +63,8 @@ class Identity:
     think_s: float | None = None
     sessions: int | None = None
     """Readers at once."""
+    backend_title: str | None = None
+    """How readers call the backend, where it says so itself."""
     emulated: bool = False
     """Whether the backend's arithmetic was imitated: float16 on a CPU."""
 

@@ -7,9 +7,8 @@ shared machine are only roughly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
@@ -124,18 +123,6 @@ def fit_exponent(sizes: Sequence[float], costs: Sequence[float]) -> Estimate:
     drawn = _draws(len(x))
     drawn = drawn[np.ptp(x[drawn], axis=1) > 0]
     return Estimate(_slope(x, y), *_ends(np.array([_slope(x[row], y[row]) for row in drawn])))
-
-
-def late_slope(readings: Sequence[Mapping[str, Any]], over: str, of: str) -> float | None:
-    """Return by how much `of` grows per one of `over`, by least squares over the second half of `readings`.
-
-    The first half fills what is kept for later. None where fewer than three readings are left.
-    """
-    late = readings[len(readings) // 2 :]
-    if len(late) < 3:
-        return None
-    x, y = (np.array([float(reading[key]) for reading in late]) for key in (over, of))
-    return _slope(x, y)
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> float:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import io
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,23 +49,7 @@ MOST_POINTS = 30
 """Samples of one size that are drawn."""
 WIDTH = 11.0
 """Of a plot [inches of 72 points]; the page scales it."""
-_STYLE: Mapping[str, Any] = {
-    "font.family": "sans-serif",
-    "font.size": 11,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E5E5E5",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 10,
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a name with dollars is a name
-    "figure.constrained_layout.use": True,
-    "axes.formatter.useoffset": False,
-}
+STYLE = Path(__file__).with_name("plots.mplstyle")
 _UNNAMED = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 """What Matplotlib would write about itself, with addresses."""
 
@@ -80,17 +66,12 @@ class Plot:
 
 def plots_of(run: Run) -> list[Plot]:
     """Return the plots of a run; none of what has no figures. Raises MissingDependencyError without Matplotlib."""
-    makers: Mapping[str, Sequence[Any]] = {
-        "accuracy": (_dice_plot,),
-        "latency": (_graph_plot, _stage_plot),
-        "load": (_level_plot, _scaling_plot),
-    }
     try:
-        import matplotlib
+        from matplotlib import style
     except ImportError as error:
         raise MissingDependencyError("plots need Matplotlib; pip install 'samkit[bench]'") from error
-    with matplotlib.rc_context(dict(_STYLE)):
-        made = [maker([row for row in run.rows if not isinstance(row, Absent)]) for maker in makers[run.kind]]
+    with style.context(STYLE):
+        made = [make([row for row in run.rows if not isinstance(row, Absent)]) for make in _MAKERS[run.kind]]
     return [plot for plot in made if plot is not None]
 
 
@@ -119,7 +100,8 @@ def _dice_plot(rows: Sequence[AccuracyRow]) -> Plot | None:
         axes.set_xlabel("click (0: before any)")
         axes.set_ylim(-0.02, 1.02)
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    _label_left(panels, 4, "Dice to the truth")
+    for axes in panels[::4]:
+        axes.set_ylabel("Dice to the truth")
     policies = [policy for policy in DASHES if any(row.identity.policy == policy for row in curves)]
     keys = [_key(name, colour) for name, colour in _backends(curves).items()]
     keys += [_key(f"clicks: {policy}", BLACK, DASHES[policy]) for policy in policies]
@@ -147,17 +129,9 @@ def _dice_curve(axes: Any, row: AccuracyRow, width: float, *, shade: float) -> N
 # --- Latency ---
 
 
-def _graph_plot(rows: Sequence[LatencyRow]) -> Plot | None:
-    return _time_plot([row for row in rows if row.identity.graph], "Time of each graph", "graphs")
-
-
-def _stage_plot(rows: Sequence[LatencyRow]) -> Plot | None:
-    return _time_plot([row for row in rows if row.identity.stage], "Time that a reader waits", "stages")
-
-
-def _time_plot(rows: Sequence[LatencyRow], title: str, name: str) -> Plot | None:
+def _time_plot(part: str, title: str, rows: Sequence[LatencyRow]) -> Plot | None:
     """Return a line for each row in groups of one method and part, on a logarithmic axis."""
-    timed = [row for row in rows if row.times.samples_ms]
+    timed = [row for row in rows if getattr(row.identity, part) and row.times.samples_ms]
     if not timed:
         return None
     groups: dict[str, list[LatencyRow]] = {}
@@ -188,7 +162,7 @@ def _time_plot(rows: Sequence[LatencyRow], title: str, name: str) -> Plot | None
         "Each thin tick is one sample, the tall one the median; the line goes from the 5th to the 95th percentile. "
         "Left is faster."
     )
-    return Plot(title, caption, _svg(figure, name))
+    return Plot(title, caption, _svg(figure, f"{part}s"))
 
 
 _SETTINGS = ("threads", "batch", "points")
@@ -321,16 +295,12 @@ def _panels(count: int, *, columns: int, height: float, sharey: bool = False) ->
     """Return a figure and so many axes, `columns` in a row."""
     across = min(count, columns)
     down = -(-count // across)
-    figure = _figure(WIDTH * max(across, 2) / columns if count < columns else WIDTH, 0.8 + height * down)
+    width = WIDTH * max(across, 2) / columns if count < columns else WIDTH
+    figure = _figure(width, 0.8 + height * down)
     axes = figure.subplots(down, across, squeeze=False, sharey=sharey).ravel()
     for empty in axes[count:]:
         empty.set_visible(False)
     return figure, list(axes[:count])
-
-
-def _label_left(panels: Sequence[Any], columns: int, title: str) -> None:
-    for axes in panels[::columns]:
-        axes.set_ylabel(title)
 
 
 def _logarithmic(axis: Any) -> None:
@@ -386,3 +356,13 @@ def _svg(figure: Any, name: str) -> str:
     used = set(re.findall(r"#([\w.-]+)", text))
     text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
     return text[text.index("<svg") :].strip()
+
+
+_MAKERS: Mapping[str, Sequence[Callable[[Sequence[Any]], Plot | None]]] = {
+    "accuracy": (_dice_plot,),
+    "latency": (
+        partial(_time_plot, "graph", "Time of each graph"),
+        partial(_time_plot, "stage", "Time that a reader waits"),
+    ),
+    "load": (_level_plot, _scaling_plot),
+}

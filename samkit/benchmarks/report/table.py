@@ -24,7 +24,8 @@ BACKENDS: Mapping[str, str] = {
     "tensorrt": "TensorRT",
     "triton": "Triton",
 }
-"""How a reader calls backends, in the order of columns; one that is not here goes last, by its own name."""
+"""How a reader calls backends, in the order of columns; one that is not here goes last, by the title that its row has,
+or by its name."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def backend_of(row: Row) -> str:
     """
     who = row.identity
     where = " (CUDA)" if who.device == "cuda" and who.backend != "tensorrt" else ""
-    return f"{BACKENDS.get(who.backend, who.backend)} {who.precision}{where}"
+    return f"{BACKENDS.get(who.backend) or who.backend_title or who.backend} {who.precision}{where}"
 
 
 def method_of(row: Row) -> str:

@@ -219,7 +219,8 @@ def open_inference_session(
         if provider not in ort.get_available_providers():
             raise MissingDependencyError(
                 f"this ONNX Runtime has {', '.join(ort.get_available_providers())} and not {provider}; install "
-                "samkit[gpu] instead of samkit[cpu], or use --device cpu"
+                "samkit[gpu] instead of samkit[cpu], or use {device} cpu",
+                options=("device",),
             )
         ort.preload_dlls()  # CUDA and cuDNN from NVIDIA's wheels, where those are installed
         # TF32 keeps ten bits of the mantissa: float32 graphs would leave their parity.
@@ -227,7 +228,9 @@ def open_inference_session(
         if tensorrt:
             wanted.insert(0, (_TENSORRT, tensorrt_options))
     elif tensorrt:
-        raise MissingDependencyError("TensorRT runs on a CUDA device and not on the CPU; pass --device cuda")
+        raise MissingDependencyError(
+            "TensorRT runs on a CUDA device and not on the CPU; pass {device} cuda", options=("device",)
+        )
     try:
         session: Any = ort.InferenceSession(str(path), options, providers=wanted)
     except Exception as error:  # ONNX Runtime's own classes share no base below this
@@ -242,10 +245,11 @@ def open_inference_session(
             f"asked for {provider}, ONNX Runtime loaded {path.name} with {', '.join(providers)} only; "
             + (
                 "its wheel links TensorRT 10 (libnvinfer.so.10), so install that version's libraries, or use "
-                "--backend tensorrt"
+                "{backend} tensorrt"
                 if tensorrt
-                else "check driver, CUDA and cuDNN (onnxruntime-gpu says which it needs), or use --device cpu"
-            )
+                else "check driver, CUDA and cuDNN (onnxruntime-gpu says which it needs), or use {device} cpu"
+            ),
+            options=("backend", "device"),
         )
     return session
 

@@ -76,12 +76,15 @@ def exported_network(plan: ExportPlan, *, device: str = "cpu", threads: int | No
         import torch
     except ImportError as error:
         raise MissingDependencyError(
-            "--backend torch needs PyTorch; pip install 'samkit[export]', or use --backend onnxruntime"
+            "{backend} torch needs PyTorch; pip install 'samkit[export]', or use {backend} onnxruntime",
+            options=("backend",),
         ) from error
     from samkit.checkpoints import load_network
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise MissingDependencyError("PyTorch finds no CUDA device; check the driver, or use --device cpu")
+        raise MissingDependencyError(
+            "PyTorch finds no CUDA device; check the driver, or use {device} cpu", options=("device",)
+        )
     if threads is not None:
         torch.set_num_threads(threads)
     method = get_method(plan.method)
@@ -112,13 +115,15 @@ def _named_file(method: Method, weights: Weights) -> Path:
         return demo_checkpoint(method.name)
     if weights.path is None:
         raise ManifestError(
-            f"this export was made from {weights.kind} weights that no file holds; use --backend onnxruntime"
+            f"this export was made from {weights.kind} weights that no file holds; use {{backend}} onnxruntime",
+            options=("backend",),
         )
     path = Path(weights.path)
     if not path.is_file():
         raise CheckpointError(
             f"the checkpoint {path.name} that this export was made from is gone; put it back where the manifest says, "
-            "or use --backend onnxruntime"
+            "or use {backend} onnxruntime",
+            options=("backend",),
         )
     return path
 

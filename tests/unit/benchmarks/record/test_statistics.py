@@ -8,7 +8,6 @@ from scipy import stats
 
 from samkit.benchmarks.record.statistics import (
     fit_exponent,
-    late_slope,
     mean_interval,
     median_difference,
     median_ratio,
@@ -65,10 +64,3 @@ def test_exponent_of_noisy_costs_agrees_with_scipy():
 
     assert found.value == pytest.approx(stats.linregress(np.log(sizes), np.log(costs)).slope)
     assert found.low < found.value < found.high
-
-
-def test_slope_is_of_the_second_half_and_needs_three_readings():
-    readings = [{"n": n, "mb": 100.0 if n < 3 else 100.0 + 2 * n} for n in range(6)]
-
-    assert late_slope(readings, "n", "mb") == pytest.approx(2.0)
-    assert late_slope(readings[:4], "n", "mb") is None

@@ -242,6 +242,7 @@ def test_timings_of_different_machines_are_usage_unless_asked_for(latency_run, a
     code, _, err = ended(latency_run, elsewhere(latency_run))
     assert code == 2
     assert "Fabricated 1000, family 6, model 1 and Other 2000" in err
+    assert "or give --different-machines; see sam-bench --help" in err
 
     rows = [replace(row, peak_mb=900.0) if isinstance(row, LatencyRow) else row for row in latency_run.rows]
     slower = replace(elsewhere(latency_run), rows=tuple(rows))

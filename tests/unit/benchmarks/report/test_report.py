@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from samkit.benchmarks.cli import main
+from samkit.benchmarks.report import command as report_command
 from samkit.benchmarks.report.command import render, write_report
 from samkit.benchmarks.report.papers import FOLDER
 from samkit.errors import InputRefused
@@ -268,3 +271,33 @@ def test_a_folder_that_is_missing_is_made(accuracy_run, tmp_path):
     write_report([accuracy_run], tmp_path / "a" / "b" / "r.html")
 
     assert (tmp_path / "a" / "b" / "r.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_a_backend_that_nobody_knows_appears_by_its_title_or_its_name(made):
+    rows = [made.latency("sam", "torch", 5, stage="click"), made.latency("sam", "toy", 5, stage="click"),
+            made.latency("sam", "other", 5, stage="click", backend_title="Other Engine")]  # fmt: skip
+    page = render([made.run("latency", rows)])
+
+    assert page.count("toy fp32") > 1
+    assert page.count("Other Engine fp32") > 1
+    assert page == render([made.run("latency", rows)])
+
+
+def test_a_report_imports_nothing_that_runs_a_network():
+    code = "import sys, samkit.benchmarks.report.command as c; print({'torch', 'onnxruntime'} & set(sys.modules))"
+
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_figures_of_papers_come_from_a_folder_and_are_missed_aloud(accuracy_run, tmp_path, in_process, monkeypatch):
+    accuracy_run.save(tmp_path / "a.json")
+    words = ("report", tmp_path / "a.json", "--out", tmp_path / "r.html")
+    monkeypatch.setattr(report_command, "FOLDER", tmp_path / "no docs here")
+
+    code, _, err = in_process(main, "sam-bench", *words)
+    assert (code, err.count("\n")) == (0, 1)
+    assert "give it with --papers" in err
+    assert "Figures of the papers" not in (tmp_path / "r.html").read_text()
+
+    assert in_process(main, "sam-bench", *words, "--papers", FOLDER)[2] == ""
+    assert "Figures of the papers beside ours" in (tmp_path / "r.html").read_text()

@@ -265,7 +265,7 @@ def test_tensorrt_provider_that_does_not_load_names_its_version(bright_export, g
 
 
 def test_tensorrt_provider_is_refused_on_the_cpu(bright_export, graphs):
-    with pytest.raises(MissingDependencyError, match="pass --device cuda"):
+    with pytest.raises(MissingDependencyError, match="pass device cuda"):
         OnnxRuntimeRunner(bright_export / "mask_decoder.onnx", graphs["mask_decoder"], tensorrt=True)
 
 
