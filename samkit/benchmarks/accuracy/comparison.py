@@ -134,7 +134,7 @@ class Comparison:
         if not detectors and not any(outcome.steps for outcome in self._baselines.values()):
             raise InputRefused(
                 "no-case", f"{self._export.method.name} could be measured on no case: {' | '.join(self.notes[:3])}",
-                "give other data, or another --policy",
+                "give other data, or another {policy}", options=("policy",),
             )  # fmt: skip
         self._name_nodes()
         rows: list[Row] = []
