@@ -25,7 +25,7 @@ import numpy as np
 
 from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.phantom_scans import phantom_cases
-from samkit.benchmarks.cases.simulated_user import CENTRE, make_task
+from samkit.benchmarks.cases.simulated_user import CENTRE, SimulatedUser, recipe_of
 from samkit.benchmarks.latency.candidates import attempt, candidates, identity_of, lack_of, note_on
 from samkit.benchmarks.latency.cold_start import ORIGINAL, first_mask, open_reader
 from samkit.benchmarks.latency.settings import Settings
@@ -74,12 +74,13 @@ def _clicks(case: Case, export: Export) -> tuple[Point, ...]:
     """Return CLICKS points in the target, spread over it evenly; none where the method takes none."""
     if isinstance(export.method, SliceMethod) and not export.method.prompts:
         return ()
-    task = make_task(0, case, CENTRE, export.method, export.config, export.plan.size)
-    inside = np.argwhere(task.target)
+    recipe = recipe_of(export.method, export.plan.size)
+    user = SimulatedUser.of(case, CENTRE, export.method, export.config, recipe)
+    inside = np.argwhere(user.target)
     picked = inside[np.linspace(0, len(inside) - 1, CLICKS + 2).round().astype(int)[1:-1]]
-    if task.plane is None:
+    if user.slice is None:
         return tuple(Point((float(i), float(j), float(k)), FOREGROUND) for i, j, k in picked)
-    return tuple(Point(task.plane.voxel(float(x), float(y)), FOREGROUND, task.structure) for y, x in picked)
+    return tuple(Point(user.slice.voxel(float(x), float(y)), FOREGROUND, user.structure) for y, x in picked)
 
 
 @dataclass
