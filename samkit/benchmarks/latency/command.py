@@ -70,6 +70,7 @@ def command(exports: tuple[Path, ...], out: Path, **asked: Any) -> None:
     from samkit.benchmarks.report import tables
 
     show_progress(quiet=False)
+    logging.getLogger("samkit.segment").setLevel(logging.WARNING)  # each click of a timed reading would be a line
     run = replace(measure_latency(exports, Settings(**asked)), command=("sam-bench", *sys.argv[1:]))
     run.save(out)
     tables.show(run)
