@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import nibabel as nib
 import numpy as np
 
 from samkit.benchmarks.cases.case import Case
@@ -34,8 +33,9 @@ from samkit.benchmarks.measure.turns import seconds_of, take_turns
 from samkit.benchmarks.record.run import Row
 from samkit.benchmarks.record.statistics import percentiles, significant
 from samkit.errors import MissingDependencyError, SamkitError
+from samkit.geometry import Volume
 from samkit.imageio.study import read_study
-from samkit.imageio.writing import write_mask
+from samkit.imageio.writing import write_mask, write_volume
 from samkit.manifest import ExportPlan, Manifest
 from samkit.masks import dice
 from samkit.methods import Method, SliceMethod, get_method
@@ -70,7 +70,7 @@ class Reading:
         files = {}
         for name, volume in case.volumes.items():
             files[name] = folder / f"{name or 'scan'}.nii.gz"
-            nib.save(nib.Nifti1Image(np.asarray(volume.array, np.float32), volume.affine), files[name])
+            write_volume(files[name], Volume(np.asarray(volume.array, np.float32), volume.affine))
         return cls(case, files, _clicks(case, method, plan))
 
 
