@@ -64,6 +64,11 @@ def check_names(names: Iterable[str]) -> tuple[str, ...]:
     return (BASELINE, *(name for name in wanted if name != BASELINE))
 
 
+def in_row(error: SamkitError) -> str:
+    """Return why something did not run, as a row says it: with options as the command line has them."""
+    return error.sentence(lambda option: f"--{option}")
+
+
 def identity_of(export: Export, variant: Variant, **part: str) -> Identity:
     """Return the identity of a row on an export; `part` is the graph, or the stage and the policy."""
     emulated = variant.backend != TRITON and is_emulated(variant)
@@ -142,7 +147,7 @@ def open_candidate(
         return Candidate(name, variant, local, check, runners)
     except SamkitError as error:
         is_missing = is_missing or isinstance(error, MissingDependencyError)
-        return Absent("accuracy", identity_of(export, variant, stage="masks"), str(error), is_failure=not is_missing)
+        return Absent("accuracy", identity_of(export, variant, stage="masks"), in_row(error), is_failure=not is_missing)
 
 
 def _emulate(variant: Variant, export: Export, threads: int | None, held: ExitStack) -> dict[str, Runner]:

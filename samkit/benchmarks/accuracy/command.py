@@ -33,6 +33,7 @@ from samkit.benchmarks.accuracy.candidates import (
     check_names,
     default_backends,
     identity_of,
+    in_row,
     open_baseline,
     open_candidate,
 )
@@ -203,7 +204,7 @@ def measure_accuracy(
                 if len(opened) == 1:
                     raise
                 log.warning("%s: %s", export.method.name, error)
-                why = _UNSAID if anonymous else str(error)
+                why = _UNSAID if anonymous else in_row(error)
                 original = identity_of(export, Variant(BASELINE, "fp32", device), stage="masks")
                 rows.append(Absent("accuracy", original, why, is_failure=True))
             else:

@@ -29,7 +29,7 @@ from samkit.benchmarks.cases.simulated_user import (
     set_case,
 )
 from samkit.benchmarks.record.metrics import compare_masks, measure_mask
-from samkit.benchmarks.record.rows import DETECTOR, Row, Step
+from samkit.benchmarks.record.rows import DETECTOR, ClickFigures, Row
 from samkit.errors import GeometryError, InputRefused, SamkitError
 from samkit.export.emulation import first_non_finite
 from samkit.manifest import Export
@@ -110,7 +110,7 @@ class Comparison:
             logits = user.region(self._baseline.session.logits())
             expected = Expected(user, click, labels, logits, self._settings.tolerance_mm)
             for unit, figures in expected.figures.items():
-                outcome.add(unit, Step(click, figures, SAME))
+                outcome.add(unit, ClickFigures(click, figures, SAME))
             if click:
                 reached.append(expected.dice)
             for run in runs:
@@ -134,7 +134,7 @@ class Comparison:
         if not detectors and not any(outcome.steps for outcome in self._baselines.values()):
             raise InputRefused(
                 "no-case", f"{self._export.method.name} could be measured on no case: {' | '.join(self.notes[:3])}",
-                "give other data, or another --policy",
+                "give other data, or another {policy}", options=("policy",),
             )  # fmt: skip
         self._name_nodes()
         rows: list[Row] = []
@@ -240,7 +240,7 @@ class CandidateRun:
                 self._fail(check_mask(figures, int(theirs.sum()), tolerance, suspect, expected.where, what))
             if (known := expected.figures.get(user.called(name))) is not None:
                 measured = known if is_same else expected.measure(ours, name)
-                self._outcome.add(user.called(name), Step(expected.click, measured, parity))
+                self._outcome.add(user.called(name), ClickFigures(expected.click, measured, parity))
         flipped = int(np.count_nonzero(labels != expected.labels))
         self._differs |= flipped > 0
         if self._worst is None or flipped >= self._worst[0]:

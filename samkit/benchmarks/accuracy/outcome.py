@@ -21,11 +21,11 @@ from samkit.benchmarks.accuracy.gate import Failure
 from samkit.benchmarks.record.rows import (
     Absent,
     AccuracyRow,
-    CaseSteps,
+    CaseClicks,
+    ClickFigures,
     Identity,
     Parity,
     Row,
-    Step,
     WorstSlice,
     summarise,
 )
@@ -42,7 +42,7 @@ class Outcome:
     """What is noted of one backend and one policy."""
 
     identity: Identity
-    steps: dict[str, list[Step]] = field(default_factory=dict)
+    steps: dict[str, list[ClickFigures]] = field(default_factory=dict)
     """By case, or case and structure, of those that have a truth."""
     parities: list[Mapping[str, float | None]] = field(default_factory=list)
     """Of every mask that was compared, of those without truth, too."""
@@ -56,7 +56,7 @@ class Outcome:
     relative_error: Mapping[str, float] = field(default_factory=dict)
     """Worst, by graph."""
 
-    def add(self, unit: str, step: Step) -> None:
+    def add(self, unit: str, step: ClickFigures) -> None:
         """Note what one thing that has a truth came to."""
         self.steps.setdefault(unit, []).append(step)
 
@@ -84,7 +84,7 @@ class Outcome:
             click_drift={key: self._drift(baseline, level) for key, level in LEVELS.items()},
             clicks=clicks,
             clicks_done=tuple(steps[-1].click for steps in self.steps.values()),
-            cases=tuple(CaseSteps(unit, tuple(steps)) for unit, steps in self.steps.items()),
+            cases=tuple(CaseClicks(unit, tuple(steps)) for unit, steps in self.steps.items()),
             slices=tuple(self.slices),
             failures=sentences,
             failed_case=self.failed_case,

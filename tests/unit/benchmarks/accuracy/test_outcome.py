@@ -6,7 +6,7 @@ import pytest
 
 from samkit.benchmarks.accuracy.gate import Failure, GraphCall
 from samkit.benchmarks.accuracy.outcome import SAME, Outcome
-from samkit.benchmarks.record.rows import Absent, Identity, Step, read_row, to_dict
+from samkit.benchmarks.record.rows import Absent, ClickFigures, Identity, read_row, to_dict
 
 IDENTITY = Identity("sam", "onnxruntime", "cpu", "fp32", stage="masks", policy="centre")
 
@@ -17,7 +17,7 @@ def outcome(dice, own=None, parity=SAME):
     for case, values in dice.items():
         for click, value in enumerate(values, start=1):
             figures = {"dice": value, "hd95_mm": 1 / value if value else math.inf}
-            made.add(case, Step(click, figures, parity))
+            made.add(case, ClickFigures(click, figures, parity))
             made.parities.append(parity)
     made.own_dice = {case: list(values) for case, values in (own or dice).items()}
     return made
