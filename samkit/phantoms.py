@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 import numpy as np
@@ -21,6 +22,7 @@ from scipy import ndimage
 from samkit.command import run_command
 from samkit.errors import GeometryError
 from samkit.geometry import Index, Triple, Volume
+from samkit.imageio.writing import write_volume
 
 SEQUENCES = ("t1", "t1c", "t2", "flair")
 
@@ -323,10 +325,6 @@ def write_phantoms(out: str, cases: int, seed: int, size: int, long_share: float
     `size` is about the side of the head's array [voxels of 1 mm]; `long_share` of the cases hold one lesion of
     about 60 mm, longer than a patch of the small networks.
     """
-    from pathlib import Path
-
-    import nibabel as nib
-
     for folder in ("images", "labels"):
         (Path(out) / folder).mkdir(parents=True, exist_ok=True)
     for number in range(cases):
@@ -342,8 +340,8 @@ def write_phantoms(out: str, cases: int, seed: int, size: int, long_share: float
         )
         stem = f"phantom-{number:04d}-{name}.nii.gz"
         image = np.rint(phantom.sequences[name].array).astype(np.int16)
-        nib.save(nib.Nifti1Image(image, phantom.affine), Path(out) / "images" / stem)
-        nib.save(nib.Nifti1Image(phantom.lesions, phantom.affine), Path(out) / "labels" / stem)
+        write_volume(Path(out) / "images" / stem, Volume(image, phantom.affine))
+        write_volume(Path(out) / "labels" / stem, Volume(phantom.lesions, phantom.affine))
 
 
 @click.command()

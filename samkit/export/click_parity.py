@@ -14,8 +14,8 @@ import numpy as np
 from samkit.clicks import central_click, first_click, next_click
 from samkit.errors import ManifestError, ParityError
 from samkit.export.absent_points import absent_error
+from samkit.export.calibration import CalibrationScan
 from samkit.export.parity import AbsentFinding, Finding, MaskFinding, RunFinding
-from samkit.export.subjects import Subject
 from samkit.geometry import Grid, crop, crop_origin, upsample
 from samkit.manifest import ExportPlan
 from samkit.methods import VolumeMethod
@@ -74,7 +74,7 @@ def make_references(
     method: VolumeMethod,
     plan: ExportPlan,
     phantoms: int,
-    subjects: Sequence[Subject] = (),
+    subjects: Sequence[CalibrationScan] = (),
 ) -> list[Reference]:
     """Return what `runners`, the PyTorch originals, answer on so many `phantoms` and then on `subjects`."""
     config = _config(plan)
@@ -144,7 +144,7 @@ def _phantom_crop(method: VolumeMethod, config: Sam3DConfig, seed: int) -> tuple
     return crop(lesion, origin, config.patch), image[None, None]
 
 
-def _subject_crop(method: VolumeMethod, config: Sam3DConfig, subject: Subject) -> tuple[np.ndarray, np.ndarray]:
+def _subject_crop(method: VolumeMethod, config: Sam3DConfig, subject: CalibrationScan) -> tuple[np.ndarray, np.ndarray]:
     """Return target and preprocessed image of the crop around a target's centre, as a session would cut it."""
     volume = next(iter(subject.volumes.values()))
     i, j, k = volume.array.shape

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from samkit.errors import ManifestError
+from samkit.export.calibration import CalibrationScan, find_calibration, read_calibration
 from samkit.export.loading import Work
 from samkit.export.procedures import procedure_of
-from samkit.export.subjects import Subject, find_subjects, read_subjects
 from samkit.methods import Method
 from samkit.runtime.backends.runner import Runner, add_substitutes
 
@@ -35,12 +35,12 @@ def make_references(work: Work, folder: Path) -> list[Any]:
     from samkit.runtime.backends.torch_runner import TorchRunner
 
     _log.info("reference: PyTorch float32, upstream's formulation, on phantoms")
-    subjects: list[Subject] = []
+    subjects: list[CalibrationScan] = []
     calibration = work.plan.calibration
     if calibration is not None and calibration.path is not None:
-        paths, found = find_subjects(Path(calibration.path), work.method, work.plan.config)
+        paths, found = find_calibration(Path(calibration.path), work.method, work.plan.config)
         _log.info("calibration: %d of %d subjects of the folder, besides %d phantoms", len(paths), found, CASES)
-        subjects = read_subjects(paths, work.method, work.plan.config)
+        subjects = read_calibration(paths, work.method, work.plan.config)
     runners: dict[str, Runner] = {graph.name: TorchRunner(work.network, graph) for graph in work.specs}
     add_substitutes(runners, work.method.graphs(work.plan.config))
     work.network.set_folded(False)

@@ -16,8 +16,8 @@ from scipy import ndimage
 
 from samkit.errors import ParityError
 from samkit.export.absent_points import absent_error
+from samkit.export.calibration import CalibrationScan
 from samkit.export.parity import AbsentFinding, Finding, MaskFinding, RewriteFinding, RunFinding
-from samkit.export.subjects import Subject
 from samkit.geometry import Volume
 from samkit.manifest import ExportPlan
 from samkit.methods import SliceMethod
@@ -79,7 +79,7 @@ def make_references(
     method: SliceMethod,
     plan: ExportPlan,
     phantoms: int,
-    subjects: Sequence[Subject] = (),
+    subjects: Sequence[CalibrationScan] = (),
 ) -> list[Reference]:
     """Return what `runners`, the PyTorch originals, answer on so many `phantoms` and then on `subjects`."""
     cases = [_phantom_slice(method, plan, seed) for seed in range(phantoms)]
@@ -235,7 +235,7 @@ def _phantom_slice(method: SliceMethod, plan: ExportPlan, seed: int) -> tuple[np
     return _fullest_slice([phantom.sequences[name] for name in sequences], phantom.lesions == 1, method)
 
 
-def _subject_slice(method: SliceMethod, plan: ExportPlan, subject: Subject) -> tuple[np.ndarray, np.ndarray]:
+def _subject_slice(method: SliceMethod, plan: ExportPlan, subject: CalibrationScan) -> tuple[np.ndarray, np.ndarray]:
     """Return a picture as it is, or of a scan the slice with most of its target."""
     if subject.picture is not None:
         return subject.picture, subject.target

@@ -11,13 +11,15 @@ A reader is one file here and its line in READERS (docs/adding-a-reader.md); hel
     writing         masks, logits and volumes, complete or not at all
 """
 
-from samkit.imageio import freesurfer, itk, nifti, pictures
+from importlib import import_module
+
 from samkit.imageio.reader import Reader
 
-READERS: tuple[Reader, ...] = (
-    nifti.READER,
-    freesurfer.READER,
-    itk.READER,
-    pictures.READER,
+_FILES = (
+    "nifti",
+    "freesurfer",
+    "itk",
+    "pictures",
 )
+READERS: tuple[Reader, ...] = tuple(import_module(f"{__name__}.{file}").READER for file in _FILES)
 """Every kind of file that is read; of two that know an end of a name the first one is taken."""

@@ -80,4 +80,4 @@ def _affine(block: bytes, shape: tuple[int, ...], name: str) -> np.ndarray:
     return affine
 
 
-READER = Reader("FreeSurfer", (".mgz", ".mgh"), volume=_open_volume, repair=_AGAIN)
+READER = Reader("FreeSurfer (.mgz, .mgh)", (".mgz", ".mgh"), volume=_open_volume, repair=_AGAIN)

@@ -67,7 +67,9 @@ def admit_label(stored: Stored, reader: Reader, max_voxels: int) -> Volume:
         whole = np.rint(array)
         if (apart := float(np.abs(array - whole).max())) > _ROUND_OFF:
             raise InputRefused("label-values", f"{name} holds values {apart:.3g} off whole numbers", _LABEL)
-        array = whole.astype(np.int32)
+        array = whole
+    if array.dtype.itemsize > 2:
+        array = array.astype(np.int32, copy=False)  # MAX_LABEL fits, and as an index any int32 will do
     return Volume(array, _affine(stored))
 
 

@@ -144,7 +144,7 @@ def _files(path: Path) -> tuple[Path, ...]:
 
 
 READER = Reader(
-    "NRRD or MetaImage",
+    "NRRD, MetaImage",
     (".nrrd", ".nhdr", ".mha", ".mhd"),
     volume=_open_volume,
     files=_files,

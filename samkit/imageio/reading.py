@@ -63,6 +63,15 @@ PICTURE_SUFFIXES = tuple(end for reader in READERS if reader.picture for end in 
 """Ends of names of pictures."""
 
 
+def named(*, pictures: bool) -> str:
+    """Return how the formats of pictures, or of volumes, are called, for help.
+
+    >>> named(pictures=True)
+    'PNG, JPEG'
+    """
+    return ", ".join(reader.name for reader in READERS if bool(reader.picture) == pictures)
+
+
 def is_scan(path: Path) -> bool:
     """Return whether the name is that of a volume."""
     return path.name.lower().endswith(SCAN_SUFFIXES)

@@ -15,6 +15,7 @@ from click.core import ParameterSource
 import samkit
 from samkit.command import run_command, show_progress
 from samkit.geometry import Triple
+from samkit.imageio.reading import named
 from samkit.imageio.writing import MASK_SUFFIXES, PICTURE_SUFFIX
 from samkit.planes import PLANES
 from samkit.precisions import BASE, PRECISIONS
@@ -113,8 +114,9 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
     required=True,
     multiple=True,
     metavar="[NAME=]FILE",
-    help="The scan: NIfTI or .mgz, one 3D volume; a PNG or JPEG for 2D methods. Methods of several sequences take each "
-    "as -i t1c=FILE -i t2w=FILE, or a folder whose file names say which is which.",
+    help=f"The scan: {named(pictures=False)}, one 3D volume; a picture for 2D methods, {named(pictures=True)}. "
+    "Methods of several sequences take each as -i t1c=FILE -i t2w=FILE, or a folder whose file names say which is "
+    "which.",
 )
 @click.option(
     "--sequence",

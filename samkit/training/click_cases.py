@@ -12,13 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
-from samkit.errors import GeometryError, InputRefused
-from samkit.geometry import MAX_SHIFT, Grid, Triple, Volume, check_affine, corner_shift
+from samkit.errors import InputRefused
+from samkit.geometry import MAX_SHIFT, Grid, Triple, Volume, corner_shift
+from samkit.imageio.reading import SCAN_SUFFIXES, list_scans, read_label, read_scan, stem_of
 
-SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh")
 _LABEL_WORDS = ("label", "mask", "seg", "lesion")
 _LAYOUTS = (
     "lay the data out as images/ and labels/ with equal file names, as one folder per case, or with a decathlon-style "
@@ -27,7 +26,7 @@ _LAYOUTS = (
 
 
 @dataclass(frozen=True)
-class Case:
+class VolumeCase:
     """One scan and its label on disk."""
 
     name: str
@@ -39,7 +38,7 @@ class Case:
 class CheckedCase:
     """A case that can be trained on, and what its label holds."""
 
-    case: Case
+    case: VolumeCase
     values: tuple[int, ...]
     """Label values that are foreground here."""
     extent_mm: Triple
@@ -56,7 +55,7 @@ class CheckedCases:
     skipped: tuple[str, ...]
 
 
-def find_cases(folder: Path) -> list[Case]:
+def find_cases(folder: Path) -> list[VolumeCase]:
     """Return the cases of `folder`, sorted by name; InputRefused where there are none or a partner is missing."""
     if not folder.is_dir():
         raise InputRefused("no-data", f"there is no folder {folder}", _LAYOUTS)
@@ -67,12 +66,12 @@ def find_cases(folder: Path) -> list[Case]:
     else:
         cases = _from_case_folders(folder)
     if not cases:
-        raise InputRefused("no-data", f"{folder} holds no case ({', '.join(SUFFIXES)} were looked for)", _LAYOUTS)
+        raise InputRefused("no-data", f"{folder} holds no case ({', '.join(SCAN_SUFFIXES)} were looked for)", _LAYOUTS)
     return sorted(cases, key=lambda case: case.name)
 
 
 def check_cases(
-    cases: list[Case], label: int | None, target: str, report: Callable[[Case], object] | None = None
+    cases: list[VolumeCase], label: int | None, target: str, report: Callable[[VolumeCase], object] | None = None
 ) -> CheckedCases:
     """Return what the files of `cases` hold; read once each.
 
@@ -85,8 +84,8 @@ def check_cases(
             report(case)
         try:
             checked = _check_case(case, label, target)
-        except (InputRefused, GeometryError) as error:
-            problems.append(str(error))
+        except InputRefused as error:
+            problems.append(f"case {case.name}: {error}")
             continue
         if isinstance(checked, str):
             skipped.append(checked)
@@ -107,32 +106,13 @@ def check_cases(
     return CheckedCases(tuple(good), tuple(skipped))
 
 
-def read_volume(path: Path) -> Volume:
-    """Return a 3D file's array (I, J, K), in the file's own dtype, and affine; InputRefused where it can't be read."""
-    try:
-        image = nib.load(path)
-        array = np.asanyarray(image.dataobj)
-        affine = np.asarray(image.affine, np.float64)
-    except Exception as error:  # nibabel, zlib and the OS each have their own
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputRefused(
-            "unreadable", f"{path.name} can't be read ({first})", "copy the file again from its source"
-        ) from error
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim != 3:
-        raise InputRefused("not-3d", f"{path.name} has shape {array.shape}", "give one 3D volume per file")
-    check_affine(affine)
-    return Volume(array, affine)
-
-
-def _check_case(case: Case, label: int | None, target: str) -> CheckedCase | str:
-    """Return the checked case, or why it is skipped."""
-    image, labels = read_volume(case.image), read_volume(case.label)
+def read_case(case: VolumeCase) -> tuple[Volume, Volume]:
+    """Return scan and label of a case, in one place; raises InputRefused where the gate or the other file says no."""
+    image, labels = read_scan(case.image).volume, read_label(case.label)
     if image.array.shape != labels.array.shape:
         raise InputRefused(
             "shapes-differ",
-            f"case {case.name}: the image is {image.array.shape}, its label {labels.array.shape}",
+            f"the image is {image.array.shape}, its label {labels.array.shape}",
             "resample the label onto the image",
         )
     i, j, k = labels.array.shape
@@ -140,47 +120,37 @@ def _check_case(case: Case, label: int | None, target: str) -> CheckedCase | str
     if not shift <= MAX_SHIFT:
         raise InputRefused(
             "affines-differ",
-            f"case {case.name}: image and label have one shape, but by their affines the label lies {shift:.3g} voxels "
-            "off the image",
+            f"image and label have one shape, but by their affines the label lies {shift:.3g} voxels off the image",
             "resample the label onto the image, or restore the affine that it was drawn with",
         )
-    if not np.isfinite(image.array).all():
-        raise InputRefused("not-finite", f"case {case.name}: the image holds NaN or Inf", "repair the image")
-    if not (image.array > 0).any():
-        raise InputRefused(
-            "no-positive-voxel", f"case {case.name}: the image has no voxel above zero",
-            "shift its intensities so that tissue is positive",
-        )  # fmt: skip
-    found = np.unique(np.rint(labels.array)).astype(int)
-    values = tuple(int(v) for v in found if (v > 0 if label is None else v == label))
+    return image, labels
+
+
+def _check_case(case: VolumeCase, label: int | None, target: str) -> CheckedCase | str:
+    """Return the checked case, or why it is skipped."""
+    image, labels = read_case(case)
+    found = [int(value) for value in np.unique(labels.array)]
+    values = tuple(v for v in found if (v > 0 if label is None else v == label))
     if not values:
         held = ", ".join(str(v) for v in found[:8])
         return f"{case.name} skipped: its label holds only {held}, no foreground"
     groups = [(v,) for v in values] if target == "each" else [values]
+    i, j, k = labels.array.shape
     grid = Grid.over((i, j, k), labels.affine, (1.0, 1.0, 1.0))  # a grid of 1 mm measures along the patient's axes
     extents = []
     for group in groups:
-        index = np.argwhere(np.isin(np.rint(labels.array), group))
+        index = np.argwhere(np.isin(labels.array, group))
         corners = grid.points_from_file(np.stack([index.min(axis=0) - 0.5, index.max(axis=0) + 0.5]))
         extents.append(np.abs(corners[1] - corners[0]))
     x, y, z = (float(edge) for edge in np.max(extents, axis=0))
     return CheckedCase(case, values, (x, y, z), min(image.spacing))
 
 
-def _stem(path: Path) -> str | None:
-    """Return the file's name without its suffix, None where it is no volume."""
-    return next((path.name[: -len(s)] for s in SUFFIXES if path.name.lower().endswith(s)), None)
-
-
 def _volumes(folder: Path) -> dict[str, Path]:
-    return {
-        stem: path
-        for path in sorted(folder.iterdir())
-        if path.is_file() and not path.name.startswith(".") and (stem := _stem(path)) is not None
-    }
+    return {stem_of(path): path for path in list_scans(folder.iterdir())}
 
 
-def _from_images_and_labels(folder: Path) -> list[Case]:
+def _from_images_and_labels(folder: Path) -> list[VolumeCase]:
     beside = next((folder / name for name in ("labels", "masks") if (folder / name).is_dir()), None)
     if beside is None:
         raise InputRefused("no-labels", f"{folder} has images/ but neither labels/ nor masks/", _LAYOUTS)
@@ -191,10 +161,10 @@ def _from_images_and_labels(folder: Path) -> list[Case]:
             "unmatched", f"{len(lonely)} of {len(set(images) | set(labels))} stems have no partner: {listed}",
             f"give images/ and {beside.name}/ the same file names, or remove these files",
         )  # fmt: skip
-    return [Case(stem, images[stem], labels[stem]) for stem in images]
+    return [VolumeCase(stem, images[stem], labels[stem]) for stem in images]
 
 
-def _from_case_folders(folder: Path) -> list[Case]:
+def _from_case_folders(folder: Path) -> list[VolumeCase]:
     cases, wrong = [], []
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     for own in folders or [folder]:  # a folder without folders may be a case
@@ -202,7 +172,7 @@ def _from_case_folders(folder: Path) -> list[Case]:
         labels = [p for stem, p in volumes.items() if any(word in stem.lower() for word in _LABEL_WORDS)]
         images = [p for p in volumes.values() if p not in labels]
         if len(images) == 1 and len(labels) == 1:
-            cases.append(Case(own.name, images[0], labels[0]))
+            cases.append(VolumeCase(own.name, images[0], labels[0]))
         elif volumes:
             wrong.append(f"{own.name} ({len(images)} images, {len(labels)} labels)")
     if wrong:
@@ -213,7 +183,7 @@ def _from_case_folders(folder: Path) -> list[Case]:
     return cases
 
 
-def _from_dataset_json(folder: Path) -> list[Case]:
+def _from_dataset_json(folder: Path) -> list[VolumeCase]:
     form = 'it needs {"training": [{"image": "images/a.nii.gz", "label": "labels/a.nii.gz"}, ...]}'
     try:
         data = json.loads((folder / "dataset.json").read_text())
@@ -229,5 +199,5 @@ def _from_dataset_json(folder: Path) -> list[Case]:
                 raise InputRefused(
                     "bad-dataset-json", f"dataset.json names '{path.name}', which is no file inside {folder.name}", form
                 )
-        cases.append(Case(_stem(paths[0]) or paths[0].name, paths[0], paths[1]))
+        cases.append(VolumeCase(stem_of(paths[0]), paths[0], paths[1]))
     return cases

@@ -22,7 +22,7 @@ from samkit.geometry import Grid, crop, crop_origin
 from samkit.methods.method import ClickRecipe, VolumeMethod
 from samkit.networks.sam3d_config import Sam3DConfig
 from samkit.prompts import FOREGROUND, Point
-from samkit.training.click_cases import CheckedCase, read_volume
+from samkit.training.click_cases import CheckedCase, read_case
 
 CACHE_BYTES = 6_000_000_000
 """Memory for cases kept on the network's grid; the rest is read again each time."""
@@ -57,13 +57,12 @@ class Sample:
 
 def load_on_grid(checked: CheckedCase, config: Sam3DConfig, target: str) -> GridCase:
     """Return a case resampled to the config's spacing; a target too small to leave a voxel there is dropped."""
-    image, labels = read_volume(checked.case.image), read_volume(checked.case.label)
+    image, labels = read_case(checked.case)
     i, j, k = image.array.shape
     grid = Grid.over((i, j, k), image.affine, config.spacing)
-    values = np.rint(labels.array)
     groups = [(v,) for v in checked.values] if target == "each" else [checked.values]
     # Linear and >= 0.5 keeps the border where nearest would shift it by up to half a voxel.
-    masks = [grid.from_file(np.isin(values, group).astype(np.float32)) >= 0.5 for group in groups]
+    masks = [grid.from_file(np.isin(labels.array, group).astype(np.float32)) >= 0.5 for group in groups]
     kept = tuple(mask for mask in masks if mask.any())
     if not kept:
         raise InputRefused(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from samkit.geometry import Volume
+from samkit.imageio.writing import write_volume
 from samkit.phantoms import SEQUENCES, make_phantom, make_structures, write_phantoms
 
 _SEED = 1
@@ -55,4 +55,4 @@ DATA: Mapping[str, Callable[[Path], None]] = {
 
 def _save(path: Path, volume: Volume, dtype: type) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(np.rint(volume.array).astype(dtype), volume.affine), path)
+    write_volume(path, Volume(np.rint(volume.array).astype(dtype), volume.affine))

@@ -10,10 +10,10 @@ from samkit.imageio.reading import is_picture
 from samkit.training.box_labels import IMAGES, LABELS, find_boxes
 from samkit.training.image_folders import find_images
 from samkit.training.slice_cases import FoundCases
-from samkit.training.volume_slices import FREESURFER, NIFTI, find_freesurfer, find_volumes
+from samkit.training.volume_slices import FREESURFER, VOLUMES, find_freesurfer, find_volumes
 
 LAYOUTS: Mapping[str, str] = {
-    "volumes": "one folder per case of co-registered NIfTI files",
+    "volumes": "one folder per case of co-registered scans",
     "freesurfer": "folders with an .mgz image and its labels",
     "images": "pictures with masks beside them, or images/ and masks/",
     "boxes": "images/ and labels/ with YOLO's text files",
@@ -58,7 +58,7 @@ def _look(folder: Path) -> str:
     boxed = {path.parent.parent for path in files if path.suffix == ".txt" and path.parent.name == LABELS}
     boxed = {own for own in boxed if (own / IMAGES).is_dir()}
     looks = {
-        "volumes": any(path.name.lower().endswith(NIFTI) for path in files),
+        "volumes": any(path.name.lower().endswith(VOLUMES) for path in files),
         "freesurfer": any(path.name.lower().endswith(FREESURFER) for path in files),
         "images": any(is_picture(path) and path.parent.parent not in boxed for path in files),
         "boxes": bool(boxed),

@@ -1,22 +1,24 @@
-"""Volumes cut into slices: folders of co-registered NIfTI sequences, and FreeSurfer's images with their labels."""
+"""Volumes cut into slices: folders of co-registered sequences, and FreeSurfer's images with their labels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from samkit.errors import GeometryError, InputRefused
-from samkit.geometry import MAX_SHIFT, Index, check_affine, corner_shift
+from samkit.geometry import MAX_SHIFT, Index, corner_shift
+from samkit.imageio import freesurfer
+from samkit.imageio.reading import SCAN_SUFFIXES, list_scans, read_geometry, read_label, read_scan, stem_of
 from samkit.planes import PlaneView, scale_intensities
 from samkit.sequences import LABEL, choose, sort_files
-from samkit.training.click_cases import find_cases, read_volume
+from samkit.training.click_cases import find_cases
 from samkit.training.slice_cases import FoundCases, LoadedCase, SliceCase, nothing_usable
 
-NIFTI = (".nii", ".nii.gz")
-FREESURFER = (".mgz", ".mgh")
+FREESURFER = freesurfer.READER.suffixes
+VOLUMES = tuple(end for end in SCAN_SUFFIXES if end not in FREESURFER)
+"""What the layout `volumes` is made of; FreeSurfer's files are of the other one, whose label values mean more."""
 
 STRUCTURES = {"thalamus": (10, 49), "caudate": (11, 50), "putamen": (12, 51), "pallidum": (13, 52),
               "hippocampus": (17, 53), "amygdala": (18, 54)}  # fmt: skip
@@ -24,9 +26,6 @@ STRUCTURES = {"thalamus": (10, 49), "caudate": (11, 50), "putamen": (12, 51), "p
 STRUCTURE_NAMES = tuple(f"{name}_{side}" for side in ("left", "right") for name in STRUCTURES)
 """What the values 1 to 12 of our labels stand for: the left six, then the right six."""
 STRUCTURE_VALUES = tuple(pair[side] for side in (0, 1) for pair in STRUCTURES.values())
-
-_MAX_LABEL = 2**20
-"""FreeSurfer's own values end at 14175."""
 
 # The first that is there: of a subject's folder the most processed image, and the label without the cortex's parts.
 _FREESURFER_IMAGES = ("norm", "brain", "nu", "T1", "orig")
@@ -36,7 +35,7 @@ _FREESURFER_LABELS = ("aseg", "aparc+aseg", "aparc.DKTatlas+aseg", "aparc.a2009s
 def find_volumes(
     folder: Path, sequences: Sequence[str], patterns: Mapping[str, str] | None = None, plane: str = "axial"
 ) -> FoundCases:
-    """Return one case for each folder with NIfTI files: `sequences` in their order, and the label.
+    """Return one case for each folder with scans: `sequences` in their order, and the label.
 
     Without `sequences` every case has one image, in any layout of `cases.find_cases`. Two files that claim one
     sequence are refused; a case that lacks one, or whose files are not co-registered, is skipped.
@@ -46,7 +45,7 @@ def find_volumes(
         return _found("volumes", single, [], read_labelled_volume, plane)
     ready: list[tuple[str, tuple[Path, ...], Path]] = []
     skipped: list[str] = []
-    for name, files in _case_folders(folder, NIFTI):
+    for name, files in _case_folders(folder, VOLUMES):
         found = sort_files(files, patterns)
         try:
             *images, label = choose(found, (*sequences, LABEL))
@@ -62,7 +61,7 @@ def find_freesurfer(folder: Path, plane: str = "coronal") -> FoundCases:
     ready: list[tuple[str, tuple[Path, ...], Path]] = []
     skipped: list[str] = []
     for name, files in _case_folders(folder, FREESURFER):
-        by_stem = {path.name[: -len(path.suffix)]: path for path in files}
+        by_stem = {stem_of(path): path for path in files}
         image = next((by_stem[stem] for stem in _FREESURFER_IMAGES if stem in by_stem), None)
         label = next((by_stem[stem] for stem in _FREESURFER_LABELS if stem in by_stem), None)
         if image is None or label is None:
@@ -78,7 +77,7 @@ def find_freesurfer(folder: Path, plane: str = "coronal") -> FoundCases:
 
 def read_labelled_volume(case: SliceCase) -> LoadedCase:
     """Return the slices of a case; label values are the file's own, 0 to 255."""
-    labels = _read_labels(case)
+    labels = read_label(case.labels[0]).array
     if labels.max() > 255:
         raise InputRefused(
             "label-values", f"the label of {case.name} holds values up to {labels.max()}, 255 is the largest",
@@ -89,7 +88,7 @@ def read_labelled_volume(case: SliceCase) -> LoadedCase:
 
 def read_freesurfer(case: SliceCase) -> LoadedCase:
     """Return the slices of a case with FreeSurfer's values mapped to 1..12, anything else to 0."""
-    values = _read_labels(case)
+    values = read_label(case.labels[0]).array
     to_ours = np.zeros(max(int(values.max()), *STRUCTURE_VALUES) + 1, np.uint8)
     to_ours[list(STRUCTURE_VALUES)] = range(1, len(STRUCTURE_VALUES) + 1)
     labels = to_ours[values]
@@ -107,29 +106,13 @@ def _load(case: SliceCase, labels: np.ndarray) -> LoadedCase:
     channels = []
     view = None
     for path in case.images:
-        volume = read_volume(path)
-        if volume.array.dtype.kind not in "iuf" or not np.isfinite(volume.array).all():
-            raise InputRefused("not-finite", f"{path.name} holds NaN, Inf or no plain numbers", "repair the image")
+        volume = read_scan(path).volume
         i, j, k = volume.array.shape
         view = view or PlaneView.of((i, j, k), volume.affine, case.plane)
         channels.append(view.slices(scale_intensities(volume.array, path.name))[chosen])
     if view is None:
         raise InputRefused("no-image", f"{case.name} has no image", "give it at least one")
     return LoadedCase(np.stack(channels, axis=-1), np.ascontiguousarray(view.slices(labels)[chosen]), view.pixel_mm)
-
-
-def _read_labels(case: SliceCase) -> np.ndarray:
-    """Return the label (I, J, K), int32, no value below 0."""
-    (path,) = case.labels
-    values = read_volume(path).array
-    if values.dtype.kind not in "biuf" or not np.isfinite(values).all() or values.min() < 0:
-        raise InputRefused("label-values", f"{path.name} of {case.name} holds what is no label", "give whole numbers")
-    if values.max() > _MAX_LABEL:
-        raise InputRefused(
-            "label-values", f"{path.name} of {case.name} holds values up to {values.max():g}, which is no label",
-            "give the label and not an image",
-        )  # fmt: skip
-    return (np.rint(values) if values.dtype.kind == "f" else values).astype(np.int32)
 
 
 def _found(
@@ -158,9 +141,9 @@ def _found(
 def _one_space(paths: Sequence[Path]) -> tuple[Index, np.ndarray]:
     """Return shape and affine that all files share, by their headers; InputRefused names the one that differs."""
     first = paths[0]
-    shape, affine = _header(first)
+    shape, affine = read_geometry(first)
     for path in paths[1:]:
-        other_shape, other = _header(path)
+        other_shape, other = read_geometry(path)
         if other_shape != shape:
             raise InputRefused(
                 "not-co-registered",
@@ -177,23 +160,6 @@ def _one_space(paths: Sequence[Path]) -> tuple[Index, np.ndarray]:
     return shape, affine
 
 
-def _header(path: Path) -> tuple[Index, np.ndarray]:
-    """Return shape (I, J, K) and affine (4, 4) without reading a voxel."""
-    try:
-        image = nib.load(path)
-        shape, affine = tuple(int(side) for side in image.shape), np.asarray(image.affine, np.float64)
-    except Exception as error:  # nibabel, zlib and the OS each have their own
-        raise InputRefused(
-            "unreadable", f"{path.name} can't be read ({type(error).__name__})", "copy the file again from its source"
-        ) from error
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != 3:
-        raise InputRefused("not-3d", f"{path.name} is {_times(shape)}", "give one 3D volume per file")
-    check_affine(affine)
-    return (shape[0], shape[1], shape[2]), affine
-
-
 def _times(shape: Sequence[int]) -> str:
     return " x ".join(str(side) for side in shape)
 
@@ -201,14 +167,15 @@ def _times(shape: Sequence[int]) -> str:
 def _case_folders(folder: Path, suffixes: tuple[str, ...]) -> list[tuple[str, list[Path]]]:
     """Return name and volumes of every folder below `folder`, or itself, that holds some; sorted by name."""
     folders: dict[Path, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
+    for path in list_scans(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and path.name.lower().endswith(suffixes) and path.is_file():
+        if not hidden and path.name.lower().endswith(suffixes):
             folders.setdefault(path.parent, []).append(path)
     if not folders:
         raise InputRefused(
-            "no-data", f"{folder} holds no {' or '.join(suffixes)} file", "lay the data out as one folder per case"
-        )
+            "no-data", f"{folder} holds no scan ({', '.join(suffixes)} were looked for)",
+            "lay the data out as one folder per case",
+        )  # fmt: skip
     return [(_name(own, folder), files) for own, files in folders.items()]
 
 

@@ -28,7 +28,7 @@ from samkit.errors import GeometryError, InputRefused
 from samkit.imageio.reading import read_scan
 from samkit.methods import Method, SliceMethod
 from samkit.planes import PlaneView
-from samkit.training import click_cases
+from samkit.training.click_cases import VolumeCase, find_cases, read_case
 from samkit.training.slice_cases import FoundCases, SliceCase
 from samkit.training.slice_readers import find_slice_cases
 from samkit.training.volume_slices import find_volumes
@@ -84,17 +84,16 @@ class FolderCases:
 
     def _of_volumes(self) -> list[_Candidate]:
         try:
-            cases = click_cases.find_cases(self._folder)
+            cases = find_cases(self._folder)
         except InputRefused as refusal:
             found = self._grey_volumes("axial", refusal)
-            cases = [click_cases.Case(case.name, case.images[0], case.labels[0]) for case in found.cases]
+            cases = [VolumeCase(case.name, case.images[0], case.labels[0]) for case in found.cases]
             self.remarks += found.skipped
         return [(f"case {number}", partial(self._read_volume, case)) for number, case in enumerate(cases, start=1)]
 
-    def _read_volume(self, case: click_cases.Case, name: str) -> Case:
-        checked = click_cases.check_cases([case], self._label, "all").cases[0]
-        target = np.isin(np.rint(click_cases.read_volume(case.label).array), checked.values)
-        return Case(name, {"": read_scan(case.image).volume}, {"": target})
+    def _read_volume(self, case: VolumeCase, name: str) -> Case:
+        scan, label = read_case(case)
+        return Case(name, {"": scan}, self._targets(label.array, (), self._label))
 
     def _grey_volumes(self, plane: str, refusal: InputRefused) -> FoundCases:
         """Return GREY of each case's folder; raises `refusal`, of reading one volume from each, where that is no

@@ -17,7 +17,7 @@ from samkit.benchmarks.record.run import Run, load_run
 from samkit.benchmarks.report.cards import Card, card_of
 from samkit.benchmarks.report.layouts import failures
 from samkit.benchmarks.report.papers import FOLDER, paper_tables
-from samkit.benchmarks.report.pictures import Case, cases_of
+from samkit.benchmarks.report.pictures import PicturedCase, cases_of
 from samkit.benchmarks.report.plots import Plot, plots_of
 from samkit.benchmarks.report.table import Table
 from samkit.benchmarks.report.tables import definitions, facts, markdown, summary_tables, tables_of
@@ -151,9 +151,9 @@ class Section:
     facts: Sequence[tuple[str, str]]
     plots: Sequence[Plot]
     tables: Sequence[Table]
-    different: Sequence[Case]
+    different: Sequence[PicturedCase]
     """Cases in which voxels differ, the most first."""
-    identical: Sequence[Case]
+    identical: Sequence[PicturedCase]
 
 
 def _section(run: Run, place: int) -> Section:

@@ -29,7 +29,7 @@ import numpy as np
 
 from samkit.benchmarks.record.figures import FIGURES, METRICS, number
 from samkit.benchmarks.record.json_form import find
-from samkit.benchmarks.record.rows import Absent, AccuracyRow, LatencyRow, LoadRow, Row, Step
+from samkit.benchmarks.record.rows import Absent, AccuracyRow, ClickFigures, LatencyRow, LoadRow, Row
 from samkit.benchmarks.record.run import Run, load_run
 from samkit.benchmarks.record.statistics import mean_interval, percentile_ratio
 from samkit.benchmarks.report.table import backend_of, method_of, part_of
@@ -77,13 +77,8 @@ class Change:
 @click.command()
 @click.argument("before", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("after", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option(
-    "--noise",
-    default=NOISE,
-    show_default=True,
-    type=click.FloatRange(0, 1),
-    help="How far timings, rates and memory may lie apart and still be the same, as a share.",
-)
+@click.option("--noise", default=NOISE, show_default=True, type=click.FloatRange(0, 1),
+              help="How far timings, rates and memory may lie apart and still be the same, as a share.")  # fmt: skip
 @click.option("--different-machines", is_flag=True, help="Compare timings of different machines all the same.")
 @click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), help="Write all changes for programs.")
 def command(before: Path, after: Path, noise: float, different_machines: bool, out: Path | None) -> None:
@@ -134,12 +129,11 @@ def compare_runs(before: Run, after: Run, *, noise: float = NOISE, different_mac
 
 def machine_differences(before: Run, after: Run) -> list[str]:
     """Return in what the machines of two runs differ that timings depend on."""
-
-    def read(run: Run) -> dict[str, Any]:
-        facts = {key: run.machine.get(key) for key in ("processor", "cores", "threads", "device")}
-        return {**facts, "gpus": ", ".join(str(gpu.get("name")) for gpu in run.machine.get("gpus") or ()) or "none"}
-
-    ours, theirs = read(before), read(after)
+    ours, theirs = (
+        {key: run.machine.get(key) for key in ("processor", "cores", "threads", "device")}
+        | {"gpus": ", ".join(str(gpu.get("name")) for gpu in run.machine.get("gpus") or ()) or "none"}
+        for run in (before, after)
+    )
     return [f"{key} {ours[key]} and {theirs[key]}" for key in ours if ours[key] != theirs[key]]
 
 
@@ -243,16 +237,13 @@ def _figures(name: str, before: Row, after: Row, noise: float) -> Iterator[Chang
     for key, figure in FIGURES.items():
         if figure.rounding is None and not figure.is_noisy:
             continue
-        ours, theirs = (value if isinstance(value, Mapping) else {"": value} for value in _both(before, after, key))
+        found = (find(row, key) for row in (before, after))
+        ours, theirs = (value if isinstance(value, Mapping) else {"": value} for value in found)
         for part, old in ours.items():
             if old is not None and (new := theirs.get(part)) is not None:
                 margin = noise * abs(old) if figure.rounding is None else figure.rounding
                 title = f"{figure.name}, {part}" if part else figure.name
                 yield _step(name, title, old, new, figure.sign, margin)
-
-
-def _both(before: Row, after: Row, key: str) -> tuple[Any, Any]:
-    return find(before, key), find(after, key)
 
 
 def _growth(name: str, before: LoadRow, after: LoadRow, noise: float) -> Iterator[Change]:
@@ -279,11 +270,7 @@ def _truths(name: str, before: AccuracyRow, after: AccuracyRow) -> Iterator[Chan
     """Yield what became of each metric over the cases that both rows have, after the last click that both have."""
     ours, theirs = _by_click(before), _by_click(after)
     last = {case: max(ours[case].keys() & theirs[case].keys(), default=None) for case in ours if case in theirs}
-    steps = {
-        case: (ours[case][click].figures, theirs[case][click].figures)
-        for case, click in last.items()
-        if click is not None
-    }
+    steps = {case: (ours[case][n].figures, theirs[case][n].figures) for case, n in last.items() if n is not None}
     for key, metric in METRICS.items():
         pairs = [(old[key], new[key]) for old, new in steps.values() if key in old and key in new]
         if metric.sign and pairs:
@@ -303,7 +290,7 @@ def _lost_most(name: str, dice: Mapping[str, tuple[float, float]]) -> Change:
     return Change(name, "Dice of each case", WORSE if lost else SAME, words, max(0.0, old - new))
 
 
-def _by_click(row: AccuracyRow) -> dict[str, dict[int, Step]]:
+def _by_click(row: AccuracyRow) -> dict[str, dict[int, ClickFigures]]:
     """Return what each case has after each click."""
     return {case.case: {step.click: step for step in case.clicks} for case in row.cases}
 

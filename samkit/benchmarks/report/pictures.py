@@ -41,7 +41,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Case:
+class PicturedCase:
     """A case on the slice and with the backend that disagree with PyTorch the most."""
 
     id: str
@@ -63,7 +63,7 @@ class Case:
         return round(max(self.width, self.height) / 150, 2)
 
 
-def cases_of(run: Run, name: str) -> Iterator[Case]:
+def cases_of(run: Run, name: str) -> Iterator[PicturedCase]:
     """Yield each case of each method once, from the row in which most voxels of a slice differ."""
     found: dict[tuple[str, str], list[tuple[AccuracyRow, WorstSlice]]] = {}
     for row in run.rows:
@@ -88,7 +88,7 @@ def _row_words(row: AccuracyRow) -> str:
     return f"{backend_of(row)} ({row.identity.policy})" if row.identity.policy else backend_of(row)
 
 
-def _case(name: str, method: str, case: str, row: AccuracyRow, worst: WorstSlice, others: str) -> Case:
+def _case(name: str, method: str, case: str, row: AccuracyRow, worst: WorstSlice, others: str) -> PicturedCase:
     image, reference, found = (_read_picture(text, case) for text in (worst.image, worst.reference, worst.found))
     ours, theirs = (picture.convert("L").point(lambda value: 255 * (value > 127)) for picture in (reference, found))
     if not image.size == ours.size == theirs.size:
@@ -107,7 +107,7 @@ def _case(name: str, method: str, case: str, row: AccuracyRow, worst: WorstSlice
             _box(differing),
         ),
     )
-    return Case(
+    return PicturedCase(
         name, method, case, _where(worst), _row_words(row), worst.flipped, others, _png(image),
         image.width, image.height, panels,
     )  # fmt: skip

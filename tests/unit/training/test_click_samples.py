@@ -90,7 +90,7 @@ def test_a_crop_without_contrast_is_drawn_again():
 def test_a_case_is_loaded_once(data, monkeypatch):
     samples = _samples(data)
     monkeypatch.setattr(
-        "samkit.training.click_samples.read_volume", lambda path: pytest.fail(f"{path.name} is read again")
+        "samkit.training.click_samples.read_case", lambda case: pytest.fail(f"{case.name} is read again")
     )
 
     assert [samples[key].name for key in range(12)]

@@ -30,8 +30,8 @@ _FEWEST = 8
 
 
 @dataclass(frozen=True)
-class Subject:
-    """One scan with its sequences, or one picture, and a part of it to prompt."""
+class CalibrationScan:
+    """One scan with its sequences, or one picture, of `--calibration`, and a part of it to prompt."""
 
     name: str
     """How messages call it: its number, because a file's name may be a patient's."""
@@ -43,7 +43,7 @@ class Subject:
     """bool, on the array of the volumes or the picture (H, W)."""
 
 
-def find_subjects(folder: Path, method: Method, config: Any) -> tuple[list[Path], int]:
+def find_calibration(folder: Path, method: Method, config: Any) -> tuple[list[Path], int]:
     """Return what is used of `folder`, and of how many it was picked.
 
     That is scans or pictures, or folders of sequences where the method takes several. Raises InputRefused where there
@@ -57,7 +57,7 @@ def find_subjects(folder: Path, method: Method, config: Any) -> tuple[list[Path]
         pictures = isinstance(method, SliceMethod)
         usable = sorted([*list_scans(found), *(path for path in found if pictures and is_picture(path))])
     if not usable:
-        kind = "a folder of sequences for each patient" if takes_several else "NIfTI scans"
+        kind = "a folder of sequences for each patient" if takes_several else "scans"
         raise InputRefused(
             "calibration", f"{folder.name} holds nothing that {method.name} can be calibrated on", f"needed is {kind}"
         )
@@ -65,18 +65,18 @@ def find_subjects(folder: Path, method: Method, config: Any) -> tuple[list[Path]
     return [usable[number] for number in picked], len(usable)
 
 
-def read_subjects(paths: Sequence[Path], method: Method, config: Any) -> list[Subject]:
-    """Read what `find_subjects` found; raises InputRefused for what `sam-segment` would refuse, too."""
+def read_calibration(paths: Sequence[Path], method: Method, config: Any) -> list[CalibrationScan]:
+    """Read what `find_calibration` found; raises InputRefused for what `sam-segment` would refuse, too."""
     return [
         _subject(f"calibration subject {number}", read_study(find_inputs([str(path)], method, config, {})))
         for number, path in enumerate(paths, 1)
     ]
 
 
-def _subject(name: str, study: Study) -> Subject:
+def _subject(name: str, study: Study) -> CalibrationScan:
     volumes = {sequence: scan.volume for sequence, scan in study.scans.items()}
     grey = study.picture.mean(axis=2) if study.picture is not None else next(iter(volumes.values())).array
-    return Subject(name, volumes, study.picture, _bright_part(np.asarray(grey, np.float32), name))
+    return CalibrationScan(name, volumes, study.picture, _bright_part(np.asarray(grey, np.float32), name))
 
 
 def _bright_part(values: np.ndarray, name: str) -> np.ndarray:

@@ -1,0 +1,111 @@
+"""One scan meets one sentence: in sam-segment, sam-train, sam-bench and --calibration, of 3D and of 2D methods."""
+
+from __future__ import annotations
+
+import gzip
+
+import nibabel
+import numpy as np
+import pytest
+
+from samkit.benchmarks.cases.folders import FolderCases
+from samkit.errors import InputRefused
+from samkit.export.calibration import find_calibration, read_calibration
+from samkit.methods import get_method
+from samkit.segment.inputs import read_inputs
+from samkit.training.click_cases import check_cases, find_cases
+from samkit.training.slice_cases import check_slice_cases
+from samkit.training.slice_readers import find_slice_cases
+
+SHAPE = (9, 8, 7)
+BROKEN = {
+    "in metres": "states its geometry in metres, needed is mm; write it again in mm, units code 2",
+    "singular": "the affine is singular",
+    "NaN": "1 of 504 voxels of a.nii.gz are NaN or infinite; replace them first",
+    "constant": "all voxels of a.nii.gz have the value 3; give a scan with contrast",
+    "dark": "has no voxel above zero (largest -1), so its z-score is undefined",
+    "of a time series": "more than one volume",
+}
+
+
+@pytest.fixture(params=list(BROKEN))
+def broken(request, tmp_path):
+    """A folder of one case whose scan is broken, the scan, and what is wrong with it."""
+    array = np.random.default_rng(0).uniform(1, 99, SHAPE).astype(np.float32)
+    affine = np.eye(4)
+    if request.param == "NaN":
+        array[1, 2, 3] = np.nan
+    if request.param == "constant":
+        array[:] = 3
+    if request.param == "dark":
+        array = -np.rint(array)
+        array[0, 0, 0] = -1
+    if request.param == "of a time series":
+        array = np.stack([array, array], axis=-1)
+    made = nibabel.Nifti1Image(array, affine)
+    made.header.set_xyzt_units("meter" if request.param == "in metres" else "mm")
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    made.to_filename(tmp_path / "images" / "a.nii.gz")
+    if request.param == "singular":  # nibabel writes no such header
+        content = bytearray(gzip.decompress((tmp_path / "images" / "a.nii.gz").read_bytes()))
+        content[280:296] = bytes(16)
+        (tmp_path / "images" / "a.nii.gz").write_bytes(gzip.compress(bytes(content)))
+    label = np.zeros(SHAPE, np.uint8)
+    label[3:6, 3:6, 3:6] = 1
+    nibabel.save(nibabel.Nifti1Image(label, affine), tmp_path / "labels" / "a.nii.gz")
+    return tmp_path, tmp_path / "images" / "a.nii.gz", BROKEN[request.param]
+
+
+def train_clicks(folder):
+    return check_cases(find_cases(folder), None, "all")
+
+
+def train_slices(folder):
+    return check_slice_cases(find_slice_cases(folder))
+
+
+@pytest.mark.parametrize(("name", "train"), [("m-sam", train_clicks), ("sam", train_slices)])
+def test_every_command_says_the_same(broken, name, train):
+    folder, scan, words = broken
+    method = get_method(name)
+    config = method.sizes["tiny"]
+    with pytest.raises(InputRefused) as refused:
+        read_inputs([str(scan)], method, config, {})
+    sentence = str(refused.value)
+    assert words in sentence
+
+    with pytest.raises(InputRefused) as calibrated:
+        read_calibration(find_calibration(scan.parent, method, config)[0], method, config)
+    assert str(calibrated.value) == sentence
+    with pytest.raises(InputRefused) as measured:
+        list(FolderCases(folder, method, config, 1))
+    assert sentence in str(measured.value)
+    with pytest.raises(InputRefused) as trained:
+        train(folder)
+    assert sentence in str(trained.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (-1, "values down to -1, which is no label"),
+        (2e6, "values up to 2e+06"),
+        (0.4, "0.4 off whole numbers"),
+        (np.nan, "NaN"),
+    ],
+)
+def test_labels_have_a_gate_of_their_own(value, words, tmp_path):
+    array = np.random.default_rng(0).uniform(1, 99, SHAPE).astype(np.float32)
+    label = np.zeros(SHAPE, np.float32)
+    label[3, 3, 3], label[4, 4, 4] = 1, value
+    for folder, content in (("images", array), ("labels", label)):
+        (tmp_path / folder).mkdir()
+        nibabel.save(nibabel.Nifti1Image(content, np.eye(4)), tmp_path / folder / "a.nii.gz")
+
+    with pytest.raises(InputRefused) as clicks:
+        train_clicks(tmp_path)
+    with pytest.raises(InputRefused) as slices:
+        train_slices(tmp_path)
+    assert words in str(clicks.value)
+    assert words in str(slices.value)
