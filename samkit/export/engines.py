@@ -23,7 +23,7 @@ from typing import Any
 from samkit.errors import ExportError, MissingDependencyError, SamkitError
 from samkit.export.build_engine import EnginePlan, describe_machine, graph_sha256
 from samkit.export.verify import repeat_parity
-from samkit.manifest import Export, Manifest, describe_files, engine_file, file_sha256, graph_file
+from samkit.manifest import Export, Manifest, describe_files, engine_file, file_sha256
 from samkit.methods import GraphSpec
 from samkit.runtime.backends.pycuda_device import import_pycuda
 from samkit.runtime.backends.runner import Runner
@@ -93,71 +93,67 @@ def build_engines(
     """
     settings = settings or EngineSettings()
     machine = check_tensorrt()
-    manifest = Manifest.load(folder)
-    manifest.verify(folder, engines=False)
+    export = Export.open(folder)
     if (untested := untested_warning(machine["tensorrt"])) is not None:
         _log.warning(untested)
-    wanted = [(spec, precision) for spec in manifest.plan.specs for precision in manifest.plan.precisions]
-    if not force and all(_is_current(manifest, folder, spec, p, machine, settings) for spec, p in wanted):
+    wanted = [(spec, precision) for spec in export.specs for precision in export.plan.precisions]
+    if not force and all(_is_current(export, spec, p, machine, settings) for spec, p in wanted):
         _log.info("%s already holds these engines, unchanged; nothing to do unless forced", folder)
-        return manifest
+        return export.manifest
     try:
         with tempfile.TemporaryDirectory(prefix=".engines-", dir=folder) as work:
             facts = {}
             for spec, precision in wanted:
                 name = engine_file(spec.name, precision)
                 _log.info("%s: TensorRT %s on %s", name, machine["tensorrt"], machine["gpu"])
-                facts[name] = _build(folder, Path(work), manifest, spec, precision, settings)
+                facts[name] = _build(export, Path(work), spec, precision, settings)
                 _log.info("%s: built in %.1f s", name, facts[name]["build_seconds"])
-            new = _with_engines(manifest, Path(work), facts)
-            for precision in manifest.plan.precisions:
-                for name, figures in _check_parity(new, folder, Path(work), precision).items():
+            new = _with_engines(export.manifest, Path(work), facts)
+            for precision in export.plan.precisions:
+                for name, figures in _check_parity(replace(export, manifest=new), Path(work), precision).items():
                     new.engines[name]["parity"] = figures
                     shown = (f"{k} {v:.3g}" for k, v in figures.items() if isinstance(v, float | int))
                     _log.info("%s: %s", name, ", ".join(shown))
-            _move(Path(work), folder, manifest, new)
+            _move(Path(work), export, new)
     except OSError as error:
         raise ExportError(f"the engines can't be written to {folder} ({error.strerror}); make it writable") from error
     return new
 
 
 def _is_current(
-    manifest: Manifest,
-    folder: Path,
+    export: Export,
     graph: GraphSpec,
     precision: str,
     machine: dict[str, str],
     settings: EngineSettings,
 ) -> bool:
     """Return whether the manifest has this engine as a build here and now would make it, and its files are there."""
-    there = manifest.engines.get(engine_file(graph.name, precision), {})
+    there = export.manifest.engines.get(engine_file(graph.name, precision), {})
     wanted = {
         **machine,
         **asdict(settings),
         "profile": engine_profile(graph),
-        "onnx_sha256": graph_sha256(folder / graph_file(graph.name, precision)),
+        "onnx_sha256": graph_sha256(export.path(graph.name, precision)),
     }
     return all(there.get(fact) == value for fact, value in wanted.items()) and all(
-        _is_unchanged(manifest, folder, file) for file in there["files"]
+        _is_unchanged(export, file) for file in there["files"]
     )
 
 
-def _is_unchanged(manifest: Manifest, folder: Path, file: str) -> bool:
+def _is_unchanged(export: Export, file: str) -> bool:
     """Return whether a file is there with the SHA-256 that the manifest lists."""
-    listed = {artifact.file: artifact.sha256 for artifact in manifest.artifacts}
-    return (folder / file).is_file() and listed.get(file) == file_sha256(folder / file)
+    listed, path = {artifact.file: artifact.sha256 for artifact in export.manifest.artifacts}, export.folder / file
+    return path.is_file() and listed.get(file) == file_sha256(path)
 
 
-def _build(
-    folder: Path, work: Path, manifest: Manifest, graph: GraphSpec, precision: str, settings: EngineSettings
-) -> dict[str, Any]:
+def _build(export: Export, work: Path, graph: GraphSpec, precision: str, settings: EngineSettings) -> dict[str, Any]:
     """Return the facts of one engine, built into `work` by a child process; raises ExportError with its sentence."""
-    onnx = manifest.path(folder, graph.name, precision).resolve()
+    onnx = export.path(graph.name, precision).resolve()
     name = engine_file(graph.name, precision)
     logs = Path(tempfile.mkdtemp(prefix=f"samkit-{name}-"))  # outside of the export: it outlives a failure
     log = logs / "build.log"
     # What was timed before is handed to TensorRT, so it must be what a build of ours left
-    known = [f for f in manifest.engines.get(name, {}).get("files", ()) if _is_unchanged(manifest, folder, f)]
+    known = [f for f in export.manifest.engines.get(name, {}).get("files", ()) if _is_unchanged(export, f)]
     plan = EnginePlan(
         onnx=str(onnx),
         onnx_sha256=graph_sha256(onnx),
@@ -165,7 +161,7 @@ def _build(
         profile=engine_profile(graph),
         workspace_bytes=settings.workspace_bytes,
         optimization_level=settings.optimization_level,
-        timing_caches=[str((folder / file).resolve()) for file in known],
+        timing_caches=[str((export.folder / file).resolve()) for file in known],
         log=str(log),
         result=str(logs / "result.json"),
     )
@@ -218,19 +214,20 @@ def _with_engines(manifest: Manifest, work: Path, facts: dict[str, Any]) -> Mani
     return replace(manifest, artifacts=artifacts, engines=facts)
 
 
-def _check_parity(manifest: Manifest, folder: Path, work: Path, precision: str) -> dict[str, dict[str, Any]]:
-    """Return the figures of the engines of one precision against the stored answers of PyTorch float32."""
+def _check_parity(export: Export, work: Path, precision: str) -> dict[str, dict[str, Any]]:
+    """Return the figures of the engines of one precision, which lie in `work`, against PyTorch float32's answers."""
+    made = replace(export, folder=work)
     with ExitStack() as opened:
         runners: dict[str, Runner] = {
-            spec.name: opened.enter_context(TensorRTRunner(work, manifest, spec, precision))
-            for spec in manifest.plan.specs
+            spec.name: opened.enter_context(TensorRTRunner(made, spec, precision)) for spec in export.specs
         }
-        figures = repeat_parity(Export.of(folder, manifest), runners, precision)
+        figures = repeat_parity(export, runners, precision)
     return {engine_file(graph, precision): values for graph, values in figures.items()}
 
 
-def _move(work: Path, folder: Path, old: Manifest, new: Manifest) -> None:
+def _move(work: Path, export: Export, new: Manifest) -> None:
     """Move the engines into the export; at every moment its manifest tells the truth about its files."""
+    folder, old = export.folder, export.manifest
     _with_engines(old, work, {}).save(folder)
     for entry in old.engines.values():
         for file in entry["files"]:

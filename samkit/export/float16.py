@@ -220,8 +220,8 @@ class _Conversion:
             common = max(set(reasons), key=reasons.count)
             raise ExportError(
                 f"float16 gains nothing here: {products - in_half} of {products} matrix products and convolutions have "
-                f"to stay in float32 (most often: {common}); export without {{fp16}}, or look at these weights",
-                options=("fp16",),
+                f"to stay in float32 (most often: {common}); export without {{{FP16.name}}}, or look at these weights",
+                options=(FP16.name,),
             )
 
 

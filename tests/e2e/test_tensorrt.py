@@ -18,7 +18,7 @@ import pytest
 import samkit
 from samkit.errors import ManifestError
 from samkit.export.engines import build_engines
-from samkit.manifest import Manifest, engine_file
+from samkit.manifest import Export, Manifest, engine_file
 from samkit.masks import dice
 from samkit.methods import get_method
 from samkit.runtime import open_session
@@ -66,7 +66,7 @@ def test_engines_give_pytorchs_masks(name, built, capsys):
         for precision in ("fp32", "fp16"):
             facts = manifest.engines[engine_file(spec.name, precision)]
             assert json.loads((built(name) / facts["files"][1]).read_text())
-            with TensorRTRunner(built(name), manifest, spec, precision) as runner:
+            with TensorRTRunner(Export.of(built(name), manifest), spec, precision) as runner:
                 milliseconds = latency(runner, feed_of(spec))
             figures = facts["parity"]
             rows.append(
@@ -91,11 +91,11 @@ def latency(runner, feed):
 
 @EVERY
 def test_embedding_stays_on_the_device(name, built):
-    manifest = Manifest.load(built(name))
-    specs = {spec.name: spec for spec in manifest.plan.specs}
+    export = Export.open(built(name), verify=False)
+    specs = {spec.name: spec for spec in export.specs}
     with (
-        TensorRTRunner(built(name), manifest, specs["image_encoder"], "fp16") as encoder,
-        TensorRTRunner(built(name), manifest, specs["mask_decoder"], "fp16") as decoder,
+        TensorRTRunner(export, specs["image_encoder"], "fp16") as encoder,
+        TensorRTRunner(export, specs["mask_decoder"], "fp16") as decoder,
     ):
         kept = encoder.run_keeping(feed_of(encoder.graph), {"image_embeddings"})["image_embeddings"]
         assert isinstance(kept, EngineTensor)
@@ -125,7 +125,7 @@ def test_engine_of_another_machine_is_refused(built):
         other = replace(manifest, engines={name: {**manifest.engines[name], fact: value}})
         spec = next(spec for spec in manifest.plan.specs if spec.name == "mask_decoder")
         with pytest.raises(ManifestError, match="was built for"):
-            TensorRTRunner(folder, other, spec, "fp16")
+            TensorRTRunner(Export.of(folder, other), spec, "fp16")
 
 
 def test_timing_cache_is_taken_by_the_next_build(built):

@@ -1,83 +1,193 @@
-"""Sessions on one export by each backend, every graph of them watched, beside the PyTorch originals.
+"""Sessions on one export: the PyTorch originals, which are the baseline, and a candidate for each backend.
 
-Names of backends on the command line are those of BACKENDS. On a CPU float16 is judged by graphs that round and
-overflow as a GPU does (`export.emulation`): ONNX Runtime computes them in float32 there, and would hide an overflow.
-
-A session on a server runs its graphs there, where nobody sees the calls; but each graph is a model of its own there,
-too (`ServedRunner`), which can be asked what PyTorch was asked.
+The graphs of all of them are observed. On a CPU some precisions are judged by graphs that round and overflow as a
+device does (`Precision.emulator`): the backend would hide an overflow there. A session on a server runs its graphs
+there, where nobody sees the calls; but each graph is a model of its own there, too (`ServedRunner`), which can be asked
+what PyTorch was asked.
 """
 
 from __future__ import annotations
 
+import pkgutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from samkit.benchmarks.accuracy.gate import CallJudge, CallTape, RecordedRunner
+from samkit.benchmarks.accuracy.outputs import ObservedRunner, Observer, OutputCheck, Recording
 from samkit.benchmarks.measure.originals import original_network, original_runners
-from samkit.errors import MissingDependencyError, SamkitError, ServingError
-from samkit.manifest import Export, Manifest
+from samkit.benchmarks.record.rows import Absent, Identity
+from samkit.errors import MissingDependencyError, OptionError, SamkitError, ServingError
+from samkit.manifest import Export
 from samkit.methods import GraphSpec
-from samkit.precisions import BASE
-from samkit.runtime import backends, open_session
-from samkit.runtime.backends import Variant, bench_backends, find_emulator, get_backend, open_runners
-from samkit.runtime.backends.backend import missing_files
+from samkit.precisions import BASE, get_precision
+from samkit.runtime.backends import bench_backends, get_backend, is_emulated, open_runners
+from samkit.runtime.backends.backend import Variant, missing_files
 from samkit.runtime.backends.runner import HostRunner, Runner, SubstituteRunner, add_substitutes, check_inputs
 from samkit.runtime.client import tritonclient_library
 from samkit.runtime.client.triton_transport import HTTP, Address
-from samkit.runtime.opening import make_session
+from samkit.runtime.opening import make_session, open_session
+from samkit.runtime.session.base import Session
 from samkit.tensors import Tensor, on_host
 from samkit.triton_models.repository import write_repository
 from samkit.triton_models.server import EmbeddedServer
 from samkit.triton_models.server_files import check_numpy, find_server
 
-TORCH, TRITON = "torch", "triton"
-STEM = "adapter_stem"
-
-
+TRITON = "triton"
 BACKENDS: Mapping[str, Variant] = {**bench_backends(), TRITON: Variant(TRITON, BASE.name, "cpu")}
-"""`torch` is what the others are compared with, on the device that was asked for, and always runs."""
+"""What a name on the command line stands for. The first is what the others are compared with, on the device that was
+asked for, and always runs."""
+BASELINE = next(iter(BACKENDS))
 
 
 def default_backends(device: str) -> tuple[str, ...]:
-    """Return what runs when nobody asks for anything; what is not there gets a row that says so."""
-    at_home = {backend.name: backend.devices[0] for backend in backends.BACKENDS} | {TRITON: "cpu"}
-    return tuple(name for name, one in BACKENDS.items() if device == "cuda" or one.device == at_home[one.backend])
+    """Return what runs when nobody asks for anything; what is not there gets a row that says so.
+
+    A backend that has a device of its own runs on another one where that is asked for.
+    """
+    return tuple(
+        name
+        for name, variant in BACKENDS.items()
+        if name == TRITON or variant.device in (device, get_backend(variant.backend).devices[0])
+    )
 
 
-@dataclass
-class Reference:
-    """The PyTorch originals: a session, and a tape of what its graphs were given and gave."""
+def check_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of backends, the baseline first; raises OptionError for an unknown one."""
+    wanted = dict.fromkeys(names)
+    if unknown := [name for name in wanted if name not in BACKENDS]:
+        raise OptionError(f"the backend '{unknown[0]}' is not known; give {', '.join(BACKENDS)}")
+    return (BASELINE, *(name for name in wanted if name != BASELINE))
 
+
+def in_row(error: SamkitError) -> str:
+    """Return why something did not run, as a row says it: with options as the command line has them."""
+    return error.sentence(lambda option: f"--{option}")
+
+
+def identity_of(export: Export, variant: Variant, **part: str) -> Identity:
+    """Return the identity of a row on an export; `part` is the graph, or the stage and the policy."""
+    emulated = variant.backend != TRITON and is_emulated(variant)
+    place = (variant.backend, variant.precision, variant.device)
+    return Identity.of(export.plan, export.digest, *place, emulated=emulated, **part)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The PyTorch originals: a session, and what its graphs were given and gave."""
+
+    variant: Variant
     session: Any
-    tape: CallTape
+    recording: Recording
     runners: Mapping[str, Runner]
-    """Without anybody watching."""
-    kind: Variant
-    name: str = TORCH
+    """By graph, without anybody observing."""
 
 
-@dataclass
-class Contender:
-    """A session that is compared."""
+@dataclass(frozen=True)
+class Candidate:
+    """A session that is compared with the baseline's."""
 
     name: str
     """As on the command line."""
-    kind: Variant
-    session: Any
-    judge: CallJudge
+    variant: Variant
+    session: Session
+    check: OutputCheck
     runners: Mapping[str, Runner]
-    """By graph, without anybody watching."""
+    """By graph, without anybody observing."""
 
     @property
     def is_served(self) -> bool:
         """Return whether the session is on a server."""
-        return self.kind.backend == TRITON
+        return self.variant.backend == TRITON
+
+
+def open_baseline(export: Export, device: str, threads: int | None, held: ExitStack) -> Baseline:
+    """Return the originals of an export, which `held` closes; raises as `original_network` does."""
+    network = original_network(export.plan, device=device, threads=threads)
+    runners = original_runners(network, export.plan, device)
+    recording = Recording()
+    session = make_session(export, _observed(runners, recording, export), BASE.name)
+    held.callback(session.close)
+    from samkit.runtime.backends.torch_runner import TorchRunner  # it imports PyTorch, which is here by now
+
+    for graph in export.specs:
+        if graph.is_rewrite and graph.works_for is None:
+            runners[graph.name] = TorchRunner(network, graph, device)
+            recording.unprompted.append(runners[graph.name])
+    return Baseline(replace(BACKENDS[BASELINE], device=device), session, recording, runners)
+
+
+def open_candidate(
+    name: str, export: Export, recording: Recording, threads: int | None, server: str | None, held: ExitStack
+) -> Candidate | Absent:
+    """Return a backend's session on an export, which `held` closes, or why there is none."""
+    variant = BACKENDS[name]
+    graphs = {graph.name: graph for graph in export.specs}
+    runners: dict[str, Runner]
+    is_missing = False
+    try:
+        if variant.backend == TRITON:
+            check = OutputCheck(recording, graphs, variant.precision, sees_session=False)
+            url, session = _serve(export, server, held)
+            address = Address.parse(url)
+            runners = {graph: held.enter_context(ServedRunner(address, graphs[graph])) for graph in graphs}
+            return Candidate(name, variant, session, check, runners)
+        is_missing = get_backend(variant.backend).missing(export, variant.precision) is not None
+        if (why := missing_files(export, variant.precision)) is not None:
+            return Absent("accuracy", identity_of(export, variant, stage="masks"), why, is_failure=False)
+        check = OutputCheck(recording, graphs, variant.precision)
+        opened = _emulate(variant, export, threads, held) if is_emulated(variant) else None
+        runners = opened or open_runners(export, variant, threads)[0]
+        local = make_session(export, _observed(runners, check, export), variant.precision)
+        held.callback(local.close)
+        return Candidate(name, variant, local, check, runners)
+    except SamkitError as error:
+        is_missing = is_missing or isinstance(error, MissingDependencyError)
+        return Absent("accuracy", identity_of(export, variant, stage="masks"), in_row(error), is_failure=not is_missing)
+
+
+def _emulate(variant: Variant, export: Export, threads: int | None, held: ExitStack) -> dict[str, Runner]:
+    """Return runners that round as a device would that computes in the variant's precision."""
+    emulator = pkgutil.resolve_name(str(get_precision(variant.precision).emulator))
+    work = Path(held.enter_context(tempfile.TemporaryDirectory()))
+    return {
+        graph.name: emulator(export.path(graph.name, variant.precision), graph, work, threads=threads)
+        for graph in export.specs
+    }
+
+
+def _serve(export: Export, server: str | None, held: ExitStack) -> tuple[str, Session]:
+    """Return an address and a session there: of `server`, or of one that is started for this export."""
+    if server is None:
+        find_server()
+        check_numpy()
+        work = Path(held.enter_context(tempfile.TemporaryDirectory()))
+        write_repository([export.folder], work / "repository", engines=False)  # the server is started on the CPU
+        started = held.enter_context(EmbeddedServer(work / "repository"))
+        server = f"triton://{started.grpc}/{export.plan.method}"
+    session = held.enter_context(open_session(server))
+    if session.manifest.digest != export.digest:
+        raise ServingError(
+            f"{server} serves another export of {session.method.name} (manifest {session.manifest.digest[:12]}) "
+            f"than the one that is measured ({export.digest[:12]}); serve this one, or leave {{server}} out",
+            options=("server",),
+        )
+    return server, session
+
+
+def _observed(runners: Mapping[str, Runner], observer: Observer, export: Export) -> dict[str, Runner]:
+    """Return runners that show each call; one that stands in for another shows the one that really runs."""
+    real: dict[str, Runner] = {
+        name: ObservedRunner(runner, observer)
+        for name, runner in runners.items()
+        if not isinstance(runner, SubstituteRunner)
+    }
+    add_substitutes(real, export.graphs)
+    return real
 
 
 class ServedRunner(HostRunner):
@@ -105,116 +215,3 @@ class ServedRunner(HostRunner):
     def close(self) -> None:
         """Let go of the connection."""
         self._client.close()
-
-
-@dataclass(frozen=True)
-class Absent:
-    """A backend that could not be compared, and why."""
-
-    name: str
-    kind: Variant
-    reason: str
-    is_failure: bool
-    """Whether it is there and failed."""
-
-
-def open_reference(folder: Path, manifest: Manifest, device: str, threads: int | None, held: ExitStack) -> Reference:
-    """Return the originals of an export, which `held` closes; raises as `original_network` does."""
-    plan = manifest.plan
-    export = Export.of(folder, manifest)
-    network = original_network(plan, device=device, threads=threads)
-    runners = original_runners(network, plan, device)
-    stem = None
-    if STEM in plan.graphs:
-        from samkit.runtime.backends.torch_runner import TorchRunner
-
-        stem = TorchRunner(network, next(spec for spec in plan.specs if spec.name == STEM), device)
-    tape = CallTape(stem)
-    watched = _watched(runners, tape, export.graphs)
-    if stem is not None:
-        runners[STEM] = stem
-    session = make_session(export, watched, BASE.name)
-    held.callback(session.close)
-    return Reference(session, tape, runners, Variant(TORCH, BASE.name, device))
-
-
-def open_contender(
-    name: str,
-    folder: Path,
-    manifest: Manifest,
-    tape: CallTape,
-    threads: int | None,
-    server: str | None,
-    held: ExitStack,
-) -> Contender | Absent:
-    """Return a backend's session on an export, which `held` closes, or why there is none."""  # fmt: skip
-    kind = BACKENDS[name]
-    specs = {spec.name: spec for spec in manifest.plan.specs}
-    runners: dict[str, Runner]
-    try:
-        if kind.backend == TRITON:
-            url, session = _open_served(folder, manifest, server, held)
-            runners = {n: held.enter_context(ServedRunner(Address.parse(url), spec)) for n, spec in specs.items()}
-            judge = CallJudge(tape, specs, kind.precision, is_watching=False)
-            return Contender(name, kind, session, judge, runners)
-        export = Export.of(folder, manifest)
-        if (missing := missing_files(export, kind.precision)) is not None:
-            return Absent(name, kind, missing, False)
-        runners = _open_runners(kind, export, threads, held)
-        judge = CallJudge(tape, specs, kind.precision)
-        watched = _watched(runners, judge, export.graphs)
-        session = make_session(export, watched, kind.precision)
-        held.callback(session.close)
-        return Contender(name, kind, session, judge, runners)
-    except SamkitError as error:
-        is_missing = isinstance(error, MissingDependencyError) or (
-            kind.backend != TRITON and get_backend(kind.backend).missing(Export.of(folder, manifest), kind.precision)
-        )
-        return Absent(name, kind, str(error), not is_missing)
-
-
-def _open_runners(kind: Variant, export: Export, threads: int | None, held: ExitStack) -> dict[str, Runner]:
-    emulator = find_emulator(kind)
-    if emulator is None:
-        return open_runners(export, kind, threads)[0]
-    work = Path(held.enter_context(tempfile.TemporaryDirectory()))
-    return {s.name: emulator(export.path(s.name, kind.precision), s, work, threads=threads) for s in export.specs}
-
-
-def _open_served(folder: Path, manifest: Manifest, server: str | None, held: ExitStack) -> tuple[str, Any]:
-    """Return an address and a session there: of `server`, or of one that is started for this export."""
-    if server is None:
-        find_server()
-        check_numpy()
-        work = Path(held.enter_context(tempfile.TemporaryDirectory()))
-        write_repository([folder], work / "repository", engines=False)  # the server is started on the CPU
-        started = held.enter_context(EmbeddedServer(work / "repository"))
-        server = f"triton://{started.grpc}/{manifest.plan.method}"
-    session: Any = held.enter_context(open_session(server))
-    if session.manifest.digest != manifest.digest:
-        raise ServingError(
-            f"{server} serves another export of {session.manifest.method} (manifest {session.manifest.digest[:12]}) "
-            f"than the one that is measured ({manifest.digest[:12]}); serve this one, or leave --server out"
-        )
-    return server, session
-
-
-def _watched(
-    runners: Mapping[str, Runner], judge: CallJudge | CallTape, graphs: Sequence[GraphSpec]
-) -> dict[str, Runner]:
-    """Return runners that show each call to `judge`; one that stands in for another shows the one that really runs."""
-    real: dict[str, Runner] = {
-        name: RecordedRunner(runner, judge)
-        for name, runner in runners.items()
-        if not isinstance(runner, SubstituteRunner)
-    }
-    add_substitutes(real, graphs)
-    return real
-
-
-def check_names(names: Iterable[str], fail: Callable[[str], Exception]) -> tuple[str, ...]:
-    """Return the names of backends, `torch` first; raises what `fail` makes of a sentence for an unknown one."""
-    wanted = dict.fromkeys(names)
-    if unknown := [name for name in wanted if name not in BACKENDS]:
-        raise fail(f"the backend '{unknown[0]}' is not known; give {', '.join(BACKENDS)}")
-    return ("torch", *(name for name in wanted if name != "torch"))

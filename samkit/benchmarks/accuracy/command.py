@@ -1,12 +1,12 @@
 """`sam-bench accuracy`: every backend's masks beside PyTorch float32's and the truth, per case and click; a gate.
 
-For each export, each subject and each of the reader's policies (`trajectories`) the PyTorch originals are clicked on,
+For each export, each case and each of the reader's policies (`simulated_user`) the PyTorch originals are clicked on,
 and every backend gets the same clicks: so each mask has one to be compared with. Where a mask differs, the backend is
-clicked on once more on its own errors. Every call of every graph is compared, too (`gate`). All figures are written
-before the exit code says whether a limit broke.
+clicked on once more on its own errors. Every output of every graph is compared, too (`outputs`). All figures are
+written before the exit code says whether a limit broke.
 
 Files that changed since their export are refused before anything else. An export that can't be measured among others
-is a row that says why, and fails the gate. What this can't see stands in `gate`.
+is a row that says why, and fails the gate.
 
 What a run holds of the data: `slices` of a row are parts of images, `notes` may name files that were left out, and
 `command` has the folder as it was typed. Cases are called by their place in the folder, never by a file. So share a run
@@ -15,12 +15,12 @@ as you would share the scans, or measure with --anonymous, which leaves out pict
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,31 +28,35 @@ import click
 
 from samkit.benchmarks.accuracy.candidates import (
     BACKENDS,
-    TORCH,
-    Absent,
+    BASELINE,
+    Candidate,
     check_names,
     default_backends,
-    open_contender,
-    open_reference,
+    identity_of,
+    in_row,
+    open_baseline,
+    open_candidate,
 )
-from samkit.benchmarks.accuracy.comparison import Say, Settings, Trial, identity_of
+from samkit.benchmarks.accuracy.comparison import Comparison, Settings
 from samkit.benchmarks.accuracy.gate import Limits
-from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.folders import FolderCases
 from samkit.benchmarks.cases.phantom_scans import phantom_cases
 from samkit.benchmarks.cases.simulated_user import POLICIES, policies_of, recipe_of
 from samkit.benchmarks.measure.machine import Machine, versions
 from samkit.benchmarks.record.metrics import TOLERANCE_MM
-from samkit.benchmarks.record.rows import Absent as AbsentRow
-from samkit.benchmarks.record.rows import LatencyRow, LoadRow, read_row
-from samkit.benchmarks.record.run import Row, Run, commit, describe_export, now
-from samkit.errors import PromptError, SamkitError
-from samkit.manifest import Export, Manifest
-from samkit.methods import get_method
-from samkit.precisions import BASE
-from samkit.runtime.backends import Variant
+from samkit.benchmarks.record.rows import Absent, AccuracyRow, Row
+from samkit.benchmarks.record.run import Run, commit, describe_export, now
+from samkit.command import show_progress
+from samkit.errors import OptionError, PromptError, SamkitError
+from samkit.manifest import Export
+from samkit.precisions import BASE, PRECISIONS
+from samkit.runtime import backends as known_backends
+from samkit.runtime.backends.backend import Variant
+
+log = logging.getLogger(__name__)
 
 CASES, CLICKS = 4, 6
+_LEAST_DICE = ", ".join([f"{BASE.min_dice:g}", *(f"and {one.min_dice:g} in {one.title}" for one in PRECISIONS[1:])])
 
 
 @click.command()
@@ -71,7 +75,7 @@ CASES, CLICKS = 4, 6
 @click.option("--clicks", default=CLICKS, show_default=True, type=click.IntRange(min=1), help="Clicks on each.")
 @click.option("--policy", "policies", multiple=True, type=click.Choice(POLICIES), help="Default: all that fit.")
 @click.option("--min-parity-dice", type=click.FloatRange(0, 1), metavar="DICE",
-              help="Least Dice of a mask against PyTorch's. Default: 0.9999, and 0.995 in float16.")  # fmt: skip
+              help=f"Least Dice of a mask against PyTorch's. Default: {_LEAST_DICE}.")  # fmt: skip
 @click.option("--max-parity-hd95", type=click.FloatRange(min=0), metavar="MM",
               help="Largest HD95 of a mask against PyTorch's. Default: a voxel's longest edge.")  # fmt: skip
 @click.option("--tolerance-mm", default=TOLERANCE_MM, show_default=True, type=click.FloatRange(min=0, min_open=True),
@@ -110,64 +114,30 @@ def command(
     tolerance end with exit code 1; the figures are written all the same. The file holds parts of the images unless
     --no-pictures or --anonymous is given.
     """
-    names = check_names(_words(backends), click.UsageError) if backends else default_backends(device)
+    show_progress(quiet=False)
+    named = [word.strip() for word in backends.split(",") if word.strip()] if backends else []
+    names = check_names(named) if named else default_backends(device)
     if server is not None and len(exports) > 1:
-        raise click.UsageError("--server serves one export, and several are given; measure one at a time")
-    if label is not None and data is None:
-        raise click.UsageError(
-            "--label names a value of the labels in --data, and phantoms have none; give --data, too"
+        raise OptionError(
+            "{server} serves one export, and several are given; measure one at a time", options=("server",)
         )
-    limits = Limits(max_hd95_mm=max_parity_hd95)
-    if min_parity_dice is not None:
-        limits = replace(limits, min_dice=dict.fromkeys(limits.min_dice, min_parity_dice))
+    if label is not None and data is None:
+        raise OptionError(
+            "{label} names a value of the labels in {data}, and phantoms have none; give {data}, too",
+            options=("label", "data"),
+        )
     typed = [word.replace(str(data), "DATA") if anonymous and data else word for word in sys.argv[1:]]
     run = measure_accuracy(
-        exports, backends=names, data=data, cases=cases, clicks=clicks, limits=limits, threads=threads, device=device,
-        pictures=pictures, anonymous=anonymous, policies=policies or POLICIES, tolerance_mm=tolerance_mm, label=label,
-        server=server, command=("sam-bench", *typed), say=lambda line: click.echo(line, err=True),
+        exports, backends=names, data=data, cases=cases, clicks=clicks,
+        limits=Limits.of(min_parity_dice, max_parity_hd95), threads=threads, device=device, pictures=pictures,
+        anonymous=anonymous, policies=policies or POLICIES, tolerance_mm=tolerance_mm, label=label, server=server,
+        command=("sam-bench", *typed),
     )  # fmt: skip
     run.save(out)
-    _show(run)
-    fail_where_broken(run, _words(backends) if backends else [])
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _show(run: Run) -> None:
     from samkit.benchmarks.report import tables
 
     tables.show(run)
-
-
-def fail_where_broken(run: Run, named: Sequence[str]) -> None:
-    """Raise SamkitError where anything broke: one line for each export and backend, with what broke first there.
-
-    The last line is the error, those before it go to stderr. A backend of `named` that did not run is broken, too.
-    """
-    lines: dict[tuple[Any, ...], tuple[float, str]] = {}
-    asked = {(kind.backend, kind.precision, kind.device) for kind in (BACKENDS[name] for name in named)}
-    for row in run.rows:
-        if isinstance(row, LatencyRow | LoadRow):
-            continue
-        who = row.identity
-        rival = (who.backend, who.precision, who.device)
-        found = [f"{sentence}; export again, and report it if it stays" for sentence in row.failures]
-        if isinstance(row, AbsentRow) and row.is_failure and not found:
-            found = [f"{who.method} on {who.backend} ({who.precision}): {row.reason}"]
-        if isinstance(row, AbsentRow) and not row.is_failure and who.stage and rival in asked:
-            found = [f"{who.method} on {who.backend} ({who.precision}) was asked for and not run: {row.reason}"]
-        if found:
-            key = (who.method, who.manifest, *rival)
-            # Of several policies the one that met the first case
-            case = float(row.failed_case or math.inf)
-            lines[key] = min(lines.get(key, (case, found[0])), (case, found[0]), key=lambda line: line[0])
-    *others, last = [sentence for _, sentence in lines.values()] or [""]
-    for sentence in others:
-        click.echo(f"sam-bench: {sentence}", err=True)
-    if last:
-        raise SamkitError(last)
+    fail_where_broken(run, named)
 
 
 def measure_accuracy(
@@ -187,44 +157,66 @@ def measure_accuracy(
     label: int | None = None,
     server: str | None = None,
     command: Sequence[str] = ("measure_accuracy",),
-    say: Say = lambda line: None,
 ) -> Run:
     """Return a run with a row for each export, backend and policy, and for each detector.
 
     `backends` are of BACKENDS; those left out of which a table has a column get a row that says so. `data` is a folder
-    as `sam-train` reads it, of which `cases` subjects are taken; without one as many phantoms. `threads` are of one
-    operator, `device` is PyTorch's. What is beyond `limits` raises nothing: it is in the rows, as `failures`.
+    as `sam-train` reads it, of which `cases` are taken; without one as many phantoms. `threads` are of one operator,
+    `device` is PyTorch's. What is beyond `limits` raises nothing: it is in the rows, as `failures`.
 
     Raises ManifestError for an export whose files changed, before anything else, PromptError for an export that knows
     none of the `policies`. InputRefused for data that an export can't be measured on, and whatever keeps PyTorch's
     originals from running, are raised where it is the only one; among several they are its row.
     """
     started, begun = now(), time.perf_counter()
-    manifests = {folder: Manifest.load(folder) for folder in exports}
-    for folder, manifest in manifests.items():
-        manifest.verify(folder, engines=any(name.startswith("tensorrt") for name in backends))
-    for manifest in manifests.values():
-        _check_policies(manifest, policies)
     settings = Settings(
         clicks, limits or Limits(), tolerance_mm, tuple(policies), pictures and not anonymous, anonymous
     )
+    with_engines = any(BACKENDS[name].backend in _ON_ENGINES for name in backends)
+    opened = [Export.open(folder, verify=False) for folder in exports]
+    for export in opened:
+        export.manifest.verify(export.folder, engines=with_engines)
+    for export in opened:
+        known = policies_of(export.method, recipe_of(export.method, export.plan.size))
+        if not set(known) & set(policies):
+            raise PromptError(
+                f"{export.method.name} knows the policies {', '.join(known)} and not {', '.join(policies)}; name one "
+                "of them"
+            )
     rows: list[Row] = []
     notes: list[str] = []
     with Machine(threads, device) as machine:
-        for folder, manifest in manifests.items():
-            say(f"{manifest.plan.method}: opening {', '.join(backends)}")
+        for export in opened:
+            log.info("%s: opening %s", export.method.name, ", ".join(backends))
             try:
-                found, remarks = _measure_export(
-                    folder, manifest, settings, say, backends=backends, data=data, cases=cases, label=label,
-                    device=device, threads=threads, server=server,
-                )  # fmt: skip
+                with ExitStack() as held:
+                    baseline = open_baseline(export, device, threads, held)
+                    others = [
+                        open_candidate(name, export, baseline.recording, threads, server, held)
+                        for name in backends
+                        if name != BASELINE
+                    ]
+                    folder = data and FolderCases(data, export.method, export.config, cases, label=label)
+                    comparison = Comparison(
+                        export, baseline, [one for one in others if isinstance(one, Candidate)], settings
+                    )
+                    comparison.run(folder or phantom_cases(export.method, export.config, cases))
+                    found = comparison.rows() + [one for one in others if isinstance(one, Absent)]
             except SamkitError as error:
-                if len(manifests) == 1:
+                if len(opened) == 1:
                     raise
-                say(f"{manifest.plan.method}: {error}")
-                found, remarks = [_failed(manifest, device, _UNSAID if anonymous else str(error))], []
-            rows += found
-            notes += remarks
+                log.warning("%s: %s", export.method.name, error)
+                why = _UNSAID if anonymous else in_row(error)
+                original = identity_of(export, Variant(BASELINE, BASE.name, device), stage="masks")
+                rows.append(Absent("accuracy", original, why, is_failure=True))
+            else:
+                rows += found + _left_out(export, backends)
+                remarks = folder.remarks if folder else []
+                if anonymous and remarks:
+                    remarks = [
+                        f"{len(remarks)} remarks on the files of the data are left out, because they may name somebody"
+                    ]
+                notes += [f"{export.method.name}: {said}" for said in dict.fromkeys((*remarks, *comparison.notes))]
             machine.sample()
         facts = machine.describe()
     return Run(
@@ -232,69 +224,58 @@ def measure_accuracy(
         command=tuple(command),
         started=started,
         seconds=round(time.perf_counter() - begun, 1),
-        exports=tuple(describe_export(folder, manifest) for folder, manifest in manifests.items()),
+        exports=tuple(describe_export(export.folder, export.manifest) for export in opened),
         machine=facts,
         versions=versions(),
-        rows=tuple(map(read_row, rows)),
+        rows=tuple(rows),
         commit=commit(),
         notes=(*notes, f"{settings.limits}", f"NSD within {tolerance_mm:g} mm", *_PICTURE_NOTES[settings.pictures]),
     )
 
 
-def _measure_export(
-    folder: Path, manifest: Manifest, settings: Settings, say: Say, *, backends: Sequence[str], data: Path | None,
-    cases: int, label: int | None, device: str, threads: int | None, server: str | None,
-) -> tuple[list[Row], list[str]]:  # fmt: skip
-    """Return the rows of one export, and what a reader must be told of them."""
-    export = Export.of(folder, manifest)
-    method, config = export.method, export.config
-    found: Iterable[Case] = (
-        phantom_cases(method, config, cases) if data is None else FolderCases(data, method, config, cases, label=label)
-    )
-    with ExitStack() as held:
-        reference = open_reference(folder, manifest, device, threads, held)
-        opened = [
-            open_contender(name, folder, manifest, reference.tape, threads, server, held)
-            for name in backends
-            if name != TORCH
-        ]
-        trial = Trial(folder, manifest, reference, opened, settings, say)
-        trial.run(found)
-        rows = trial.rows() + _left_out(manifest, backends)
-    said = found.remarks if isinstance(found, FolderCases) else []
-    if settings.anonymous and said:
-        said = [f"{len(said)} remarks on the files of the data are left out, because they may name somebody"]
-    return rows, [f"{method.name}: {sentence}" for sentence in dict.fromkeys((*said, *trial.notes))]
-
-
-def _failed(manifest: Manifest, device: str, why: str) -> Row:
-    """Return the row of an export that could not be measured at all."""
-    one = Absent(TORCH, Variant(TORCH, BASE.name, device), why, True)
-    return {"kind": "accuracy", **identity_of(manifest, one), "stage": "masks", "error": why}
-
-
+_ON_ENGINES = {backend.name for backend in known_backends.BACKENDS if backend.checks_bytes}
+"""Backends that run files which nothing else of an export needs."""
 _UNSAID = (
     "it could be measured on no case, and why is left out, because it may name a file; measure it alone to read it"
 )
 _PICTURE_NOTES = {True: ("this file holds parts of the images; share it as you would share the scans",), False: ()}
 
 
-def _check_policies(manifest: Manifest, policies: Sequence[str]) -> None:
-    method = get_method(manifest.plan.method)
-    known = policies_of(method, recipe_of(method, manifest.plan.size))
-    if not set(known) & set(policies):
-        raise PromptError(
-            f"{method.name} knows the policies {', '.join(known)} and not {', '.join(policies)}; name one of them"
-        )
-
-
-def _left_out(manifest: Manifest, backends: Sequence[str]) -> list[Row]:
+def _left_out(export: Export, backends: Sequence[str]) -> list[Row]:
     """Return a row for each backend that nobody asked for and that tables have a column for."""
     return [
-        {
-            "kind": "accuracy", **identity_of(manifest, Absent(name, BACKENDS[name], "", False)), "stage": "masks",
-            "not_run": "not among --backends",
-        }
-        for name in BACKENDS
-        if name not in backends and BACKENDS[name].device == "cuda"
-    ]  # fmt: skip
+        Absent("accuracy", identity_of(export, variant, stage="masks"), "not among --backends", is_failure=False)
+        for name, variant in BACKENDS.items()
+        if name not in backends and variant.device == "cuda"
+    ]
+
+
+def fail_where_broken(run: Run, named: Sequence[str]) -> None:
+    """Raise SamkitError where anything broke: one line for each export and backend, with what broke first there.
+
+    The last line is the error, those before it are logged. A backend of `named` that did not run is broken, too.
+    """
+    lines: dict[tuple[Any, ...], tuple[float, str]] = {}
+    asked = [BACKENDS[name] for name in named]
+    for row in run.rows:
+        if not isinstance(row, AccuracyRow | Absent):
+            continue
+        one = row.identity
+        place = f"{one.method} on {one.backend} ({one.precision})"
+        found = [f"{sentence}; export again, and report it if it stays" for sentence in row.failures]
+        if isinstance(row, Absent) and not found:
+            is_asked = one.stage is not None and Variant(one.backend, one.precision, one.device) in asked
+            if row.is_failure:
+                found = [f"{place}: {row.reason}"]
+            elif is_asked:
+                found = [f"{place} was asked for and not run: {row.reason}"]
+        if found:
+            key = (one.method, one.manifest, one.backend, one.precision, one.device)
+            # Of several policies the one that met the first case
+            case = float(row.failed_case or math.inf)
+            lines[key] = min(lines.get(key, (case, found[0])), (case, found[0]), key=lambda line: line[0])
+    *others, last = [sentence for _, sentence in lines.values()] or [""]
+    for sentence in others:
+        click.echo(f"sam-bench: {sentence}", err=True)
+    if last:
+        raise SamkitError(last)

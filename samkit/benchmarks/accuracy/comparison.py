@@ -1,47 +1,42 @@
-"""One export, its PyTorch originals and its backends, over every subject and policy: who answered what, noted in books.
+"""One export: its baseline and its candidates over every case and policy, who answered what, noted in outcomes.
 
-The originals are clicked on first; each backend then gets the same question, and what comes out is compared: calls by
-`gate`, masks here. What the notes become is in `accuracy_rows`.
+The baseline is prompted first; each candidate then gets the same prompts, and what comes out is compared: outputs of
+graphs by `outputs`, masks here.
 """
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 
-from samkit.benchmarks.accuracy.candidates import TORCH, Absent, Contender, Reference
-from samkit.benchmarks.accuracy.detector import DETECTOR, DetectorBook, DetectorTrial
+from samkit.benchmarks.accuracy.candidates import Baseline, Candidate, identity_of
+from samkit.benchmarks.accuracy.detector import Detection, Detector
 from samkit.benchmarks.accuracy.differing_slices import worst_slice
-from samkit.benchmarks.accuracy.gate import SESSION, Break, Limits, compare_apart, judge_mask
-from samkit.benchmarks.accuracy.rows import SAME, Book
+from samkit.benchmarks.accuracy.gate import Failure, Limits, check_mask
+from samkit.benchmarks.accuracy.outcome import SAME, Outcome
 from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.simulated_user import (
     AUTOMATIC,
-    Question,
-    Task,
-    answer,
-    ask,
-    make_task,
+    Prompting,
+    SimulatedUser,
     policies_of,
-    questions_at_most,
     recipe_of,
-    set_scan,
+    set_case,
 )
 from samkit.benchmarks.record.metrics import compare_masks, measure_mask
-from samkit.benchmarks.record.run import Row
+from samkit.benchmarks.record.rows import DETECTOR, ClickFigures, Row
 from samkit.errors import GeometryError, InputRefused, SamkitError
 from samkit.export.emulation import first_non_finite
-from samkit.manifest import Export, Manifest
+from samkit.manifest import Export
 from samkit.masks import dice
-from samkit.methods import Method, SliceMethod
-from samkit.runtime.backends import is_emulated
+from samkit.methods import SliceMethod
 
-Say: TypeAlias = Callable[[str], object]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,325 +50,253 @@ class Settings:
     pictures: bool
     anonymous: bool
 
-    def case(self, case: Case, number: int) -> str:
-        """Return what a report calls a case."""
-        return f"case {number + 1}" if self.anonymous else case.name
 
+class Comparison:
+    """One export: every case, by every policy, on every backend."""
 
-class Trial:
-    """One export: every subject, by every policy, on every backend."""
-
-    def __init__(
-        self, folder: Path, manifest: Manifest, reference: Reference, opened: Sequence[Contender | Absent],
-        settings: Settings, say: Say,
-    ) -> None:  # fmt: skip
-        self._folder, self._manifest, self._reference, self._settings, self._say = (
-            folder, manifest, reference, settings, say,
-        )  # fmt: skip
-        self._method: Method
-        self._config: Any
-        export = Export.of(folder, manifest)
-        self._method, self._config = export.method, export.config
-        self._contenders = [one for one in opened if isinstance(one, Contender)]
-        self._sessions: list[Reference | Contender] = [reference, *self._contenders]
-        self._absent = [one for one in opened if isinstance(one, Absent)]
+    def __init__(self, export: Export, baseline: Baseline, candidates: Sequence[Candidate], settings: Settings) -> None:
+        """Get ready; `run` does the work."""
+        self._export, self._baseline, self._candidates, self._settings = export, baseline, candidates, settings
+        method = export.method
+        self._recipe = recipe_of(method, export.plan.size)
+        self._plane = method.plane if isinstance(method, SliceMethod) else "axial"
         self.notes: list[str] = []
         """What a reader of the rows must know."""
-        recipe = recipe_of(self._method, manifest.plan.size)
-        self._policies = [name for name in policies_of(self._method, recipe) if name in settings.policies]
-        self._books = {
-            (one.name, policy): Book(identity_of(manifest, one), policy)
-            for policy in self._policies
-            for one in self._sessions
-        }
-        self._detectors = self._detector_trial()
+        policies = [name for name in policies_of(method, self._recipe) if name in settings.policies]
+        self._baselines = {policy: self._outcome(baseline, policy) for policy in policies}
+        self._outcomes = {(one.name, policy): self._outcome(one, policy) for policy in policies for one in candidates}
+        self._detection = self._detectors() if isinstance(method, SliceMethod) and method.propose else None
+
+    def _outcome(self, one: Baseline | Candidate, policy: str) -> Outcome:
+        return Outcome(identity_of(self._export, one.variant, stage="masks", policy=policy))
 
     def run(self, cases: Iterable[Case]) -> None:
         """Do everything."""
-        for number, one in enumerate(cases):
-            case = self._settings.case(one, number)
-            self._say(f"{self._method.name}: {case}")
-            for policy in self._policies if one.targets else ():
+        for number, case in enumerate(cases):
+            if self._settings.anonymous:
+                case = replace(case, name=f"case {number + 1}")
+            log.info("%s: %s", self._export.method.name, case.name)
+            for policy in self._baselines if case.targets else ():
                 try:
-                    self._run_task(self._task(number, one, policy), case)
+                    method, config = self._export.method, self._export.config
+                    self._prompt(SimulatedUser.of(case, policy, method, config, self._recipe, number))
                 except (InputRefused, GeometryError) as error:
-                    self.notes.append(f"{case} left out ({policy}): {error}")
-            if self._detectors is not None:
-                self._detect(replace(one, name=case))
+                    self.notes.append(f"{case.name} left out ({policy}): {error}")
+            if self._detection is not None:
+                set_case(self._baseline.session, case)
+                self._detection.show(case, self._baseline.session.channels(), self._plane)
 
-    def _task(self, number: int, case: Case, policy: str) -> Task:
-        return make_task(number, case, policy, self._method, self._config, self._manifest.plan.size)
-
-    # --- One subject by one policy ---
-
-    def _run_task(self, task: Task, case: str) -> None:
-        """Click on PyTorch's session, and let every backend answer the same; then each one on its own errors."""
-        set_scan(self._reference.session, task.case)
-        runs = [Rival(one, self._books[one.name, task.policy], task, case, self._settings) for one in self._contenders]
-        for rival in runs:
-            rival.begin()
-        book = self._books[TORCH, task.policy]
-        labels = _nothing(task)
-        reached: list[float] = []
-        for number in range(1, questions_at_most(task, self._settings.clicks) + 1):
-            question = ask(task, number, _prompted(task, labels))
-            if question is None:
+    def _prompt(self, user: SimulatedUser) -> None:
+        """Prompt the baseline, and let every candidate answer the same; then each one on its own errors."""
+        set_case(self._baseline.session, user.case)
+        outcome = self._baselines[user.policy]
+        runs = [
+            CandidateRun(one, self._outcomes[one.name, user.policy], user, self._settings) for one in self._candidates
+        ]
+        for run in runs:
+            run.begin()
+        labels, reached = user.nothing(), list[float]()
+        for number in range(1, user.most_clicks(self._settings.clicks) + 1):
+            prompting = user.prompt(number, labels)
+            if prompting is None:
                 break
-            self._reference.tape.start()
+            self._baseline.recording.start()
             try:
-                labels = answer(self._reference.session, task, question)
+                labels = user.apply(prompting, self._baseline.session)
             except InputRefused as error:
-                book.notes.append(f"{case}, click {number}: the reader stopped, {error}")
+                outcome.notes.append(f"{user.case.name}, click {number}: the reader stopped, {error}")
                 break
-            shot = Shot(task, case, 0 if task.policy == AUTOMATIC else number, labels, self._settings.tolerance_mm)
-            shot.logits = task.region(self._reference.session.logits())
-            for unit, figures in shot.figures.items():
-                book.add(unit, shot.click, figures, SAME)
-            reached += [shot.dice] if task.policy != AUTOMATIC else []
-            for rival in runs:
-                rival.answer(question, shot, self._reference)
+            click = 0 if user.policy == AUTOMATIC else number
+            logits = user.region(self._baseline.session.logits())
+            expected = Expected(user, click, labels, logits, self._settings.tolerance_mm)
+            for unit, figures in expected.figures.items():
+                outcome.add(unit, ClickFigures(click, figures, SAME))
+            if click:
+                reached.append(expected.dice)
+            for run in runs:
+                run.answer(prompting, expected, self._baseline)
         if reached:
-            book.own_dice[case] = reached
-        for rival in runs:
-            rival.end(reached, self._plane)
+            outcome.own_dice[user.case.name] = reached
+        for run in runs:
+            run.end(reached, self._plane)
 
-    @property
-    def _plane(self) -> str:
-        return self._method.plane if isinstance(self._method, SliceMethod) else "axial"
+    def _detectors(self) -> Detection:
+        def detector(one: Baseline | Candidate) -> Detector:
+            identity = identity_of(self._export, one.variant, graph=DETECTOR)
+            return Detector(identity, one.runners[DETECTOR], one.check if isinstance(one, Candidate) else None)
 
-    # --- Detectors ---
-
-    def _detector_trial(self) -> DetectorTrial | None:
-        if not isinstance(self._method, SliceMethod) or self._method.propose is None:
-            return None
-        self._boxed = {one.name: DetectorBook(identity_of(self._manifest, one)) for one in self._contenders}
-        identity, side = identity_of(self._manifest, self._reference), self._config.detector.image
-        return DetectorTrial(self._reference.runners[DETECTOR], side, identity)
-
-    def _detect(self, case: Case) -> None:
-        if self._detectors is None:
-            return
-        set_scan(self._reference.session, case)
-        rivals = []
-        for one in self._contenders:
-            one.judge.begin(DETECTOR)
-            rivals.append((one.runners[DETECTOR], one.judge, self._boxed[one.name]))
-        self._detectors.show(case, self._reference.session.channels(), self._plane, rivals)
-
-    # --- Rows ---
+        side = self._export.config.detector.image  # type: ignore[attr-defined]  # of methods that propose
+        return Detection(detector(self._baseline), [detector(one) for one in self._candidates], side)
 
     def rows(self) -> list[Row]:
         """Return all rows, of policies that met a case; raises InputRefused where there is nothing to tell."""
-        boxed = self._detectors is not None and self._detectors.wanted
-        if not boxed and not any(book.units for book in self._books.values()):
+        detectors = self._detection.rows() if self._detection is not None else []
+        if not detectors and not any(outcome.steps for outcome in self._baselines.values()):
             raise InputRefused(
-                "no-case", f"{self._method.name} could be measured on no case: {' | '.join(self.notes[:3])}",
-                "give other data, or another --policy",
+                "no-case", f"{self._export.method.name} could be measured on no case: {' | '.join(self.notes[:3])}",
+                "give other data, or another {policy}", options=("policy",),
             )  # fmt: skip
         self._name_nodes()
-        rows = []
-        for (_, policy), book in self._books.items():
-            reference = self._books[TORCH, policy]
-            if reference.units:
-                rows.append(book.to_row(reference, self._settings.clicks))
-        if self._detectors is not None and boxed:
-            rows += self._detector_rows(self._detectors)
-        for one in self._absent:
-            key = "error" if one.is_failure else "not_run"
-            rows.append({"kind": "accuracy", **identity_of(self._manifest, one), "stage": "masks", key: one.reason})
-        return rows
-
-    def _detector_rows(self, trial: DetectorTrial) -> Iterator[Row]:
-        yield trial.reference.to_row(trial.wanted, 0.0, (), is_reference=True)
-        for one in self._contenders:
-            book, found = self._boxed[one.name], one.judge.broken.get(DETECTOR)
-            failures = [] if found is None else [found.sentence(book.identity)]
-            error = one.judge.errors.get(DETECTOR, {}).get(DETECTOR, 0.0)
-            yield book.to_row(trial.wanted, error, failures, is_reference=False)
+        rows: list[Row] = []
+        for policy, baseline in self._baselines.items():
+            found = (baseline, *(self._outcomes[one.name, policy] for one in self._candidates))
+            rows += [outcome.to_row(baseline, self._settings.clicks) for outcome in found] if baseline.steps else []
+        return rows + list(detectors)
 
     def _name_nodes(self) -> None:
-        """Say of the first break of each backend which node is not finite, where one is."""
-        for one in self._contenders:
-            books = [self._books[one.name, policy] for policy in self._policies]
-            book = next((book for book in books if book.breaks), None)
-            if book is None or (call := book.breaks[0].call) is None:
+        """Say of the first failure of each candidate which node is not finite, where one is."""
+        graphs = {graph.name: graph for graph in self._export.specs}
+        for one in self._candidates:
+            outcomes = [self._outcomes[one.name, policy] for policy in self._baselines]
+            failures = next((outcome.failures for outcome in outcomes if outcome.failures), None)
+            if failures is None or (call := failures[0].call) is None:
                 continue
-            path = self._manifest.path(self._folder, call.graph, one.kind.precision)
-            spec = next(spec for spec in self._manifest.plan.specs if spec.name == call.graph)
+            path = self._export.path(call.graph, one.variant.precision)
             with tempfile.TemporaryDirectory() as work:
-                node = first_non_finite(path, spec, call.inputs, Path(work))
-            book.breaks[0] = replace(book.breaks[0], node=node)
+                node = first_non_finite(path, graphs[call.graph], call.inputs, Path(work))
+            failures[0] = replace(failures[0], node=node)
 
 
-class Shot:
+class Expected:
     """What PyTorch answered at one click."""
 
-    def __init__(self, task: Task, case: str, click: int, labels: np.ndarray, tolerance_mm: float) -> None:
-        self.task, self.case, self.click, self.labels = task, case, click, labels
-        self._tolerance_mm = tolerance_mm
-        self.logits: np.ndarray | None = None
-        self.masks = {name: task.mask(labels, name) for name in task.labels}
+    def __init__(
+        self, user: SimulatedUser, click: int, labels: np.ndarray, logits: np.ndarray | None, tolerance_mm: float
+    ) -> None:
+        """`labels` and `logits` are of the region that is judged; `click` is 0 where the method segmented by itself."""
+        self.click, self.labels, self.logits = click, labels, logits
+        self._user, self._tolerance_mm = user, tolerance_mm
+        self.masks = {name: user.mask(labels, name) for name in user.labels}
         self.figures = {
-            task.called(name, case): self.measure(self.masks[name], name)
-            for name in task.labels
-            if name in task.targets
+            user.called(name): self.measure(self.masks[name], name) for name in user.labels if name in user.targets
         }
 
     @property
     def where(self) -> str:
         """Return case, click and policy in words."""
-        return f"{self.case}, click {self.click} ({self.task.policy})" if self.click else f"{self.case}, automatic"
+        case = self._user.case.name
+        return f"{case}, click {self.click} ({self._user.policy})" if self.click else f"{case}, automatic"
 
     @property
     def dice(self) -> float:
         """Return the Dice of what is clicked on."""
-        return self.figures[self.task.called(self.task.structure, self.case)]["dice"]
+        return self.figures[self._user.called(self._user.structure)]["dice"]
 
     def measure(self, mask: np.ndarray, name: str) -> dict[str, float]:
-        """Return the METRICS of a mask of one of the task's labels."""
-        return measure_mask(mask, self.task.targets[name], self.task.spacing_mm, tolerance_mm=self._tolerance_mm)
+        """Return the METRICS of a mask of one of the user's labels."""
+        return measure_mask(mask, self._user.targets[name], self._user.spacing_mm, tolerance_mm=self._tolerance_mm)
 
 
-class Rival:
-    """One backend on one task."""
+class CandidateRun:
+    """One candidate on one case by one policy."""
 
-    def __init__(self, one: Contender, book: Book, task: Task, case: str, settings: Settings) -> None:
-        self._one, self._book, self._task, self._case, self._settings = one, book, task, case, settings
+    def __init__(self, one: Candidate, outcome: Outcome, user: SimulatedUser, settings: Settings) -> None:
+        self._one, self._outcome, self._user, self._settings = one, outcome, user, settings
         self._is_live, self._differs = True, False
-        self._worst: tuple[int, Shot, np.ndarray] | None = None
+        self._worst: tuple[int, Expected, np.ndarray] | None = None
 
     def begin(self) -> None:
-        """Give the session the scan."""
-        self._one.judge.begin(self._task.policy)
+        """Give the session the case."""
+        self._one.check.begin(self._user.policy)
         try:
-            set_scan(self._one.session, self._task.case)
+            set_case(self._one.session, self._user.case)
         except SamkitError as error:
-            self._give_up(f"{self._case}, setting the scan", error)
+            self._give_up(f"{self._user.case.name}, setting the scan", error)
 
-    def answer(self, question: Question, shot: Shot, reference: Reference) -> None:
+    def answer(self, prompting: Prompting, expected: Expected, baseline: Baseline) -> None:
         """Answer what PyTorch answered, and note how far off it is."""
         if not self._is_live:
             return
-        judge = self._one.judge
-        if self._one.is_served and question.refine:
+        check, where = self._one.check, expected.where
+        if self._one.is_served and prompting.refine:
             self._is_live = False
-            self._book.notes.append(f"{shot.where}: a server takes no mask of its own as a prompt, so it stopped here")
+            self._outcome.notes.append(f"{where}: a server takes no mask of its own as a prompt, so it stopped here")
             return
-        judge.start(shot.where)
+        check.start(where)
         try:
-            with np.errstate(all="ignore"):  # nan and infinities of a broken graph; the judge has seen them
+            with np.errstate(all="ignore"):  # nan and infinities of a broken graph; the check has seen them
                 try:
-                    labels = answer(self._one.session, self._task, question)
+                    labels = self._user.apply(prompting, self._one.session)
                 finally:
-                    judge.stop()
-                compare_apart(judge, reference.tape, reference.runners, self._one.runners, shot.where)
+                    check.stop()
+                check.compare_apart(baseline.runners, self._one.runners, where)
         except SamkitError as error:
-            self._give_up(shot.where, error)
+            self._give_up(where, error)
             return
-        self._note_calls()
-        self._compare(labels, shot)
+        self._note_outputs()
+        self._compare(labels, expected)
 
-    def _compare(self, labels: np.ndarray, shot: Shot) -> None:
-        difference = self._logit_difference(shot)
-        for name, theirs in shot.masks.items():
-            mine = self._task.mask(labels, name)
-            is_same = np.array_equal(mine, theirs)
-            figures = SAME if is_same else compare_masks(mine, theirs, self._task.spacing_mm)
-            parity = {**figures, "logit_difference": difference}
-            self._book.parities.append(parity)
+    def _compare(self, labels: np.ndarray, expected: Expected) -> None:
+        user, difference = self._user, self._logit_difference(expected)
+        for name, theirs in expected.masks.items():
+            ours = user.mask(labels, name)
+            is_same = np.array_equal(ours, theirs)
+            figures = SAME if is_same else compare_masks(ours, theirs, user.spacing_mm)
+            parity: Mapping[str, float | None] = {**figures, "logit_difference": difference}
+            self._outcome.parities.append(parity)
             if not is_same:
-                self._judge(figures, int(theirs.sum()), name, shot)
-            unit = self._task.called(name, self._case)
-            if unit in shot.figures:
-                self._book.add(unit, shot.click, shot.figures[unit] if is_same else shot.measure(mine, name), parity)
-        flipped = int(np.count_nonzero(labels != shot.labels))
+                tolerance = self._settings.limits.tolerance(self._one.variant.precision, user.spacing_mm)
+                what, suspect = f"the mask of {name}" if name else "the mask", self._one.check.suspect()
+                self._fail(check_mask(figures, int(theirs.sum()), tolerance, suspect, expected.where, what))
+            if (known := expected.figures.get(user.called(name))) is not None:
+                measured = known if is_same else expected.measure(ours, name)
+                self._outcome.add(user.called(name), ClickFigures(expected.click, measured, parity))
+        flipped = int(np.count_nonzero(labels != expected.labels))
         self._differs |= flipped > 0
         if self._worst is None or flipped >= self._worst[0]:
-            self._worst = (flipped, shot, labels)
+            self._worst = (flipped, expected, labels)
 
-    def _judge(self, parity: Mapping[str, float], size: int, name: str, shot: Shot) -> None:
-        """Hold a mask to the limits."""
-        tolerance = self._settings.limits.tolerance(self._one.kind.precision, self._task.spacing_mm)
-        found = judge_mask(
-            parity, size, tolerance, self._to_blame, shot.where, f"the mask of {name}" if name else "the mask"
-        )
-        if found is not None:
-            self._book.fail(found, self._task.number)
-
-    def _logit_difference(self, shot: Shot) -> float | None:
+    def _logit_difference(self, expected: Expected) -> float | None:
         """Return the largest difference of logits, where this session has any."""
-        if shot.logits is None or not hasattr(self._one.session, "logits"):
+        if expected.logits is None or self._one.is_served:
             return None
         with np.errstate(all="ignore"):
-            logits = self._task.region(self._one.session.logits())
-            return float(np.abs(logits - shot.logits).max())
+            return float(np.abs(self._user.region(self._one.session.logits()) - expected.logits).max())
 
     def _give_up(self, where: str, error: SamkitError) -> None:
-        """Note that a call failed which PyTorch's did not; a graph that broke before is the reason for it."""
+        """Note that a call failed which PyTorch's did not; a graph that failed before is the reason for it."""
         self._is_live = False
-        self._note_calls()
-        if not any(found.call is not None for found in self._book.breaks):
-            self._book.fail(
-                Break(where, self._to_blame, f"it failed where PyTorch did not: {error}"), self._task.number
-            )
+        self._note_outputs()
+        if not any(found.call is not None for found in self._outcome.failures):
+            self._fail(Failure(where, self._one.check.suspect(), f"it failed where PyTorch did not: {error}"))
 
-    @property
-    def _to_blame(self) -> str:
-        """Return the graph that may have moved a mask; a server's graphs alone are compared, not what led to them."""
-        return SESSION if self._one.is_served else self._one.judge.nearest_to_blame()
+    def _note_outputs(self) -> None:
+        check, policy = self._one.check, self._user.policy
+        self._outcome.relative_error = check.errors.get(policy, {})
+        self._fail(check.failures.get(policy))
 
-    def _note_calls(self) -> None:
-        judge = self._one.judge
-        self._book.relative_error = judge.errors.get(self._task.policy, {})
-        if (found := judge.broken.get(self._task.policy)) is not None:
-            self._book.fail(found, self._task.number)
+    def _fail(self, found: Failure | None) -> None:
+        if found is not None:
+            self._outcome.fail(found, self._user.number)
 
     def end(self, reached: Sequence[float], plane: str) -> None:
-        """Click on the backend's own errors; `reached` is PyTorch's Dice after each click."""
-        if (parted := self._one.judge.parted) is not None:
-            self._book.notes.append(
-                f"{parted}: from here on it runs other graphs than PyTorch, as where a mask ends elsewhere; its masks "
-                "are compared as ever, its graphs on what PyTorch's were given"
+        """Click on the candidate's own errors; `reached` is PyTorch's Dice after each click."""
+        case = self._user.case.name
+        if (diverged := self._one.check.diverged) is not None:
+            self._outcome.notes.append(
+                f"{diverged}: from here on it runs other graphs than PyTorch, as where a mask ends elsewhere; its "
+                "masks are compared as ever, its graphs on what PyTorch's were given"
             )
         if self._worst is not None and self._settings.pictures:
-            _, shot, labels = self._worst
-            self._book.slices.append(worst_slice(self._task, plane, self._case, shot.click, labels, shot.labels))
+            _, expected, labels = self._worst
+            self._outcome.slices.append(worst_slice(self._user, plane, expected.click, labels, expected.labels))
         if self._is_live and reached:
             # Where every mask was PyTorch's, the reader would click where it clicked
-            self._book.own_dice[self._case] = self._own_dice() if self._differs else list(reached)
+            self._outcome.own_dice[case] = self._own_dice() if self._differs else list(reached)
 
     def _own_dice(self) -> list[float]:
-        session, found, labels = self._one.session, list[float](), _nothing(self._task)
-        session.reset()
-        for number in range(1, questions_at_most(self._task, self._settings.clicks) + 1):
-            question = ask(self._task, number, _prompted(self._task, labels))
-            if question is None:
+        user, found, labels = self._user, list[float](), self._user.nothing()
+        self._one.session.reset()
+        for number in range(1, user.most_clicks(self._settings.clicks) + 1):
+            prompting = user.prompt(number, labels)
+            if prompting is None:
                 break
             try:
                 with np.errstate(all="ignore"):
-                    labels = answer(session, self._task, question)
+                    labels = user.apply(prompting, self._one.session)
             except SamkitError as error:
-                self._book.notes.append(f"{self._case}, click {number} on its own errors: it stopped, {error}")
+                note = f"{user.case.name}, click {number} on its own errors: it stopped, {error}"
+                self._outcome.notes.append(note)
                 break
-            found.append(dice(_prompted(self._task, labels), self._task.target))
+            found.append(dice(user.mask(labels), user.target))
         return found
-
-
-def _nothing(task: Task) -> np.ndarray:
-    """Return the label map before the first click."""
-    return np.zeros(next(iter(task.targets.values())).shape, np.uint8)
-
-
-def _prompted(task: Task, labels: np.ndarray) -> np.ndarray:
-    """Return the mask of what is clicked on."""
-    return task.mask(labels, task.structure)
-
-
-def identity_of(manifest: Manifest, one: Reference | Contender | Absent) -> Row:
-    """Return what a row says of the export and of what ran it."""
-    plan = manifest.plan
-    row: Row = {
-        "method": plan.method, "size": plan.size, "weights": plan.weights.kind, "manifest": manifest.digest,
-        "backend": one.kind.backend, "device": one.kind.device, "precision": one.kind.precision,
-    }  # fmt: skip
-    return row | ({"emulated": True} if is_emulated(one.kind) else {})

@@ -4,56 +4,47 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import Any
 
 import numpy as np
 
-from samkit.benchmarks.cases.simulated_user import Task
-from samkit.planes import PlaneView
+from samkit.benchmarks.cases.simulated_user import SimulatedUser
+from samkit.benchmarks.record.rows import WorstSlice
 
 MOST_PIXELS = 256
 """Rows and columns of a picture: what is larger is cut around the disagreement, because scaling would hide a pixel."""
 
 
-def worst_slice(
-    task: Task, plane: str, case: str, click: int, found: np.ndarray, reference: np.ndarray
-) -> dict[str, Any]:
+def worst_slice(user: SimulatedUser, plane: str, click: int, found: np.ndarray, reference: np.ndarray) -> WorstSlice:
     """Return the slice with most differing voxels, or where there are none with most of PyTorch's mask.
 
-    `found` and `reference` are label maps of what is judged, `plane` says which way a volume is sliced. The answer is
-    an entry of a row's `slices`: image, both masks (0 and 255) as PNG in base64, and `flipped`, the voxels that differ.
+    `found` and `reference` are label maps of what is judged, `plane` says which way a volume is sliced.
     """
-    scan = _scan(task)
-    if task.plane is not None:
-        shown, axis, index = task.plane.of(scan), task.plane.view.plane, task.plane.view.file_index(task.plane.number)
-        ours, theirs = found, reference
-    elif scan.ndim == 3 and task.case.picture is None:
-        i, j, k = scan.shape
-        view = PlaneView.of((i, j, k), next(iter(task.case.volumes.values())).affine, plane)
+    case = user.case
+    # Of a scan's sequences the last: lesions show best there
+    scan = list(case.volumes.values())[-1].array if case.picture is None else case.picture
+    shown, axis, index, ours, theirs = scan, "picture", 0, found, reference
+    if user.slice is not None:
+        view, number = user.slice.view, user.slice.number
+        shown, axis, index = user.slice.of(scan), view.plane, view.file_index(number)
+    elif case.picture is None:
+        view = case.view(plane)
         stacks = [view.slices(array) for array in (scan, found, reference)]
         counts = (stacks[1] != stacks[2]).sum(axis=(1, 2))
         counts = counts if counts.any() else (stacks[2] > 0).sum(axis=(1, 2))
         number = int(counts.argmax())
         shown, ours, theirs = (stack[number] for stack in stacks)
         axis, index = plane, view.file_index(number)
-    else:
-        shown, axis, index, ours, theirs = scan, "picture", 0, found, reference
     part = _part(ours, theirs)
-    return {
-        "case": case, "click": click, "axis": axis, "index": index,
-        "image": _png(_grey(shown)[part]),
-        "reference": _png(255 * (theirs[part] > 0).astype(np.uint8)),
-        "found": _png(255 * (ours[part] > 0).astype(np.uint8)),
-        "flipped": int(np.count_nonzero(ours != theirs)),
-    }  # fmt: skip
-
-
-def _scan(task: Task) -> np.ndarray:
-    """Return the picture, or the last of a scan's sequences: lesions show best there."""
-    if task.case.picture is not None:
-        return task.case.picture
-    array: np.ndarray = list(task.case.volumes.values())[-1].array
-    return array
+    return WorstSlice(
+        case=case.name,
+        click=click,
+        axis=axis,
+        index=index,
+        image=_png(_grey(shown)[part]),
+        reference=_png(255 * (theirs[part] > 0).astype(np.uint8)),
+        found=_png(255 * (ours[part] > 0).astype(np.uint8)),
+        flipped=int(np.count_nonzero(ours != theirs)),
+    )
 
 
 def _part(ours: np.ndarray, theirs: np.ndarray) -> tuple[slice, slice]:

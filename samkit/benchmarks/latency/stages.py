@@ -24,7 +24,7 @@ import numpy as np
 
 from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.phantom_scans import phantom_cases
-from samkit.benchmarks.cases.simulated_user import CENTRE, make_task, set_scan
+from samkit.benchmarks.cases.simulated_user import CENTRE, SimulatedUser, recipe_of, set_case
 from samkit.benchmarks.latency.baselines import missing_engine
 from samkit.benchmarks.latency.cold_start import ORIGINAL, measure_cold_start, open_reader
 from samkit.benchmarks.latency.graphs import CPU_FLOAT16, first_line
@@ -78,12 +78,12 @@ def _clicks(case: Case, method: Method, plan: ExportPlan) -> tuple[Point, ...]:
     """Return CLICKS points in the target, spread over it evenly; none where the method takes none."""
     if isinstance(method, SliceMethod) and not method.prompts:
         return ()
-    task = make_task(0, case, CENTRE, method, plan.config, plan.size)
-    inside = np.argwhere(task.target)
+    user = SimulatedUser.of(case, CENTRE, method, plan.config, recipe_of(method, plan.size))
+    inside = np.argwhere(user.target)
     picked = inside[np.linspace(0, len(inside) - 1, CLICKS + 2).round().astype(int)[1:-1]]
-    if task.plane is None:
+    if user.slice is None:
         return tuple(Point((float(i), float(j), float(k)), FOREGROUND) for i, j, k in picked)
-    return tuple(Point(task.plane.voxel(float(x), float(y)), FOREGROUND, task.structure) for y, x in picked)
+    return tuple(Point(user.slice.voxel(float(x), float(y)), FOREGROUND, user.structure) for y, x in picked)
 
 
 @dataclass
@@ -226,7 +226,7 @@ def _base(manifest: Manifest, machine: Machine, reading: Reading, stage: str, co
 
 def _visit(session: Session, reading: Reading) -> tuple[dict[str, list[float]], np.ndarray]:
     """Go through the clicks in an open session and take them back; return the seconds of each stage, and the mask."""
-    set_scan(session, reading.case)
+    set_case(session, reading.case)
     if not reading.clicks:
         session.segment_automatically()
         return {"encode": [session.steps[-1].seconds["encode"]]}, session.mask()

@@ -134,7 +134,7 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class Step:
+class ClickFigures:
     """What one case came to after one click."""
 
     click: int
@@ -150,11 +150,11 @@ class Step:
 
 
 @dataclass(frozen=True)
-class CaseSteps:
+class CaseClicks:
     """One case, or one structure of it, click by click."""
 
     case: str
-    clicks: tuple[Step, ...]
+    clicks: tuple[ClickFigures, ...]
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ class AccuracyRow:
     """Asked for."""
     clicks_done: tuple[int, ...] = ()
     """The last click of each case."""
-    cases: tuple[CaseSteps, ...] = ()
+    cases: tuple[CaseClicks, ...] = ()
     slices: tuple[WorstSlice, ...] = ()
     failures: tuple[str, ...] = ()
     """What the gate found, as sentences."""
@@ -220,7 +220,7 @@ class AccuracyRow:
     """Of the detector's boxes against the truth's."""
 
 
-def summarise(last: Iterable[Step]) -> dict[str, Summary]:
+def summarise(last: Iterable[ClickFigures]) -> dict[str, Summary]:
     """Return by metric its mean over cases, of each the last step, with its interval, and the worst."""
     found: dict[str, Summary] = {}
     steps = list(last)

@@ -29,7 +29,7 @@ import numpy as np
 
 from samkit.benchmarks.record.figures import FIGURES, METRICS, number
 from samkit.benchmarks.record.json_form import find
-from samkit.benchmarks.record.rows import Absent, AccuracyRow, LatencyRow, LoadRow, Row, Step
+from samkit.benchmarks.record.rows import Absent, AccuracyRow, ClickFigures, LatencyRow, LoadRow, Row
 from samkit.benchmarks.record.run import Run, load_run
 from samkit.benchmarks.record.statistics import mean_interval, percentile_ratio
 from samkit.benchmarks.report.table import backend_of, method_of, part_of
@@ -290,7 +290,7 @@ def _lost_most(name: str, dice: Mapping[str, tuple[float, float]]) -> Change:
     return Change(name, "Dice of each case", WORSE if lost else SAME, words, max(0.0, old - new))
 
 
-def _by_click(row: AccuracyRow) -> dict[str, dict[int, Step]]:
+def _by_click(row: AccuracyRow) -> dict[str, dict[int, ClickFigures]]:
     """Return what each case has after each click."""
     return {case.case: {step.click: step for step in case.clicks} for case in row.cases}
 

@@ -14,14 +14,13 @@ import weakref
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from math import prod
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from samkit.errors import ManifestError, SamkitError, TensorMismatchError
-from samkit.manifest import Export, Manifest, engine_file
+from samkit.manifest import Export, engine_file
 from samkit.methods.method import GraphSpec
 from samkit.prompts import ABSENT
 from samkit.runtime.backends.backend import Backend, open_each
@@ -70,15 +69,15 @@ class EngineTensor:
 class TensorRTRunner(Closing):
     """One engine of an export."""
 
-    def __init__(self, folder: Path, manifest: Manifest, graph: GraphSpec, precision: str) -> None:
-        """Load the engine of `graph` in `precision` from the export in `folder` that `manifest` describes.
+    def __init__(self, export: Export, graph: GraphSpec, precision: str) -> None:
+        """Load the engine of `graph` in `precision` from the folder of `export`, whose manifest lists it.
 
         Raises ManifestError where there is none, where it was built for another GPU or TensorRT, or changed since, and
         MissingDependencyError where TensorRT, pycuda or a GPU is missing.
         """
         self.graph = graph
         self.providers: tuple[str, ...] = (f"TensorRT {tensorrt_version()}",)
-        plan = _trusted_engine(folder, manifest, graph, precision)
+        plan = _trusted_engine(export, graph, precision)
         self._name = engine_file(graph.name, precision)
         self._lock = Lock()
         self._kept: weakref.WeakSet[EngineTensor] = weakref.WeakSet()
@@ -212,8 +211,9 @@ def _largest(spec: TensorSpec) -> int:
     return prod(axis.max for axis in spec.axes)
 
 
-def _trusted_engine(folder: Path, manifest: Manifest, graph: GraphSpec, precision: str) -> bytes:
+def _trusted_engine(export: Export, graph: GraphSpec, precision: str) -> bytes:
     """Return the serialised engine; raises ManifestError unless it is what was built, for this GPU and TensorRT."""
+    folder, manifest = export.folder, export.manifest
     name = engine_file(graph.name, precision)
     listed = {artifact.file: artifact.sha256 for artifact in manifest.artifacts}
     facts: dict[str, Any] | None = manifest.engines.get(name)
@@ -251,7 +251,7 @@ def missing_engine(export: Export, precision: str) -> str | None:
 
 
 def _open_runners(export: Export, device: str, precision: str, threads: int | None) -> dict[str, Runner]:
-    return open_each(export.specs, lambda graph: TensorRTRunner(export.folder, export.manifest, graph, precision))
+    return open_each(export.specs, lambda graph: TensorRTRunner(export, graph, precision))
 
 
 def _warnings() -> tuple[str, ...]:

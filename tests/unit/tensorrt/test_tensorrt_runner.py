@@ -17,7 +17,7 @@ import pytest
 from samkit.errors import ExportError, ManifestError, MissingDependencyError, SamkitError, TensorMismatchError
 from samkit.export.engines import build_engines
 from samkit.geometry import Volume
-from samkit.manifest import Manifest
+from samkit.manifest import Export, Manifest
 from samkit.prompts import ABSENT, Point
 from samkit.runtime import open_session
 from samkit.runtime.backends import pycuda_device, tensorrt_library
@@ -37,7 +37,7 @@ def built(stand_ins, quick, export):
 @pytest.fixture
 def open_runner(built):
     folder, manifest, graphs = built
-    return lambda name, manifest=manifest: TensorRTRunner(folder, manifest, graphs[name], "fp32")
+    return lambda name, manifest=manifest: TensorRTRunner(Export.of(folder, manifest), graphs[name], "fp32")
 
 
 def feed_of(graph, rows=1, points=1, seed=0):
@@ -215,7 +215,7 @@ def test_engine_of_another_graph_is_refused(built, cuda):
     folder, manifest, graphs = built
     renamed = replace(graphs["image_encoder"], name="mask_decoder")
     with pytest.raises(ManifestError, match=r"has the inputs .*export and build it again"):
-        TensorRTRunner(folder, manifest, renamed, "fp32")
+        TensorRTRunner(Export.of(folder, manifest), renamed, "fp32")
     assert cuda().left() == {}
 
 

@@ -1,4 +1,4 @@
-"""Guards the command around the trial: names of backends, the gate's lines and exit codes, rows of what did not run."""
+"""Guards the command around it all: names of backends, the gate's lines and exit codes, rows of what did not run."""
 
 import shutil
 from contextlib import ExitStack, nullcontext
@@ -9,11 +9,11 @@ import pytest
 
 from samkit.benchmarks import cli
 from samkit.benchmarks.accuracy import command as accuracy
-from samkit.benchmarks.accuracy.candidates import BACKENDS, check_names, default_backends, open_contender
-from samkit.benchmarks.accuracy.gate import CallTape
-from samkit.benchmarks.record.run import Run, check_row
-from samkit.errors import CheckpointError, PromptError, SamkitError
-from samkit.manifest import Manifest
+from samkit.benchmarks.accuracy.candidates import BACKENDS, check_names, default_backends, open_candidate
+from samkit.benchmarks.accuracy.outputs import Recording
+from samkit.benchmarks.record.run import Run
+from samkit.errors import CheckpointError, OptionError, PromptError, SamkitError
+from samkit.manifest import Export
 
 
 def row(backend="onnxruntime", precision="fp32", device="cpu", **more):
@@ -65,9 +65,9 @@ def test_backend_that_failed_is_a_failure_even_if_nobody_named_it():
 
 
 def test_pytorch_always_runs_and_comes_first():
-    assert check_names(["onnxruntime", "torch", "onnxruntime"], ValueError) == ("torch", "onnxruntime")
-    with pytest.raises(ValueError, match="'onnx' is not known; give torch, onnxruntime"):
-        check_names(["onnx"], ValueError)
+    assert check_names(["onnxruntime", "torch", "onnxruntime"]) == ("torch", "onnxruntime")
+    with pytest.raises(OptionError, match="'onnx' is not known; give torch, onnxruntime"):
+        check_names(["onnx"])
 
 
 def test_cuda_of_onnxruntime_runs_where_cuda_is_asked_for():
@@ -76,13 +76,12 @@ def test_cuda_of_onnxruntime_runs_where_cuda_is_asked_for():
 
 
 def test_backends_that_nobody_asked_for_have_a_row(bright_export):
-    rows = accuracy._left_out(Manifest.load(bright_export), ["torch", "tensorrt"])
-    for one in rows:
-        check_row(one)
-    found = {(one["backend"], one["precision"], one["device"]) for one in rows}
+    rows = accuracy._left_out(Export.open(bright_export), ["torch", "tensorrt"])
+    found = {(row.identity.backend, row.identity.precision, row.identity.device) for row in rows}
     assert found == {(k.backend, k.precision, k.device) for k in BACKENDS.values() if k.device == "cuda"} - {
         ("tensorrt", "fp32", "cuda")
     }
+    assert [row.is_failure for row in rows] == [False] * len(rows)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +111,7 @@ def test_export_that_cannot_be_measured_is_refused_alone_and_a_row_among_others(
     def refuse(*_):
         raise CheckpointError("the checkpoint m_sam.pth is gone; put it back")
 
-    monkeypatch.setattr(accuracy, "open_reference", refuse)
+    monkeypatch.setattr(accuracy, "open_baseline", refuse)
     still = SimpleNamespace(sample=lambda: None, describe=dict)
     monkeypatch.setattr(accuracy, "Machine", lambda *_: nullcontext(still))  # the real one measures for seconds
     with pytest.raises(CheckpointError):
@@ -127,6 +126,8 @@ def test_export_that_cannot_be_measured_is_refused_alone_and_a_row_among_others(
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-fp16", "onnxruntime-fp16"])
 def test_what_an_export_has_no_files_for_is_missing_and_did_not_fail(name, bright_export):
     with ExitStack() as held:
-        absent = open_contender(name, bright_export, Manifest.load(bright_export), CallTape(), 1, None, held)
-    assert (absent.kind, absent.is_failure) == (BACKENDS[name], False)
+        absent = open_candidate(name, Export.open(bright_export), Recording(), 1, None, held)
+    one, wanted = absent.identity, BACKENDS[name]
+    assert (one.backend, one.precision, one.device) == (wanted.backend, wanted.precision, wanted.device)
+    assert not absent.is_failure
     assert ";" in absent.reason  # what was found, and what to do

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from samkit.benchmarks.accuracy.detector import DETECTOR, DetectorBook, DetectorTrial
-from samkit.benchmarks.accuracy.gate import CallJudge, CallTape
+from samkit.benchmarks.accuracy.detector import Detection, Detector
+from samkit.benchmarks.accuracy.outputs import OutputCheck, Recording
 from samkit.benchmarks.cases.case import Case
-from samkit.benchmarks.record.run import check_row
+from samkit.benchmarks.record.rows import DETECTOR, Identity, read_row, to_dict
 from samkit.geometry import Volume
 from samkit.methods import get_method
 from samkit.runtime.backends.runner import HostRunner
@@ -17,7 +17,7 @@ METHOD = get_method("medsam-yolo")
 CONFIG = METHOD.sizes["tiny"]
 SPEC = next(graph for graph in METHOD.graphs(CONFIG) if graph.name == DETECTOR)
 SIDE = CONFIG.detector.image
-IDENTITY = {"method": "medsam-yolo", "backend": "onnxruntime", "device": "cpu", "precision": "fp32"}
+IDENTITY = Identity("medsam-yolo", "onnxruntime", "cpu", "fp32", graph=DETECTOR)
 
 
 class Finds(HostRunner):
@@ -45,54 +45,51 @@ def subject():
     return Case("case 1", {"": scan}, {"": target})
 
 
-def trial_of(subject, *runners):
-    """Return the trial after all slices, and what each of `runners` got."""
-    trial = DetectorTrial(Finds(), SIDE, IDENTITY)
-    channels = subject.volumes[""].array.transpose(2, 1, 0)[None].repeat(3, axis=0)
-    rivals = []
-    for runner in runners:
-        judge = CallJudge(CallTape(), {DETECTOR: SPEC}, "fp32")
-        judge.begin(DETECTOR)
-        rivals.append((runner, judge, DetectorBook(IDENTITY)))
-    trial.show(subject, channels, "axial", rivals)
-    return trial, [(judge, book) for _, judge, book in rivals]
+def shown(case, *runners):
+    """Return what was wanted after all slices were shown, PyTorch's detector, and those of `runners`."""
+    checks = [OutputCheck(Recording(), {DETECTOR: SPEC}, "fp32") for _ in runners]
+    found = [Detector(IDENTITY, runner, check) for runner, check in zip(runners, checks, strict=True)]
+    detection = Detection(baseline := Detector(IDENTITY, Finds()), found, SIDE)
+    channels = case.volumes[""].array.transpose(2, 1, 0)[None].repeat(3, axis=0)
+    detection.show(case, channels, "axial")
+    return detection.wanted, baseline, found
 
 
 def test_detector_that_finds_what_pytorchs_finds_is_equal(subject):
-    trial, ((judge, book),) = trial_of(subject, Finds())
-    row = book.to_row(trial.wanted, 0.0, (), is_reference=False)
-    check_row(row)
-    assert len(trial.wanted) == 2  # slices that are empty are not shown
-    assert (row["map50"], row["map50_95"], row["parity_dice"], row["flipped_voxels"]) == (1.0, 1.0, 1.0, 0)
-    assert judge.broken == {}
+    wanted, _, (one,) = shown(subject, Finds())
+    row = one.to_row(wanted)
+    assert read_row(to_dict(row)) == row
+    assert len(wanted) == 2  # slices that are empty are not shown
+    assert (row.map50, row.map50_95, row.parity.dice, row.parity.flipped_voxels) == (1.0, 1.0, 1.0, 0)
+    assert one.check.failures == {}
 
 
 def test_moved_box_is_found_out(subject):
-    trial, ((judge, book),) = trial_of(subject, Finds(moved=5.0))
-    row = book.to_row(trial.wanted, 0.0, (), is_reference=False)
+    wanted, _, (one,) = shown(subject, Finds(moved=5.0))
+    row = one.to_row(wanted)
     # 15 of 20 columns are shared: an IoU of 0.6, right at 0.50, 0.55 and 0.60
-    assert (row["map50"], row["map50_95"]) == (1.0, 0.3)
-    assert (row["parity_dice"], row["flipped_voxels"], row["parity_hd95_mm"]) == (0.75, 200, 5.0)
-    assert judge.broken[DETECTOR].where == "case 1, slice 1"
+    assert (row.map50, row.map50_95) == (1.0, 0.3)
+    assert (row.parity.dice, row.parity.flipped_voxels, row.parity.hd95_mm) == (0.75, 200, 5.0)
+    assert one.check.failures[DETECTOR].where == "case 1, slice 1"
 
 
 def test_unsure_box_counts_for_the_mean_precision_alone(subject):
-    trial, ((_, book),) = trial_of(subject, Finds(score=0.1))
-    row = book.to_row(trial.wanted, 0.0, (), is_reference=False)
-    assert (row["map50"], row["parity_dice"]) == (1.0, 0.0)
+    wanted, _, (one,) = shown(subject, Finds(score=0.1))
+    row = one.to_row(wanted)
+    assert (row.map50, row.parity.dice) == (1.0, 0.0)
 
 
 def test_nan_finds_nothing_and_breaks(subject):
-    trial, ((judge, book),) = trial_of(subject, Finds(moved=math.nan))
-    assert book.to_row(trial.wanted, 0.0, (), is_reference=False)["map50"] == 0
-    assert "relative error of nan" in judge.broken[DETECTOR].measure
+    wanted, _, (one,) = shown(subject, Finds(moved=math.nan))
+    assert one.to_row(wanted).map50 == 0
+    assert "relative error of nan" in one.check.failures[DETECTOR].measure
 
 
 def test_boxes_of_a_picture_are_the_truth_where_they_are_given(subject):
     picture = np.zeros((SIDE, SIDE, 3), np.float32)
     picture[30:50, 40:60] = 255
     boxed = Case("case 1", {}, {}, picture=picture, boxes=np.array([[0, 0, 9, 9, 0]], np.float32))
-    trial = DetectorTrial(Finds(), SIDE, IDENTITY)
-    trial.show(boxed, picture.transpose(2, 0, 1)[:, None], "axial", [])
-    row = trial.reference.to_row(trial.wanted, 0.0, (), is_reference=True)
-    assert (row["reference"], row["map50"]) == (True, 0.0)
+    detection = Detection(Detector(IDENTITY, Finds()), [], SIDE)
+    detection.show(boxed, picture.transpose(2, 0, 1)[:, None], "axial")
+    (row,) = detection.rows()
+    assert (row.reference, row.map50) == (True, 0.0)

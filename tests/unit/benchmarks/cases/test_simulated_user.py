@@ -6,16 +6,7 @@ import numpy as np
 import pytest
 
 from samkit.benchmarks.cases.case import Case
-from samkit.benchmarks.cases.simulated_user import (
-    POLICIES,
-    Question,
-    answer,
-    ask,
-    make_task,
-    policies_of,
-    questions_at_most,
-    recipe_of,
-)
+from samkit.benchmarks.cases.simulated_user import POLICIES, Prompting, SimulatedUser, policies_of, recipe_of
 from samkit.errors import InputRefused
 from samkit.geometry import Volume
 from samkit.methods import get_method
@@ -35,9 +26,9 @@ def scan(*corners, structure=""):
     return Case("case 1", {"": volume}, {structure: target})
 
 
-def task_of(name, policy, case, number=0):
+def user_of(name, policy, case, number=0):
     method = get_method(name)
-    return make_task(number, case, policy, method, method.sizes["small"], "small")
+    return SimulatedUser.of(case, policy, method, method.sizes["small"], recipe_of(method, "small"), number)
 
 
 BLOCK = scan(((4, 2, 3), (13, 6, 11)))
@@ -62,8 +53,8 @@ def test_policies_are_those_that_a_method_knows(name, policies):
 @pytest.mark.parametrize("policy", ["trained", "centre"])
 def test_same_case_and_click_give_the_same_question(name, policy):
     def first(number, click=1):
-        task = task_of(name, policy, BLOCK, number)
-        return ask(task, click, np.zeros(task.target.shape, bool))
+        user = user_of(name, policy, BLOCK, number)
+        return user.prompt(click, np.zeros(user.target.shape, bool))
 
     assert first(0) == first(0)
     assert policy == "centre" or len({str(first(number)) for number in range(5)}) > 1
@@ -71,34 +62,34 @@ def test_same_case_and_click_give_the_same_question(name, policy):
 
 @pytest.mark.parametrize("name", ["m-sam", "medsam"])
 def test_careful_reader_clicks_the_middle_in_the_scans_own_indices(name):
-    task = task_of(name, "centre", scan(((6, 3, 5), (10, 7, 9))))
-    (point,) = ask(task, 1, np.zeros(task.target.shape, bool)).prompts
-    across = 5 if task.plane is None else task.plane.view.file_index(task.plane.number)
+    user = user_of(name, "centre", scan(((6, 3, 5), (10, 7, 9))))
+    (point,) = user.prompt(1, np.zeros(user.target.shape, bool)).prompts
+    across = 5 if user.slice is None else user.slice.view.file_index(user.slice.number)
     assert point == Point((8.0, float(across), 7.0), FOREGROUND)
 
 
 def test_click_on_a_surplus_is_background():
-    task = task_of("sam-med2d", "centre", BLOCK)
-    question = ask(task, 2, np.ones(task.target.shape, bool))
+    user = user_of("sam-med2d", "centre", BLOCK)
+    question = user.prompt(2, np.ones(user.target.shape, bool))
     assert question.prompts[0].label == BACKGROUND
     assert not BLOCK.targets[""][tuple(map(int, question.prompts[0].index))]
 
 
 def test_nothing_is_said_where_nothing_is_wrong():
     for name in ("m-sam", "sam-med2d"):
-        task = task_of(name, "centre", BLOCK)
-        assert ask(task, 2, task.target) is None
+        user = user_of(name, "centre", BLOCK)
+        assert user.prompt(2, user.target) is None
 
 
 def test_slice_with_most_of_the_target_is_prompted_and_judged():
     case = scan(((4, 2, 3), (9, 3, 8)), ((4, 5, 3), (13, 5, 11)))
-    task = task_of("medsam", "trained", case)
+    user = user_of("medsam", "trained", case)
     view = PlaneView.of((20, 12, 16), AFFINE, "axial")
-    number = view.file_index(task.plane.number)
+    number = view.file_index(user.slice.number)
     assert (view.axes[0], number) == (1, 5)
-    assert int(task.target.sum()) == 10 * 9
-    assert sorted(task.spacing_mm) == [1.0, 1.5]
-    (box,) = ask(task, 1, np.zeros(task.target.shape, bool)).prompts
+    assert int(user.target.sum()) == 10 * 9
+    assert sorted(user.spacing_mm) == [1.0, 1.5]
+    (box,) = user.prompt(1, np.zeros(user.target.shape, bool)).prompts
     low, high = np.minimum(box.first, box.last), np.maximum(box.first, box.last)
     assert isinstance(box, Box)
     assert low[1] == high[1] == 5
@@ -109,7 +100,7 @@ def test_slice_with_most_of_the_target_is_prompted_and_judged():
 def test_each_component_gets_a_box_that_stays_inside():
     case = scan(((0, 5, 0), (5, 5, 4)), ((10, 5, 8), (19, 5, 15)))
     for number in range(20):
-        question = ask(task_of("lmsfe-sam", "trained", case, number), 1, np.zeros((16, 20), bool))
+        question = user_of("lmsfe-sam", "trained", case, number).prompt(1, np.zeros((16, 20), bool))
         assert len(question.prompts) == 2
         for prompt in question.prompts:
             places = [prompt.index] if isinstance(prompt, Point) else [prompt.first, prompt.last]
@@ -117,24 +108,24 @@ def test_each_component_gets_a_box_that_stays_inside():
 
 
 def test_trained_rounds_refine_and_others_stop_after_the_first_prompt():
-    known, once = task_of("sam-med2d", "trained", BLOCK), task_of("medsam", "trained", BLOCK)
-    question = ask(known, 2, np.zeros(known.target.shape, bool))
+    known, once = user_of("sam-med2d", "trained", BLOCK), user_of("medsam", "trained", BLOCK)
+    question = known.prompt(2, np.zeros(known.target.shape, bool))
     assert question.refine
     assert BLOCK.targets[""][tuple(map(int, question.prompts[0].index))]
-    assert [questions_at_most(task, 6) for task in (known, once)] == [6, 1]
-    assert questions_at_most(task_of("medsam", "centre", BLOCK), 6) == 6
-    assert questions_at_most(task_of("m-sam", "trained", BLOCK), 6) == 6
+    assert [user.most_clicks(6) for user in (known, once)] == [6, 1]
+    assert user_of("medsam", "centre", BLOCK).most_clicks(6) == 6
+    assert user_of("m-sam", "trained", BLOCK).most_clicks(6) == 6
 
 
 def test_picture_is_prompted_in_pixels():
     mask = np.zeros((30, 40), bool)
     mask[5:15, 20:36] = True
     case = Case("case 1", {}, {"": mask}, picture=np.zeros((30, 40, 1), np.float32))
-    task = task_of("medsam", "trained", case)
-    (box,) = ask(task, 1, np.zeros_like(mask)).prompts
+    user = user_of("medsam", "trained", case)
+    (box,) = user.prompt(1, np.zeros_like(mask)).prompts
     assert isinstance(box, SliceBox)
     assert (box.x0, box.y0, box.x1, box.y1) == pytest.approx((20, 5, 35, 14), abs=1)
-    (point,) = ask(task_of("medsam", "centre", case), 1, np.zeros_like(mask)).prompts
+    (point,) = user_of("medsam", "centre", case).prompt(1, np.zeros_like(mask)).prompts
     assert isinstance(point, SlicePoint)
     assert mask[int(point.y), int(point.x)]
 
@@ -143,10 +134,10 @@ def test_largest_structure_is_prompted_and_all_are_judged_automatically():
     small, large = scan(((0, 5, 0), (1, 5, 1))).targets[""], scan(((4, 5, 3), (13, 5, 11))).targets[""]
     case = Case("case 1", BLOCK.volumes, {"caudate_left": small, "caudate_right": large})
     names = get_method("lora-sam").structures(get_method("lora-sam").sizes["small"])
-    prompted, automatic = (task_of("lora-sam", policy, case) for policy in ("centre", "automatic"))
+    prompted, automatic = (user_of("lora-sam", policy, case) for policy in ("centre", "automatic"))
     assert (prompted.structure, list(prompted.labels)) == ("caudate_right", ["caudate_right"])
-    assert ask(prompted, 1, np.zeros(prompted.target.shape, bool)).prompts[0].structure == "caudate_right"
-    assert (ask(automatic, 1, large), list(automatic.labels)) == (Question(()), list(names))
+    assert prompted.prompt(1, np.zeros(prompted.target.shape, bool)).prompts[0].structure == "caudate_right"
+    assert (automatic.prompt(1, large), list(automatic.labels)) == (Prompting(()), list(names))
     labels = np.full((2, 2), names.index("caudate_right") + 1)
     assert prompted.mask(labels, "caudate_right").all()
     assert not automatic.mask(labels, "caudate_left").any()
@@ -154,7 +145,7 @@ def test_largest_structure_is_prompted_and_all_are_judged_automatically():
 
 def test_subject_without_a_target_is_refused():
     with pytest.raises(InputRefused, match="nothing to prompt"):
-        task_of("medsam", "centre", scan())
+        user_of("medsam", "centre", scan())
 
 
 def test_mask_prompt_that_does_not_fit_is_left_out():
@@ -166,10 +157,10 @@ def test_mask_prompt_that_does_not_fit_is_left_out():
             raise InputRefused("mask-prompt", "it has other rows", "leave it out")
 
     session = SimpleNamespace(add=add, labels=lambda: np.ones((20, 12, 16), np.uint8))
-    task = task_of("sam-med2d", "trained", BLOCK)
-    labels = answer(session, task, Question((Point((5.0, 4.0, 5.0), FOREGROUND),), refine=True))
+    user = user_of("sam-med2d", "trained", BLOCK)
+    labels = user.apply(Prompting((Point((5.0, 4.0, 5.0), FOREGROUND),), refine=True), session)
     assert asked == [True, False]
-    assert labels.shape == task.target.shape
+    assert labels.shape == user.target.shape
 
 
 def test_every_policy_is_listed():

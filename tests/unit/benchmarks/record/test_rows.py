@@ -11,13 +11,13 @@ import pytest
 from samkit.benchmarks.record.rows import (
     Absent,
     AccuracyRow,
-    CaseSteps,
+    CaseClicks,
+    ClickFigures,
     Growth,
     Identity,
     LatencyRow,
     LoadRow,
     Parity,
-    Step,
     Times,
     WorstSlice,
     read_row,
@@ -30,14 +30,17 @@ from samkit.errors import SamkitError
 WHO = Identity("m-sam", "onnxruntime", "cpu", "fp16", graph="mask_decoder", size="tiny", weights="random",
                manifest="ab", threads=2, batch=1)  # fmt: skip
 TIMES = Times.of([0.001, 0.002, 0.003])
-STEPS = (Step(1, {"dice": 0.5, "hd95_mm": math.inf}, {"dice": 1.0, "logit_difference": None}), Step(2, {"dice": 0.75}))
+STEPS = (
+    ClickFigures(1, {"dice": 0.5, "hd95_mm": math.inf}, {"dice": 1.0, "logit_difference": None}),
+    ClickFigures(2, {"dice": 0.75}),
+)
 ROWS = (
     AccuracyRow(
         replace(WHO, graph=None, stage="masks", policy="trained", emulated=True),
         Parity(0.99, math.inf, 3, relative_error={"mask_decoder": 1e-6}),
         figures=summarise([STEPS[0]]),
         dice_by_click=((0.5,), (0.75,)), clicks_to={"0.80": (None, 2)}, click_drift={"0.80": None, "0.90": math.inf},
-        clicks=2, clicks_done=(2,), cases=(CaseSteps("case 1", STEPS),), failures=("it broke",), failed_case=1,
+        clicks=2, clicks_done=(2,), cases=(CaseClicks("case 1", STEPS),), failures=("it broke",), failed_case=1,
         slices=(WorstSlice("case 1", 2, "axial", 4, "a", "b", "c", 3),), notes=("said",),
     ),
     LatencyRow(WHO, TIMES, relative_error=1e-6, gflop=1.5, limit_share=0.5, limit="product", scan=(2, 3, 4)),
