@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 import click
-import nibabel as nib
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +24,8 @@ from samkit.clicks import central_click
 from samkit.command import run_command
 from samkit.errors import ExportError, ParityError
 from samkit.geometry import Volume
+from samkit.imageio.reading import read_label
+from samkit.imageio.writing import write_volume
 from samkit.manifest import Manifest
 from samkit.masks import dice
 from samkit.phantoms import make_phantom
@@ -63,7 +64,7 @@ def demo(out: Path) -> None:
         "sam-segment", "--export", str(export), "-i", str(out / "scan.nii.gz"), "-o", str(out / "mask.nii.gz"),
         "--clicks", str(out / "clicks.json"), "--report", str(out / "run.json"),
     )  # fmt: skip
-    mask = np.asarray(nib.load(out / "mask.nii.gz").dataobj) > 0
+    mask = read_label(out / "mask.nii.gz").array > 0
 
     console.rule("3. what came out")
     table = Table("click", "voxel", "label", "Dice")
@@ -136,8 +137,8 @@ def _write_scan(out: Path) -> tuple[Volume, np.ndarray]:
     scan = phantom.sequences["flair"]
     sizes = np.bincount(phantom.lesions.ravel())[1:]
     lesion = phantom.lesions == 1 + int(sizes.argmax())
-    nib.save(nib.Nifti1Image(scan.array.astype(np.float32), scan.affine), out / "scan.nii.gz")
-    nib.save(nib.Nifti1Image(lesion.astype(np.uint8), scan.affine), out / "label.nii.gz")
+    write_volume(out / "scan.nii.gz", Volume(scan.array.astype(np.float32), scan.affine))
+    write_volume(out / "label.nii.gz", Volume(lesion.astype(np.uint8), scan.affine))
     return scan, lesion
 
 

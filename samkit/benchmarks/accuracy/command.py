@@ -49,12 +49,14 @@ from samkit.benchmarks.record.run import Run, commit, describe_export, now
 from samkit.command import show_progress
 from samkit.errors import OptionError, PromptError, SamkitError
 from samkit.manifest import Export
+from samkit.precisions import BASE, PRECISIONS
 from samkit.runtime import backends as known_backends
 from samkit.runtime.backends.backend import Variant
 
 log = logging.getLogger(__name__)
 
 CASES, CLICKS = 4, 6
+_LEAST_DICE = ", ".join([f"{BASE.min_dice:g}", *(f"and {one.min_dice:g} in {one.title}" for one in PRECISIONS[1:])])
 
 
 @click.command()
@@ -73,7 +75,7 @@ CASES, CLICKS = 4, 6
 @click.option("--clicks", default=CLICKS, show_default=True, type=click.IntRange(min=1), help="Clicks on each.")
 @click.option("--policy", "policies", multiple=True, type=click.Choice(POLICIES), help="Default: all that fit.")
 @click.option("--min-parity-dice", type=click.FloatRange(0, 1), metavar="DICE",
-              help="Least Dice of a mask against PyTorch's. Default: 0.9999, and 0.995 in float16.")  # fmt: skip
+              help=f"Least Dice of a mask against PyTorch's. Default: {_LEAST_DICE}.")  # fmt: skip
 @click.option("--max-parity-hd95", type=click.FloatRange(min=0), metavar="MM",
               help="Largest HD95 of a mask against PyTorch's. Default: a voxel's longest edge.")  # fmt: skip
 @click.option("--tolerance-mm", default=TOLERANCE_MM, show_default=True, type=click.FloatRange(min=0, min_open=True),
@@ -205,7 +207,7 @@ def measure_accuracy(
                     raise
                 log.warning("%s: %s", export.method.name, error)
                 why = _UNSAID if anonymous else in_row(error)
-                original = identity_of(export, Variant(BASELINE, "fp32", device), stage="masks")
+                original = identity_of(export, Variant(BASELINE, BASE.name, device), stage="masks")
                 rows.append(Absent("accuracy", original, why, is_failure=True))
             else:
                 rows += found + _left_out(export, backends)

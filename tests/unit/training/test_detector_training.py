@@ -131,12 +131,12 @@ def test_training_finds_the_rectangles_and_keeps_the_average():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     network = PART.build(CONFIG)
-    recipe = replace(RECIPE, epochs=12, batch=4, samples_per_epoch=16, mosaic=0.0, average=0.5, learning_rate=0.05)
+    recipe = replace(RECIPE, epochs=24, batch=4, samples_per_epoch=16, mosaic=0.0, average=0.5, learning_rate=0.05)
     module = DetectorModule(network, DetectorSamples(_pictures(5), CONFIG, recipe), _pictures(5), recipe)
     losses = []
     module.on_train_epoch_end = lambda: (losses.append(float(torch.stack(module.losses).mean())), module.losses.clear())
     trainer = lightning.Trainer(
-        accelerator="cpu", max_epochs=12, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        accelerator="cpu", max_epochs=24, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False,
     )  # fmt: skip
     with warnings.catch_warnings():
@@ -145,6 +145,8 @@ def test_training_finds_the_rectangles_and_keeps_the_average():
     scores = module.validate_held_back()
     torch.set_num_threads(threads)
 
+    # 0.43 to 0.57 over 2 seeds and 3 starts a millionth apart; after 12 epochs it was 0.69 to 0.81,
+    # with ATen's default, AVX2 and oneDNN's SSE4.1 code among them
     assert losses[-1] < 0.9 * losses[0]
     assert set(scores) == {"map50", "map50_95"}
     kept, last = module.trained.state_dict(), network.state_dict()
