@@ -224,7 +224,7 @@ def measure_accuracy(
         command=tuple(command),
         started=started,
         seconds=round(time.perf_counter() - begun, 1),
-        exports=tuple(describe_export(export.folder, export.manifest) for export in opened),
+        exports=tuple(describe_export(export.manifest) for export in opened),
         machine=facts,
         versions=versions(),
         rows=tuple(rows),

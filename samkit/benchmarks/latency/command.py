@@ -120,7 +120,7 @@ def measure_latency(exports: Sequence[Path], settings: Settings | None = None) -
         described = [machine.describe() for machine in machines]
     if settings.device == "cpu":
         rows += rows_of_gpu(rows)
-    exports_described = [describe_export(export.folder, export.manifest) for export in opened]
+    exports_described = [describe_export(export.manifest) for export in opened]
     note = "inputs of graphs are seeded, scans are phantoms; every backend was held to PyTorch eager's outputs first"
     return finished_run("latency", started, exports_described, _together(described), rows, (note,))
 

@@ -117,7 +117,7 @@ def measure_load(exports: Sequence[Path], work: Workload | None = None, *, serve
     started = datetime.now(UTC)
     work = Workload() if work is None else work
     opened = [Export.open(folder, verify=False) for folder in exports]
-    described = [describe_export(export.folder, export.manifest) for export in opened]
+    described = [describe_export(export.manifest) for export in opened]
     rows: list[LoadRow | Absent] = []
     with Machine() as machine:
         for export in opened:

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from samkit import __version__
-from samkit.benchmarks.record import rows as records
 from samkit.benchmarks.record.json_form import from_json, to_json
-from samkit.benchmarks.record.rows import read_row, to_dict
+from samkit.benchmarks.record.rows import Row, read_row, to_dict
 from samkit.errors import InputRefused, SamkitError
 from samkit.manifest import Manifest
 
@@ -49,18 +48,13 @@ class Run:
     """What `machine.Machine` says: processor, GPU, clocks, load, threads, limits, whether it was settled."""
     versions: Mapping[str, str]
     """Of Python and of the packages that took part."""
-    rows: tuple[records.Row, ...]
+    rows: tuple[Row, ...]
     samkit: str = __version__
     commit: str | None = None
     """Of the checkout that ran, with "+changes" where it was not clean; None outside one."""
     notes: tuple[str, ...] = ()
     """What a reader of any table made of this must be told."""
     schema_version: int = field(default=SCHEMA_VERSION)
-
-    def __post_init__(self) -> None:
-        # Until everybody who makes rows makes records
-        rows = tuple(read_row(row) if isinstance(row, dict) else row for row in self.rows)
-        object.__setattr__(self, "rows", rows)
 
     @property
     def command_line(self) -> str:
@@ -121,7 +115,7 @@ def load_run(path: Path) -> Run:
         ) from error
 
 
-def describe_export(folder: Path, manifest: Manifest) -> dict[str, Any]:
+def describe_export(manifest: Manifest) -> dict[str, Any]:
     """Return what a run says of an export: no path, because a folder may be called after a patient."""
     plan = manifest.plan
     return {
@@ -154,18 +148,3 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{found[0]}+changes" if found[1] else found[0]
-
-
-# --- For those who still make rows as JSON ---
-
-Row = dict[str, Any]
-
-
-def check_row(row: Row) -> None:
-    """Raise SamkitError where a row is none."""
-    read_row(row)
-
-
-def identity(row: Row) -> tuple[tuple[str, Any], ...]:
-    """Return what tells this row from the others of its run."""
-    return read_row(row).identity.key()

@@ -14,20 +14,17 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from samkit.errors import ExportError, GeometryError, InputRefused, PromptError
 from samkit.geometry import Grid, Index, Triple, Volume
-from samkit.manifest import Export, Manifest
+from samkit.manifest import Manifest
 from samkit.methods.method import VolumeMethod
 from samkit.networks.sam3d_config import Sam3DConfig
 from samkit.precisions import BASE
 from samkit.prompts import Box, Point, Prompt, SliceBox, SlicePoint
-from samkit.runtime import backends
-from samkit.runtime.backends import Variant
 from samkit.runtime.backends.runner import Runner
 from samkit.runtime.loops.embeddings import ScanEmbeddings
 from samkit.runtime.loops.refinement import NO_LOGIT, Piece, Refiner, State
@@ -35,8 +32,6 @@ from samkit.runtime.session.base import Volumes
 from samkit.runtime.session.local_session import LocalSession, check_inside
 from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate, Part, changed_part, paint, tight
-
-TENSORRT = "tensorrt"
 
 
 @dataclass(frozen=True)
@@ -244,12 +239,3 @@ def _count_voxels(parts: Sequence[Part], shape: Sequence[int]) -> int:
 
 def _parts(state: _Clicked | None) -> tuple[Part, ...]:
     return () if state is None else state.parts
-
-
-def open_runners(
-    folder: Path, manifest: Manifest, backend: str, device: str, precision: str, threads: int | None
-) -> tuple[dict[str, Runner], list[str]]:
-    """Return what `samkit.runtime.backends.open_runners` does, until everybody calls that."""
-    variant = Variant(backend, precision, device)
-    runners, warnings = backends.open_runners(Export.of(folder, manifest), variant, threads)
-    return runners, list(warnings)
