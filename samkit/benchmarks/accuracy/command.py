@@ -16,13 +16,11 @@ as you would share the scans, or measure with --anonymous, which leaves out pict
 from __future__ import annotations
 
 import logging
-import math
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -38,14 +36,14 @@ from samkit.benchmarks.accuracy.candidates import (
     open_candidate,
 )
 from samkit.benchmarks.accuracy.comparison import Comparison, Settings
-from samkit.benchmarks.accuracy.gate import Limits
+from samkit.benchmarks.accuracy.gate import Limits, what_broke
 from samkit.benchmarks.cases.folders import FolderCases
 from samkit.benchmarks.cases.phantom_scans import phantom_cases
 from samkit.benchmarks.cases.simulated_user import POLICIES, policies_of, recipe_of
 from samkit.benchmarks.measure.machine import Machine, versions
 from samkit.benchmarks.record.metrics import TOLERANCE_MM
-from samkit.benchmarks.record.rows import Absent, AccuracyRow, Row
-from samkit.benchmarks.record.run import Run, commit, describe_export, now
+from samkit.benchmarks.record.rows import Absent, Row
+from samkit.benchmarks.record.run import Measured, Run, commit, describe_export, now
 from samkit.command import show_progress
 from samkit.errors import OptionError, PromptError, SamkitError
 from samkit.manifest import Export
@@ -107,7 +105,7 @@ def command(
     pictures: bool,
     anonymous: bool,
     out: Path,
-) -> None:
+) -> Measured:
     """Compare exports with their PyTorch originals and with the truth.
 
     A backend that --backends names and that is not to be had, a mask beyond the limits, and a graph's output beyond its
@@ -133,11 +131,7 @@ def command(
         anonymous=anonymous, policies=policies or POLICIES, tolerance_mm=tolerance_mm, label=label, server=server,
         command=("sam-bench", *typed),
     )  # fmt: skip
-    run.save(out)
-    from samkit.benchmarks.report import tables
-
-    tables.show(run)
-    fail_where_broken(run, named)
+    return Measured(run, out, failures=what_broke(run, [BACKENDS[name] for name in named]))
 
 
 def measure_accuracy(
@@ -248,34 +242,3 @@ def _left_out(export: Export, backends: Sequence[str]) -> list[Row]:
         for name, variant in BACKENDS.items()
         if name not in backends and variant.device == "cuda"
     ]
-
-
-def fail_where_broken(run: Run, named: Sequence[str]) -> None:
-    """Raise SamkitError where anything broke: one line for each export and backend, with what broke first there.
-
-    The last line is the error, those before it are logged. A backend of `named` that did not run is broken, too.
-    """
-    lines: dict[tuple[Any, ...], tuple[float, str]] = {}
-    asked = [BACKENDS[name] for name in named]
-    for row in run.rows:
-        if not isinstance(row, AccuracyRow | Absent):
-            continue
-        one = row.identity
-        place = f"{one.method} on {one.backend} ({one.precision})"
-        found = [f"{sentence}; export again, and report it if it stays" for sentence in row.failures]
-        if isinstance(row, Absent) and not found:
-            is_asked = one.stage is not None and Variant(one.backend, one.precision, one.device) in asked
-            if row.is_failure:
-                found = [f"{place}: {row.reason}"]
-            elif is_asked:
-                found = [f"{place} was asked for and not run: {row.reason}"]
-        if found:
-            key = (one.method, one.manifest, one.backend, one.precision, one.device)
-            # Of several policies the one that met the first case
-            case = float(row.failed_case or math.inf)
-            lines[key] = min(lines.get(key, (case, found[0])), (case, found[0]), key=lambda line: line[0])
-    *others, last = [sentence for _, sentence in lines.values()] or [""]
-    for sentence in others:
-        click.echo(f"sam-bench: {sentence}", err=True)
-    if last:
-        raise SamkitError(last)

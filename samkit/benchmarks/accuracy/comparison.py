@@ -103,12 +103,13 @@ class Comparison:
             self._baseline.recording.start()
             try:
                 labels = user.apply(prompting, self._baseline.session)
+                masks = user.masks(labels)
             except InputRefused as error:
                 outcome.notes.append(f"{user.case.name}, click {number}: the reader stopped, {error}")
                 break
             click = 0 if user.policy == AUTOMATIC else number
             logits = user.region(self._baseline.session.logits())
-            expected = Expected(user, click, labels, logits, self._settings.tolerance_mm)
+            expected = Expected(user, click, labels, masks, logits, self._settings.tolerance_mm)
             for unit, figures in expected.figures.items():
                 outcome.add(unit, ClickFigures(click, figures, SAME))
             if click:
@@ -161,12 +162,20 @@ class Expected:
     """What PyTorch answered at one click."""
 
     def __init__(
-        self, user: SimulatedUser, click: int, labels: np.ndarray, logits: np.ndarray | None, tolerance_mm: float
+        self,
+        user: SimulatedUser,
+        click: int,
+        labels: np.ndarray,
+        masks: Mapping[str, np.ndarray],
+        logits: np.ndarray | None,
+        tolerance_mm: float,
     ) -> None:
-        """`labels` and `logits` are of the region that is judged; `click` is 0 where the method segmented by itself."""
-        self.click, self.labels, self.logits = click, labels, logits
+        """`labels`, the `masks` in them and `logits` are of the region that is judged.
+
+        `click` is 0 where the method segmented by itself.
+        """
+        self.click, self.labels, self.masks, self.logits = click, labels, masks, logits
         self._user, self._tolerance_mm = user, tolerance_mm
-        self.masks = {name: user.mask(labels, name) for name in user.labels}
         self.figures = {
             user.called(name): self.measure(self.masks[name], name) for name in user.labels if name in user.targets
         }

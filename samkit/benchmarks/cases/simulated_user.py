@@ -148,6 +148,10 @@ class SimulatedUser:
         found: np.ndarray = labels == self.labels[name] if name else labels > 0
         return found
 
+    def masks(self, labels: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the masks of all `labels` in a region's label map, by name."""
+        return {name: self.mask(labels, name) for name in self.labels}
+
     def called(self, name: str) -> str:
         """Return what reports call one thing that is judged."""
         return f"{self.case.name}, {name}" if name else self.case.name
