@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import click
 
 from samkit import __version__
 from samkit.command import run_command
+from samkit.errors import SamkitError
+
+if TYPE_CHECKING:
+    from samkit.benchmarks.record.run import Measured
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "accuracy": (
@@ -51,6 +56,23 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="sam-bench")
 def bench() -> None:
     """Measure exports: accuracy against the PyTorch originals, latency, load. Each run is one JSON file."""
+
+
+@bench.result_callback()
+def finish(measured: Measured | None) -> None:
+    """Write and show what a command measured, then fail with what broke; `compare` and `report` measured nothing."""
+    if measured is None:
+        return
+    from samkit.benchmarks.report.tables import show
+
+    measured.run.save(measured.out)
+    show(measured.run)
+    for sentence in measured.warnings:
+        click.secho(sentence, err=True, fg="red", bold=True)
+    for sentence in measured.failures[:-1]:
+        click.echo(f"sam-bench: {sentence}", err=True)
+    if measured.failures:
+        raise SamkitError(measured.failures[-1])
 
 
 def main() -> None:

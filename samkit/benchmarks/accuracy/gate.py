@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from samkit.benchmarks.record.rows import Identity
+from samkit.benchmarks.record.rows import Absent, AccuracyRow, Identity
+from samkit.benchmarks.record.run import Run
 from samkit.export.parity import SMALL_MASK, masks_agree
 from samkit.precisions import PRECISIONS, Tolerance
+from samkit.runtime.backends.backend import Variant
 
 SESSION = "the session"
 """What is to blame where no graph can be told."""
@@ -93,3 +97,29 @@ def check_mask(
     else:
         found = f"HD95 {distance:.3g} mm against PyTorch's, needed is at most {tolerance.max_hd95:g} mm"
     return Failure(where, graph, f"{what} has {found}")
+
+
+def what_broke(run: Run, asked: Sequence[Variant]) -> tuple[str, ...]:
+    """Return what broke first in each export and backend of a run, in sentences.
+
+    One of `asked` that did not run is broken, too.
+    """
+    lines: dict[tuple[Any, ...], tuple[float, str]] = {}
+    for row in run.rows:
+        if not isinstance(row, AccuracyRow | Absent):
+            continue
+        one = row.identity
+        place = f"{one.method} on {one.backend} ({one.precision})"
+        found = [f"{sentence}; export again, and report it if it stays" for sentence in row.failures]
+        if isinstance(row, Absent) and not found:
+            is_asked = one.stage is not None and Variant(one.backend, one.precision, one.device) in asked
+            if row.is_failure:
+                found = [f"{place}: {row.reason}"]
+            elif is_asked:
+                found = [f"{place} was asked for and not run: {row.reason}"]
+        if found:
+            key = (one.method, one.manifest, one.backend, one.precision, one.device)
+            # Of several policies the one that met the first case
+            case = float(row.failed_case or math.inf)
+            lines[key] = min(lines.get(key, (case, found[0])), (case, found[0]), key=lambda line: line[0])
+    return tuple(sentence for _, sentence in lines.values())

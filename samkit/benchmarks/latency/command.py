@@ -22,12 +22,12 @@ import click
 
 from samkit.benchmarks.latency.settings import BASELINES, COLD_STARTS, PARTS, Settings
 from samkit.command import show_progress
-from samkit.errors import OptionError, SamkitError
+from samkit.errors import OptionError
 
 if TYPE_CHECKING:
     from samkit.benchmarks.measure.machine import Machine
     from samkit.benchmarks.record.rows import Absent, LatencyRow
-    from samkit.benchmarks.record.run import Run
+    from samkit.benchmarks.record.run import Measured, Run
     from samkit.manifest import Export
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -61,28 +61,27 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--cold-starts", default=COLD_STARTS, show_default=True, type=click.IntRange(min=0))
 @click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), default=Path("bench/latency.json"),
               show_default=True, help="All samples, and what they were measured on.")  # fmt: skip
-def command(exports: tuple[Path, ...], out: Path, **asked: Any) -> None:
+def command(exports: tuple[Path, ...], out: Path, **asked: Any) -> Measured:
     """Time graphs and stages of exports beside PyTorch; percentiles, memory, and the share of the machine's limit.
 
     Exit code 1 where a file or a session of an export failed, or computed something else.
     """
     from samkit.benchmarks.record.rows import Absent
-    from samkit.benchmarks.report import tables
+    from samkit.benchmarks.record.run import Measured
 
     show_progress(quiet=False)
     logging.getLogger("samkit.segment").setLevel(logging.WARNING)  # each click of a timed reading would be a line
     run = replace(measure_latency(exports, Settings(**asked)), command=("sam-bench", *sys.argv[1:]))
-    run.save(out)
-    tables.show(run)
-    for sentence in run.machine["unsettled"]:
-        click.secho(f"UNSETTLED MACHINE: {sentence}", err=True, fg="red", bold=True)
     failed = [row for row in run.rows if isinstance(row, Absent) and row.is_failure]
-    if ours := [row for row in failed if row.identity.backend not in BASELINES]:
-        first = ours[0].identity
-        raise SamkitError(
-            f"{len(ours)} times are missing of what was exported, the first {first.method} "
-            f"{first.graph or first.stage} {first.backend} {first.precision}: {ours[0].reason}"
-        )
+    ours = [row for row in failed if row.identity.backend not in BASELINES]
+    failures = tuple(
+        f"{len(ours)} times are missing of what was exported, the first {first.identity.method} "
+        f"{first.identity.graph or first.identity.stage} {first.identity.backend} {first.identity.precision}: "
+        f"{first.reason}"
+        for first in ours[:1]
+    )
+    unsettled = tuple(f"UNSETTLED MACHINE: {sentence}" for sentence in run.machine["unsettled"])
+    return Measured(run, out, unsettled, failures)
 
 
 def measure_latency(exports: Sequence[Path], settings: Settings | None = None) -> Run:

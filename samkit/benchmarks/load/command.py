@@ -19,11 +19,11 @@ import click
 
 from samkit.benchmarks.load.workload import MODES, SCALINGS, Workload
 from samkit.command import show_progress
-from samkit.errors import OptionError, SamkitError
+from samkit.errors import OptionError
 
 if TYPE_CHECKING:
     from samkit.benchmarks.record.rows import Absent, LoadRow
-    from samkit.benchmarks.record.run import Run
+    from samkit.benchmarks.record.run import Measured, Run
 
 _PHANTOMS = "Scans are phantoms, sent anew by each reader; a click is timed until its whole mask is there."
 _TOGETHER = "Readers and server shared one machine, over loopback: figures are what both together held."
@@ -64,7 +64,7 @@ def _scalings(context: click.Context, option: click.Parameter, text: str) -> tup
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Samples at each size.")
 @click.option("--json", "out", default=Path("bench/load.json"), show_default=True, help="Where the run is written.",
               type=click.Path(dir_okay=False, path_type=Path))  # fmt: skip
-def command(exports: tuple[Path, ...], server: str | None, not_loopback: bool, out: Path, **asked: Any) -> None:
+def command(exports: tuple[Path, ...], server: str | None, not_loopback: bool, out: Path, **asked: Any) -> Measured:
     """Readers on a Triton server: sessions held, clicks per second, percentiles, memory; how cost grows."""
     if not exports and server is None:
         raise click.UsageError("there is nothing to serve; give --export DIR, or --server URL of what is served")
@@ -73,15 +73,13 @@ def command(exports: tuple[Path, ...], server: str | None, not_loopback: bool, o
     if server is not None and not not_loopback:
         check_own_machine(server)
     from samkit.benchmarks.record.rows import Absent
-    from samkit.benchmarks.report.tables import show
+    from samkit.benchmarks.record.run import Measured
 
     show_progress(quiet=False)
     run = replace(measure_load(exports, Workload(**asked), server=server), command=("sam-bench", *sys.argv[1:]))
-    run.save(out)
-    show(run)
-    if failed := [row.reason for row in run.rows if isinstance(row, Absent) and row.is_failure]:
-        parts = f"{len(failed)} part{'s' * (len(failed) > 1)}"
-        raise SamkitError(f"{parts} failed, the first: {failed[0]} ({out} has what was measured)")
+    failed = [row.reason for row in run.rows if isinstance(row, Absent) and row.is_failure]
+    parts = f"{len(failed)} part{'s' * (len(failed) > 1)} failed, the first"
+    return Measured(run, out, failures=tuple(f"{parts}: {why} ({out} has what was measured)" for why in failed[:1]))
 
 
 def check_own_machine(url: str) -> None:

@@ -45,20 +45,22 @@ def measure_mask(
     agree = everywhere - false_positive - missed
     negative = everywhere - true
     size, unit = _size(spacing_mm)
-    figures = {
-        "dice": dice(prediction, target),
+    kind = "volume" if prediction.ndim == 3 else "area"
+    # What lies outside the box of both has no part in any distance
+    near = _near(prediction | target)
+    surfaces = {"nsd": surface_dice(prediction[near], target[near], spacing_mm, tolerance_mm)}
+    return {
+        "dice": _share(2 * both, found + true),
         "iou": _share(both, found + missed),
         "precision": _share(both, found) if found else float(not true),
         "sensitivity": _share(both, true) if true else float(not found),
         "specificity": _share(negative - false_positive, negative),
         "accuracy": agree / everywhere,
+        **_distances(prediction[near], target[near], spacing_mm),
+        **surfaces,
+        f"{kind}_{unit}": found * size,
+        f"{kind}_error_{unit}": (found - true) * size,
     }
-    # What lies outside the box of both has no part in any distance
-    near = _near(prediction | target)
-    figures |= _distances(prediction[near], target[near], spacing_mm)
-    figures["nsd"] = surface_dice(prediction[near], target[near], spacing_mm, tolerance_mm)
-    kind = "volume" if prediction.ndim == 3 else "area"
-    return figures | {f"{kind}_{unit}": found * size, f"{kind}_error_{unit}": (found - true) * size}
 
 
 def compare_masks(found: np.ndarray, reference: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, float]:

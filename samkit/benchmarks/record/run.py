@@ -95,6 +95,19 @@ class Run:
         part.replace(path)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a command hands over to `sam-bench`, which writes it, shows it, and ends: all of them end alike."""
+
+    run: Run
+    out: Path
+    """Where the run is written."""
+    warnings: tuple[str, ...] = ()
+    """What nobody may overlook, in sentences."""
+    failures: tuple[str, ...] = ()
+    """What broke, in sentences; the last one is the command's error."""
+
+
 def load_run(path: Path) -> Run:
     """Return the run that `path` holds; raises InputRefused where it is none, or of a newer samkit."""
     try:

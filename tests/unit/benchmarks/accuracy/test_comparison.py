@@ -67,7 +67,7 @@ def play(session, *sides, change=lambda click, prompting: prompting):
     for click, side in enumerate(sides, start=1):
         prompting = change(click, user.prompt(click, labels))
         labels = cube(side)
-        expected = Expected(user, click, labels, None, 2.0)
+        expected = Expected(user, click, labels, user.masks(labels), None, 2.0)
         reached.append(expected.dice)
         run.answer(prompting, expected, baseline)
     run.end(reached, "axial")

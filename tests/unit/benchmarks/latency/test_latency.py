@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from samkit.benchmarks.cli import bench
 from samkit.benchmarks.latency import baselines, candidates, cold_start, stages
 from samkit.benchmarks.latency import command as latency
 from samkit.benchmarks.latency import graphs as graph_rows
@@ -350,7 +351,7 @@ def test_command_saves_says_what_was_unsettled_and_fails_where_our_files_did(run
     monkeypatch.setattr(latency, "measure_latency", lambda exports, settings: broken)
 
     out = tmp_path / "new" / "latency.json"
-    ended = CliRunner().invoke(latency.command, ["--export", str(tmp_path), "--json", str(out)])
+    ended = CliRunner().invoke(bench, ["latency", "--export", str(tmp_path), "--json", str(out)])
 
     assert isinstance(ended.exception, SamkitError)
     assert "m-sam image_encoder onnxruntime fp32: it computes something else" in str(ended.exception)
@@ -364,7 +365,7 @@ def test_options_become_settings_by_their_names(option, run, monkeypatch, tmp_pa
     monkeypatch.setattr(latency, "measure_latency", lambda exports, settings: asked.append(settings) or run)
     words = ["--export", str(tmp_path), "--json", str(tmp_path / "run.json"), "--batch", "1,4", "--part", "graphs"]
 
-    ended = CliRunner().invoke(latency.command, [*words, option, "torch", "--threads", "2"])
+    ended = CliRunner().invoke(bench, ["latency", *words, option, "torch", "--threads", "2"])
 
     assert ended.exit_code == 0, ended.output
     assert asked == [Settings(threads=(2,), batches=(1, 4), parts=("graphs",), baselines=("torch",))]

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from samkit.benchmarks.cases.case import Case
+from samkit.benchmarks.cli import bench
 from samkit.benchmarks.load import command as load
 from samkit.benchmarks.load import levels, scaling
 from samkit.benchmarks.load.readers import STAGES, Level
@@ -236,7 +237,8 @@ def test_not_loopback_goes_where_it_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(load, "measure_load", lambda exports, work, server: asked.append(server) or empty_run())
 
     ended = CliRunner().invoke(
-        load.command, ["--server", "triton://10.0.0.7:8001/m-sam", "--not-loopback", "--json", str(tmp_path / "x.json")]
+        bench,
+        ["load", "--server", "triton://10.0.0.7:8001/m-sam", "--not-loopback", "--json", str(tmp_path / "x.json")],
     )
 
     assert ended.exit_code == 0, ended.output
