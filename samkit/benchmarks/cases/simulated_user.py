@@ -138,10 +138,6 @@ class SimulatedUser:
         """Return how much of what is prompted a region's label map has right."""
         return dice(self.masks(labels)[self.structure], self.target)
 
-    def masks(self, labels: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the masks of all `labels` in a region's label map, by name."""
-        return {name: self.mask(labels, name) for name in self.labels}
-
     def called(self, name: str) -> str:
         """Return what reports call one thing that is judged."""
         return f"{self.case.name}, {name}" if name else self.case.name
