@@ -18,7 +18,7 @@ from typing import Any
 
 from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.phantom_scans import COST_SHAPES, cost_case, repeated, with_clicks
-from samkit.benchmarks.load.readers import STAGES, Level, Reader, run_level
+from samkit.benchmarks.load.readers import STAGES, LoadLevel, VirtualReader, run_level
 from samkit.benchmarks.load.scaling import MOST_SAMPLES, over_sessions
 from samkit.benchmarks.load.workload import SESSIONS, Workload
 from samkit.benchmarks.measure.machine import Machine
@@ -136,9 +136,9 @@ def _met(case: Case) -> tuple[str, ...]:
 # --- One level after the other ---
 
 
-def climb(run: Callable[[int], Level], work: Workload, stage: str) -> tuple[list[Level], str]:
+def climb(run: Callable[[int], LoadLevel], work: Workload, stage: str) -> tuple[list[LoadLevel], str]:
     """Return the levels that were run, and why they went no further; the list of sessions may have ended."""
-    levels: list[Level] = []
+    levels: list[LoadLevel] = []
     for readers in work.sessions:
         levels.append(run(readers))
         if stopped := why_stop(levels[-1], stage, work.limit_ms):
@@ -148,11 +148,11 @@ def climb(run: Callable[[int], Level], work: Workload, stage: str) -> tuple[list
 
 def _level(
     endpoint: Endpoint, case: Case, mode: str, work: Workload, scans: count[int], machine: Machine, readers: int
-) -> Level:
+) -> LoadLevel:
     time.sleep(REST_SECONDS)
     machine.sample()
     think_s = work.think_s if mode == "think" else None
-    crowd = [Reader(number, case, endpoint.open, scans, think_s) for number in range(readers)]
+    crowd = [VirtualReader(number, case, endpoint.open, scans, think_s) for number in range(readers)]
     level = run_level(crowd, work.seconds, endpoint.pid)
     met = ((stage, level.samples[stage]) for stage in STAGES)
     slowest = ", ".join(f"{stage} {percentiles(_ms(times))['p95_ms']:.0f}" for stage, times in met if times)
@@ -161,7 +161,7 @@ def _level(
     return level
 
 
-def why_stop(level: Level, stage: str, limit_ms: float) -> str | None:
+def why_stop(level: LoadLevel, stage: str, limit_ms: float) -> str | None:
     """Return why more readers make no sense after a level, None where they do."""
     with_readers = f"with {level.readers} reader{'s' * (level.readers > 1)}"
     if level.errors:
@@ -172,7 +172,7 @@ def why_stop(level: Level, stage: str, limit_ms: float) -> str | None:
     return None
 
 
-def end_of(level: Level, work: Workload, stage: str) -> str:
+def end_of(level: LoadLevel, work: Workload, stage: str) -> str:
     """Return what became of the last level that was asked for, where nothing stopped it before."""
     most = f"with {level.readers}, the most that were asked for,"
     if not level.samples[stage]:
@@ -203,7 +203,7 @@ def of_mode(identity: Identity, mode: str, work: Workload) -> Identity:
     return replace(identity, mode=mode, think_s=work.think_s if mode == "think" else None)
 
 
-def level_rows(level: Level, identity: Identity, case: Case, limit_ms: float) -> list[LoadRow | Absent]:
+def level_rows(level: LoadLevel, identity: Identity, case: Case, limit_ms: float) -> list[LoadRow | Absent]:
     """Return one row for each stage that a reader comes through; what did not come up says so."""
     volumes = list(case.volumes.values())
     times = f"{len(volumes)} x " if len(volumes) > 1 else ""

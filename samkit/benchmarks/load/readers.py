@@ -43,7 +43,7 @@ MOST_CALLS = 10_000
 """Of one reader in one level, whatever the time: a bound on what is kept and sent."""
 
 
-class Reader:
+class VirtualReader:
     """One reader. `samples` has the seconds of each call by stage, `errors` how many failed, by their type."""
 
     def __init__(
@@ -133,7 +133,7 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Level:
+class LoadLevel:
     """What so many readers at once met."""
 
     readers: int
@@ -158,7 +158,7 @@ class Level:
         return (len(self.samples["first_click"]) + len(self.samples["click"])) / self.seconds
 
 
-def run_level(readers: Sequence[Reader], seconds: float, pid: int | None = None) -> Level:
+def run_level(readers: Sequence[VirtualReader], seconds: float, pid: int | None = None) -> LoadLevel:
     """Let readers work side by side for so long, and return what they met; all sessions are closed afterwards.
 
     `pid` is the server's process where it runs on this machine.
@@ -182,7 +182,7 @@ def run_level(readers: Sequence[Reader], seconds: float, pid: int | None = None)
         for reader in readers:
             reader.leave()
     whole = took * (os.cpu_count() or 1)
-    return Level(
+    return LoadLevel(
         readers=len(readers),
         seconds=took,
         samples={stage: tuple(value for reader in readers for value in reader.samples[stage]) for stage in STAGES},

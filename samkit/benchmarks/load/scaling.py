@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.phantom_scans import click_on, cost_case, open_case, padded, repeated, with_clicks
-from samkit.benchmarks.load.readers import Level
+from samkit.benchmarks.load.readers import LoadLevel
 from samkit.benchmarks.load.workload import CLICKS, SESSIONS, SLICES, VOLUME, Workload
 from samkit.benchmarks.measure.machine import Machine
 from samkit.benchmarks.measure.turns import seconds_of, take_turns
@@ -173,7 +173,7 @@ def over_clicks(session: Session, case: Case, rounds: int) -> list[Scaling]:
     return [Scaling("click", CLICKS, dict(enumerate(zip(*found, strict=True), start=1)))]
 
 
-def over_sessions(levels: Sequence[Level], stages: Sequence[str], mode: str) -> list[Scaling]:
+def over_sessions(levels: Sequence[LoadLevel], stages: Sequence[str], mode: str) -> list[Scaling]:
     """Return times of each stage over the readers of a level, levels with fewer than LEAST_SAMPLES left out."""
     found = {stage: {float(level.readers): level.samples[stage] for level in levels} for stage in stages}
     return [

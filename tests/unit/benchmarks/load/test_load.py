@@ -16,7 +16,7 @@ from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cli import bench
 from samkit.benchmarks.load import command as load
 from samkit.benchmarks.load import levels, scaling
-from samkit.benchmarks.load.readers import STAGES, Level
+from samkit.benchmarks.load.readers import STAGES, LoadLevel
 from samkit.benchmarks.load.scaling import MOST_SAMPLES, Scaling, grown
 from samkit.benchmarks.load.workload import Workload
 from samkit.benchmarks.record.rows import Absent, Identity
@@ -34,7 +34,7 @@ CASE = Case("cube", VOLUMES, {"": np.ones((2, 2, 2), bool)}, clicks=(Point((0, 0
 
 def level(readers, errors=None, **samples):
     met = dict.fromkeys(STAGES, (0.01,)) | samples
-    return Level(readers, 10.0, met, errors or {}, readers, 0.25, 0.5, {"rss": 900.0, "pss": 700.0})
+    return LoadLevel(readers, 10.0, met, errors or {}, readers, 0.25, 0.5, {"rss": 900.0, "pss": 700.0})
 
 
 def reported(output):

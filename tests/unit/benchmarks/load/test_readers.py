@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from samkit.benchmarks.cases.case import Case
-from samkit.benchmarks.load.readers import MOST_CALLS, Reader, run_level
+from samkit.benchmarks.load.readers import MOST_CALLS, VirtualReader, run_level
 from samkit.errors import AtCapacity, ServerUnreachable
 from samkit.geometry import Volume
 from samkit.prompts import Point
@@ -63,7 +63,9 @@ class Session:
 
 
 def reader(server, *, case=CASE, think_s=None, number=0, scans=None):
-    return Reader(number, case, server.session, scans or count(1), think_s, sleep=server.sleep, clock=server.clock)
+    return VirtualReader(
+        number, case, server.session, scans or count(1), think_s, sleep=server.sleep, clock=server.clock
+    )
 
 
 def test_a_reader_opens_a_scan_clicks_where_the_study_says_and_takes_the_next():
@@ -144,7 +146,7 @@ def test_a_call_that_fails_is_counted_and_the_reader_pauses_and_begins_anew(fail
 
 def test_what_is_no_failure_of_a_server_is_raised_and_nobody_else_goes_on():
     broken = Case("no volumes", {}, {})
-    working = Reader(1, CASE, Server().session, count(1), 0.01)  # by the real clock
+    working = VirtualReader(1, CASE, Server().session, count(1), 0.01)  # by the real clock
 
     with pytest.raises(KeyError):
         run_level([reader(Server(), case=broken), working], 1e9)

@@ -8,7 +8,7 @@ import pytest
 from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.phantom_scans import padded, repeated
 from samkit.benchmarks.load import scaling
-from samkit.benchmarks.load.readers import STAGES, Level
+from samkit.benchmarks.load.readers import STAGES, LoadLevel
 from samkit.benchmarks.load.scaling import Scaling
 from samkit.benchmarks.record.rows import Identity, read_row, to_dict
 from samkit.errors import SamkitError
@@ -70,7 +70,7 @@ def test_thinning_keeps_the_ends_and_the_middle():
 
 def test_levels_with_few_calls_of_a_stage_do_not_count_for_it():
     def level(readers, **samples):
-        return Level(readers, 1.0, dict.fromkeys(STAGES, ()) | samples, {}, readers, 0.1)
+        return LoadLevel(readers, 1.0, dict.fromkeys(STAGES, ()) | samples, {}, readers, 0.1)
 
     levels = [level(n, click=(0.1 * n,) * 9, scan=(0.1,) * 9 * (n == 1), undo=(0.1,)) for n in (1, 2, 4)]
 
