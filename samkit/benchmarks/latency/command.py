@@ -118,7 +118,7 @@ def measure_latency(exports: Sequence[Path], settings: Settings | None = None) -
                 logger.info("%s: %.0f s", said, time.perf_counter() - began)
         described = [machine.describe() for machine in machines]
     if settings.device == "cpu":
-        rows += rows_of_gpu(rows)
+        rows += list(rows_of_gpu(rows))  # a list: what grows is not what is read
     exports_described = [describe_export(export.manifest) for export in opened]
     note = "inputs of graphs are seeded, scans are phantoms; every backend was held to PyTorch eager's outputs first"
     return finished_run("latency", started, exports_described, _together(described), rows, (note,))
