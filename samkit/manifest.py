@@ -267,21 +267,21 @@ class Export:
     config: NetworkConfig
 
     @classmethod
-    def open(cls, folder: str | Path, *, verify: bool = True) -> Export:
+    def open(cls, folder: str | Path, *, verify: bool = True, engines: bool = False) -> Export:
         """Return the export in `folder`; raises ManifestError where that is none, or leaves its network open.
 
-        Its files are compared with the manifest unless `verify` is False. Those of engines are not: their runners
-        compare the very bytes that they load, and nothing else needs them.
+        Its files are compared with the manifest unless `verify` is False; those of engines only with `engines`, because
+        their runners compare the very bytes that they load, and nothing else needs them.
         """
         folder = Path(folder)
         export = cls.of(folder, Manifest.load(folder))
         if verify:
-            export.verify()
+            export.verify(engines=engines)
         return export
 
-    def verify(self) -> None:
-        """Raise ManifestError unless the files, those of engines apart, are the ones that were exported."""
-        self.manifest.verify(self.folder, engines=False)
+    def verify(self, *, engines: bool = False) -> None:
+        """Raise ManifestError unless the files, those of engines only on demand, are the ones that were exported."""
+        self.manifest.verify(self.folder, engines=engines)
 
     @classmethod
     def of(cls, folder: Path, manifest: Manifest) -> Export:

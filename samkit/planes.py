@@ -17,7 +17,7 @@ import numpy as np
 from nibabel.orientations import io_orientation
 
 from samkit.errors import InputRefused
-from samkit.geometry import Index, check_affine, spacing_of
+from samkit.geometry import Index, Triple, check_affine, spacing_of
 
 PLANES = ("axial", "coronal", "sagittal")
 
@@ -99,6 +99,13 @@ class PlaneView:
         last = np.array([self.file_shape[axis] - 1 for axis in self.axes])
         placed: np.ndarray = np.where(self.flipped, last - along, along)[:, [0, 2, 1]]
         return placed
+
+    def to_voxel(self, number: int, x: float, y: float) -> Triple:
+        """Return the array's voxel index of column `x`, row `y` in slice `number`: the inverse of `to_slices`."""
+        index = [0.0, 0.0, 0.0]
+        for axis, is_flipped, place in zip(self.axes, self.flipped, (number, y, x), strict=True):
+            index[axis] = self.file_shape[axis] - 1 - place if is_flipped else float(place)
+        return index[0], index[1], index[2]
 
     def file_index(self, number: int) -> int:
         """Return the index, along the array's own axis, of slice `number`; the same call leads back."""

@@ -16,23 +16,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from samkit.benchmarks.accuracy.outputs import ObservedRunner, Observer, OutputCheck, Recording
 from samkit.benchmarks.measure.originals import original_network, original_runners
 from samkit.benchmarks.record.rows import Absent, Identity
 from samkit.errors import MissingDependencyError, OptionError, SamkitError, ServingError
 from samkit.manifest import Export
-from samkit.methods import GraphSpec
 from samkit.precisions import BASE, get_precision
 from samkit.runtime.backends import bench_backends, get_backend, is_emulated, open_runners
 from samkit.runtime.backends.backend import Variant, missing_files
-from samkit.runtime.backends.runner import HostRunner, Runner, SubstituteRunner, add_substitutes, check_inputs
-from samkit.runtime.client import tritonclient_library
-from samkit.runtime.client.triton_transport import HTTP, Address
+from samkit.runtime.backends.runner import Runner, SubstituteRunner, add_substitutes
+from samkit.runtime.client.served_runner import ServedRunner
+from samkit.runtime.client.triton_transport import Address
 from samkit.runtime.opening import make_session, open_session
 from samkit.runtime.session.base import Session
-from samkit.tensors import Tensor, on_host
 from samkit.triton_models.repository import write_repository
 from samkit.triton_models.server import EmbeddedServer
 from samkit.triton_models.server_files import check_numpy, find_server
@@ -188,30 +184,3 @@ def _observed(runners: Mapping[str, Runner], observer: Observer, export: Export)
     }
     add_substitutes(real, export.graphs)
     return real
-
-
-class ServedRunner(HostRunner):
-    """A graph of an export, run by the server that serves it."""
-
-    providers = (TRITON,)
-
-    def __init__(self, address: Address, graph: GraphSpec) -> None:
-        """Run `graph` of what is served at `address`."""
-        self.graph = graph
-        self._library = tritonclient_library.http() if address.scheme == HTTP else tritonclient_library.grpc()
-        self._client = self._library.InferenceServerClient(address.server)
-        self._model = f"{address.name}_{graph.name}"
-
-    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        """Return the outputs by name; raises TensorMismatchError for inputs that don't fit, ServingError otherwise."""
-        check_inputs(self.graph, inputs)
-        arrays = {name: np.ascontiguousarray(on_host(tensor)) for name, tensor in inputs.items()}
-        try:
-            answer = self._client.infer(self._model, tritonclient_library.as_inputs(self._library, arrays))
-        except self._library.InferenceServerException as error:
-            raise ServingError(f"the server did not run {self._model} ({error}); see its log") from error
-        return {spec.name: answer.as_numpy(spec.name) for spec in self.graph.outputs}
-
-    def close(self) -> None:
-        """Let go of the connection."""
-        self._client.close()

@@ -17,8 +17,9 @@ import numpy as np
 from samkit.benchmarks.accuracy.candidates import Baseline, Candidate, identity_of
 from samkit.benchmarks.accuracy.detector import Detection, Detector
 from samkit.benchmarks.accuracy.differing_slices import worst_slice
-from samkit.benchmarks.accuracy.gate import Failure, Limits, check_mask
+from samkit.benchmarks.accuracy.gate import Failure, check_mask
 from samkit.benchmarks.accuracy.outcome import SAME, Outcome
+from samkit.benchmarks.accuracy.settings import Settings
 from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.simulated_user import (
     AUTOMATIC,
@@ -33,22 +34,9 @@ from samkit.benchmarks.record.rows import DETECTOR, ClickFigures, Row
 from samkit.errors import GeometryError, InputRefused, SamkitError
 from samkit.export.emulation import first_non_finite
 from samkit.manifest import Export
-from samkit.masks import dice
 from samkit.methods import SliceMethod
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is the same for all exports of a run."""
-
-    clicks: int
-    limits: Limits
-    tolerance_mm: float
-    policies: tuple[str, ...]
-    pictures: bool
-    anonymous: bool
 
 
 class Comparison:
@@ -95,27 +83,29 @@ class Comparison:
         ]
         for run in runs:
             run.begin()
-        labels, reached = user.nothing(), list[float]()
-        for number in range(1, user.most_clicks(self._settings.clicks) + 1):
-            prompting = user.prompt(number, labels)
-            if prompting is None:
-                break
-            self._baseline.recording.start()
-            try:
-                labels = user.apply(prompting, self._baseline.session)
-                masks = user.masks(labels)
-            except InputRefused as error:
-                outcome.notes.append(f"{user.case.name}, click {number}: the reader stopped, {error}")
-                break
-            click = 0 if user.policy == AUTOMATIC else number
-            logits = user.region(self._baseline.session.logits())
-            expected = Expected(user, click, labels, masks, logits, self._settings.tolerance_mm)
-            for unit, figures in expected.figures.items():
-                outcome.add(unit, ClickFigures(click, figures, SAME))
-            if click:
-                reached.append(expected.dice)
-            for run in runs:
-                run.answer(prompting, expected, self._baseline)
+        reached: list[float] = []
+        number, tolerance_mm = 0, self._settings.tolerance_mm
+        self._baseline.recording.start()
+        try:
+            for number, prompting, labels in user.click_on(self._baseline.session, self._settings.clicks):
+                click = 0 if user.policy == AUTOMATIC else number
+                where = f"{user.case.name}, click {click} ({user.policy})" if click else f"{user.case.name}, automatic"
+                masks, logits = user.masks(labels), user.region(self._baseline.session.logits())
+                figures = {
+                    name: measure_mask(mask, user.targets[name], user.spacing_mm, tolerance_mm=tolerance_mm)
+                    for name, mask in masks.items()
+                    if name in user.targets
+                }
+                for name, measured in figures.items():
+                    outcome.add(user.called(name), ClickFigures(click, measured, SAME))
+                if click:
+                    reached.append(figures[user.structure]["dice"])
+                expected = Expected(click, where, labels, masks, figures, logits)
+                for run in runs:
+                    run.answer(prompting, expected, self._baseline)
+                self._baseline.recording.start()
+        except InputRefused as error:
+            outcome.notes.append(f"{user.case.name}, click {number + 1}: the reader stopped, {error}")
         if reached:
             outcome.own_dice[user.case.name] = reached
         for run in runs:
@@ -158,42 +148,20 @@ class Comparison:
             failures[0] = replace(failures[0], node=node)
 
 
+@dataclass(frozen=True)
 class Expected:
-    """What PyTorch answered at one click."""
+    """What PyTorch answered at one click, on the region that is judged."""
 
-    def __init__(
-        self,
-        user: SimulatedUser,
-        click: int,
-        labels: np.ndarray,
-        masks: Mapping[str, np.ndarray],
-        logits: np.ndarray | None,
-        tolerance_mm: float,
-    ) -> None:
-        """`labels`, the `masks` in them and `logits` are of the region that is judged.
-
-        `click` is 0 where the method segmented by itself.
-        """
-        self.click, self.labels, self.masks, self.logits = click, labels, masks, logits
-        self._user, self._tolerance_mm = user, tolerance_mm
-        self.figures = {
-            user.called(name): self.measure(self.masks[name], name) for name in user.labels if name in user.targets
-        }
-
-    @property
-    def where(self) -> str:
-        """Return case, click and policy in words."""
-        case = self._user.case.name
-        return f"{case}, click {self.click} ({self._user.policy})" if self.click else f"{case}, automatic"
-
-    @property
-    def dice(self) -> float:
-        """Return the Dice of what is clicked on."""
-        return self.figures[self._user.called(self._user.structure)]["dice"]
-
-    def measure(self, mask: np.ndarray, name: str) -> dict[str, float]:
-        """Return the METRICS of a mask of one of the user's labels."""
-        return measure_mask(mask, self._user.targets[name], self._user.spacing_mm, tolerance_mm=self._tolerance_mm)
+    click: int
+    """0 where the method segmented by itself."""
+    where: str
+    """Case, click and policy in words."""
+    labels: np.ndarray
+    masks: Mapping[str, np.ndarray]
+    """By name of what is judged."""
+    figures: Mapping[str, Mapping[str, float]]
+    """METRICS of those masks that there is a truth for."""
+    logits: np.ndarray | None = None
 
 
 class CandidateRun:
@@ -236,19 +204,21 @@ class CandidateRun:
         self._compare(labels, expected)
 
     def _compare(self, labels: np.ndarray, expected: Expected) -> None:
-        user, difference = self._user, self._logit_difference(expected)
-        for name, theirs in expected.masks.items():
-            ours = user.mask(labels, name)
+        user, settings, difference = self._user, self._settings, self._logit_difference(expected)
+        for name, ours in user.masks(labels).items():
+            theirs = expected.masks[name]
             is_same = np.array_equal(ours, theirs)
             figures = SAME if is_same else compare_masks(ours, theirs, user.spacing_mm)
             parity: Mapping[str, float | None] = {**figures, "logit_difference": difference}
             self._outcome.parities.append(parity)
             if not is_same:
-                tolerance = self._settings.limits.tolerance(self._one.variant.precision, user.spacing_mm)
+                tolerance = settings.limits.tolerance(self._one.variant.precision, user.spacing_mm)
                 what, suspect = f"the mask of {name}" if name else "the mask", self._one.check.suspect()
                 self._fail(check_mask(figures, int(theirs.sum()), tolerance, suspect, expected.where, what))
-            if (known := expected.figures.get(user.called(name))) is not None:
-                measured = known if is_same else expected.measure(ours, name)
+            if (measured := expected.figures.get(name)) is not None:
+                if not is_same:
+                    target, within = user.targets[name], settings.tolerance_mm
+                    measured = measure_mask(ours, target, user.spacing_mm, tolerance_mm=within)
                 self._outcome.add(user.called(name), ClickFigures(expected.click, measured, parity))
         flipped = int(np.count_nonzero(labels != expected.labels))
         self._differs |= flipped > 0
@@ -286,7 +256,7 @@ class CandidateRun:
                 f"{diverged}: from here on it runs other graphs than PyTorch, as where a mask ends elsewhere; its "
                 "masks are compared as ever, its graphs on what PyTorch's were given"
             )
-        if self._worst is not None and self._settings.pictures:
+        if self._worst is not None and self._settings.pictures and not self._settings.anonymous:
             _, expected, labels = self._worst
             self._outcome.slices.append(worst_slice(self._user, plane, expected.click, labels, expected.labels))
         if self._is_live and reached:
@@ -294,18 +264,13 @@ class CandidateRun:
             self._outcome.own_dice[case] = self._own_dice() if self._differs else list(reached)
 
     def _own_dice(self) -> list[float]:
-        user, found, labels = self._user, list[float](), self._user.nothing()
+        user, found = self._user, list[float]()
         self._one.session.reset()
-        for number in range(1, user.most_clicks(self._settings.clicks) + 1):
-            prompting = user.prompt(number, labels)
-            if prompting is None:
-                break
-            try:
-                with np.errstate(all="ignore"):
-                    labels = user.apply(prompting, self._one.session)
-            except SamkitError as error:
-                note = f"{user.case.name}, click {number} on its own errors: it stopped, {error}"
-                self._outcome.notes.append(note)
-                break
-            found.append(dice(user.mask(labels), user.target))
+        try:
+            with np.errstate(all="ignore"):
+                for _, _, labels in user.click_on(self._one.session, self._settings.clicks):
+                    found.append(user.dice(labels))
+        except SamkitError as error:
+            note = f"{user.case.name}, click {len(found) + 1} on its own errors: it stopped, {error}"
+            self._outcome.notes.append(note)
         return found

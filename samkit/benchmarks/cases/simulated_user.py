@@ -20,6 +20,7 @@ import numpy as np
 from samkit.benchmarks.cases.case import Case
 from samkit.clicks import central_click, deepest_error, next_click
 from samkit.errors import InputRefused
+from samkit.masks import dice
 from samkit.methods import Method, SliceMethod
 from samkit.methods.method import SliceRecipe
 from samkit.planes import PlaneView
@@ -61,19 +62,6 @@ class OneSlice:
     def of(self, array: np.ndarray) -> np.ndarray:
         """Return the slice (H, W) of an array of the volume."""
         return np.ascontiguousarray(self.view.slices(array)[self.number])
-
-    def voxel(self, x: float, y: float) -> tuple[float, float, float]:
-        """Return the voxel index of a pixel: the inverse of `PlaneView.to_slices`."""
-        index = [0.0, 0.0, 0.0]
-        for axis, is_flipped, place in zip(self.view.axes, self.view.flipped, (self.number, y, x), strict=True):
-            index[axis] = self.view.file_shape[axis] - 1 - place if is_flipped else float(place)
-        return index[0], index[1], index[2]
-
-    def in_volume(self, prompt: SlicePoint | SliceBox) -> Prompt:
-        """Return a prompt on the slice as a session on the volume takes it."""
-        if isinstance(prompt, SlicePoint):
-            return Point(self.voxel(prompt.x, prompt.y), prompt.label, prompt.structure)
-        return Box(self.voxel(prompt.x0, prompt.y0), self.voxel(prompt.x1, prompt.y1), prompt.structure)
 
 
 @dataclass(frozen=True)
@@ -142,15 +130,13 @@ class SimulatedUser:
         """Return the label map of the region before the first click."""
         return np.zeros(next(iter(self.targets.values())).shape, np.uint8)
 
-    def mask(self, labels: np.ndarray, name: str | None = None) -> np.ndarray:
-        """Return the mask of one of `labels` in a region's label map, by default of what is prompted."""
-        name = self.structure if name is None else name
-        found: np.ndarray = labels == self.labels[name] if name else labels > 0
-        return found
-
     def masks(self, labels: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the masks of all `labels` in a region's label map, by name."""
-        return {name: self.mask(labels, name) for name in self.labels}
+        """Return the mask of each of `labels` in a region's label map."""
+        return {name: labels == value if name else labels > 0 for name, value in self.labels.items()}
+
+    def dice(self, labels: np.ndarray) -> float:
+        """Return how much of what is prompted a region's label map has right."""
+        return dice(self.masks(labels)[self.structure], self.target)
 
     def called(self, name: str) -> str:
         """Return what reports call one thing that is judged."""
@@ -165,6 +151,19 @@ class SimulatedUser:
         is_refined = self.recipe is None or self.recipe.error_rounds > 0
         return clicks if self.policy == CENTRE or is_refined else 1
 
+    def click_on(self, session: Session, clicks: int) -> Iterator[tuple[int, Prompting, np.ndarray]]:
+        """Click on a session's own errors: yield the click (1 and on), what was prompted, and the region's label map.
+
+        Raises SamkitError as the session does.
+        """
+        labels = self.nothing()
+        for click in range(1, self.most_clicks(clicks) + 1):
+            prompting = self.prompt(click, labels)
+            if prompting is None:
+                return
+            labels = self.apply(prompting, session)
+            yield click, prompting, labels
+
     def prompt(self, click: int, labels: np.ndarray) -> Prompting | None:
         """Return what is prompted at a click (1 and on) on seeing the region's label map so far.
 
@@ -172,7 +171,8 @@ class SimulatedUser:
         """
         if self.policy == AUTOMATIC:
             return Prompting(())
-        target, found, rng = self.target, self.mask(labels), np.random.default_rng((SEED, self.number, click))
+        target, rng = self.target, np.random.default_rng((SEED, self.number, click))
+        found = self.masks(labels)[self.structure]
         if target.ndim == 3:
             point = central_click(found, target) if self.policy == CENTRE else next_click(found, target, rng)
             return None if point is None else Prompting((point,))
@@ -204,7 +204,14 @@ class SimulatedUser:
             yield SliceBox(x0, y0, x1, y1, self.structure)
 
     def _in_case(self, prompt: SlicePoint | SliceBox) -> Prompt:
-        return prompt if self.slice is None else self.slice.in_volume(prompt)
+        """Return a prompt on the region as a session on the case takes it."""
+        if self.slice is None:
+            return prompt
+        number, to_voxel = self.slice.number, self.slice.view.to_voxel
+        if isinstance(prompt, SlicePoint):
+            return Point(to_voxel(number, prompt.x, prompt.y), prompt.label, prompt.structure)
+        ends = to_voxel(number, prompt.x0, prompt.y0), to_voxel(number, prompt.x1, prompt.y1)
+        return Box(*ends, prompt.structure)
 
     def apply(self, prompting: Prompting, session: Session) -> np.ndarray:
         """Let a session answer, and return the label map (uint8) of what is judged."""

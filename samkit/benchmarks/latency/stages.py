@@ -80,7 +80,8 @@ def _clicks(case: Case, export: Export) -> tuple[Point, ...]:
     picked = inside[np.linspace(0, len(inside) - 1, CLICKS + 2).round().astype(int)[1:-1]]
     if user.slice is None:
         return tuple(Point((float(i), float(j), float(k)), FOREGROUND) for i, j, k in picked)
-    return tuple(Point(user.slice.voxel(float(x), float(y)), FOREGROUND, user.structure) for y, x in picked)
+    number, to_voxel = user.slice.number, user.slice.view.to_voxel
+    return tuple(Point(to_voxel(number, float(x), float(y)), FOREGROUND, user.structure) for y, x in picked)
 
 
 @dataclass

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from samkit.benchmarks.accuracy.candidates import BACKENDS, Candidate
-from samkit.benchmarks.accuracy.comparison import CandidateRun, Comparison, Expected, Settings
-from samkit.benchmarks.accuracy.gate import Limits
+from samkit.benchmarks.accuracy.comparison import CandidateRun, Comparison, Expected
 from samkit.benchmarks.accuracy.outcome import SAME, Outcome
 from samkit.benchmarks.accuracy.outputs import OutputCheck, Recording
+from samkit.benchmarks.accuracy.settings import Settings
 from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.simulated_user import SimulatedUser
+from samkit.benchmarks.record.metrics import measure_mask
 from samkit.benchmarks.record.rows import Identity
 from samkit.errors import SamkitError
 from samkit.geometry import Volume
@@ -22,7 +23,7 @@ SHAPE = (16, 16, 16)
 TARGET = np.zeros(SHAPE, bool)
 TARGET[3:13, 3:13, 3:13] = True
 CASE = Case("case 7", {"": Volume(np.ones(SHAPE, np.float32), np.eye(4))}, {"": TARGET})
-SETTINGS = Settings(3, Limits(), 2.0, ("centre",), pictures=False, anonymous=False)
+SETTINGS = Settings((), clicks=3, policies=("centre",), pictures=False)
 IDENTITY = Identity("m-sam", "triton", "cpu", "fp32", stage="masks", policy="centre")
 
 
@@ -67,8 +68,10 @@ def play(session, *sides, change=lambda click, prompting: prompting):
     for click, side in enumerate(sides, start=1):
         prompting = change(click, user.prompt(click, labels))
         labels = cube(side)
-        expected = Expected(user, click, labels, user.masks(labels), None, 2.0)
-        reached.append(expected.dice)
+        figures = measure_mask(labels > 0, TARGET, (1.0, 1.0, 1.0), tolerance_mm=SETTINGS.tolerance_mm)
+        where = f"case 7, click {click} (centre)"
+        expected = Expected(click, where, labels, user.masks(labels), {"": figures})
+        reached.append(figures["dice"])
         run.answer(prompting, expected, baseline)
     run.end(reached, "axial")
     return outcome, reached

@@ -139,8 +139,8 @@ def test_largest_structure_is_prompted_and_all_are_judged_automatically():
     assert prompted.prompt(1, np.zeros(prompted.target.shape, bool)).prompts[0].structure == "caudate_right"
     assert (automatic.prompt(1, large), list(automatic.labels)) == (Prompting(()), list(names))
     labels = np.full((2, 2), names.index("caudate_right") + 1)
-    assert prompted.mask(labels, "caudate_right").all()
-    assert not automatic.mask(labels, "caudate_left").any()
+    assert prompted.masks(labels)["caudate_right"].all()
+    assert not automatic.masks(labels)["caudate_left"].any()
 
 
 def test_subject_without_a_target_is_refused():
