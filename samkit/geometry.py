@@ -62,7 +62,11 @@ def voxel_ml_of(affine: np.ndarray) -> float:
 
 
 def check_affine(affine: np.ndarray) -> None:
-    """Raise GeometryError unless `affine` (4, 4) is finite and can be inverted."""
+    """Raise GeometryError unless `affine` is (4, 4), finite, and can be inverted."""
+    if np.shape(affine) != (4, 4):
+        raise GeometryError(
+            f"the affine has the shape {np.shape(affine)}, needed is (4, 4); write all four of its rows"
+        )
     matrix = np.asarray(affine, np.float64)[:3, :3]
     if not np.isfinite(affine).all():
         raise GeometryError("the affine holds NaN or Inf; repair the file's sform or qform first")

@@ -181,3 +181,7 @@ def _announce(sentence: str) -> None:
 def main() -> None:
     """Run `sam-export`."""
     run_command(export, "sam-export")
+
+
+if __name__ == "__main__":
+    main()

@@ -237,3 +237,8 @@ def test_unusable_spacing_is_refused(spacing):
 def test_tiny_voxels_are_no_singular_affine():
     check_affine(np.diag([1e-3, 1e-3, 1e-3, 1.0]))
     check_affine(np.diag([0.5, 0.5, 30.0, 1.0]))
+
+
+def test_an_affine_of_three_rows_is_refused():
+    with pytest.raises(GeometryError, match=r"the affine has the shape \(3, 4\), needed is \(4, 4\); write all four"):
+        check_affine(np.eye(4)[:3])

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from samkit.errors import ManifestError
-from samkit.manifest import FILE_NAME, Export, Manifest
+from samkit.manifest import FILE_NAME, Artifact, Export, Manifest
 
 
 @pytest.fixture
@@ -77,6 +77,16 @@ def test_changed_byte_is_refused_when_an_export_is_opened_unless_told_otherwise(
     with pytest.raises(ManifestError, match=r"mask_decoder\.onnx changed since it was exported"):
         Export.open(folder)
     assert Export.open(folder, verify=False).folder == folder
+
+
+def test_engines_are_verified_where_an_export_is_opened_for_them(folder):
+    manifest = Manifest.load(folder)
+    gone = Artifact("mask_decoder.fp32.plan", "ab", 1)
+    engines = {gone.file: {"files": [gone.file]}}
+    replace(manifest, artifacts=(*manifest.artifacts, gone), engines=engines).save(folder)
+    assert Export.open(folder).folder == folder
+    with pytest.raises(ManifestError, match=r"mask_decoder\.fp32\.plan is missing .* sam-export --build-engines"):
+        Export.open(folder, engines=True)
 
 
 def test_export_without_a_graph_that_its_method_needs_is_refused(folder):

@@ -31,6 +31,7 @@ def test_every_orientation_gives_the_same_slices(plane, codes):
     )  # fmt: skip
     corner = world_to_voxel(affine, voxel_to_world(AFFINE, np.array([[1.0, 2.0, 3.5]])))
     np.testing.assert_allclose(view.to_slices(corner), expected.to_slices(np.array([[1.0, 2.0, 3.5]])), atol=1e-9)
+    np.testing.assert_allclose(view.to_voxel(*view.to_slices(corner)[0]), corner[0], atol=1e-9)
 
 
 def test_axial_slice_is_seen_from_below_with_anterior_on_top():

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from samkit.benchmarks.accuracy.outputs import ObservedRunner, Observer, OutputCheck, Recording
 from samkit.benchmarks.measure.originals import original_network, original_runners
@@ -73,27 +72,29 @@ def identity_of(export: Export, variant: Variant, **part: str) -> Identity:
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """The PyTorch originals: a session, and what its graphs were given and gave."""
+class Opened:
+    """An export, opened on one backend."""
 
+    name: str
+    """The backend, as on the command line."""
     variant: Variant
-    session: Any
-    recording: Recording
+    session: Session
     runners: Mapping[str, Runner]
     """By graph, without anybody observing."""
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A session that is compared with the baseline's."""
+class Baseline(Opened):
+    """The PyTorch originals, with what their graphs were given and gave."""
 
-    name: str
-    """As on the command line."""
-    variant: Variant
-    session: Session
+    recording: Recording
+
+
+@dataclass(frozen=True)
+class Candidate(Opened):
+    """What is compared with the baseline."""
+
     check: OutputCheck
-    runners: Mapping[str, Runner]
-    """By graph, without anybody observing."""
 
     @property
     def is_served(self) -> bool:
@@ -114,7 +115,7 @@ def open_baseline(export: Export, device: str, threads: int | None, held: ExitSt
         if graph.is_rewrite and graph.works_for is None:
             runners[graph.name] = TorchRunner(network, graph, device)
             recording.unprompted.append(runners[graph.name])
-    return Baseline(replace(BACKENDS[BASELINE], device=device), session, recording, runners)
+    return Baseline(BASELINE, replace(BACKENDS[BASELINE], device=device), session, runners, recording)
 
 
 def open_candidate(
@@ -131,7 +132,7 @@ def open_candidate(
             url, session = _serve(export, server, held)
             address = Address.parse(url)
             runners = {graph: held.enter_context(ServedRunner(address, graphs[graph])) for graph in graphs}
-            return Candidate(name, variant, session, check, runners)
+            return Candidate(name, variant, session, runners, check)
         is_missing = get_backend(variant.backend).missing(export, variant.precision) is not None
         if (why := missing_files(export, variant.precision)) is not None:
             return Absent("accuracy", identity_of(export, variant, stage="masks"), why, is_failure=False)
@@ -140,7 +141,7 @@ def open_candidate(
         runners = opened or open_runners(export, variant, threads)[0]
         local = make_session(export, _observed(runners, check, export), variant.precision)
         held.callback(local.close)
-        return Candidate(name, variant, local, check, runners)
+        return Candidate(name, variant, local, runners, check)
     except SamkitError as error:
         is_missing = is_missing or isinstance(error, MissingDependencyError)
         return Absent("accuracy", identity_of(export, variant, stage="masks"), in_row(error), is_failure=not is_missing)

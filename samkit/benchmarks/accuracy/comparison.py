@@ -27,7 +27,6 @@ from samkit.benchmarks.cases.simulated_user import (
     SimulatedUser,
     policies_of,
     recipe_of,
-    set_case,
 )
 from samkit.benchmarks.record.metrics import compare_masks, measure_mask
 from samkit.benchmarks.record.rows import DETECTOR, ClickFigures, Row
@@ -50,13 +49,13 @@ class Comparison:
         self._plane = method.plane if isinstance(method, SliceMethod) else "axial"
         self.notes: list[str] = []
         """What a reader of the rows must know."""
-        policies = [name for name in policies_of(method, self._recipe) if name in settings.policies]
-        self._baselines = {policy: self._outcome(baseline, policy) for policy in policies}
-        self._outcomes = {(one.name, policy): self._outcome(one, policy) for policy in policies for one in candidates}
+        self._policies = [name for name in policies_of(method, self._recipe) if name in settings.policies]
+        self._outcomes = {
+            (one.name, policy): Outcome(identity_of(export, one.variant, stage="masks", policy=policy))
+            for policy in self._policies
+            for one in (baseline, *candidates)
+        }
         self._detection = self._detectors() if isinstance(method, SliceMethod) and method.propose else None
-
-    def _outcome(self, one: Baseline | Candidate, policy: str) -> Outcome:
-        return Outcome(identity_of(self._export, one.variant, stage="masks", policy=policy))
 
     def run(self, cases: Iterable[Case]) -> None:
         """Do everything."""
@@ -64,20 +63,21 @@ class Comparison:
             if self._settings.anonymous:
                 case = replace(case, name=f"case {number + 1}")
             log.info("%s: %s", self._export.method.name, case.name)
-            for policy in self._baselines if case.targets else ():
+            for policy in self._policies if case.targets else ():
                 try:
                     method, config = self._export.method, self._export.config
                     self._prompt(SimulatedUser.of(case, policy, method, config, self._recipe, number))
                 except (InputRefused, GeometryError) as error:
                     self.notes.append(f"{case.name} left out ({policy}): {error}")
             if self._detection is not None:
-                set_case(self._baseline.session, case)
-                self._detection.show(case, self._baseline.session.channels(), self._plane)
+                self._baseline.session.set_image(case.image, automatic=False)
+                channels = self._baseline.session.channels()  # type: ignore[attr-defined]  # of methods that propose
+                self._detection.show(case, channels, self._plane)
 
     def _prompt(self, user: SimulatedUser) -> None:
         """Prompt the baseline, and let every candidate answer the same; then each one on its own errors."""
-        set_case(self._baseline.session, user.case)
-        outcome = self._baselines[user.policy]
+        self._baseline.session.set_image(user.case.image, automatic=False)
+        outcome = self._outcomes[self._baseline.name, user.policy]
         runs = [
             CandidateRun(one, self._outcomes[one.name, user.policy], user, self._settings) for one in self._candidates
         ]
@@ -122,23 +122,24 @@ class Comparison:
     def rows(self) -> list[Row]:
         """Return all rows, of policies that met a case; raises InputRefused where there is nothing to tell."""
         detectors = self._detection.rows() if self._detection is not None else []
-        if not detectors and not any(outcome.steps for outcome in self._baselines.values()):
+        if not detectors and not any(self._outcomes[self._baseline.name, policy].steps for policy in self._policies):
             raise InputRefused(
                 "no-case", f"{self._export.method.name} could be measured on no case: {' | '.join(self.notes[:3])}",
                 "give other data, or another {policy}", options=("policy",),
             )  # fmt: skip
         self._name_nodes()
         rows: list[Row] = []
-        for policy, baseline in self._baselines.items():
-            found = (baseline, *(self._outcomes[one.name, policy] for one in self._candidates))
-            rows += [outcome.to_row(baseline, self._settings.clicks) for outcome in found] if baseline.steps else []
+        for policy in self._policies:
+            baseline, *others = (self._outcomes[one.name, policy] for one in (self._baseline, *self._candidates))
+            if baseline.steps:
+                rows += [outcome.to_row(baseline, self._settings.clicks) for outcome in (baseline, *others)]
         return rows + list(detectors)
 
     def _name_nodes(self) -> None:
         """Say of the first failure of each candidate which node is not finite, where one is."""
         graphs = {graph.name: graph for graph in self._export.specs}
         for one in self._candidates:
-            outcomes = [self._outcomes[one.name, policy] for policy in self._baselines]
+            outcomes = [self._outcomes[one.name, policy] for policy in self._policies]
             failures = next((outcome.failures for outcome in outcomes if outcome.failures), None)
             if failures is None or (call := failures[0].call) is None:
                 continue
@@ -176,7 +177,7 @@ class CandidateRun:
         """Give the session the case."""
         self._one.check.begin(self._user.policy)
         try:
-            set_case(self._one.session, self._user.case)
+            self._one.session.set_image(self._user.case.image, automatic=False)
         except SamkitError as error:
             self._give_up(f"{self._user.case.name}, setting the scan", error)
 

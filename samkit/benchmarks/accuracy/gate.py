@@ -112,14 +112,13 @@ def what_broke(run: Run, asked: Sequence[Variant]) -> tuple[str, ...]:
         place = f"{one.method} on {one.backend} ({one.precision})"
         found = [f"{sentence}; export again, and report it if it stays" for sentence in row.failures]
         if isinstance(row, Absent) and not found:
-            is_asked = one.stage is not None and Variant(one.backend, one.precision, one.device) in asked
             if row.is_failure:
                 found = [f"{place}: {row.reason}"]
-            elif is_asked:
+            elif one.stage is not None and Variant(one.backend, one.precision, one.device) in asked:
                 found = [f"{place} was asked for and not run: {row.reason}"]
         if found:
             key = (one.method, one.manifest, one.backend, one.precision, one.device)
             # Of several policies the one that met the first case
-            case = float(row.failed_case or math.inf)
-            lines[key] = min(lines.get(key, (case, found[0])), (case, found[0]), key=lambda line: line[0])
+            line = (float(row.failed_case or math.inf), found[0])
+            lines[key] = min(lines.get(key, line), line, key=lambda each: each[0])
     return tuple(sentence for _, sentence in lines.values())

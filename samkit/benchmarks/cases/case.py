@@ -40,6 +40,11 @@ class Case:
         return next(iter(self.volumes.values()))
 
     @property
+    def image(self) -> dict[str, Volume] | np.ndarray:
+        """Return its volumes or its picture, as a session's `set_image` takes them."""
+        return dict(self.volumes) if self.picture is None else self.picture
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Return the voxels of each volume along its axes (I, J, K), or the picture's rows and columns."""
         return self.first.array.shape if self.picture is None else self.picture.shape[:2]

@@ -83,7 +83,7 @@ def with_clicks(case: Case, session: Any, method: Method, clicks: int) -> Case:
     They are all in the target's slice where the method is one of slices, and none where it takes no points. The session
     holds the case afterwards. Raises SamkitError where there is no error to click on.
     """
-    open_case(session, case)
+    session.set_image(case.image)
     if isinstance(method, SliceMethod) and "point" not in method.prompts:
         return case
     ((structure, target),) = case.targets.items()
@@ -96,11 +96,6 @@ def with_clicks(case: Case, session: Any, method: Method, clicks: int) -> Case:
     if not points:
         raise SamkitError(f"{method.name} has no error on the {case.name} to click on; use another phantom")
     return replace(case, clicks=tuple(points))
-
-
-def open_case(session: Any, case: Case) -> None:
-    """Give a session the scans of a cost case; a method that needs no prompt decides at once."""
-    session.set_image(dict(case.volumes))
 
 
 def click_on(session: Any, point: Point) -> np.ndarray:
@@ -179,15 +174,13 @@ def padded(case: Case, shape: Index) -> Case:
     before = [(wanted - there) // 2 for wanted, there in zip(shape, case.shape, strict=True)]
     after = [wanted - there - b for wanted, there, b in zip(shape, case.shape, before, strict=True)]
 
-    def moved(affine: np.ndarray) -> np.ndarray:
-        found = affine.copy()
-        found[:3, 3] -= found[:3, :3] @ before
-        return found
-
+    moved = np.eye(4)
+    moved[:3, 3] = np.negative(before)
     i, j, k = before
     clicks = (replace(p, index=(p.index[0] + i, p.index[1] + j, p.index[2] + k)) for p in case.clicks)
     pad = list(zip(before, after, strict=True))
-    return replace(_changed(case, lambda array: np.pad(array, pad), moved), clicks=tuple(clicks))
+    larger = _changed(case, lambda array: np.pad(array, pad), lambda affine: affine @ moved)
+    return replace(larger, clicks=tuple(clicks))
 
 
 def repeated(case: Case, slices: int) -> Case:

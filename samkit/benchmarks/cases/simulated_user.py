@@ -227,8 +227,3 @@ class SimulatedUser:
                     raise
                 session.add(*prompting.prompts)
         return self.region(session.labels())
-
-
-def set_case(session: Session, case: Case) -> None:
-    """Give a session the case, whose clicks and embeddings start anew; nothing is segmented yet."""
-    session.set_image(dict(case.volumes) if case.picture is None else case.picture, automatic=False)

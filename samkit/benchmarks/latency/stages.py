@@ -208,7 +208,7 @@ def time_stages(export: Export, machine: Machine, settings: Settings) -> Iterato
 
 def visit(session: Session, case: Case) -> tuple[dict[str, list[float]], np.ndarray]:
     """Go through the clicks in an open session and take them back; return the seconds of each stage, and the mask."""
-    session.set_image(dict(case.volumes), automatic=False)
+    session.set_image(case.image, automatic=False)
     if not case.clicks:
         mask = session.segment_automatically().mask
         return {"encode": [session.steps[-1].seconds["encode"]]}, mask

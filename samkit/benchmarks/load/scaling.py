@@ -16,7 +16,7 @@ from functools import partial
 from typing import TypeAlias
 
 from samkit.benchmarks.cases.case import Case
-from samkit.benchmarks.cases.phantom_scans import click_on, cost_case, open_case, padded, repeated, with_clicks
+from samkit.benchmarks.cases.phantom_scans import click_on, cost_case, padded, repeated, with_clicks
 from samkit.benchmarks.load.readers import LoadLevel
 from samkit.benchmarks.load.workload import CLICKS, SESSIONS, SLICES, VOLUME, Workload
 from samkit.benchmarks.measure.machine import Machine
@@ -144,7 +144,7 @@ def _verdict(row: LoadRow | Absent) -> str:
 def over_volume(session: Session, case: Case, rounds: int) -> list[Scaling]:
     """Return times of setting a scan, of the first click on it, and of a second one, over voxels."""
     larger = [padded(case, _enlarged(case.shape, factor)) for factor in FACTORS]
-    calls: dict[str, Call] = {"scan": open_case, "first_click": partial(_click, 0), "click": partial(_click, 1)}
+    calls: dict[str, Call] = {"scan": _scan, "first_click": partial(_click, 0), "click": partial(_click, 1)}
     samples = _in_turns(session, larger, calls, rounds, lambda one: math.prod(one.shape))
     return [Scaling(stage, VOLUME, samples[stage]) for stage in calls]
 
@@ -154,16 +154,16 @@ def over_slices(session: Session, case: Case, rounds: int) -> list[Scaling]:
     stacks = [repeated(case, slices) for slices in STACKS]
     calls: dict[str, Call]
     if session.is_automatic:
-        calls = {"scan": _set_only, "decide": lambda held, one: held.segment_automatically()}
+        calls = {"scan": partial(_scan, automatic=False), "decide": lambda held, one: held.segment_automatically()}
     else:
-        calls = {"scan": open_case, "click": partial(_click, 0), "propagate": lambda held, one: held.propagate()}
+        calls = {"scan": _scan, "click": partial(_click, 0), "propagate": lambda held, one: held.propagate()}
     samples = _in_turns(session, stacks, calls, rounds, lambda one: len(session.steps[-1].slices))
     return [Scaling(stage, SLICES, samples[stage]) for stage in ("decide", "propagate") if stage in calls]
 
 
 def over_clicks(session: Session, case: Case, rounds: int) -> list[Scaling]:
     """Return the time of the n-th click over n; embeddings are there, but for crops that only this click needs."""
-    open_case(session, case)
+    session.set_image(case.image)
 
     def click_all() -> list[float]:
         session.reset()
@@ -211,9 +211,9 @@ def _click(number: int, session: Session, case: Case) -> None:
     click_on(session, case.clicks[number])
 
 
-def _set_only(session: Session, case: Case) -> None:
-    """Set the scans without what `set_image` does by itself."""
-    session.set_image(dict(case.volumes), automatic=False)
+def _scan(session: Session, case: Case, automatic: bool = True) -> None:
+    """Set the scans, with or without what a method then does by itself."""
+    session.set_image(case.image, automatic=automatic)
 
 
 def _enlarged(shape: Sequence[int], factor: float) -> Index:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from samkit.benchmarks.accuracy.candidates import BACKENDS, Candidate
+from samkit.benchmarks.accuracy.candidates import BACKENDS, Baseline, Candidate
 from samkit.benchmarks.accuracy.comparison import CandidateRun, Comparison, Expected
 from samkit.benchmarks.accuracy.outcome import SAME, Outcome
 from samkit.benchmarks.accuracy.outputs import OutputCheck, Recording
@@ -62,7 +62,7 @@ def play(session, *sides, change=lambda click, prompting: prompting):
     outcome = Outcome(IDENTITY)
     baseline = SimpleNamespace(recording=Recording(), runners={})
     check = OutputCheck(baseline.recording, {}, "fp32", sees_session=False)
-    run = CandidateRun(Candidate("triton", BACKENDS["triton"], session, check, {}), outcome, user, SETTINGS)
+    run = CandidateRun(Candidate("triton", BACKENDS["triton"], session, {}, check), outcome, user, SETTINGS)
     run.begin()
     labels, reached = user.nothing(), []
     for click, side in enumerate(sides, start=1):
@@ -123,7 +123,7 @@ def test_anonymous_cases_are_numbered(anonymous, name):
     )  # fmt: skip
     session = Session(6, 9, 10)
     session.logits = lambda: np.zeros(SHAPE, np.float32)
-    baseline = SimpleNamespace(variant=BACKENDS["torch"], session=session, recording=Recording(), runners={})
+    baseline = Baseline("torch", BACKENDS["torch"], session, {}, Recording())
     comparison = Comparison(export, baseline, [], replace(SETTINGS, anonymous=anonymous))
     comparison.run([CASE])
     (row,) = comparison.rows()
