@@ -102,7 +102,7 @@ def test_unfolded_export_of_slices_answers_with_its_one_decoder(tmp_path):
     assert verify_export(tmp_path / "official").keys() == manifest.parity.keys()
     with open_session(tmp_path / "official") as session:
         session.set_image(np.tile(np.arange(64, dtype=np.float32), (48, 1)))
-        assert session.add(SliceBox(10, 10, 40, 30)).number == 1
+        assert session.add(SliceBox(10, 10, 40, 30)).step.number == 1
 
 
 def test_manifest_tells_what_was_done(tiny_export):
