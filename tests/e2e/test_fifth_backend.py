@@ -71,3 +71,4 @@ def test_a_fifth_backend_is_measured_and_the_gate_finds_it_out(root, tiny_export
     assert "on zeros (fp32, cpu)" in ran.stderr
     rows = json.loads((tmp_path / "run.json").read_text())["rows"]
     assert {"torch", "zeros"} <= {row["backend"] for row in rows}
+    assert "Zeros fp32" in ran.stdout  # the record's title

@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +28,7 @@ from samkit.benchmarks.record.rows import Row
 from samkit.benchmarks.record.run import Run, commit
 from samkit.benchmarks.record.statistics import significant
 from samkit.methods import GraphSpec
+from samkit.runtime.backends import BACKENDS
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.runtime.backends.runner import Closing
 from samkit.tensors import Axis, TensorSpec
@@ -209,10 +211,16 @@ def finished_run(
         exports=tuple(exports),
         machine=machine,
         versions=versions(),
-        rows=tuple(rows),
+        rows=tuple(map(_titled, rows)),
         commit=commit(),
         notes=tuple(notes),
     )
+
+
+def _titled(row: Row) -> Row:
+    """Return a row that says what its backend is called, because tables are made of a run's file alone."""
+    title = next((backend.title for backend in BACKENDS if backend.name == row.identity.backend), None)
+    return row if title is None else replace(row, identity=replace(row.identity, backend_title=title))
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
