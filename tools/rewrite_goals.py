@@ -57,7 +57,7 @@ on a 2048^3 product in the same run, resident memory of a process of its own."""
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RewriteCase:
     """One comparison."""
 
     name: str
@@ -91,7 +91,7 @@ class Comparison:
         """Return one image or one row of prompts with one point, for the official graph; seeded."""
         return seeded_inputs(self.graph("official"), self.config, has_mask=self.has_mask)
 
-    def at(self, size: str) -> Comparison:
+    def at(self, size: str) -> RewriteCase:
         """Return this case with a network of another of SIZES; only the full one has goals."""
         if size == "full":
             return self
@@ -105,30 +105,30 @@ _ENCODER_3D = (Goal("ratio", least=4.0, aim=5.0), Goal("share", least=0.70, aim=
 CASES = {
     case.name: case
     for case in (
-        Comparison("sam-med3d-encoder", "sam-med3d", _MED3D, "image_encoder", "image_encoder", _ENCODER_3D),
-        Comparison("m-sam-encoder", "m-sam", _M_SAM, "image_encoder", "image_encoder", _ENCODER_3D),
-        Comparison(
+        RewriteCase("sam-med3d-encoder", "sam-med3d", _MED3D, "image_encoder", "image_encoder", _ENCODER_3D),
+        RewriteCase("m-sam-encoder", "m-sam", _M_SAM, "image_encoder", "image_encoder", _ENCODER_3D),
+        RewriteCase(
             "vit-b-256-encoder", "sam", Sam2DConfig(image=256), "image_encoder", "image_encoder",
             (Goal("ratio", least=1.2, aim=1.4), Goal("share", least=0.70, aim=0.85), _MEMORY),
         ),
-        Comparison(
+        RewriteCase(
             "vit-b-1024-encoder", "sam", _SAM, "image_encoder", "image_encoder",
             (Goal("ratio", least=1.0), Goal("share", least=0.55), Goal("peak_of_official", most=0.45)),
         ),
-        Comparison("sam-click", "sam", _SAM, "mask_decoder", "mask_decoder", (Goal("ratio", least=1.3),)),
-        Comparison(
+        RewriteCase("sam-click", "sam", _SAM, "mask_decoder", "mask_decoder", (Goal("ratio", least=1.3),)),
+        RewriteCase(
             "sam-click-no-mask", "sam", _SAM, "mask_decoder_no_mask", "mask_decoder", (Goal("ratio", least=1.5),),
             has_mask=False,
         ),
-        Comparison(
+        RewriteCase(
             "sam-med3d-click", "sam-med3d", _MED3D, "mask_decoder", "mask_decoder",
             (Goal("ratio", least=1.6), _MEMORY),
         ),
-        Comparison(
+        RewriteCase(
             "m-sam-click-anchored", "m-sam", _M_SAM, "mask_decoder_anchored", "mask_decoder",
             (Goal("ratio", above=1.0, aim=1.2), _MEMORY), before="adapter_stem",
         ),
         # What a recurrent session runs: its image embedding is another one at every click, so nothing can be kept.
-        Comparison("m-sam-click", "m-sam", _M_SAM, "mask_decoder", "mask_decoder", (_MEMORY,)),
+        RewriteCase("m-sam-click", "m-sam", _M_SAM, "mask_decoder", "mask_decoder", (_MEMORY,)),
     )
 }  # fmt: skip

@@ -33,7 +33,7 @@ from samkit.errors import SamkitError
 from samkit.export.parity import output_error
 from samkit.methods import get_method
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
-from tools.rewrite_goals import CASES, FORMULATIONS, SIZES, Comparison
+from tools.rewrite_goals import CASES, FORMULATIONS, SIZES, RewriteCase
 
 EQUAL = 1e-5
 """Largest relative difference of an output between the two formulations."""
@@ -62,7 +62,7 @@ def rewrites(names: tuple[str, ...], rounds: int, threads: int, size: str, eager
         raise SamkitError(f"{len(misses)} goals were missed, named above; run again on an idle machine, or profile")
 
 
-def measure(case: Comparison, *, rounds: int, threads: int, size: str = "full", eager: bool = False) -> dict[str, Any]:
+def measure(case: RewriteCase, *, rounds: int, threads: int, size: str = "full", eager: bool = False) -> dict[str, Any]:
     """Return the record of one case: figures, samples, machine, and a sentence for each goal missed."""
     busy = load()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
@@ -97,7 +97,7 @@ def measure(case: Comparison, *, rounds: int, threads: int, size: str = "full", 
     return record | {"misses": find_misses(case, record)}
 
 
-def find_misses(case: Comparison, record: Mapping[str, Any]) -> list[str]:
+def find_misses(case: RewriteCase, record: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each goal of `case` that `record` misses, and for each output that differs."""
     found = [goal.miss(record[goal.figure]) for goal in case.goals]
     found += [
@@ -109,7 +109,7 @@ def find_misses(case: Comparison, record: Mapping[str, Any]) -> list[str]:
 
 
 def _figures(
-    case: Comparison, samples: Mapping[str, list[float]], errors: Mapping[str, float], memory: Mapping[str, Any]
+    case: RewriteCase, samples: Mapping[str, list[float]], errors: Mapping[str, float], memory: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return what follows from the samples [s], the differences and the memory [MB]."""
     median = {name: float(np.median(values)) for name, values in samples.items()}
@@ -142,7 +142,7 @@ def _paired(slow: list[float], fast: list[float]) -> float:
 # --- Graphs and inputs ---
 
 
-def _write_graphs(case: Comparison, folder: Path) -> None:
+def _write_graphs(case: RewriteCase, folder: Path) -> None:
     """Write both formulations, and what runs before the folded one, from one network with random weights."""
     from samkit.export.graphs import write_graph
     from samkit.export.loading import random_network
@@ -166,7 +166,7 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _folded_inputs(
-    case: Comparison, folder: Path, given: Mapping[str, np.ndarray], threads: int
+    case: RewriteCase, folder: Path, given: Mapping[str, np.ndarray], threads: int
 ) -> dict[str, np.ndarray]:
     """Return what the folded graph takes: of the official one's inputs those it has, and what runs before it."""
     known = dict(given)
@@ -185,7 +185,7 @@ def _differences(
     return {name: output_error(name, folded[name], official[name]) for name in official}
 
 
-def _eager_run(case: Comparison, inputs: Mapping[str, np.ndarray], threads: int) -> Callable[[], object]:
+def _eager_run(case: RewriteCase, inputs: Mapping[str, np.ndarray], threads: int) -> Callable[[], object]:
     """Return a run of the official formulation in PyTorch, LoRA apart, on as many threads."""
     import torch
 

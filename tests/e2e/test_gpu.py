@@ -13,7 +13,7 @@ import pytest
 import samkit
 from samkit.benchmarks.latency import graphs as graph_rows
 from samkit.benchmarks.latency.command import measure_latency
-from samkit.benchmarks.latency.settings import Settings
+from samkit.benchmarks.latency.settings import LatencySettings
 from samkit.benchmarks.record.rows import LatencyRow
 from samkit.export.verify import repeat_parity
 from samkit.manifest import Export, Manifest, graph_file
@@ -106,7 +106,7 @@ def test_clicks_and_undo_on_the_device(refinement, precision, export_of):
 def test_timings_compare_equal_outputs_on_the_device(name, export_of, monkeypatch):
     monkeypatch.setattr(graph_rows, "TURN_SECONDS", 0.0)  # one run a turn: the command does the timing
     folder = export_of(name, "anchored" if name == "m-sam" else None)
-    run = measure_latency([folder], Settings(rounds=1, device=DEVICE, cold_starts=1))
+    run = measure_latency([folder], LatencySettings(rounds=1, device=DEVICE, cold_starts=1))
 
     tried = [row for row in run.rows if isinstance(row, LatencyRow) or row.is_failure]
     assert tried

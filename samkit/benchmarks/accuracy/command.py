@@ -39,8 +39,8 @@ from samkit.benchmarks.accuracy.candidates import (
     open_candidate,
 )
 from samkit.benchmarks.accuracy.comparison import Comparison
-from samkit.benchmarks.accuracy.gate import Limits, what_broke
-from samkit.benchmarks.accuracy.settings import Settings
+from samkit.benchmarks.accuracy.gate import MaskLimits, what_broke
+from samkit.benchmarks.accuracy.settings import AccuracySettings
 from samkit.benchmarks.cases.folders import FolderCases
 from samkit.benchmarks.cases.phantom_scans import phantom_cases
 from samkit.benchmarks.cases.simulated_user import POLICIES, policies_of, recipe_of
@@ -70,16 +70,16 @@ _UNSAID = (
 @click.option("--data", type=_FOLDER,
               help="Folder of scans or pictures with labels, as for sam-train. Default: phantoms.")  # fmt: skip
 @click.option("--backends", metavar="LIST", help=f"Of {', '.join(BACKENDS)}. Default: what is there.")
-@click.option("--cases", default=Settings.cases, show_default=True, type=_COUNT,
+@click.option("--cases", default=AccuracySettings.cases, show_default=True, type=_COUNT,
               help="Subjects, spread over the folder.")  # fmt: skip
-@click.option("--clicks", default=Settings.clicks, show_default=True, type=_COUNT, help="Clicks on each.")
+@click.option("--clicks", default=AccuracySettings.clicks, show_default=True, type=_COUNT, help="Clicks on each.")
 @click.option("--policy", "policies", multiple=True, type=click.Choice(POLICIES), default=POLICIES,
               help="Default: all that fit.")  # fmt: skip
 @click.option("--min-parity-dice", type=click.FloatRange(0, 1), metavar="DICE",
               help=f"Least Dice of a mask against PyTorch's. Default: {_LEAST_DICE}.")  # fmt: skip
 @click.option("--max-parity-hd95", type=click.FloatRange(min=0), metavar="MM",
               help="Largest HD95 of a mask against PyTorch's. Default: a voxel's longest edge.")  # fmt: skip
-@click.option("--tolerance-mm", default=Settings.tolerance_mm, show_default=True,
+@click.option("--tolerance-mm", default=AccuracySettings.tolerance_mm, show_default=True,
               type=click.FloatRange(min=0, min_open=True),
               help="How far apart two surfaces are one to NSD.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]), help="Of PyTorch.")
@@ -104,7 +104,7 @@ def command(
     show_progress(quiet=False)
     named = [word.strip() for word in (backends or "").split(",") if word.strip()]
     names = check_names(named) if named else default_backends(asked["device"])
-    settings = Settings(names, limits=Limits.of(min_parity_dice, max_parity_hd95), **asked)
+    settings = AccuracySettings(names, limits=MaskLimits.of(min_parity_dice, max_parity_hd95), **asked)
     if settings.server is not None and len(exports) > 1:
         raise OptionError(
             "{server} serves one export, and several are given; measure one at a time", options=("server",)
@@ -121,7 +121,7 @@ def command(
     return Measured(replace(run, command=("sam-bench", *typed)), out, failures=failures)
 
 
-def measure_accuracy(exports: Sequence[Path], settings: Settings) -> Run:
+def measure_accuracy(exports: Sequence[Path], settings: AccuracySettings) -> Run:
     """Return a run with a row for each export, backend and policy, and for each detector.
 
     Raises ManifestError for an export whose files changed, before anything else, PromptError for an export that knows
@@ -162,7 +162,7 @@ def measure_accuracy(exports: Sequence[Path], settings: Settings) -> Run:
     return finished_run("accuracy", started, [describe_export(one.manifest) for one in opened], facts, rows, notes)
 
 
-def _compare(export: Export, settings: Settings) -> tuple[list[Row], list[str]]:
+def _compare(export: Export, settings: AccuracySettings) -> tuple[list[Row], list[str]]:
     """Return the rows of one export, and remarks on them; raises SamkitError where there is nothing to compare."""
     log.info("%s: opening %s", export.method.name, ", ".join(settings.backends))
     with ExitStack() as held:

@@ -17,9 +17,9 @@ import numpy as np
 from samkit.benchmarks.accuracy.candidates import Baseline, Candidate, identity_of
 from samkit.benchmarks.accuracy.detector import Detection, Detector
 from samkit.benchmarks.accuracy.differing_slices import worst_slice
-from samkit.benchmarks.accuracy.gate import Failure, check_mask
+from samkit.benchmarks.accuracy.gate import Deviation, check_mask
 from samkit.benchmarks.accuracy.outcome import SAME, Outcome
-from samkit.benchmarks.accuracy.settings import Settings
+from samkit.benchmarks.accuracy.settings import AccuracySettings
 from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.simulated_user import (
     AUTOMATIC,
@@ -41,7 +41,9 @@ log = logging.getLogger(__name__)
 class Comparison:
     """One export: every case, by every policy, on every backend."""
 
-    def __init__(self, export: Export, baseline: Baseline, candidates: Sequence[Candidate], settings: Settings) -> None:
+    def __init__(
+        self, export: Export, baseline: Baseline, candidates: Sequence[Candidate], settings: AccuracySettings
+    ) -> None:
         """Get ready; `run` does the work."""
         self._export, self._baseline, self._candidates, self._settings = export, baseline, candidates, settings
         method = export.method
@@ -168,7 +170,7 @@ class Expected:
 class CandidateRun:
     """One candidate on one case by one policy."""
 
-    def __init__(self, one: Candidate, outcome: Outcome, user: SimulatedUser, settings: Settings) -> None:
+    def __init__(self, one: Candidate, outcome: Outcome, user: SimulatedUser, settings: AccuracySettings) -> None:
         self._one, self._outcome, self._user, self._settings = one, outcome, user, settings
         self._is_live, self._differs = True, False
         self._worst: tuple[int, Expected, np.ndarray] | None = None
@@ -238,14 +240,14 @@ class CandidateRun:
         self._is_live = False
         self._note_outputs()
         if not any(found.call is not None for found in self._outcome.failures):
-            self._fail(Failure(where, self._one.check.suspect(), f"it failed where PyTorch did not: {error}"))
+            self._fail(Deviation(where, self._one.check.suspect(), f"it failed where PyTorch did not: {error}"))
 
     def _note_outputs(self) -> None:
         check, policy = self._one.check, self._user.policy
         self._outcome.relative_error = check.errors.get(policy, {})
         self._fail(check.failures.get(policy))
 
-    def _fail(self, found: Failure | None) -> None:
+    def _fail(self, found: Deviation | None) -> None:
         if found is not None:
             self._outcome.fail(found, self._user.number)
 

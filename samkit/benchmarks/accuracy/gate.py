@@ -20,7 +20,7 @@ SESSION = "the session"
 
 
 @dataclass(frozen=True)
-class Limits:
+class MaskLimits:
     """How far masks may be from those of PyTorch float32."""
 
     min_dice: Mapping[str, float] = field(default_factory=lambda: {one.name: one.min_dice for one in PRECISIONS})
@@ -29,7 +29,7 @@ class Limits:
     """Largest HD95 [mm]; by default one voxel along its longest edge."""
 
     @classmethod
-    def of(cls, min_dice: float | None, max_hd95_mm: float | None) -> Limits:
+    def of(cls, min_dice: float | None, max_hd95_mm: float | None) -> MaskLimits:
         """Return the limits with one Dice for every precision, by default each one's own."""
         limits = cls(max_hd95_mm=max_hd95_mm)
         return limits if min_dice is None else replace(limits, min_dice=dict.fromkeys(limits.min_dice, min_dice))
@@ -58,7 +58,7 @@ class GraphCall:
 
 
 @dataclass(frozen=True)
-class Failure:
+class Deviation:
     """The first thing that was not as it should be."""
 
     where: str
@@ -82,7 +82,7 @@ class Failure:
 
 def check_mask(
     parity: Mapping[str, float], size: int, tolerance: Tolerance, graph: str, where: str, what: str
-) -> Failure | None:
+) -> Deviation | None:
     """Return what is wrong with a mask, None where nothing is.
 
     `parity` as `metrics.compare_masks` gives it, `size` is PyTorch's mask [voxels], `what` calls it.
@@ -96,7 +96,7 @@ def check_mask(
         found = f"Dice {overlap:.5f} against PyTorch's, needed is at least {tolerance.min_dice:g}"
     else:
         found = f"HD95 {distance:.3g} mm against PyTorch's, needed is at most {tolerance.max_hd95:g} mm"
-    return Failure(where, graph, f"{what} has {found}")
+    return Deviation(where, graph, f"{what} has {found}")
 
 
 def what_broke(run: Run, asked: Sequence[Variant]) -> tuple[str, ...]:

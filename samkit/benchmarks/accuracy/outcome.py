@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from samkit.benchmarks.accuracy.gate import Failure
+from samkit.benchmarks.accuracy.gate import Deviation
 from samkit.benchmarks.record.rows import (
     Absent,
     AccuracyRow,
@@ -49,7 +49,7 @@ class Outcome:
     own_dice: dict[str, list[float]] = field(default_factory=dict)
     """By case, Dice after each click on the backend's own errors."""
     slices: list[WorstSlice] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[Deviation] = field(default_factory=list)
     failed_case: int | None = None
     """The place among the cases, from 1, of the first that failed."""
     notes: list[str] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Outcome:
         """Note what one thing that has a truth came to."""
         self.steps.setdefault(unit, []).append(step)
 
-    def fail(self, found: Failure, case: int) -> None:
+    def fail(self, found: Deviation, case: int) -> None:
         """Note what failed in the case of that number, 0 and on, if it is the first of its kind."""
         if self.failed_case is None:
             self.failed_case = case + 1

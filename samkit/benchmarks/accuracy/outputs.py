@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from samkit.benchmarks.accuracy.gate import SESSION, Failure, GraphCall
+from samkit.benchmarks.accuracy.gate import SESSION, Deviation, GraphCall
 from samkit.export.parity import output_error
 from samkit.methods import GraphSpec
 from samkit.runtime.backends.runner import Closing, Runner
@@ -97,7 +97,7 @@ class OutputCheck:
         self._recording, self._precision, self._sees_session = recording, precision, sees_session
         self.errors: dict[str, dict[str, float]] = {}
         """By policy, the largest relative error of each graph's outputs so far."""
-        self.failures: dict[str, Failure] = {}
+        self.failures: dict[str, Deviation] = {}
         """By policy, the first call beyond its tolerance."""
         self.diverged: str | None = None
         """Where this candidate began to run other graphs than the originals, so that its calls have no counterpart."""
@@ -150,7 +150,7 @@ class OutputCheck:
                 found = (
                     f"{name} has a relative error of {error:.1e} against PyTorch's{how}, needed is at most {limit:.0e}"
                 )
-                self.failures[self._policy] = Failure(where, call.graph, found, call)
+                self.failures[self._policy] = Deviation(where, call.graph, found, call)
 
     def compare_apart(self, originals: Mapping[str, Runner], runners: Mapping[str, Runner], where: str) -> None:
         """Run graphs on what the `originals` were given, and compare.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from samkit.benchmarks.accuracy.gate import Limits
+from samkit.benchmarks.accuracy.gate import MaskLimits
 from samkit.benchmarks.cases.simulated_user import POLICIES
 from samkit.benchmarks.record.metrics import TOLERANCE_MM
 
 
 @dataclass(frozen=True)
-class Settings:
+class AccuracySettings:
     """What is measured, on what, and what of it is kept."""
 
     backends: tuple[str, ...]
@@ -24,7 +24,7 @@ class Settings:
     """So many are taken, spread over the folder."""
     clicks: int = 6
     policies: tuple[str, ...] = POLICIES
-    limits: Limits = field(default_factory=Limits)
+    limits: MaskLimits = field(default_factory=MaskLimits)
     """What is beyond them raises nothing: it is in the rows, as `failures`."""
     tolerance_mm: float = TOLERANCE_MM
     device: str = "cpu"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from samkit.benchmarks.latency.baselines import torch_precision
-from samkit.benchmarks.latency.settings import AUTOCAST, COMPILE, EAGER, Settings
+from samkit.benchmarks.latency.settings import AUTOCAST, COMPILE, EAGER, LatencySettings
 from samkit.benchmarks.measure.machine import gpus
 from samkit.benchmarks.record.rows import Absent, Identity, Row
 from samkit.errors import MissingDependencyError
@@ -20,7 +20,7 @@ NO_GPU = "no CUDA device here"
 NOT_ASKED = "this run was on the CPU; sam-bench latency --device cuda measures it"
 
 
-def candidates(export: Export, settings: Settings) -> list[Variant]:
+def candidates(export: Export, settings: LatencySettings) -> list[Variant]:
     """Return what is timed of an export on the device that is asked for, in all precisions that it was written in."""
     return [
         one

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from samkit.benchmarks.latency.settings import BASELINES, COLD_STARTS, PARTS, Settings
+from samkit.benchmarks.latency.settings import BASELINES, COLD_STARTS, PARTS, LatencySettings
 from samkit.command import show_progress
 from samkit.errors import OptionError
 
@@ -71,7 +71,7 @@ def command(exports: tuple[Path, ...], out: Path, **asked: Any) -> Measured:
 
     show_progress(quiet=False)
     logging.getLogger("samkit.segment").setLevel(logging.WARNING)  # each click of a timed reading would be a line
-    run = replace(measure_latency(exports, Settings(**asked)), command=("sam-bench", *sys.argv[1:]))
+    run = replace(measure_latency(exports, LatencySettings(**asked)), command=("sam-bench", *sys.argv[1:]))
     failed = [row for row in run.rows if isinstance(row, Absent) and row.is_failure]
     ours = [row for row in failed if row.identity.backend not in BASELINES]
     failures = tuple(
@@ -84,7 +84,7 @@ def command(exports: tuple[Path, ...], out: Path, **asked: Any) -> Measured:
     return Measured(run, out, unsettled, failures)
 
 
-def measure_latency(exports: Sequence[Path], settings: Settings | None = None) -> Run:
+def measure_latency(exports: Sequence[Path], settings: LatencySettings | None = None) -> Run:
     """Return the run of all `exports`.
 
     Raises MissingDependencyError without PyTorch or the device, ManifestError for a folder that is no export or was
@@ -96,7 +96,7 @@ def measure_latency(exports: Sequence[Path], settings: Settings | None = None) -
     from samkit.benchmarks.record.run import describe_export
     from samkit.manifest import Export
 
-    settings = Settings() if settings is None else settings
+    settings = LatencySettings() if settings is None else settings
     check_device(settings.device)
     started = datetime.now(UTC)
     opened = [Export.open(folder) for folder in exports]
@@ -124,7 +124,7 @@ def measure_latency(exports: Sequence[Path], settings: Settings | None = None) -
     return finished_run("latency", started, exports_described, _together(described), rows, (note,))
 
 
-def _rows(export: Export, machine: Machine, settings: Settings) -> Iterator[LatencyRow | Absent]:
+def _rows(export: Export, machine: Machine, settings: LatencySettings) -> Iterator[LatencyRow | Absent]:
     """Yield the rows of one export, by as many threads as `machine` has."""
     from samkit.benchmarks.latency.graphs import GraphTimer
     from samkit.benchmarks.latency.stages import time_stages

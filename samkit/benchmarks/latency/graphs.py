@@ -30,7 +30,7 @@ from samkit.benchmarks.latency.baselines import (
     write_official,
 )
 from samkit.benchmarks.latency.candidates import attempt, candidates, identity_of, lack_of, note_on
-from samkit.benchmarks.latency.settings import BASELINES, EAGER, NO_FOLD, Settings
+from samkit.benchmarks.latency.settings import BASELINES, EAGER, NO_FOLD, LatencySettings
 from samkit.benchmarks.measure.flops import count_flops
 from samkit.benchmarks.measure.machine import Machine, MatrixProduct
 from samkit.benchmarks.measure.memory import measure_memory
@@ -59,7 +59,7 @@ LIMIT = "float32 matrix product"
 
 
 @dataclass(frozen=True)
-class Work:
+class GraphWork:
     """One graph at one size, and the graph of upstream's formulation that does the same."""
 
     graph: GraphSpec
@@ -77,7 +77,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TimedGraph:
     """One that takes turns: a candidate or a baseline."""
 
     identity: Identity
@@ -93,7 +93,9 @@ class Entry:
 class GraphTimer(Closing):
     """The graphs of one export, with their baselines."""
 
-    def __init__(self, export: Export, machine: Machine, settings: Settings, *, binds: bool | None = None) -> None:
+    def __init__(
+        self, export: Export, machine: Machine, settings: LatencySettings, *, binds: bool | None = None
+    ) -> None:
         """Open the export's float32 files and its original, on `machine`'s device with its threads; `binds` as
         OnnxRuntimeRunner has it. Raises ManifestError, and MissingDependencyError without PyTorch or the device.
         """
@@ -127,17 +129,17 @@ class GraphTimer(Closing):
                     asked = {"batch": rows, "points": points}
                     refused = [axes[name] for name, size in asked.items() if size and not axes[name].takes(size)]
                     if refused:
-                        identity = self._identity(self._ours, Work(spec, spec, rows, points, {}))
+                        identity = self._identity(self._ours, GraphWork(spec, spec, rows, points, {}))
                         yield Absent("latency", identity, f"the graph takes {refused[0].to_text()}", is_failure=False)
                     else:
                         yield from self._measure(self._work(spec, rows, points))
 
-    def _measure(self, work: Work) -> Iterator[LatencyRow | Absent]:
+    def _measure(self, work: GraphWork) -> Iterator[LatencyRow | Absent]:
         eager = torch_run(self._network, work.official, work.official_inputs, device=self._machine.device)
         expected = as_arrays(eager())
         with ExitStack() as opened:
             found = [*self._candidates(work, opened), *self._baselines(work, opened)]
-            entries = [entry for entry in found if isinstance(entry, Entry)]
+            entries = [entry for entry in found if isinstance(entry, TimedGraph)]
             held = {entry.identity: attempt(entry.identity, partial(_held_to, expected, entry)) for entry in entries}
             runs = {identity: each[0] for identity, each in held.items() if not isinstance(each, Absent)}
             first = len(self._machine.products)
@@ -155,13 +157,13 @@ class GraphTimer(Closing):
 
     # --- The work and who does it ---
 
-    def _work(self, spec: GraphSpec, rows: int, points: int | None) -> Work:
+    def _work(self, spec: GraphSpec, rows: int, points: int | None) -> GraphWork:
         official = self._graphs[spec.official]
         inputs: dict[str, Tensor] = {}
         for graph in (official, spec):
             has_mask = spec.official == spec.name  # what does another's work stands for an answer without a mask
             inputs |= seeded_inputs(graph, self._export.config, rows=rows, points=points or 1, has_mask=has_mask)
-        return Work(spec, official, rows, points, inputs | self._embeddings(self._ours, inputs))
+        return GraphWork(spec, official, rows, points, inputs | self._embeddings(self._ours, inputs))
 
     def _embeddings(self, one: Variant, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return those of `inputs` that an encoder makes, for as many images, by the runners of one."""
@@ -174,7 +176,7 @@ class GraphTimer(Closing):
             self._encoded[one, images] = encode_image(runners, image)
         return {tensor: value for tensor, value in self._encoded[one, images].items() if tensor in inputs}
 
-    def _candidates(self, work: Work, opened: ExitStack) -> Iterator[Entry | Absent]:
+    def _candidates(self, work: GraphWork, opened: ExitStack) -> Iterator[TimedGraph | Absent]:
         """Yield what was exported of the graph; `opened` closes what is opened for it alone."""
         for one in candidates(self._export, self._settings):
             identity = self._identity(one, work)
@@ -185,41 +187,41 @@ class GraphTimer(Closing):
             opens = partial(self._on_backend, work, one)
             if path is not None and one not in self._runners:  # what gives the embeddings is open
                 opens = partial(self._on_file, work.graph, path, work, opened)
-            yield Entry(identity, work.graph, opens, self._export.plan.folded, path, note_on(one))
+            yield TimedGraph(identity, work.graph, opens, self._export.plan.folded, path, note_on(one))
         for precision in PRECISIONS:
             one = replace(self._ours, precision=precision.name)
             if precision.name not in self._export.plan.precisions:
                 yield Absent("latency", self._identity(one, work), str(lack_of(self._export, one)), is_failure=False)
 
-    def _baselines(self, work: Work, opened: ExitStack) -> Iterator[Entry | Absent]:
+    def _baselines(self, work: GraphWork, opened: ExitStack) -> Iterator[TimedGraph | Absent]:
         """Yield what runs upstream's formulation; `opened` closes what is opened for this graph alone."""
         device = self._machine.device
         for name in (name for name in BASELINES if name in self._settings.baselines):
             identity = self._identity(Variant(name, torch_precision(name, device), device), work)
             if name != NO_FOLD:
                 opens = partial(torch_run, self._network, work.official, work.official_inputs, name, device)
-                yield Entry(identity, work.official, opens, is_folded=False)
+                yield TimedGraph(identity, work.official, opens, is_folded=False)
             elif work.official.is_rewrite:
                 lack = f"--no-fold has no {work.graph.name}: its mask_decoder does that work"
                 yield Absent("latency", identity, lack, is_failure=False)
             else:
                 path = self._scratch / f"{work.official.name}.onnx"
                 opens = partial(self._on_file, work.official, path, work, opened)
-                yield Entry(identity, work.official, opens, is_folded=False, path=path)
+                yield TimedGraph(identity, work.official, opens, is_folded=False, path=path)
 
-    def _identity(self, one: Variant, work: Work) -> Identity:
+    def _identity(self, one: Variant, work: GraphWork) -> Identity:
         size = {"batch": work.rows, "points": work.points}
         return identity_of(self._export, one, self._machine.threads, graph=work.graph.name, **size)
 
     # --- Runs ---
 
-    def _on_file(self, graph: GraphSpec, path: Path, work: Work, opened: ExitStack) -> Run:
+    def _on_file(self, graph: GraphSpec, path: Path, work: GraphWork, opened: ExitStack) -> Run:
         """Return a run of a file in ONNX Runtime; what `--no-fold` would export is written first."""
         if not path.exists():
             write_official(self._network, graph, path)
         return _run(self._open(path, graph, opened), work.inputs, self._machine.device)
 
-    def _on_backend(self, work: Work, one: Variant) -> Run:
+    def _on_backend(self, work: GraphWork, one: Variant) -> Run:
         """Return a run on a backend that has opened the whole export, on embeddings in its own memory."""
         if one not in self._runners:
             self._runners[one], self._warnings[one.backend] = open_runners(self._export, one)
@@ -235,7 +237,9 @@ class GraphTimer(Closing):
 
     # --- Rows ---
 
-    def _row(self, work: Work, entry: Entry, error: float, turns: Sequence[Sequence[float]], rate: float) -> LatencyRow:
+    def _row(
+        self, work: GraphWork, entry: TimedGraph, error: float, turns: Sequence[Sequence[float]], rate: float
+    ) -> LatencyRow:
         """Return the row of one that was timed; `rate` is the matrix product's [GFLOP/s]."""
         times = Times.of(chain.from_iterable(turns))
         gflop = self._gflop(entry.graph.name, entry.is_folded, work.rows, work.points or 1)
@@ -261,7 +265,7 @@ class GraphTimer(Closing):
         return count_flops(export.method, export.config, self._graphs[graph], folded=folded, rows=rows, points=points)
 
 
-def _held_to(expected: Mapping[str, np.ndarray], entry: Entry) -> tuple[Run, float] | Absent:
+def _held_to(expected: Mapping[str, np.ndarray], entry: TimedGraph) -> tuple[Run, float] | Absent:
     """Return the run of one that computes `expected`, and how far it is from that; else the row that says so."""
     run = entry.open()
     found = expected if entry.identity.backend == EAGER else as_arrays(run())

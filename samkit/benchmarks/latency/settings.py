@@ -14,7 +14,7 @@ COLD_STARTS = 3
 
 
 @dataclass(frozen=True)
-class Settings:
+class LatencySettings:
     """What is measured, and how often."""
 
     rounds: int = 7

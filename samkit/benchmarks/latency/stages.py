@@ -28,7 +28,7 @@ from samkit.benchmarks.cases.phantom_scans import phantom_cases
 from samkit.benchmarks.cases.simulated_user import CENTRE, SimulatedUser, recipe_of
 from samkit.benchmarks.latency.candidates import attempt, candidates, identity_of, lack_of, note_on
 from samkit.benchmarks.latency.cold_start import ORIGINAL, first_mask, open_reader
-from samkit.benchmarks.latency.settings import Settings
+from samkit.benchmarks.latency.settings import LatencySettings
 from samkit.benchmarks.measure.machine import Machine
 from samkit.benchmarks.measure.processes import call_alone
 from samkit.benchmarks.measure.turns import seconds_of, take_turns
@@ -182,7 +182,7 @@ class SessionTimer:
         return note_on(one)
 
 
-def time_stages(export: Export, machine: Machine, settings: Settings) -> Iterator[LatencyRow | Absent]:
+def time_stages(export: Export, machine: Machine, settings: LatencySettings) -> Iterator[LatencyRow | Absent]:
     """Yield the rows of one export, on `machine`'s device with its threads; raises as opening the originals does."""
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as opened:
         on_disk = CaseOnDisk.make(export, Path(scratch))

@@ -12,7 +12,7 @@ import pytest
 from samkit.benchmarks.latency import graphs as graph_rows
 from samkit.benchmarks.latency import stages
 from samkit.benchmarks.latency.graphs import GraphTimer
-from samkit.benchmarks.latency.settings import Settings
+from samkit.benchmarks.latency.settings import LatencySettings
 from samkit.benchmarks.measure import machine, turns
 from samkit.benchmarks.record.rows import Absent, LatencyRow
 from samkit.export.engines import build_engines
@@ -20,7 +20,7 @@ from samkit.manifest import Export, Manifest
 from samkit.runtime.backends import tensorrt_library
 
 pytestmark = pytest.mark.xdist_group("export")
-ASKED = Settings(rounds=1, parts=("graphs",), engines=True)
+ASKED = LatencySettings(rounds=1, parts=("graphs",), engines=True)
 
 
 @pytest.fixture(params=["11.4"])

@@ -12,7 +12,7 @@ from samkit.benchmarks.accuracy import command as accuracy
 from samkit.benchmarks.accuracy.candidates import BACKENDS, check_names, default_backends, open_candidate
 from samkit.benchmarks.accuracy.gate import what_broke
 from samkit.benchmarks.accuracy.outputs import Recording
-from samkit.benchmarks.accuracy.settings import Settings
+from samkit.benchmarks.accuracy.settings import AccuracySettings
 from samkit.benchmarks.record.rows import read_row
 from samkit.benchmarks.record.run import Measured, Run, load_run
 from samkit.errors import CheckpointError, OptionError, PromptError, SamkitError
@@ -106,7 +106,7 @@ def test_usage_is_refused(words, message, in_process, tmp_path):
 
 def test_policy_that_a_method_does_not_know_is_refused(bright_export):
     with pytest.raises(PromptError, match="sam-med3d knows the policies trained, centre and not automatic"):
-        accuracy.measure_accuracy([bright_export], Settings(("torch",), policies=("automatic",)))
+        accuracy.measure_accuracy([bright_export], AccuracySettings(("torch",), policies=("automatic",)))
 
 
 @pytest.mark.parametrize(("anonymous", "why"), [(False, "m_sam.pth is gone"), (True, "it may name a file")])
@@ -120,9 +120,9 @@ def test_export_that_cannot_be_measured_is_refused_alone_and_a_row_among_others(
     still = SimpleNamespace(sample=lambda: None, describe=dict)
     monkeypatch.setattr(accuracy, "Machine", lambda *_: nullcontext(still))  # the real one measures for seconds
     with pytest.raises(CheckpointError):
-        accuracy.measure_accuracy([bright_export], Settings(("torch",), cases=1))
+        accuracy.measure_accuracy([bright_export], AccuracySettings(("torch",), cases=1))
     exports = [bright_export, Path(shutil.copytree(bright_export, tmp_path / "other"))]
-    run = accuracy.measure_accuracy(exports, Settings(("torch",), cases=1, anonymous=anonymous))
+    run = accuracy.measure_accuracy(exports, AccuracySettings(("torch",), cases=1, anonymous=anonymous))
     assert [why in row.reason for row in run.rows] == [True, True]
     assert all(why in sentence for sentence in what_broke(run, []))
     assert len(what_broke(run, [])) == 1

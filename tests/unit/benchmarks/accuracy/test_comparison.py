@@ -10,7 +10,7 @@ from samkit.benchmarks.accuracy.candidates import BACKENDS, Baseline, Candidate
 from samkit.benchmarks.accuracy.comparison import CandidateRun, Comparison, Expected
 from samkit.benchmarks.accuracy.outcome import SAME, Outcome
 from samkit.benchmarks.accuracy.outputs import OutputCheck, Recording
-from samkit.benchmarks.accuracy.settings import Settings
+from samkit.benchmarks.accuracy.settings import AccuracySettings
 from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.simulated_user import SimulatedUser
 from samkit.benchmarks.record.metrics import measure_mask
@@ -23,7 +23,7 @@ SHAPE = (16, 16, 16)
 TARGET = np.zeros(SHAPE, bool)
 TARGET[3:13, 3:13, 3:13] = True
 CASE = Case("case 7", {"": Volume(np.ones(SHAPE, np.float32), np.eye(4))}, {"": TARGET})
-SETTINGS = Settings((), clicks=3, policies=("centre",), pictures=False)
+SETTINGS = AccuracySettings((), clicks=3, policies=("centre",), pictures=False)
 IDENTITY = Identity("m-sam", "triton", "cpu", "fp32", stage="masks", policy="centre")
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from samkit.benchmarks.accuracy.gate import Failure, Limits, check_mask
+from samkit.benchmarks.accuracy.gate import Deviation, MaskLimits, check_mask
 from samkit.benchmarks.record.rows import Identity
 
 
@@ -21,20 +21,20 @@ from samkit.benchmarks.record.rows import Identity
 )
 def test_mask_is_held_to_limits(dice, flipped, distance, size, found):
     parity = {"dice": dice, "flipped_voxels": flipped, "hd95_mm": distance}
-    tolerance = Limits().tolerance("fp32", (1.0, 1.0, 2.0))
+    tolerance = MaskLimits().tolerance("fp32", (1.0, 1.0, 2.0))
     broken = check_mask(parity, size, tolerance, "mask_decoder", "case 1, click 1", "the mask")
     assert (broken and broken.measure) == found
 
 
 def test_limits_that_are_given_are_used():
-    tolerance = Limits({"fp32": 0.5, "fp16": 0.4}, 7.0).tolerance("fp16", (1.0, 1.0))
+    tolerance = MaskLimits({"fp32": 0.5, "fp16": 0.4}, 7.0).tolerance("fp16", (1.0, 1.0))
     assert (tolerance.min_dice, tolerance.max_hd95) == (0.4, 7.0)
-    assert Limits().tolerance("fp16", (1.0, 1.0)).min_dice == 0.995
+    assert MaskLimits().tolerance("fp16", (1.0, 1.0)).min_dice == 0.995
 
 
 def test_sentence_names_everything():
     identity = Identity("m-sam", "onnxruntime", "cpu", "fp16")
-    found = Failure("case 1, click 2", "mask_decoder", "the mask has Dice 0.9", node="MatMul_3")
+    found = Deviation("case 1, click 2", "mask_decoder", "the mask has Dice 0.9", node="MatMul_3")
     assert found.sentence(identity) == (
         "m-sam, mask_decoder on onnxruntime (fp16, cpu), case 1, click 2: the mask has Dice 0.9; the first node that "
         "is not finite is MatMul_3"
@@ -42,7 +42,7 @@ def test_sentence_names_everything():
 
 
 def test_limits_can_be_read():
-    said = str(Limits(min_dice={"fp32": 0.99}, max_hd95_mm=1.5))
+    said = str(MaskLimits(min_dice={"fp32": 0.99}, max_hd95_mm=1.5))
 
     assert "at least 0.99 in fp32" in said
     assert said.endswith("HD95 at most 1.5 mm")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from samkit.benchmarks.accuracy.gate import Failure, GraphCall
+from samkit.benchmarks.accuracy.gate import Deviation, GraphCall
 from samkit.benchmarks.accuracy.outcome import SAME, Outcome
 from samkit.benchmarks.record.rows import Absent, ClickFigures, Identity, read_row, to_dict
 
@@ -102,8 +102,8 @@ def test_row_of_pytorch_says_that_it_is_the_reference():
 def test_first_break_of_each_kind_and_graph_is_told():
     made = outcome({"case 1": [0.9]})
     for number, where in enumerate(("case 3, click 1", "case 4, click 1"), start=2):
-        made.fail(Failure(where, "mask_decoder", "too far", GraphCall("mask_decoder", {}, {})), number)
-        made.fail(Failure(where, "mask_decoder", "the mask moved"), number)
+        made.fail(Deviation(where, "mask_decoder", "too far", GraphCall("mask_decoder", {}, {})), number)
+        made.fail(Deviation(where, "mask_decoder", "the mask moved"), number)
     row = made.to_row(outcome({"case 1": [0.9]}), 1)
     assert row.failed_case == 3
     assert row.failures == (
@@ -114,7 +114,7 @@ def test_first_break_of_each_kind_and_graph_is_told():
 
 def test_backend_that_never_answered_has_an_error_in_place_of_figures():
     made = Outcome(IDENTITY)
-    made.fail(Failure("case 1, click 1", "the session", "it failed"), 0)
+    made.fail(Deviation("case 1, click 1", "the session", "it failed"), 0)
     row = made.to_row(outcome({"case 1": [0.9]}), 1)
     assert read_row(to_dict(row)).identity == row.identity
     assert isinstance(row, Absent)

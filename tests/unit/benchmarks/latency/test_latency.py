@@ -18,7 +18,7 @@ from samkit.benchmarks.latency import graphs as graph_rows
 from samkit.benchmarks.latency.candidates import rows_of_gpu
 from samkit.benchmarks.latency.command import measure_latency
 from samkit.benchmarks.latency.graphs import GraphTimer
-from samkit.benchmarks.latency.settings import BASELINES, PARTS, Settings
+from samkit.benchmarks.latency.settings import BASELINES, PARTS, LatencySettings
 from samkit.benchmarks.measure import machine, turns
 from samkit.benchmarks.measure.processes import call_alone, resident_mb
 from samkit.benchmarks.record.rows import Absent, Identity, LatencyRow
@@ -62,13 +62,13 @@ def sam_export(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(tiny_export, quick):
     """Graphs and stages of M-SAM."""
-    return measure_latency([tiny_export], Settings(rounds=2, threads=(1,), cold_starts=1, baselines=QUICK))
+    return measure_latency([tiny_export], LatencySettings(rounds=2, threads=(1,), cold_starts=1, baselines=QUICK))
 
 
 @contextmanager
 def timing(folder, *, binds=None, **asked):
     """Give the timer of an export's graphs, one round, on one thread."""
-    settings = Settings(**{"rounds": 1, "parts": ("graphs",), **asked})
+    settings = LatencySettings(**{"rounds": 1, "parts": ("graphs",), **asked})
     with machine.Machine(1) as here, GraphTimer(Export.open(folder), here, settings, binds=binds) as timer:
         yield timer
 
@@ -147,7 +147,7 @@ def test_what_a_graph_does_not_take_is_a_row_or_refused(sam_export, quick):
     assert row.reason == "the graph takes batch=1..8"
     assert not row.is_failure
     with pytest.raises(OptionError, match="none of these exports has a graph decoder, they have image_encoder, "):
-        measure_latency([sam_export], Settings(rounds=1, graphs=("image_encoder", "decoder")))
+        measure_latency([sam_export], LatencySettings(rounds=1, graphs=("image_encoder", "decoder")))
 
 
 def test_compiled_network_computes_the_same(sam_export, quick):
@@ -246,7 +246,7 @@ def test_method_without_prompts_has_no_clicks_to_wait_for(quick):
 
 def timed_stages(folder):
     with machine.Machine(1) as here:
-        return list(stages.time_stages(Export.open(folder), here, Settings(rounds=1, cold_starts=0)))
+        return list(stages.time_stages(Export.open(folder), here, LatencySettings(rounds=1, cold_starts=0)))
 
 
 def test_session_with_another_mask_is_an_error(sam_export, quick, monkeypatch):
@@ -325,7 +325,7 @@ def test_changed_file_is_refused_and_no_row(part, sam_export, tmp_path):
     (folder / "mask_decoder.onnx").write_bytes(b"other graph")
 
     with pytest.raises(ManifestError, match="changed since it was exported"):
-        measure_latency([folder], Settings(rounds=1, parts=(part,)))
+        measure_latency([folder], LatencySettings(rounds=1, parts=(part,)))
 
 
 def test_run_goes_through_its_file(run, tmp_path):
@@ -337,7 +337,7 @@ def test_run_goes_through_its_file(run, tmp_path):
 
 
 def test_several_numbers_of_threads_are_told_apart(sam_export, quick):
-    asked = Settings(rounds=1, threads=(1, 2), parts=("graphs",), graphs=("mask_decoder",), baselines=())
+    asked = LatencySettings(rounds=1, threads=(1, 2), parts=("graphs",), graphs=("mask_decoder",), baselines=())
     found = measure_latency([sam_export], asked)
 
     assert {row.identity.threads for row in of(found, backend="onnxruntime")} == {1, 2}
@@ -368,11 +368,11 @@ def test_options_become_settings_by_their_names(option, run, monkeypatch, tmp_pa
     ended = CliRunner().invoke(bench, ["latency", *words, option, "torch", "--threads", "2"])
 
     assert ended.exit_code == 0, ended.output
-    assert asked == [Settings(threads=(2,), batches=(1, 4), parts=("graphs",), baselines=("torch",))]
+    assert asked == [LatencySettings(threads=(2,), batches=(1, 4), parts=("graphs",), baselines=("torch",))]
 
 
 def test_without_a_device_the_command_is_one_sentence(sam_export, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     with pytest.raises(MissingDependencyError, match="finds no CUDA device, and device cuda needs one"):
-        measure_latency([sam_export], Settings(rounds=1, device="cuda"))
+        measure_latency([sam_export], LatencySettings(rounds=1, device="cuda"))
