@@ -21,7 +21,7 @@ import re
 import secrets
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -108,6 +108,7 @@ class SessionHost:
         self._lock = threading.Lock()
         self._held: dict[str, _Held] = {}
         self._opening = 0
+        self._replaced: Counter[str] = Counter()
         self._openings: dict[str, _Opening] = {}
         self._expired: OrderedDict[str, None] = OrderedDict()
         self._start = secrets.token_hex(_START_BYTES)
@@ -204,17 +205,21 @@ class SessionHost:
         """Return the answer, and the key of the scan."""
         started, limit, replaced = time.perf_counter(), self._served.limits.max_sessions, request.replaces
         with self._lock:  # before any work on megabytes
-            if len(self._held) + self._opening - (replaced in self._held) >= limit:
+            # A session that makes room for another does not count, nor do those that others replace meanwhile
+            staying = self._held.keys() - self._replaced.keys() - {replaced}
+            if len(staying) + self._opening >= limit:
                 raise AtCapacity(
                     f"{limit} sessions of {self._served.method.name} are open, as many as this server holds; close "
                     "one, try again later, or have max_sessions raised"
                 )
             self._opening += 1
+            self._replaced += Counter([replaced] if replaced is not None else [])
         try:
             hosted, scan = self._hold(request, tensors)
         except BaseException:
             with self._lock:
                 self._opening -= 1
+                self._end_replacing(replaced)
             raise
         token = self._start + secrets.token_hex(_SECRET_BYTES)
         with self._lock:  # at once, so that the session is never counted twice
@@ -226,10 +231,16 @@ class SessionHost:
             with old.lock:
                 if not old.is_gone:
                     self._close(replaced, old)
+        with self._lock:
+            self._end_replacing(replaced)
         sides, spent = " x ".join(str(side) for side in hosted.shape), time.perf_counter() - started
         logger.info("%s open %s %s %.3f s", _hash(token), self._served.method.name, sides, spent)
         session = hosted.session
         return Opened(token=token, turn=0, shape=hosted.shape, plane=session.plane, spacing=session.spacing), scan
+
+    def _end_replacing(self, replaced: str | None) -> None:
+        """Let a session count again that an opening was to replace, where it is still there."""
+        self._replaced -= Counter([replaced] if replaced is not None else [])
 
     def _hold(self, request: Open, tensors: Tensors) -> tuple[HostedSession, str]:
         """Return a session on a scan, and the scan's key."""

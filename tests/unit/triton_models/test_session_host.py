@@ -948,6 +948,26 @@ def test_replaced_session_makes_room_and_ends_once_the_new_one_is_open(make):
         old.ask("state")
 
 
+def test_two_that_replace_their_scans_at_once_find_room_on_a_full_server(make, monkeypatch):
+    host = make(max_sessions=2)
+    one, other = User(host, the.scan(0)), User(host, the.scan(1))
+    hold, meanwhile = host._hold, []
+
+    def hold_after_another(request, tensors):
+        if not meanwhile:
+            meanwhile.append("began")
+            meanwhile.append(User(host, the.scan(3), replaces=other.token))
+        return hold(request, tensors)
+
+    monkeypatch.setattr(host, "_hold", hold_after_another)
+    User(host, the.scan(2), replaces=one.token)
+    with pytest.raises(AtCapacity):
+        User(host, the.scan(4))
+    for gone in (one, other):
+        with pytest.raises(UnknownSession):
+            gone.ask("state")
+
+
 @pytest.mark.parametrize(
     ("op", "words"),
     [("click", {"turn": 1, "point": [1, 2, 3], "label": 1, "World": True}), ("undo", {"turn": 1, "n": 2}),
