@@ -70,8 +70,13 @@ def command(exports: tuple[Path, ...], out: Path, **asked: Any) -> Measured:
     from samkit.benchmarks.record.run import Measured
 
     show_progress(quiet=False)
-    logging.getLogger("samkit.segment").setLevel(logging.WARNING)  # each click of a timed reading would be a line
-    run = replace(measure_latency(exports, LatencySettings(**asked)), command=("sam-bench", *sys.argv[1:]))
+    readings = logging.getLogger("samkit.segment")
+    level = readings.level
+    readings.setLevel(logging.WARNING)  # each click of a timed reading would be a line
+    try:
+        run = replace(measure_latency(exports, LatencySettings(**asked)), command=("sam-bench", *sys.argv[1:]))
+    finally:
+        readings.setLevel(level)
     failed = [row for row in run.rows if isinstance(row, Absent) and row.is_failure]
     ours = [row for row in failed if row.identity.backend not in BASELINES]
     failures = tuple(

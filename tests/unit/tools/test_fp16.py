@@ -92,7 +92,7 @@ def test_file_without_the_functions_is_no_recipe(tmp_path):
 def test_row_sums_up_what_the_manifest_says(tiny_export, monkeypatch):
     manifest = Manifest.load(tiny_export)
     plans = []
-    monkeypatch.setattr(fp16, "run_export", lambda plan, out, say: plans.append(plan) or manifest)
+    monkeypatch.setattr(fp16, "run_export", lambda plan, out: plans.append(plan) or manifest)
 
     row = fp16.gate(get_method("m-sam"), "tiny", None, None)
 
