@@ -41,7 +41,7 @@ class Identity:
 
     method: str
     backend: str
-    """`torch` is PyTorch, upstream's formulation; the others by name, with rivals such as `torch-compile`."""
+    """`torch` is PyTorch, upstream's formulation; the others by name, with baselines such as `torch-compile`."""
     device: str
     """`cpu` or `cuda`."""
     precision: str
