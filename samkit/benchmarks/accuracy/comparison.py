@@ -28,12 +28,12 @@ from samkit.benchmarks.cases.simulated_user import (
     policies_of,
     recipe_of,
 )
-from samkit.benchmarks.record.metrics import compare_masks, measure_mask
 from samkit.benchmarks.record.rows import DETECTOR, ClickFigures, Row
 from samkit.errors import GeometryError, InputRefused, SamkitError
 from samkit.export.emulation import first_non_finite
 from samkit.manifest import Export
 from samkit.methods import SliceMethod
+from samkit.metrics import compare_masks, measure_mask
 
 log = logging.getLogger(__name__)
 

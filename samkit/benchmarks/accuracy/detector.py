@@ -11,12 +11,12 @@ from samkit.benchmarks.accuracy.gate import GraphCall
 from samkit.benchmarks.accuracy.outcome import SAME, worst_parity
 from samkit.benchmarks.accuracy.outputs import OutputCheck
 from samkit.benchmarks.cases.case import Case
-from samkit.benchmarks.record.metrics import compare_masks
 from samkit.benchmarks.record.rows import DETECTOR, AccuracyRow, Identity
 from samkit.benchmarks.record.statistics import significant
 from samkit.detections import Letterbox, non_max_suppression
 from samkit.errors import SamkitError
 from samkit.methods._slices import as_rgb
+from samkit.metrics import compare_masks
 from samkit.runtime.backends.runner import Runner
 from samkit.training.box_labels import boxes_of
 from samkit.training.detector_metric import detector_scores

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from samkit.benchmarks.accuracy.gate import MaskLimits
 from samkit.benchmarks.cases.simulated_user import POLICIES
-from samkit.benchmarks.record.metrics import TOLERANCE_MM
+from samkit.metrics import TOLERANCE_MM
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from samkit.benchmarks.record.figures import METRICS
-from samkit.benchmarks.record.json_form import flat, from_json, key, keys_of, to_json
 from samkit.benchmarks.record.statistics import Estimate, mean_interval, percentiles, significant, spread
 from samkit.errors import SamkitError
+from samkit.json_records import flat, from_json, key, keys_of, to_json
 from samkit.manifest import ExportPlan
 
 DETECTOR = "detector"

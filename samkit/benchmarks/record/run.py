@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from samkit import __version__
-from samkit.benchmarks.record.json_form import from_json, to_json
 from samkit.benchmarks.record.rows import Row, read_row, to_dict
 from samkit.errors import InputRefused, SamkitError
+from samkit.json_records import from_json, to_json
 from samkit.manifest import Manifest
 
 SCHEMA_VERSION = 1

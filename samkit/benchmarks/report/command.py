@@ -16,12 +16,13 @@ import click
 from samkit.benchmarks.record.run import Run, load_run
 from samkit.benchmarks.report.cards import Card, card_of
 from samkit.benchmarks.report.layouts import failures
-from samkit.benchmarks.report.papers import FOLDER, paper_tables
+from samkit.benchmarks.report.papers import paper_tables
 from samkit.benchmarks.report.pictures import PicturedCase, cases_of
 from samkit.benchmarks.report.plots import Plot, plots_of
 from samkit.benchmarks.report.table import Table
 from samkit.benchmarks.report.tables import definitions, facts, markdown, summary_tables, tables_of
 from samkit.errors import MissingDependencyError
+from samkit.protocols.papers import FOLDER
 
 TEMPLATE = "report.html.j2"
 SHOWN = 6

@@ -28,12 +28,12 @@ import click
 import numpy as np
 
 from samkit.benchmarks.record.figures import FIGURES, METRICS, number
-from samkit.benchmarks.record.json_form import find
 from samkit.benchmarks.record.rows import Absent, AccuracyRow, ClickFigures, LatencyRow, LoadRow, Row
 from samkit.benchmarks.record.run import Run, load_run
 from samkit.benchmarks.record.statistics import mean_interval, percentile_ratio
 from samkit.benchmarks.report.table import backend_of, method_of, part_of
 from samkit.errors import InputRefused, OptionError, SamkitError
+from samkit.json_records import find
 
 NOISE = 0.05
 """How far timings, rates and memory of two runs of the same software may lie apart, as a share."""

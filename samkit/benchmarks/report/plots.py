@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from samkit.benchmarks.record.figures import FIGURES, interval
-from samkit.benchmarks.record.json_form import find
 from samkit.benchmarks.record.rows import Absent, AccuracyRow, LatencyRow, LoadRow, Row
 from samkit.benchmarks.record.run import Run
 from samkit.benchmarks.record.statistics import mean_interval, spread
 from samkit.benchmarks.report.table import backend_of, by_backend, method_of, part_of
 from samkit.errors import MissingDependencyError
+from samkit.json_records import find
 
 COLOURS: Mapping[tuple[str, str], str] = {
     ("torch", "fp32"): "#5A5A5A",

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from samkit.benchmarks.record.figures import FIGURES, NONE
-from samkit.benchmarks.record.json_form import find
 from samkit.benchmarks.record.rows import EAGER, Absent, Row
+from samkit.json_records import find
 
 BACKENDS: Mapping[str, str] = {
     "torch": "PyTorch eager",

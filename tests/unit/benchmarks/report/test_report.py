@@ -13,8 +13,8 @@ import pytest
 from samkit.benchmarks.cli import main
 from samkit.benchmarks.report import command as report_command
 from samkit.benchmarks.report.command import render, write_report
-from samkit.benchmarks.report.papers import FOLDER
 from samkit.errors import InputRefused
+from samkit.protocols.papers import FOLDER
 
 KINDS = ("accuracy", "latency", "load")
 

@@ -11,8 +11,9 @@ import pytest
 
 from samkit.benchmarks.record.figures import number, overlap
 from samkit.benchmarks.report import tables
-from samkit.benchmarks.report.papers import FOLDER, paper_tables
+from samkit.benchmarks.report.papers import paper_tables
 from samkit.benchmarks.report.tables import tables_of
+from samkit.protocols.papers import FOLDER
 
 KINDS = ("accuracy", "latency", "load")
 

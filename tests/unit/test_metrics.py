@@ -9,8 +9,8 @@ import torch
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 
 from samkit.benchmarks.record.figures import METRICS
-from samkit.benchmarks.record.metrics import compare_masks, measure_mask, surface_dice
 from samkit.errors import SamkitError
+from samkit.metrics import compare_masks, measure_mask, surface_dice
 
 SPACINGS = {3: (3.5, 0.7, 1.2), 2: (0.4, 1.7)}
 

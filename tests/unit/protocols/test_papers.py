@@ -5,9 +5,10 @@ import re
 import pytest
 
 from samkit.benchmarks.record.figures import DETECTOR_METRICS, METRICS
-from samkit.benchmarks.report.papers import FOLDER, NOTE, load_papers
+from samkit.benchmarks.report.papers import NOTE
 from samkit.errors import InputRefused
 from samkit.methods import list_methods
+from samkit.protocols.papers import FOLDER, load_papers
 
 METHODS = ("brainseg-dmif", "lmsfe-sam", "lora-sam", "m-sam", "medsam-yolo")
 PAPERS = {paper.method: paper for paper in load_papers(FOLDER)}

@@ -1,0 +1,1 @@
+"""What papers say of themselves, as data: today their result tables, later how they split, prompt and measure."""
