@@ -37,6 +37,8 @@ from tools.rewrite_goals import CASES, FORMULATIONS, SIZES, RewriteCase
 
 EQUAL = 1e-5
 """Largest relative difference of an output between the two formulations."""
+TURN_SECONDS = 0.4
+"""About how long one formulation runs before the next one's turn."""
 
 
 @click.command()
@@ -83,7 +85,7 @@ def measure(case: RewriteCase, *, rounds: int, threads: int, size: str = "full",
         }
         if eager:
             runs["eager"] = _eager_run(case, inputs["official"], threads)
-        turns = take_turns({name: several(run) for name, run in runs.items()}, rounds)
+        turns = take_turns({name: several(run, TURN_SECONDS) for name, run in runs.items()}, rounds)
         samples = {name: [float(np.median(turn)) for turn in turns[name]] for name in runs}
         memory = {form: measure_memory(_file(folder, form), inputs[form], threads) for form in FORMULATIONS}
     record: dict[str, Any] = {"case": case.name, "size": size, "rounds": rounds}

@@ -1,14 +1,14 @@
-"""Floating-point operations of one run of a graph, counted without computing anything.
+"""Floating-point operations of one run of a graph, counted without computing anything; `python -m tools.flops` prints
+them.
 
-The network is built on torch's device "meta", which has shapes and no numbers, and torch.utils.flop_counter sums matrix
-products and convolutions: a multiply-add is two operations, and nothing else counts. `python -m tools.flops` prints
-those of every graph.
+On torch's device "meta" a network has shapes and no numbers, and torch.utils.flop_counter sums matrix products and
+convolutions: a multiply-add is two operations, and nothing else counts.
 """
 
 from __future__ import annotations
 
+from samkit.benchmarks.measure.seeded_inputs import seeded_inputs
 from samkit.methods import GraphSpec, Method
-from samkit.methods.method import IMAGES
 from samkit.networks.config import NetworkConfig
 
 
@@ -23,17 +23,13 @@ def count_flops(
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    sizes = {"batch": rows, IMAGES: 1, "points": points}
+    inputs = seeded_inputs(graph, config, rows=rows, points=points)
     with torch.device("meta"), torch.inference_mode():
         network = method.build(config).eval()
         network.set_folded(folded)
         if folded:
             network.merge_lora()
             network.freeze()
-        inputs = [
-            torch.zeros([sizes.get(axis.name, axis.opt) for axis in tensor.axes], dtype=getattr(torch, tensor.dtype))
-            for tensor in graph.inputs
-        ]
         with FlopCounterMode(display=False) as counter:
-            network.run_graph(graph.name, *inputs)
+            network.run_graph(graph.name, *(torch.empty(array.shape) for array in inputs.values()))
     return counter.get_total_flops() / 1e9

@@ -1,8 +1,8 @@
 """What must stand beside every timing: the processor, how busy it is, and how fast it multiplies and copies.
 
 A run is called unsettled where anything besides it took the processor, or where the same matrix product was not the
-same speed throughout; by how much is said. The limits (product, copy) are measured in between the timings, so that a
-share of them is of the machine as it was then.
+same speed throughout. The limits (product, copy) are measured in between the timings, so that a share of them is of the
+machine as it was then.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import platform
 import re
 import subprocess
 import tempfile
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,17 @@ from samkit.benchmarks.measure.turns import seconds_of
 from samkit.benchmarks.record.rows import Row
 from samkit.benchmarks.record.run import Run, commit
 from samkit.benchmarks.record.statistics import significant
+from samkit.errors import MissingDependencyError
 from samkit.methods import GraphSpec
 from samkit.runtime.backends import BACKENDS
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.runtime.backends.runner import Closing
 from samkit.tensors import Axis, TensorSpec
+
+try:
+    import psutil
+except ImportError as error:
+    raise MissingDependencyError("measuring needs psutil; pip install 'samkit[bench]'") from error
 
 SIDE = 2048
 _PRODUCT = """<ir_version: 10, opset_import: ["": 20]>
@@ -43,9 +50,9 @@ MOST_SPREAD = 0.10
 MOST_STOLEN = 0.02
 """Share of the processors' time that a hypervisor may have given to others."""
 MOST_BUSY = 0.05
-"""Share of the processors' time that others may use while this process waits, before the first run."""
+"""Share of it that others may use while this process waits for LOOK_SECONDS, before the first run. The load average
+would still count what ended a minute ago."""
 LOOK_SECONDS = 1.0
-"""How long it waits to see that. The load average would still count what ended a minute ago."""
 PACKAGES = (
     "samkit", "numpy", "scipy", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "monai", "tritonclient",
     "nvidia-pytriton",
@@ -89,17 +96,15 @@ class Machine(Closing):
         self.threads = threads or os.cpu_count() or 1
         self.device = device
         self._load, self._clocks = load(), clocks()
-        self._busy = _busy_share()
-        self._ticks = _ticks()
+        self._busy = psutil.cpu_percent(LOOK_SECONDS) / 100
+        self._stolen = _stolen()
         self._product = MatrixProduct(self.threads, device)
         # Ones: pages of zeros that nobody wrote are all the same page
-        self._from, self._to = (np.ones(COPIED_MB * 10**6, np.uint8) for _ in range(2))
+        self._copy = partial(np.copyto, *(np.ones(COPIED_MB * 10**6, np.uint8) for _ in range(2)))
         self._product.run()
         self._copy()
-        self.products: list[float] = []
-        """Seconds of each matrix product."""
+        self.products: list[float] = []  # the seconds of each
         self.copies: list[float] = []
-        """Seconds of each copy."""
 
     def sample(self) -> None:
         """Measure the limits once more; call it between the timings, not within one."""
@@ -110,14 +115,14 @@ class Machine(Closing):
         """Return the JSON form: what it is, what its limits were, and each reason why it was not settled."""
         if not self.products:
             self.sample()
-        reasons = self._unsettled()
+        reasons = list(self._unsettled())
         return {
             "processor": processor(),
             "cores": os.cpu_count(),
             "threads": self.threads,
             "device": self.device,
             "gpus": gpus(),
-            "memory_gb": _memory_gb(),
+            "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
             "system": f"{platform.system()} {platform.release()}",
             "clock_mhz": {"before": self._clocks, "after": clocks()},
             "load": {"before": self._load, "after": load()},
@@ -131,51 +136,57 @@ class Machine(Closing):
             "unsettled": reasons,
         }
 
-    def _unsettled(self) -> list[str]:
-        """Return a sentence for everything that disturbed the run, and by how much."""
-        found = []
+    def _unsettled(self) -> Iterator[str]:
+        """Yield a sentence for everything that disturbed the run, and by how much."""
         if self._busy > MOST_BUSY:
-            found.append(
+            yield (
                 f"others used {self._busy:.0%} of the processors before the first run, and an idle machine has at most "
                 f"{MOST_BUSY:.0%}"
             )
         low, middle, high = np.percentile(self.products, (5, 50, 95))
-        if (spread := float(high - low) / float(middle)) > MOST_SPREAD:
-            found.append(
-                f"the same matrix product took {1e3 * low:.0f} to {1e3 * high:.0f} ms, {spread:.0%} apart, and a "
+        if (apart := (high - low) / middle) > MOST_SPREAD:
+            yield (
+                f"the same matrix product took {1e3 * low:.0f} to {1e3 * high:.0f} ms, {apart:.0%} apart, and a "
                 f"settled machine stays within {MOST_SPREAD:.0%}"
             )
-        _, stolen, total = (after - before for after, before in zip(_ticks(), self._ticks, strict=True))
+        stolen, total = (after - before for after, before in zip(_stolen(), self._stolen, strict=True))
         if total and stolen / total > MOST_STOLEN:
-            found.append(
+            yield (
                 f"the hypervisor gave {stolen / total:.1%} of the processors' time to others, and more than "
                 f"{MOST_STOLEN:.0%} moves timings"
             )
-        return found
-
-    def _copy(self) -> None:
-        np.copyto(self._to, self._from)
 
     def close(self) -> None:
-        """Let go of memory."""
+        """Let go of the session's memory."""
         self._product.close()
-        self._from = self._to = np.zeros(0, np.uint8)
 
 
 def processor() -> str:
     """Return name, family and model as `lscpu` has them, or what Python knows elsewhere."""
-    text = _read(Path("/proc/cpuinfo"))
-    if not text:
+    facts = {key: " ".join(value.split()) for key, value in re.findall(r"^(.+?)\s*:(.*)$", _cpuinfo(), re.M)}
+    if not facts:
         return platform.processor() or platform.machine()
-    lines = (line.partition(":") for line in text.splitlines())
-    facts = {key.strip(): value.strip() for key, _, value in lines if key.strip()}
-    name = re.sub(r"\s+", " ", facts.get("model name", platform.machine()))
+    name = facts.get("model name", platform.machine())
     return f"{name}, family {facts.get('cpu family', '?')}, model {facts.get('model', '?')}"
 
 
 def clocks() -> list[float]:
     """Return what each core says of its clock [MHz]; a virtual machine may say a constant. Empty where none says."""
-    return [round(float(value)) for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", _read(Path("/proc/cpuinfo")), re.M)]
+    return [round(float(value)) for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", _cpuinfo(), re.M)]
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+
+
+def _stolen() -> tuple[float, float]:
+    """Return the time of the processors since they started [s]: what a hypervisor took, and all of it."""
+    times = psutil.cpu_times()._asdict()
+    total = sum(seconds for kind, seconds in times.items() if not kind.startswith("guest"))  # in `user`, too
+    return times.get("steal", 0.0), total
 
 
 def load() -> float:
@@ -227,35 +238,6 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     """Return the versions of Python and of those of `packages` that are installed."""
     found = {"python": platform.python_version()}
     for package in packages:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
-
-
-def _busy_share() -> float:
-    """Return the share of the processors' time that is used while this process waits."""
-    before = _ticks()
-    time.sleep(LOOK_SECONDS)
-    idle, _, total = (after - earlier for after, earlier in zip(_ticks(), before, strict=True))
-    return 1 - idle / total if total else 0.0
-
-
-def _ticks() -> tuple[int, int, int]:
-    """Return idle time, what a hypervisor took, and all time of the processors since they started; zeros if unknown."""
-    words = _read(Path("/proc/stat")).partition("\n")[0].split()[1:]
-    numbers = [int(word) for word in words[:8]]  # user, nice, system, idle, waiting for disks, two interrupts, stolen
-    return (numbers[3] + numbers[4], numbers[7], sum(numbers)) if len(numbers) == 8 else (0, 0, 0)
-
-
-def _memory_gb() -> float | None:
-    found = re.search(r"^MemTotal:\s*(\d+) kB", _read(Path("/proc/meminfo")), re.M)
-    return round(int(found[1]) * 1024 / 1e9, 1) if found else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

@@ -18,12 +18,11 @@ RUNS = 2
 def measure_memory(graph: Path, inputs: Mapping[str, np.ndarray], threads: int) -> dict[str, float]:
     """Return what `run_graph` does, of a process of its own; raises SamkitError."""
     arrays: dict[str, Any] = dict(inputs)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "inputs.npz"
+    with tempfile.NamedTemporaryFile(suffix=".npz") as file:
         np.savez(file, **arrays)
+        file.flush()
         failure = f"the memory of {graph.name} was not measured"
-        _, found = call_alone(run_graph, failure, graph=graph, inputs=file, threads=threads)
-    return found
+        return call_alone(run_graph, failure, graph=graph, inputs=file.name, threads=threads)[1]
 
 
 def run_graph(graph: str, inputs: str, threads: int) -> dict[str, float]:

@@ -37,7 +37,7 @@ def original_network(plan: ExportPlan, *, device: str = "cpu", threads: int | No
             torch.set_num_threads(threads)
         network = random_network(get_method(plan.method), plan.config).to(device)
     network.set_folded(False)
-    return network.eval()
+    return network
 
 
 def original_runners(network: Network, plan: ExportPlan, device: str = "cpu") -> dict[str, Runner]:

@@ -1,36 +1,29 @@
-"""Processes: a function called in a new one, and the memory and processor time of those that run.
-
-    python -m samkit.benchmarks.measure.processes MODULE:FUNCTION '{"argument": ...}'
-
-A Triton server is one process for each model, so all that a process started counts. Linux only: memory and time are
-read from /proc. Processes that end while they are read are left out.
-"""
+"""Processes: a function called in a new one, for which this module is a program, and what those that run take."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from samkit.errors import SamkitError
 
-_MODEL = "1"
-"""Folder of a model's version."""
-_USER, _SYSTEM = 11, 12
-"""Where /proc/PID/stat has the clock ticks in user and in kernel mode, counted from the state."""
+if TYPE_CHECKING:
+    from psutil import Process
+
+Found = TypeVar("Found")
 
 
 def call_alone(function: Callable[..., dict[str, Any]], failure: str, **arguments: Any) -> tuple[float, dict[str, Any]]:
-    """Call a module's function in a new process; return the seconds until its answer was there, and the answer.
+    """Call a module's function in a new process; return the seconds from before it began to its answer, and the answer.
 
-    Arguments and answer travel as JSON, paths as text. The time begins before the process does. Raises SamkitError,
-    `failure` and where to read on, where there is no answer.
+    Arguments and answer travel as JSON, paths as text. Raises SamkitError, which begins with `failure`.
     """
     target = f"{function.__module__}:{function.__name__}"
     command = [sys.executable, "-m", "samkit.benchmarks.measure.processes", target, json.dumps(arguments, default=str)]
@@ -44,7 +37,7 @@ def call_alone(function: Callable[..., dict[str, Any]], failure: str, **argument
 
 
 def main() -> None:
-    """Call the function that the command names, and write its answer as one line."""
+    """Call MODULE:FUNCTION with arguments from a JSON object, the command's two words; write its answer as one line."""
     target, arguments = sys.argv[1:]
     module, _, function = target.partition(":")
     try:
@@ -55,10 +48,8 @@ def main() -> None:
 
 
 def resident_mb(name: str = "VmRSS") -> float:
-    """Return the resident memory of this process [MB, 10^6 bytes]: now, or with "VmHWM" the most there was.
-
-    The kernel's other figure, `ru_maxrss`, is no use here: a child inherits its parent's.
-    """
+    """Return the resident memory of this process [MB, 10^6 bytes]: now, or with "VmHWM" the most there was."""
+    # Not `ru_maxrss`, which a child inherits from its parent
     kilobytes = int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0])
     return round(kilobytes * 1024 / 1e6, 1)
 
@@ -66,72 +57,44 @@ def resident_mb(name: str = "VmRSS") -> float:
 def memory_of(pid: int) -> dict[str, Any]:
     """Return what a process and its descendants hold now [MB, 10^6 bytes]: `rss` and `pss` together, and of each.
 
-    The sum of `rss` counts what processes share once for each of them, the sum of `pss` counts it once.
+    What processes share counts once for each of them in the sum of `rss`, and once in the sum of `pss`.
     """
-    processes = {}
-    for process in descendants(pid, _parents()):
-        try:
-            text = Path(f"/proc/{process}/smaps_rollup").read_text()
-            words = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
-        except OSError:  # it ended meanwhile
-            continue
-        processes[f"{process_name(words)} {process}"] = parse_rollup(text)
+    processes = dict(_of_all(pid, _held))
     totals = {kind: round(sum(held[kind] for held in processes.values()), 1) for kind in ("rss", "pss")}
     return {**totals, "processes": processes}
 
 
+def _held(process: Process) -> tuple[str, dict[str, float]]:
+    name, held = process_name(process.cmdline()), process.memory_full_info()
+    return f"{name} {process.pid}", {kind: round(getattr(held, kind) / 1e6, 1) for kind in ("rss", "pss")}
+
+
 def processor_seconds(pid: int) -> float:
     """Return the processor time that a process and its living descendants have taken so far [s]."""
-    found = (_stat(process) for process in descendants(pid, _parents()))
-    return sum(int(words[_USER]) + int(words[_SYSTEM]) for words in found if words) / os.sysconf("SC_CLK_TCK")
+    return sum(times.user + times.system for times in _of_all(pid, lambda process: process.cpu_times()))
 
 
-def descendants(pid: int, parents: Mapping[int, int]) -> list[int]:
-    """Return a process and all that it started, and those did; `parents` has the parent of every process.
+def _of_all(pid: int, read: Callable[[Process], Found]) -> list[Found]:
+    """Return what `read` finds of a process and of all that it started, and those did; not of what ends meanwhile.
 
-    >>> descendants(5, {1: 0, 5: 1, 6: 5, 7: 6, 8: 1})
-    [5, 6, 7]
+    A Triton server is one process for each model.
     """
-    found = [pid]
-    for process in found:  # grows as it goes
-        found += sorted(child for child, parent in parents.items() if parent == process)
+    import psutil  # not above: no process that is timed from its start waits for it
+
+    found = []
+    with suppress(psutil.NoSuchProcess):
+        first = psutil.Process(pid)
+        for process in (first, *first.children(recursive=True)):
+            with suppress(psutil.Error):
+                found.append(read(process))
     return found
 
 
 def process_name(words: Sequence[str]) -> str:
-    """Return the model that a stub runs, from its command line, or the program's name.
-
-    >>> process_name(["/b/triton_python_backend_stub", "/repository/m_sam_session/1/model.py"])
-    'm_sam_session'
-    """
-    if len(words) > 1 and Path(words[1]).parent.name == _MODEL:
+    """Return the model that a Triton stub runs, from its command line, or the program's name."""
+    if len(words) > 1 and Path(words[1]).parent.name == "1":  # the model's version
         return Path(words[1]).parents[1].name
-    return Path(words[0]).name
-
-
-def parse_rollup(text: str) -> dict[str, float]:
-    """Return resident memory and the proportional share of it [MB] from /proc/PID/smaps_rollup.
-
-    What several processes share counts in each one's `rss`, and as a part in each one's `pss`.
-    """
-    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line and line[0].isupper())
-    return {kind: round(int(fields[kind.capitalize()].split()[0]) * 1024 / 1e6, 1) for kind in ("rss", "pss")}
-
-
-def _parents() -> dict[int, int]:
-    """Return the parent of every process."""
-    pids = [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()]
-    return {pid: int(words[1]) for pid in pids if (words := _stat(pid))}
-
-
-def _stat(pid: int) -> list[str]:
-    """Return the words of /proc/PID/stat after the program's name, which may hold anything: state, parent, ...; none of
-    a process that ended.
-    """
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
+    return Path(*words[:1]).name
 
 
 if __name__ == "__main__":

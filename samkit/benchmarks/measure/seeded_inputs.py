@@ -9,7 +9,6 @@ import numpy as np
 from samkit.methods import GraphSpec
 from samkit.methods.method import IMAGES
 from samkit.prompts import FOREGROUND
-from samkit.tensors import TensorSpec
 
 
 def seeded_inputs(
@@ -20,18 +19,15 @@ def seeded_inputs(
     """
     rng = np.random.default_rng(0)
     sizes = {"batch": rows, IMAGES: 1, "points": points}
+    flags = {"point_labels": FOREGROUND, "has_mask_input": has_mask}
     found = {}
     for tensor in graph.inputs:
         shape = [sizes.get(axis.name, axis.opt) for axis in tensor.axes]
-        found[tensor.name] = _numbers(tensor, shape, config, has_mask, rng)
+        if tensor.name in flags:
+            numbers = np.full(shape, flags[tensor.name])
+        elif tensor.name == "point_coords":
+            numbers = rng.random(shape) * getattr(config, "image", getattr(config, "patch", 0))
+        else:
+            numbers = rng.standard_normal(shape)
+        found[tensor.name] = numbers.astype(np.float32)
     return found
-
-
-def _numbers(tensor: TensorSpec, shape: list[int], config: Any, has_mask: bool, rng: np.random.Generator) -> np.ndarray:
-    if tensor.name == "point_coords":
-        return (rng.random(shape) * getattr(config, "image", getattr(config, "patch", 0))).astype(np.float32)
-    if tensor.name == "point_labels":
-        return np.full(shape, FOREGROUND, np.float32)
-    if tensor.name == "has_mask_input":
-        return np.full(shape, float(has_mask), np.float32)
-    return rng.standard_normal(shape).astype(np.float32)

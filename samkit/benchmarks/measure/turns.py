@@ -1,11 +1,9 @@
 """Several things measured by turns in one process, because a shared machine is never twice the same.
 
-Whatever is compared goes through `take_turns` or `take_round`: files of an export, whole sessions, sizes of a scan,
-ways to a server. Who begins moves on by one with every round. Before each turn nothing runs for a moment: the threads
-of ONNX Runtime go on spinning after a run, and would take the processor from whoever is next (PyTorch took twice as
-long for 50 ms). Python collects no garbage within a turn: it would be charged to whoever is at it.
-
-What is quick runs several times in its turn (`several`), so that it shows more than what the others left in the caches.
+Who begins moves on by one with every round. Before each turn nothing runs for a moment: the threads of ONNX Runtime go
+on spinning after a run, and would take the processor from whoever is next (PyTorch took twice as long for 50 ms).
+Python collects no garbage within a turn: it would be charged to whoever is at it. What is quick runs several times in
+its turn, so that it shows more than what the others left in the caches.
 """
 
 from __future__ import annotations
@@ -17,8 +15,6 @@ from typing import TypeVar
 
 T = TypeVar("T")
 Name = TypeVar("Name")
-TURN_SECONDS = 0.4
-"""About how long a turn of `several` runs takes: a run that is longer is a turn alone."""
 MOST_RUNS = 20
 """Runs in one turn at most."""
 SLOW = 5
@@ -28,11 +24,7 @@ QUIET_SECONDS = 0.06
 
 
 def take_turns(
-    turns: Mapping[Name, Callable[[], T]],
-    rounds: int,
-    *,
-    before: Callable[[], object] | None = None,
-    uncounted: int = 0,
+    turns: Mapping[Name, Callable[[], T]], rounds: int, before: Callable[[], object] | None = None, uncounted: int = 0
 ) -> dict[Name, list[T]]:
     """Return what each of `turns` measured, one entry per round.
 
@@ -43,11 +35,9 @@ def take_turns(
         if before is not None:
             time.sleep(QUIET_SECONDS)
             before()
-        measured = take_round(turns, number)
-        if number >= uncounted:
-            for name, value in measured.items():
-                found[name].append(value)
-    return found
+        for name, value in take_round(turns, number).items():
+            found[name].append(value)
+    return {name: values[uncounted:] for name, values in found.items()}
 
 
 def take_round(turns: Mapping[Name, Callable[[], T]], number: int) -> dict[Name, T]:
@@ -66,17 +56,16 @@ def take_round(turns: Mapping[Name, Callable[[], T]], number: int) -> dict[Name,
     return found
 
 
-def several(run: Callable[[], object], turn_seconds: float | None = None) -> Callable[[], list[float]]:
-    """Return a turn of as many runs as fill `turn_seconds` (None: TURN_SECONDS): the seconds of each.
+def several(run: Callable[[], object], turn_seconds: float) -> Callable[[], list[float]]:
+    """Return a turn of as many runs as fill `turn_seconds`: the seconds of each.
 
     `run` is run twice at once, which allocates and says how many that are; a slow one once. A turn of several begins
     with a run that does not count.
     """
-    length = TURN_SECONDS if turn_seconds is None else turn_seconds
     fastest = seconds_of(run)
-    if fastest < SLOW * length:
+    if fastest < SLOW * turn_seconds:
         fastest = min(fastest, seconds_of(run))
-    count = max(1, min(MOST_RUNS, round(length / fastest)))
+    count = max(1, min(MOST_RUNS, round(turn_seconds / fastest)))
 
     def turn() -> list[float]:
         if count > 1:

@@ -1,8 +1,7 @@
-"""What each figure of a run is called, its unit, how it is written, and whether more is better: one table for all.
+"""What each figure of a run is called, its unit, how it is written, and whether more is better: for all who show one.
 
-Tables, `compare`, plots and docs read it. METRICS are of a mask against the truth, DETECTOR_METRICS of boxes; FIGURES
-are those that a row has by that key in its JSON. A share is written rounded down where 1.0000 has to mean that no voxel
-differs.
+METRICS are of a mask against the truth, DETECTOR_METRICS of boxes; FIGURES are those that a row has by that key in its
+JSON.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from dataclasses import dataclass, replace
 from samkit.benchmarks.record.statistics import Estimate
 
 NONE = "-"
-"""What stands where there is nothing to say."""
 Write = Callable[[float | None], str]
 
 
@@ -32,11 +30,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def overlap(value: float | None) -> str:
-    """Return a share between 0 and 1 with four decimals, rounded down.
-
-    >>> overlap(0.99999), overlap(1.0)
-    ('0.9999', '1.0000')
-    """
+    """Return a share between 0 and 1 with four decimals, rounded down: 1.0000 means that no voxel differs."""
     if value is None or not math.isfinite(value):
         return number(value)
     return f"{math.floor(value * 1e4 + 1e-6) / 1e4:.4f}"
@@ -93,80 +87,53 @@ class Figure:
         return {"higher": 1, "lower": -1, "zero": -1}.get(self.better, 0)
 
 
-# --- Masks and boxes against the truth ---
-
-
 def _metric(label: str, unit: str, better: str, definition: str, source: str) -> Figure:
     return Figure(label, unit, better, number if unit else share, definition=definition, source=source)
 
 
 _COUNTS = "Taha and Hanbury 2015 (doi:10.1186/s12880-015-0068-x)"
 _SURFACES = "Maier-Hein et al. 2024, Metrics reloaded (doi:10.1038/s41592-023-02151-z)"
+_BOXES = "Lin et al. 2014, COCO (doi:10.1007/978-3-319-10602-1_48)"
 
 METRICS: Mapping[str, Figure] = {
     "dice": _metric("Dice", "", "higher", "2 |A and B| / (|A| + |B|).", _COUNTS),
     "iou": _metric("IoU", "", "higher", "|A and B| / |A or B|.", _COUNTS),
     "precision": _metric("precision", "", "higher", "The share of the mask that is in the truth.", _COUNTS),
     "sensitivity": _metric("sensitivity", "", "higher", "The share of the truth that is in the mask.", _COUNTS),
-    "specificity": _metric(
-        "specificity", "", "higher",
+    "specificity": _metric("specificity", "", "higher",
         "The share of what is outside the truth that is outside the mask, over the whole array: it grows with the "
-        "background.", _COUNTS,
-    ),
-    "accuracy": _metric(
-        "accuracy", "", "higher", "The share of the array where both agree: it grows with the background.", _COUNTS
-    ),
-    "hd_mm": _metric(
-        "HD", "mm", "lower",
+        "background.", _COUNTS),
+    "accuracy": _metric("accuracy", "", "higher",
+        "The share of the array where both agree: it grows with the background.", _COUNTS),
+    "hd_mm": _metric("HD", "mm", "lower",
         "Hausdorff distance, the full maximum: the largest distance from a surface voxel of either mask to the other's "
-        "surface.",
-        "LMSFE-SAM, equation 16",
-    ),
-    "hd95_mm": _metric(
-        "HD95", "mm", "lower",
+        "surface.", "LMSFE-SAM, equation 16"),
+    "hd95_mm": _metric("HD95", "mm", "lower",
         "The 95th percentile of the distances from surface voxels of one to the other's surface, of both ways the "
-        "larger; not of both ways' distances in one heap.", _SURFACES,
-    ),
-    "assd_mm": _metric(
-        "ASSD", "mm", "lower",
-        "Average symmetric surface distance: the mean over the surface voxels of both, in one heap.", _SURFACES,
-    ),
-    "mean_distance_mm": _metric(
-        "mean distance", "mm", "lower",
+        "larger; not of both ways' distances in one heap.", _SURFACES),
+    "assd_mm": _metric("ASSD", "mm", "lower",
+        "Average symmetric surface distance: the mean over the surface voxels of both, in one heap.", _SURFACES),
+    "mean_distance_mm": _metric("mean distance", "mm", "lower",
         "The mean distance of all voxels of one mask, not of its surface alone, to the other mask, 0 for those inside "
         "it, of both ways the larger. LoRA-SAM prints this as HD; it is no Hausdorff distance, and far smaller.",
-        "LoRA-SAM, equations 13 to 15, as its words describe them: the equations are pictures that were lost",
-    ),
-    "nsd": _metric(
-        "NSD", "", "higher",
+        "LoRA-SAM, equations 13 to 15, as its words describe them: the equations are pictures that were lost"),
+    "nsd": _metric("NSD", "", "higher",
         "Normalised surface Dice: the share of both surfaces, by area (2D: by length), that lies within the tolerance "
-        "of the other.",
-        "Nikolov et al. 2021 (doi:10.2196/26151)",
-    ),
+        "of the other.", "Nikolov et al. 2021 (doi:10.2196/26151)"),
     "volume_ml": _metric("volume", "mL", "", "Voxels of the mask times a voxel's volume; 3D alone.", _COUNTS),
-    "volume_error_ml": _metric(
-        "volume error", "mL", "zero", "Volume of the mask less that of the truth; 3D alone.", _COUNTS
-    ),
+    "volume_error_ml": _metric("volume error", "mL", "zero",
+        "Volume of the mask less that of the truth; 3D alone.", _COUNTS),
     "area_mm2": _metric("area", "mm²", "", "Pixels of the mask times a pixel's area; 2D alone.", _COUNTS),
-    "area_error_mm2": _metric(
-        "area error", "mm²", "zero", "Area of the mask less that of the truth; 2D alone.", _COUNTS
-    ),
+    "area_error_mm2": _metric("area error", "mm²", "zero",
+        "Area of the mask less that of the truth; 2D alone.", _COUNTS),
 }  # fmt: skip
 """What `measure_mask` gives. A is the mask, B the truth. Of a picture no volume can be told, so it gets an area."""
 
 DETECTOR_METRICS: Mapping[str, Figure] = {
-    "map50": _metric(
-        "mAP50", "", "higher", "Area under the precision over recall curve, a box found where its IoU is 0.50 or more.",
-        "Lin et al. 2014, COCO (doi:10.1007/978-3-319-10602-1_48)",
-    ),
-    "map50_95": _metric(
-        "mAP50-95", "", "higher", "The mean of that area at IoU 0.50, 0.55, ... 0.95.",
-        "Lin et al. 2014, COCO (doi:10.1007/978-3-319-10602-1_48)",
-    ),
+    "map50": _metric("mAP50", "", "higher",
+        "Area under the precision over recall curve, a box found where its IoU is 0.50 or more.", _BOXES),
+    "map50_95": _metric("mAP50-95", "", "higher", "The mean of that area at IoU 0.50, 0.55, ... 0.95.", _BOXES),
 }  # fmt: skip
-"""What boxes are judged by."""
-
-# --- What a row has by that key ---
 
 FIGURES: Mapping[str, Figure] = {
     "parity_dice": Figure("Dice", "", "higher", overlap, alone="worst Dice to PyTorch", rounding=1e-6),

@@ -1,12 +1,7 @@
 """The rows of a run: what was measured of one export's graph or stage on one backend, or why it was not.
 
-    AccuracyRow   masks beside PyTorch float32's and the truth, or a detector's boxes
-    LatencyRow    how long a graph or a stage takes
-    LoadRow       readers on a server, or how the cost of a call grows
-    Absent        nothing: it could not be run here, or it failed
-
-All are frozen, and share `identity`. In a run's JSON each is one flat object with its `kind`, which `to_dict` writes
-and `read_row` reads; `replace(row.identity, stage="click")` makes the identity of a neighbour.
+AccuracyRow, LatencyRow, LoadRow and Absent share `identity`. In a run's JSON each is one flat object with its `kind`,
+which `to_dict` writes and `read_row` reads.
 """
 
 from __future__ import annotations
@@ -29,10 +24,7 @@ DETECTOR = "detector"
 EAGER = ("torch", "fp32")
 """Backend and precision that everything is compared with."""
 NOT_RUN, ERROR = WHY_NOT = ("not_run", "error")
-"""What JSON has in place of figures: nobody could have measured it here; it failed."""
-
-
-# --- What all rows share ---
+"""What JSON has in place of figures."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +68,12 @@ class Identity:
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """Return which of the fields that vary within one backend and part are set: policy, threads, ..."""
+        """Return which of the fields that vary within one backend and part are set."""
         return tuple(name for name in _SETTINGS if getattr(self, name) is not None)
 
     def key(self, *, without: Sequence[str] = ()) -> tuple[tuple[str, Any], ...]:
-        """Return what tells this row from others, in a fixed order, but for the fields `without`.
-
-        >>> Identity("sam", "triton", "cpu", "fp32", stage="click", sessions=4).key(without=("backend", "precision"))
-        (('method', 'sam'), ('stage', 'click'), ('device', 'cpu'), ('sessions', 4))
-        """
-        pairs = ((name, getattr(self, name)) for name in (*_PLACE, *self.settings) if name not in without)
+        """Return what tells this row from others, in a fixed order, but for the fields `without`."""
+        pairs = ((name, getattr(self, name)) for name in (*_PLACE, *_SETTINGS) if name not in without)
         return tuple((name, value) for name, value in pairs if value is not None)
 
 
@@ -115,9 +103,6 @@ class Times:
     def n(self) -> int:
         """Return how many times it was timed."""
         return len(self.samples_ms) if self.count is None else self.count
-
-
-# --- Accuracy ---
 
 
 @dataclass(frozen=True)
@@ -229,16 +214,10 @@ def summarise(last: Iterable[ClickFigures]) -> dict[str, Summary]:
         if values.size:
             finite = values[np.isfinite(values)]
             mean = mean_interval(finite).rounded() if finite.size else Estimate(math.inf, math.inf, math.inf)
-            found[name] = Summary(mean, _worst(values, metric.better), int(values.size - finite.size))
+            good = metric.sign * (np.abs(values) if metric.better == "zero" else values)
+            worst = significant(float(values[good.argmin()])) if metric.sign else None
+            found[name] = Summary(mean, worst, int(values.size - finite.size))
     return found
-
-
-def _worst(values: np.ndarray, better: str) -> float | None:
-    ranks = {"higher": -values, "lower": values, "zero": np.abs(values)}
-    return significant(float(values[ranks[better].argmax()])) if better in ranks else None
-
-
-# --- Latency ---
 
 
 @dataclass(frozen=True)
@@ -265,9 +244,6 @@ class LatencyRow:
     scan: tuple[int, ...] | None = None
     """Voxels of the phantom that a stage was timed on."""
     note: str | None = None
-
-
-# --- Load ---
 
 
 @dataclass(frozen=True)
@@ -307,9 +283,6 @@ class LoadRow:
     note: str | None = None
 
 
-# --- What was not measured ---
-
-
 @dataclass(frozen=True)
 class Absent:
     """Something that has no figures, and why."""
@@ -318,7 +291,6 @@ class Absent:
     """Of the rows that it stands for."""
     identity: Identity = field(metadata=flat())
     reason: str
-    """A sentence."""
     is_failure: bool
     """Whether it was there and failed; else nobody could have run it here, or nobody asked."""
     failures: tuple[str, ...] = ()
@@ -328,14 +300,12 @@ class Absent:
 
     @property
     def word(self) -> str:
-        """Return what it is in one word: `error` or `not_run`."""
+        """Return what it is in one of WHY_NOT."""
         return ERROR if self.is_failure else NOT_RUN
 
 
 Row: TypeAlias = AccuracyRow | LatencyRow | LoadRow | Absent
-KINDS: Mapping[str, type[AccuracyRow] | type[LatencyRow] | type[LoadRow]] = {
-    one.kind: one for one in (AccuracyRow, LatencyRow, LoadRow)
-}
+KINDS: Mapping[str, type[Any]] = {one.kind: one for one in (AccuracyRow, LatencyRow, LoadRow)}
 
 
 def to_dict(row: Row) -> dict[str, Any]:
@@ -353,15 +323,13 @@ def read_row(data: Mapping[str, Any]) -> Row:
     kind = left.pop("kind", None)
     if kind not in KINDS:
         raise SamkitError(f"a row is of kind {kind!r}, and {', '.join(KINDS)} are known")
-    called = f"a row of {kind}"
-    row: Row
-    if (word := next((word for word in WHY_NOT if word in left), None)) is None:
-        row = from_json(KINDS[kind], left, called)
-    else:
-        why = {"kind": kind, "reason": left.pop(word), "is_failure": word == ERROR}
-        # What was noted before it failed stands in files, and nothing reads it
-        noted = keys_of(KINDS[kind]) - keys_of(Absent)
-        row = from_json(Absent, {**{n: v for n, v in left.items() if n not in noted}, **why}, called)
+    called, record = f"a row of {kind}", KINDS[kind]
+    if (word := next((word for word in WHY_NOT if word in left), None)) is not None:
+        noted = keys_of(record) - keys_of(Absent)  # before it failed: it stands in files, and nothing reads it
+        left = {name: value for name, value in left.items() if name not in noted}
+        left |= {"kind": kind, "reason": left.pop(word), "is_failure": word == ERROR}
+        record = Absent
+    row: Row = from_json(record, left, called)
     if (row.identity.graph is None) == (row.identity.stage is None):
         raise SamkitError(f"{called} of {row.identity.method} is of a graph or of a stage, of one of the two")
     return row

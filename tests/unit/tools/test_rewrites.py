@@ -8,7 +8,6 @@ import math
 import pytest
 from click.testing import CliRunner
 
-from samkit.benchmarks.measure import turns
 from samkit.errors import SamkitError
 from samkit.runtime.backends.runner import check_inputs
 from tools import rewrites
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.xdist_group("benchmarks")  # so that the record is made
 def record():
     """A record of the case with most parts: a graph before it, and a decoder that stands for another."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(turns, "TURN_SECONDS", 0.0)  # one run a turn
+        patch.setattr(rewrites, "TURN_SECONDS", 0.0)  # one run a turn
         return rewrites.measure(CASES["m-sam-click-anchored"].at("tiny"), rounds=2, threads=1, size="tiny", eager=True)
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
+from collections import namedtuple
 
 import pytest
 
 from samkit.benchmarks.measure import machine
 from samkit.benchmarks.measure.machine import Machine
+from samkit.errors import MissingDependencyError
 
 
 @pytest.fixture
 def measured(monkeypatch):
     """A machine with limits of our own making, on an idle host that nobody stole from."""
-    monkeypatch.setattr(machine, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(machine, "_ticks", lambda: (500, 0, 1000))
+    monkeypatch.setattr(machine.psutil, "cpu_percent", lambda seconds: 0.0)
+    monkeypatch.setattr(machine, "_stolen", lambda: (0.0, 10.0))
     with Machine(1) as found:
         found.products, found.copies = [0.1] * 20, [0.01] * 20
         yield found
@@ -40,7 +44,7 @@ def test_products_of_unequal_speed_are_called_unsettled_with_the_spread(measured
 
 def test_other_processes_and_a_hypervisor_that_takes_time_are_told(measured, monkeypatch):
     measured._busy = 0.3
-    monkeypatch.setattr(machine, "_ticks", lambda: (600, 50, 2000))
+    monkeypatch.setattr(machine, "_stolen", lambda: (0.5, 20.0))
 
     first, second = measured.describe()["unsettled"]
 
@@ -48,12 +52,26 @@ def test_other_processes_and_a_hypervisor_that_takes_time_are_told(measured, mon
     assert "5.0% of the processors' time" in second
 
 
-def test_who_waits_sees_what_others_use(monkeypatch):
-    monkeypatch.setattr(machine, "LOOK_SECONDS", 0.0)
-    ticks = iter([(500, 0, 1000), (575, 0, 1100)])
-    monkeypatch.setattr(machine, "_ticks", lambda: next(ticks))
+def test_what_others_use_is_a_share_of_all_processors(monkeypatch):
+    monkeypatch.setattr(machine.psutil, "cpu_percent", lambda seconds: 25.0)
 
-    assert machine._busy_share() == pytest.approx(0.25)
+    with Machine(1) as found:
+        assert found.describe()["busy_before"] == 0.25
+
+
+def test_time_of_guests_is_in_the_users_and_counts_once(monkeypatch):
+    times = {"user": 4.0, "nice": 1.0, "system": 1.0, "idle": 2.0, "steal": 0.5, "guest": 3.0, "guest_nice": 1.0}
+    monkeypatch.setattr(machine.psutil, "cpu_times", lambda: namedtuple("Times", times)(**times))
+
+    assert machine._stolen() == (0.5, 8.5)
+
+
+def test_without_psutil_one_sentence_says_what_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    monkeypatch.delitem(sys.modules, machine.__name__)
+
+    with pytest.raises(MissingDependencyError, match=r"measuring needs psutil; pip install 'samkit\[bench\]'"):
+        importlib.import_module(machine.__name__)
 
 
 def test_one_sample_takes_both_limits(measured):

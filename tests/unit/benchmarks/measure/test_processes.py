@@ -10,18 +10,18 @@ import pytest
 
 from samkit.benchmarks.measure import processes
 
-
-def test_memory_is_read_as_the_kernel_writes_it():
-    text = (
-        "557d84025000-7ffcaae66000 ---p 00000000 00:00 0                          [rollup]\n"
-        "Rss:               75632 kB\nPss:               48047 kB\nPss_Dirty:         46608 kB\nLocked:     0 kB\n"
-    )
-
-    assert processes.parse_rollup(text) == {"rss": 77.4, "pss": 49.2}
+WAITS = "import os; print(os.getpid(), flush=True); input()"
 
 
 def test_every_process_of_the_tree_counts_and_no_other():
-    assert processes.descendants(10, {1: 0, 10: 1, 12: 10, 11: 10, 20: 12, 30: 1, 31: 30}) == [10, 11, 12, 20]
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {WAITS!r}])"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        grandchild = int(parent.stdout.readline())
+        held = processes.memory_of(parent.pid)
+        parent.communicate(b"\n")
+
+    assert [int(name.rpartition(" ")[2]) for name in held["processes"]] == [parent.pid, grandchild]
+    assert held["rss"] == pytest.approx(sum(of["rss"] for of in held["processes"].values()))
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,7 @@ def test_every_process_of_the_tree_counts_and_no_other():
         (["/b/triton_python_backend_stub", "/repository/m_sam_session/1/model.py", "x"], "m_sam_session"),
         (["/usr/bin/tritonserver", "--model-repository=/repository"], "tritonserver"),
         ([""], ""),
+        ([], ""),
     ],
 )
 def test_processes_are_called_by_their_model(words, name):
@@ -56,3 +57,19 @@ def test_a_process_that_ended_counts_for_nothing():
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
 
     assert processes.memory_of(int(ended.stdout)) == {"rss": 0, "pss": 0, "processes": {}}
+    assert processes.processor_seconds(int(ended.stdout)) == 0
+
+
+def test_a_process_that_ended_and_that_nobody_asked_after_holds_nothing():
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie until `with` ends
+
+        assert processes.memory_of(child.pid)["processes"] == {}
+
+
+def test_what_is_timed_from_its_start_does_not_wait_for_psutil():
+    code = "import sys, samkit.benchmarks.latency.cold_start, samkit.benchmarks.measure.memory\nprint(*sys.modules)"
+
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert "psutil" not in found.stdout.split()

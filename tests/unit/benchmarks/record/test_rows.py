@@ -105,3 +105,7 @@ def test_rows_that_differ_in_a_setting_are_not_the_same_row():
     assert eight.key() != WHO.key()
     assert eight.key(without=("batch",)) == WHO.key(without=("batch",))
     assert replace(WHO, manifest="cd").key() == WHO.key()
+    sam = Identity("sam", "triton", "cpu", "fp32", stage="click", sessions=4)
+    assert sam.key(without=("backend", "precision")) == (
+        ("method", "sam"), ("stage", "click"), ("device", "cpu"), ("sessions", 4),
+    )  # fmt: skip
