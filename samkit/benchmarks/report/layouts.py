@@ -17,7 +17,7 @@ import numpy as np
 from samkit.benchmarks.record.figures import METRICS, NONE, interval, number, overlap, share
 from samkit.benchmarks.record.rows import DETECTOR, AccuracyRow, LatencyRow, LoadRow, Row, summarise
 from samkit.benchmarks.record.run import Run
-from samkit.benchmarks.record.statistics import median_ratio
+from samkit.benchmarks.record.statistics import percentile_ratio
 from samkit.benchmarks.report.table import Column, Entry, Layout, backend_of, is_eager, measured, method_of, part_of
 
 TARGETS = ("0.80", "0.85", "0.90")
@@ -212,8 +212,8 @@ def _ratio(entry: Entry) -> str:
     ours, theirs = (row.times.samples_ms if row is not None else () for row in (entry.row, entry.base))
     if not (ours and theirs):
         return NONE
-    ratio = median_ratio(ours, theirs).rounded()
-    return number(median_ratio(ours, theirs).value) if min(len(ours), len(theirs)) < FEW else interval(ratio)
+    ratio = percentile_ratio(ours, theirs)
+    return number(ratio.value) if min(len(ours), len(theirs)) < FEW else interval(ratio.rounded())
 
 
 def _notes(entries: Sequence[Entry]) -> Iterator[str]:

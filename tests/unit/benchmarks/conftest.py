@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -67,7 +68,7 @@ def accuracy_row(method, backend, precision="fp32", *, policy="trained", flipped
     parity = {"dice": 1 - flipped / 1000, "hd95_mm": 0.1 * flipped, "flipped_voxels": flipped}
     figures = {
         key: {
-            "mean": statistics.mean_interval([case[key] for case in measured]).to_dict(),
+            "mean": asdict(statistics.mean_interval([case[key] for case in measured]).rounded()),
             "worst": measured[-1][key],
         }
         for key in measured[0]
@@ -181,7 +182,7 @@ def scaling_row(exponent=1.0, over="volume [voxels]"):
     sizes = [1e5, 2e5, 4e5, 8e5]
     costs = [[1e-3 * size**exponent * factor for factor in (0.99, 1.0, 1.01)] for size in sizes]
     fit = statistics.fit_exponent([x for x, ys in zip(sizes, costs, strict=True) for _ in ys], np.ravel(costs))
-    scaling = {"over": over, "unit": "ms", "x": sizes, "y_ms": costs, "exponent": fit.to_dict()}
+    scaling = {"over": over, "unit": "ms", "x": sizes, "y_ms": costs, "exponent": asdict(fit.rounded())}
     return row_of("load", "m-sam", "onnxruntime", stage=f"scan over {over.split()[0]}", scaling=scaling,
                   samples_ms=costs[-1], **statistics.percentiles(costs[-1]))  # fmt: skip
 

@@ -7,10 +7,11 @@ import pytest
 from scipy import stats
 
 from samkit.benchmarks.record.statistics import (
+    Estimate,
     fit_exponent,
     mean_interval,
     median_difference,
-    median_ratio,
+    percentile_ratio,
     percentiles,
 )
 
@@ -30,20 +31,25 @@ def test_interval_of_a_mean_agrees_with_scipys_bootstrap():
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.1 * (theirs.high - theirs.low))
 
 
+def test_interval_of_one_value_is_that_value():
+    assert mean_interval([2.0]) == Estimate(2.0, 2.0, 2.0)
+
+
 def test_the_same_samples_give_the_same_interval():
     assert mean_interval(SAMPLES) == mean_interval(SAMPLES.tolist())
 
 
 def test_a_ratio_of_equal_samples_holds_one_and_a_real_one_does_not():
-    same, slower = median_ratio(SAMPLES, SAMPLES), median_ratio(3 * SAMPLES, SAMPLES)
+    same, slower = percentile_ratio(SAMPLES, SAMPLES), percentile_ratio(3 * SAMPLES, SAMPLES)
 
     assert same.low < 1 < same.high
     assert slower.low > 1
     assert slower.value == pytest.approx(3)
+    assert percentile_ratio([1.0, 4.0], [2.0, 2.0], 100).value == 2.0
 
 
 def test_a_difference_in_pairs_does_not_see_what_both_share():
-    assert median_difference(SAMPLES + 2, SAMPLES).to_dict(3) == {"value": 2.0, "low": 2.0, "high": 2.0}
+    assert median_difference(SAMPLES + 2, SAMPLES).rounded(3) == Estimate(2.0, 2.0, 2.0)
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 3.0])
