@@ -2,14 +2,21 @@
 PYTHON ?= python3
 # Which ONNX Runtime: cpu, or gpu on a machine with CUDA (`make clean` between the two).
 RUNTIME ?= cpu
+# On a machine without CUDA torch's CPU build is taken, which PyPI has not: hundreds of megabytes instead of gigabytes.
+# `make venv RUNTIME=gpu` takes PyPI's, with CUDA; an index of your own goes in TORCH_INDEX.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 BIN := .venv/bin
 
-.PHONY: venv demo test test-gpu test-tensorrt check bench weights clean
+.PHONY: venv demo test test-gpu test-tensorrt check bench weights release clean
 
 venv: .venv/ready
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: pyproject.toml weights/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(RUNTIME),formats,train,export,serve,bench,dev]'
+ifeq (,$(findstring gpu,$(RUNTIME)))
+	$(BIN)/pip install --quiet --no-deps --extra-index-url $(TORCH_INDEX) 'torch==$(TORCH)+cpu'
+endif
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(RUNTIME),formats,train,export,serve,bench,demo,dev]' -e ./weights
 	touch .venv/ready
 
 demo: venv  ## export M-SAM, segment a phantom with clicks from a file, print what came out, write demo/demo.png
@@ -34,7 +41,10 @@ bench: venv  ## measure all methods on phantoms: bench/*.json, bench/report.html
 	$(BIN)/python -m samkit.benchmarks.suite $(if $(DATA),--data $(DATA))
 
 weights: venv  ## train the demonstration checkpoints again (half an hour)
-	$(BIN)/python -m samkit.training.demo_weights --out samkit/weights
+	$(BIN)/python -m samkit.training.demo_weights --out weights/samkit_demo_weights
+
+release: venv  ## check that changelog, version and tag agree, and build both wheels in dist/
+	$(BIN)/python -m tools.release
 
 clean:
 	rm -rf .venv build dist *.egg-info bench demo exports

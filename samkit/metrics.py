@@ -23,6 +23,7 @@ import numpy as np
 from scipy import ndimage
 
 from samkit.errors import MissingDependencyError, SamkitError
+from samkit.extras import how_to_install
 from samkit.masks import dice, hausdorff95, nearest_distances, surface_voxels
 
 TOLERANCE_MM = 2.0
@@ -84,7 +85,7 @@ def surface_dice(one: np.ndarray, other: np.ndarray, spacing_mm: Sequence[float]
         import torch
         from monai.metrics import compute_surface_dice
     except ImportError as error:
-        raise MissingDependencyError("the surface Dice needs MONAI; pip install 'samkit[bench]'") from error
+        raise MissingDependencyError(f"the surface Dice needs MONAI; {how_to_install('bench')}") from error
     tensors = [torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (one, other)]
     with warnings.catch_warnings():
         # MONAI 1.6 warns of an argument that it passes to itself

@@ -12,6 +12,7 @@ from samkit import __version__
 from samkit.command import run_command, show_progress
 from samkit.errors import MissingDependencyError
 from samkit.export.plan import OPSET, plan_export
+from samkit.extras import how_to_install_demo
 from samkit.manifest import ExportPlan, Manifest
 from samkit.methods import get_method, list_methods
 from samkit.precisions import BASE, PRECISIONS
@@ -125,6 +126,8 @@ def export(
         folder = out or Path("exports") / plan.method
         if dry_run:
             click.echo(json.dumps({**plan.to_dict(), "out": str(folder)}, indent=1))
+            if plan.weights.demonstration and plan.weights.sha256 is None:
+                _announce(f"the demonstration weights are not installed; {how_to_install_demo()} before the export")
             return
         _announce_weights(plan)
         missing = None if no_engines else _missing_for_engines(require_tensorrt)
@@ -153,14 +156,10 @@ def _missing_for_engines(required: bool) -> str | None:
 
 
 def _print_methods() -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("--method", "what it does", "paper", "licence of the official weights")
     for name in list_methods():
         method = get_method(name)
-        table.add_row(name, method.summary, method.paper, method.weights_licence)
-    Console(width=None if Console().is_terminal else 160).print(table)
+        click.echo(f"{name}\n    {method.summary}\n    paper: {method.paper}")
+        click.echo(f"    licence of the official weights: {method.weights_licence}")
 
 
 def _announce_weights(plan: ExportPlan) -> None:

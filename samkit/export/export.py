@@ -19,6 +19,7 @@ from samkit.export.check import ParityCheck
 from samkit.export.folder import check_folder, finished_export, move_export
 from samkit.export.loading import load_work
 from samkit.export.references import make_references
+from samkit.extras import how_to_install
 from samkit.manifest import ExportPlan, Manifest, describe_files
 from samkit.methods import get_method
 
@@ -84,7 +85,7 @@ def _check_dependencies() -> None:
             version(package)
         except ImportError:
             raise MissingDependencyError(
-                f"exporting needs {package}, which is not installed; pip install 'samkit[export,cpu]'"
+                f"exporting needs {package}, which is not installed; {how_to_install('export', 'cpu')}"
             ) from None
 
 

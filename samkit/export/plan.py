@@ -14,7 +14,7 @@ from samkit.manifest import ExportPlan, GivenFile, Weights, file_sha256
 from samkit.methods import Method, get_method
 from samkit.networks.config import NetworkConfig
 from samkit.precisions import BASE, PRECISIONS, get_precision
-from samkit.weights import demo_checkpoint
+from samkit.weights import find_demo
 
 OPSET = 20
 """The dynamo exporter's default: the first opset with a Gelu of its own."""
@@ -81,11 +81,13 @@ def plan_export(
     if checkpoint is not None:
         weights = _file_weights(checkpoint)
     elif size in (None, "small"):
-        demo = demo_checkpoint(method.name)
-        weights, info = Weights("demonstration", None, file_sha256(demo), demonstration=True), read_info(demo)
+        demo = find_demo(method.name)
+        # A plan needs none of them: without the weights it is of the network that they are of
+        weights = Weights("demonstration", None, None if demo is None else file_sha256(demo), demonstration=True)
+        info = replace(_sized(method, "small"), demonstration=True) if demo is None else read_info(demo)
     else:
         weights = Weights("random", None, None)
-        info = CheckpointInfo(method.name, size, method.sizes[size], method.refinements[0])
+        info = _sized(method, size)
     plan = ExportPlan(
         method=method.name,
         weights=weights,
@@ -102,6 +104,10 @@ def plan_export(
     )
     # With other files beside it, even the demonstration's config is known only when those are opened.
     return plan if info is None or others else complete_plan(plan, method, info)
+
+
+def _sized(method: Method, size: str) -> CheckpointInfo:
+    return CheckpointInfo(method.name, size, method.sizes[size], method.refinements[0])
 
 
 def _graphs(method: Method, config: NetworkConfig, refinement: str | None, folded: bool) -> tuple[str, ...]:

@@ -95,4 +95,4 @@ def _unreadable(path: Path, error: Exception) -> InputRefused:
     )
 
 
-READER = Reader("PNG, JPEG", (".png", ".jpg", ".jpeg"), picture=read_picture)
+READER = Reader("PNG, JPEG", (".png", ".jpg", ".jpeg"), picture=read_picture, module="PIL", extra="formats")

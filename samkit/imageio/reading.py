@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from samkit.errors import InputRefused, MissingDependencyError
+from samkit.extras import how_to_install
 from samkit.geometry import Index, Volume
 from samkit.imageio import READERS
 from samkit.imageio.gate import MAX_VOXELS, admit_header, admit_label, admit_scan, damage_refused
@@ -119,7 +120,7 @@ def _reader_of(path: Path) -> Reader:
         )  # fmt: skip
     if reader.module and find_spec(reader.module) is None:
         raise MissingDependencyError(
-            f"{path.name} is read with {reader.module}, which is not installed; pip install 'samkit[{reader.extra}]'"
+            f"{path.name} is read with {reader.module}, which is not installed; {how_to_install(reader.extra)}"
         )
     return reader
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from scipy import ndimage
 
 _DEGREES = 20
 _CONTRAST, _BRIGHTNESS = 0.2, 0.2 * 255
@@ -28,6 +27,8 @@ def rot90_flip_or_rotate(
         turned, turned_labels = (np.flip(np.rot90(array, quarters), axis) for array in (image, labels))
         return np.ascontiguousarray(turned), np.ascontiguousarray(turned_labels)
     if rng.random() < 0.5:
+        from scipy import ndimage  # here and below, not above: the command's help names what there is without scipy
+
         degrees = int(rng.integers(-_DEGREES, _DEGREES))
         turned, turned_labels = (ndimage.rotate(array, degrees, order=0, reshape=False) for array in (image, labels))
         return turned, turned_labels
@@ -39,6 +40,8 @@ def place_anew(image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) 
 
     Sides and upright stay what they are. Linear for the image, nearest neighbour for the labels, zeros from outside.
     """
+    from scipy import ndimage
+
     angle = np.deg2rad(rng.uniform(-_DEGREES, _DEGREES))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / rng.uniform(0.85, 1.15)
     shape = np.array(labels.shape)

@@ -10,6 +10,7 @@ import click
 
 from samkit.command import run_command, show_progress
 from samkit.errors import MissingDependencyError
+from samkit.extras import how_to_install
 from samkit.methods import get_method
 from samkit.methods.method import Method, SliceMethod, SliceRecipe
 from samkit.networks.sam2d_config import ARCHS
@@ -112,9 +113,7 @@ def _check_data_options(method: Method, layout: str | None, patterns: tuple[str,
 def _check_dependencies() -> None:
     for package in ("torch", "lightning", "monai", "tensorboard"):
         if find_spec(package) is None:
-            raise MissingDependencyError(
-                f"training needs {package}, which is not installed; pip install 'samkit[train]'"
-            )
+            raise MissingDependencyError(f"training needs {package}, which is not installed; {how_to_install('train')}")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Make the demonstration weights again: `python -m samkit.training.demo_weights --out samkit/weights`.
+"""Make the demonstration weights again: `python -m samkit.training.demo_weights --out weights/samkit_demo_weights`.
 
 Phantoms are written to a temporary folder, and each method's `small` network trains on them from random weights; m-sam
 starts from sam-med3d's, as the paper's does. A part of a network has a training of its own and joins it in one file.

@@ -10,6 +10,7 @@ from typing import Any
 
 import samkit
 from samkit.errors import ManifestError, SamkitError
+from samkit.extras import how_to_install
 from samkit.manifest import Manifest, file_sha256
 from samkit.methods import GraphSpec, SliceMethod, get_method
 from samkit.runtime.backends.pycuda_device import describe_device
@@ -199,7 +200,7 @@ def _in_environment(record: Repository) -> Iterator[str]:
             yield str(error)
     models = record.models
     if ONNXRUNTIME in models.values() and find_spec("onnxruntime") is None:
-        yield "ONNX Runtime, which runs the graphs, is not installed; pip install 'samkit[cpu]'"
+        yield f"ONNX Runtime, which runs the graphs, is not installed; {how_to_install('cpu')}"
     if engines := [model for model, kind in models.items() if kind == TENSORRT]:
         yield (
             f"{', '.join(engines)} run as TensorRT engines, for which the embedded server has no backend; write the "

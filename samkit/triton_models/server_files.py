@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from samkit.errors import MissingDependencyError
+from samkit.extras import how_to_install
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # where the Python backend has its tensors, no file of ours
 SHARED_BYTES = 16 << 20
@@ -47,7 +48,7 @@ def find_server() -> ServerFiles:
     spec = find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         raise MissingDependencyError(
-            "nvidia-pytriton, whose wheel holds the Triton server, is not installed; pip install 'samkit[serve]'"
+            f"nvidia-pytriton, whose wheel holds the Triton server, is not installed; {how_to_install('serve')}"
         )
     package = Path(next(iter(spec.submodule_search_locations)))
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -67,7 +68,7 @@ def find_server() -> ServerFiles:
         if not path.exists():
             raise MissingDependencyError(
                 f"the nvidia-pytriton that is installed lacks {path.name}; install version 0.7: "
-                "pip install 'samkit[serve]'"
+                f"{how_to_install('serve')}"
             )
     found = files.python / "python3"
     if not found.exists() or found.resolve() != Path(sys.executable).resolve():

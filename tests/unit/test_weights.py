@@ -4,17 +4,25 @@ import numpy as np
 import pytest
 
 from samkit.checkpoints import load_network
-from samkit.errors import CheckpointError
+from samkit.errors import CheckpointError, MissingDependencyError
 from samkit.geometry import crop, crop_origin
 from samkit.methods import get_method
 from samkit.phantoms import make_phantom
 from samkit.prompts import Point
-from samkit.weights import demo_checkpoint
+from samkit.weights import demo_checkpoint, find_demo
 
 
 def test_a_method_without_weights_is_told_which_have():
     with pytest.raises(CheckpointError, match=r"m-sam, .*sam-med3d"):
         demo_checkpoint("sam-med4d")
+
+
+def test_where_none_are_installed_it_says_how(monkeypatch):
+    monkeypatch.setattr("samkit.weights._PACKAGE", "no_such_package")
+
+    assert find_demo("m-sam") is None
+    with pytest.raises(MissingDependencyError, match=r"are not installed; pip install .* or give .* checkpoint"):
+        demo_checkpoint("m-sam")
 
 
 @pytest.mark.parametrize("name", ["m-sam", "sam-med3d"])

@@ -29,6 +29,7 @@ from samkit.benchmarks.record.rows import Row
 from samkit.benchmarks.record.run import Run, commit
 from samkit.benchmarks.record.statistics import significant
 from samkit.errors import MissingDependencyError
+from samkit.extras import how_to_install
 from samkit.methods import GraphSpec
 from samkit.runtime.backends import BACKENDS
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
@@ -38,7 +39,7 @@ from samkit.tensors import Axis, TensorSpec
 try:
     import psutil
 except ImportError as error:
-    raise MissingDependencyError("measuring needs psutil; pip install 'samkit[bench]'") from error
+    raise MissingDependencyError(f"measuring needs psutil; {how_to_install('bench')}") from error
 
 SIDE = 2048
 _PRODUCT = """<ir_version: 10, opset_import: ["": 20]>

@@ -16,6 +16,7 @@ from weakref import WeakSet
 import numpy as np
 
 from samkit.errors import ManifestError, MissingDependencyError, SamkitError
+from samkit.extras import how_to_install
 from samkit.manifest import Export
 from samkit.methods.method import GraphSpec
 from samkit.runtime.backends.backend import Backend, open_each
@@ -274,13 +275,14 @@ def _import_onnxruntime(device: str) -> Any:
     if len(there) == 2:
         raise MissingDependencyError(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files, so neither can be "
-            "trusted; run `pip uninstall onnxruntime onnxruntime-gpu`, then install one: samkit[cpu] or samkit[gpu]"
+            "trusted; run `pip uninstall onnxruntime onnxruntime-gpu`, then install one: "
+            f"{how_to_install('cpu')}, or gpu in its place"
         )
     try:
         import onnxruntime
     except ImportError as error:
         raise MissingDependencyError(
-            f"running ONNX files needs ONNX Runtime; pip install 'samkit[{BACKEND.extras[device]}]'"
+            f"running ONNX files needs ONNX Runtime; {how_to_install(BACKEND.extras[device])}"
         ) from error
     return onnxruntime
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from samkit.errors import MissingDependencyError
+from samkit.extras import how_to_install
 from samkit.runtime.backends.runner import Closing
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def import_pycuda() -> Any:
     if find_spec("pycuda") is None:
         raise MissingDependencyError(
             "TensorRT engines need pycuda, which is not installed; it compiles from source and wants a C++ compiler "
-            "and the CUDA toolkit (nvcc on the PATH), with both there: pip install 'samkit[tensorrt]'"
+            f"and the CUDA toolkit (nvcc on the PATH), with both there: {how_to_install('tensorrt')}"
         )
     try:
         import pycuda.driver

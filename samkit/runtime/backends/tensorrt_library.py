@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from samkit.errors import ExportError, ManifestError, MissingDependencyError, SamkitError
+from samkit.extras import how_to_install
 from samkit.runtime.backends.runner import Closing
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def import_tensorrt() -> ModuleType:
     """Return the module `tensorrt`; raises MissingDependencyError where it is missing or does not load."""
     if find_spec("tensorrt") is None:
         raise MissingDependencyError(
-            "TensorRT is not installed, and engines need it; pip install 'samkit[tensorrt]' on a machine with an "
+            f"TensorRT is not installed, and engines need it; {how_to_install('tensorrt')}, on a machine with an "
             "NVIDIA GPU, or work in one of NVIDIA's TensorRT containers"
         )
     try:

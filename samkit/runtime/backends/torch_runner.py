@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from samkit.errors import CheckpointError, ManifestError, MissingDependencyError
+from samkit.extras import how_to_install
 from samkit.manifest import Export, ExportPlan, Weights, file_sha256
 from samkit.methods import get_method
 from samkit.methods.method import GraphSpec, Method
@@ -76,7 +77,7 @@ def exported_network(plan: ExportPlan, *, device: str = "cpu", threads: int | No
         import torch
     except ImportError as error:
         raise MissingDependencyError(
-            "{backend} torch needs PyTorch; pip install 'samkit[export]', or use {backend} onnxruntime",
+            f"{{backend}} torch needs PyTorch; {how_to_install('export')}, or use {{backend}} onnxruntime",
             options=("backend",),
         ) from error
     from samkit.checkpoints import load_network

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from samkit.errors import MissingDependencyError
+from samkit.extras import how_to_install
 
 
 def grpc() -> ModuleType:
@@ -23,7 +24,7 @@ def grpc() -> ModuleType:
 
 def http() -> ModuleType:
     """Return the module `tritonclient.http`; raises MissingDependencyError where it is missing or does not load."""
-    return _load("tritonclient.http")
+    return _load("tritonclient.http", "http")
 
 
 def model_config() -> ModuleType:
@@ -47,11 +48,11 @@ def as_inputs(library: ModuleType, arrays: Mapping[str, np.ndarray]) -> list[Any
     return inputs
 
 
-def _load(name: str) -> ModuleType:
+def _load(name: str, extra: str = "client") -> ModuleType:
     try:
         return import_module(name)
     except (ImportError, RuntimeError) as error:  # tritonclient turns a missing part of its own into a RuntimeError
         raise MissingDependencyError(
             f"Triton's client library does not load ({error}), and models and servers are described with it; "
-            "pip install 'samkit[client]'"
+            f"{how_to_install(extra)}"
         ) from error

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import samkit
 from samkit.checkpoints import CheckpointInfo, read_info
 from samkit.errors import CheckpointError, OptionError
+from samkit.export.cli import export as export_command
 from samkit.export.plan import complete_plan, plan_export
 from samkit.manifest import ExportPlan, file_sha256
 from samkit.weights import demo_checkpoint
@@ -122,6 +124,25 @@ def test_demonstration_weights_keep_their_name_as_checkpoint():
     assert (plan.weights.kind, plan.weights.demonstration) == ("checkpoint", True)
     assert plan_export("m-sam").weights.demonstration
     assert not plan_export("m-sam", size="tiny").weights.demonstration
+
+
+def test_a_plan_needs_no_demonstration_weights(monkeypatch):
+    monkeypatch.setattr("samkit.weights._PACKAGE", "no_such_package")
+
+    plan = plan_export("m-sam")
+
+    assert (plan.weights.kind, plan.weights.sha256, plan.weights.demonstration) == ("demonstration", None, True)
+    assert (plan.size, plan.config) == ("small", M_SAM.sizes["small"])
+
+
+def test_a_dry_run_says_that_the_demonstration_weights_are_missing(monkeypatch):
+    monkeypatch.setattr("samkit.weights._PACKAGE", "no_such_package")
+
+    done = CliRunner().invoke(export_command, ["--method", "m-sam", "--dry-run"])
+
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["method"] == "m-sam"
+    assert "the demonstration weights are not installed; pip install -e ./weights in samkit's clone" in done.stderr
 
 
 def test_folder_of_a_run_is_planned_as_its_best_file(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ _WITHOUT = "import sys; sys.modules[{package!r}] = None; from samkit.training.cl
 @pytest.mark.parametrize(
     ("package", "words", "code", "says"),
     [
-        ("torch", [], 1, "training needs torch, which is not installed; pip install 'samkit[train]'"),
+        ("torch", [], 1, "training needs torch, which is not installed; pip install -e '.[train]' in samkit's clone"),
         ("lightning", [], 1, "training needs lightning"),
         ("monai", [], 1, "training needs monai"),
         ("torch", ["--set", "heads=0"], 2, "heads 0 is not at least 1"),
