@@ -230,7 +230,7 @@ def test_cuda_is_never_replaced_by_the_cpu(bright_export):
     ort = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" in ort.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
-    with pytest.raises(MissingDependencyError, match=r"pip install .*\[gpu\]"):
+    with pytest.raises(MissingDependencyError, match=r"samkit\[gpu\]"):
         open_session(bright_export, device="cuda")
 
 
