@@ -18,6 +18,7 @@ import pytest
 
 from samkit.manifest import ExportPlan, Manifest, Weights, describe_files
 from samkit.networks.sam3d_config import Sam3DConfig
+from support.bright_slices import write_export
 
 DEVICES = ("gpu", "tensorrt")
 
@@ -115,6 +116,22 @@ def bright_export(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def bright_slices(tmp_path_factory):
+    """The folder of an export of `sam` that segments what is bright, inside the boxes it is given."""
+    folder = tmp_path_factory.mktemp("bright-slices")
+    write_export(folder, "sam")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bright_structures(tmp_path_factory):
+    """The folder of an export of `lora-sam` to which what is bright is the left thalamus."""
+    folder = tmp_path_factory.mktemp("bright-structures")
+    write_export(folder, "lora-sam")
+    return folder
+
+
 def _write_bright_graphs(folder, config):
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -184,16 +201,6 @@ def _write_bright_graphs(folder, config):
             constant("tiny", np.float32(1e-6)),
         ],
     )
-
-
-@pytest.fixture(autouse=True)
-def untouched_logging():
-    """A command run in this process must not decide what the tests after it see of the log."""
-    logger = logging.getLogger("samkit")
-    before = (list(logger.handlers), logger.level, logger.propagate)
-    yield
-    logger.handlers[:], logger.propagate = before[0], before[2]
-    logger.setLevel(before[1])
 
 
 @pytest.fixture

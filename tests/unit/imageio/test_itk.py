@@ -173,7 +173,7 @@ def test_missing_simpleitk_names_the_extra(tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(reading, "find_spec", lambda name: None if name == "SimpleITK" else found(name))
 
-    with pytest.raises(MissingDependencyError, match=r"a\.mha is read with SimpleITK.*samkit\[formats\]"):
+    with pytest.raises(MissingDependencyError, match=r"a\.mha is read with SimpleITK.*pip install .*\[formats\]"):
         read_scan(path)
 
 

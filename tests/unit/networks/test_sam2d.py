@@ -1,9 +1,7 @@
 """Guards SAM and what is built on it: equal to the official package, absent points, merging, parameter counts."""
 
-import runpy
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from samkit.networks.lora import LoraLinear
 from samkit.networks.sam2d import Sam2D
 from samkit.networks.sam2d_config import Sam2DConfig
 from samkit.prompts import ABSENT, PADDING
+from support.segment_anything_modeling import modeling as modeling_package
 
 TINY = Sam2DConfig(
     image=80,  # a grid of 5: windows of 3 need padding
@@ -66,7 +65,7 @@ def network():
 @pytest.fixture(scope="module")
 def pair():
     """The same weights in our network and in the package's."""
-    modeling = runpy.run_path(str(Path(__file__).parents[2] / "segment_anything_modeling.py"))["modeling"]()
+    modeling = modeling_package()
     torch.manual_seed(0)
     ours, c = noisy(Sam2D(TINY)), TINY
     norm = partial(torch.nn.LayerNorm, eps=1e-6)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +15,7 @@ from samkit.imageio.scan import Scan
 from samkit.imageio.study import Study
 from samkit.prompts import BACKGROUND, FOREGROUND, Point
 from samkit.segment.segmenting import segment_study
-
-the = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "triton_models" / "stand_ins.py")))
+from support import stand_ins as the
 
 
 @pytest.fixture(autouse=True)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import ast
 import json
 import re
-import runpy
 from pathlib import Path
 
 import pytest
 
 import samkit
+from support.api_walk import problems_in, uses_in
+from support.compact_api import compact
 
 FOLDER = Path(__file__).parent
 PACKAGE = Path(samkit.__file__).parent
 LIBRARY = PACKAGE / "runtime" / "backends" / "tensorrt_library.py"
 VERSIONS = ("10.16", "11.4")
-WALK = runpy.run_path(str(FOLDER / "walk.py"))
 
 
 def api(version):
@@ -24,7 +24,7 @@ def api(version):
 
 
 def problems(source, version="11.4"):
-    return WALK["problems_in"](source, api(version))
+    return problems_in(source, api(version))
 
 
 def with_change(old, new):
@@ -51,7 +51,7 @@ def test_every_use_is_in_the_list(version):
 
 
 def test_the_walk_reaches_every_object():
-    used = WALK["uses_in"](LIBRARY.read_text(), api("11.4"))
+    used = uses_in(LIBRARY.read_text(), api("11.4"))
     assert {
         "__version__",
         "Builder.build_serialized_network",
@@ -284,4 +284,4 @@ def test_one_file_imports_it(module, file):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_list_is_what_the_listing_gives(version, shared):
     listing = json.loads((shared / "tensorrt" / f"python-api-{version}.json").read_text())
-    assert runpy.run_path(str(FOLDER / "compact_api.py"))["compact"](listing) == api(version)
+    assert compact(listing) == api(version)

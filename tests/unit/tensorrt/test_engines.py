@@ -184,7 +184,7 @@ def test_no_gpu_and_no_packages_are_told_apart(stand_ins, export, monkeypatch):
 @pytest.mark.parametrize("version", ["11.4"])
 def test_without_tensorrt_the_sentence_names_the_extra(export, monkeypatch):
     monkeypatch.setattr("samkit.runtime.backends.tensorrt_library.find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match=r"TensorRT is not installed.*samkit\[tensorrt\]"):
+    with pytest.raises(MissingDependencyError, match=r"TensorRT is not installed.*pip install .*\[tensorrt\]"):
         build_engines(export)
 
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import runpy
 import sys
 import threading
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,8 +21,9 @@ from samkit.runtime.protocol.failure import read_error
 from samkit.triton_models.limits import Limits
 from samkit.triton_models.model_config import parse_config
 from samkit.triton_models.repository import MODELS, write_repository
+from support import stand_ins as the
+from support.bright_slices import write_export
 
-the = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("stand_ins.py"))))
 ROLES = ("preprocess", "refine", "postprocess", "session")
 
 
@@ -33,7 +31,7 @@ ROLES = ("preprocess", "refine", "postprocess", "session")
 def exports(bright_export, tmp_path_factory):
     """An export of each kind, by its name on the server."""
     slices = tmp_path_factory.mktemp("bright-slices")
-    runpy.run_path(str(Path(__file__).parents[2] / "bright_slices.py"))["write_export"](slices, "sam")
+    write_export(slices, "sam")
     return {"sam_med3d": bright_export, "sam": slices}
 
 

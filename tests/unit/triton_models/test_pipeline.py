@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import runpy
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +14,8 @@ from samkit.prompts import BACKGROUND, FOREGROUND, SliceBox, SlicePrompts, promp
 from samkit.runtime.protocol import wire
 from samkit.runtime.protocol.requests import ScanOptions
 from samkit.triton_models.pipeline import postprocess, preprocess, refine
+from support import stand_ins as the
 
-the = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("stand_ins.py"))))
 AFFINES = {"identity": np.eye(4), "oblique": the.oblique(), "flipped": the.FLIPPED, "coarse": np.diag([2, 0.7, 3, 1.0])}
 
 

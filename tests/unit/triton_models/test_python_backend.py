@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import runpy
 import sys
 import threading
 from pathlib import Path
@@ -17,8 +16,7 @@ from samkit.errors import InputRefused, PromptError, ServingError, TensorMismatc
 from samkit.runtime.protocol import wire
 from samkit.runtime.protocol.failure import error_text, read_error
 from samkit.triton_models import python_backend as backend
-
-the = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("stand_ins.py"))))
+from support import stand_ins as the
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def test_the_parts_of_the_wheel_are_found_without_importing_it(files, wheel):
 def test_a_missing_wheel_names_the_extra(monkeypatch):
     monkeypatch.setattr(server_files, "find_spec", lambda name: None)
 
-    with pytest.raises(MissingDependencyError, match=r"samkit\[serve\]"):
+    with pytest.raises(MissingDependencyError, match=r"pip install .*\[serve\]"):
         find_server()
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import runpy
 import threading
 import weakref
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,8 +31,8 @@ from samkit.geometry import voxel_to_world
 from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point
 from samkit.runtime.protocol.requests import ScanOptions
 from samkit.triton_models.session_host import SessionHost
+from support import stand_ins as the
 
-the = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("stand_ins.py"))))
 KINDS = ("volume", "slices")
 
 

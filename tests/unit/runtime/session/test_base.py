@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -17,8 +15,7 @@ from samkit.methods.m_sam import METHOD as VOLUMES
 from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, SliceBox, SlicePoint
 from samkit.runtime.protocol.requests import ScanOptions
 from samkit.runtime.session.base import Session
-
-the = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "triton_models" / "stand_ins.py")))
+from support import stand_ins as the
 
 
 class Recorder(Session):

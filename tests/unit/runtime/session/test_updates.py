@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,8 +12,7 @@ from samkit.geometry import Volume
 from samkit.prompts import BACKGROUND, Box, Point
 from samkit.runtime.protocol.requests import ScanOptions
 from samkit.runtime.session.updates import MaskUpdate, changed_part, paint
-
-the = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "triton_models" / "stand_ins.py")))
+from support import stand_ins as the
 
 
 @st.composite

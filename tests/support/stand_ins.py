@@ -1,7 +1,6 @@
 """Networks that cost nothing behind real methods of both kinds, and Triton's Python backend without a Triton.
 
-Every answer depends on the scan, on every prompt, and on the answer before, so that what is mixed up shows. Test files
-load this one by `runpy.run_path`.
+Every answer depends on the scan, on every prompt, and on the answer before, so that what is mixed up shows.
 """
 
 from __future__ import annotations

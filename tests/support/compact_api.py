@@ -1,6 +1,6 @@
 """Make the API lists of this folder from listings of NVIDIA's Python bindings: names, kinds, argument names, returns.
 
-    python tests/unit/tensorrt/compact_api.py LISTING.json tests/unit/tensorrt/api-11.4.json
+    python tests/support/compact_api.py LISTING.json tests/unit/tensorrt/api-11.4.json
 
 A listing maps each name of the module `tensorrt` to its kind and members, with the signatures of the bindings' own
 docstrings. What is left is facts alone: per enum its members; per class its bases and its own members, a property as
