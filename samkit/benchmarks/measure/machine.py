@@ -101,7 +101,8 @@ class Machine(Closing):
         self._stolen = _stolen()
         self._product = MatrixProduct(self.threads, device)
         # Ones: pages of zeros that nobody wrote are all the same page
-        self._copy = partial(np.copyto, *(np.ones(COPIED_MB * 10**6, np.uint8) for _ in range(2)))
+        size, byte = COPIED_MB * 10**6, np.uint8
+        self._copy = partial(np.copyto, np.ones(size, byte), np.ones(size, byte))
         self._product.run()
         self._copy()
         self.products: list[float] = []  # the seconds of each
