@@ -18,13 +18,12 @@ from samkit.benchmarks.accuracy.gate import GraphCall
 from samkit.benchmarks.accuracy.outcome import Outcome
 from samkit.benchmarks.accuracy.outputs import ObservedRunner, OutputCheck, Recording
 from samkit.benchmarks.accuracy.settings import AccuracySettings
-from samkit.benchmarks.cases.simulated_user import policies_of, recipe_of
+from samkit.benchmarks.cases.simulated_user import policies_of
 from samkit.benchmarks.measure.originals import original_network, original_runners
 from samkit.benchmarks.record.rows import DETECTOR, Absent, Identity
 from samkit.errors import MissingDependencyError, OptionError, PromptError, SamkitError, ServingError
 from samkit.manifest import Export
 from samkit.methods import GraphSpec
-from samkit.methods.method import SliceRecipe
 from samkit.precisions import BASE
 from samkit.runtime.backends import bench_backends, find_emulator, get_backend, is_emulated, open_runners
 from samkit.runtime.backends.backend import Variant, missing_files
@@ -71,23 +70,20 @@ class Compared:
     export: Export
     graphs: Mapping[str, GraphSpec]
     """By name, those that it has files of."""
-    recipe: SliceRecipe | None
-    """How its network was trained, of a method of slices."""
     policies: tuple[str, ...]
     """Those of its method that were asked for."""
 
     @classmethod
     def of(cls, export: Export, policies: Iterable[str]) -> Compared:
         """Return an export as it is compared by `policies`; raises PromptError where its method knows none of them."""
-        recipe = recipe_of(export.method, export.plan.size)
-        known = policies_of(export.method, recipe)
+        known = policies_of(export.method, export.plan.size)
         if not set(known) & set(policies):
             raise PromptError(
                 f"{export.method.name} knows the policies {', '.join(known)} and not {', '.join(policies)}; "
                 "name one of them"
             )
         graphs = {graph.name: graph for graph in export.specs}
-        return cls(export, graphs, recipe, tuple(name for name in known if name in policies))
+        return cls(export, graphs, tuple(name for name in known if name in policies))
 
     def identity(self, variant: Variant, **part: str) -> Identity:
         """Return the identity of a row; `part` is the graph, or the stage and the policy."""

@@ -127,20 +127,20 @@ def measure_accuracy(exports: Sequence[Path], settings: AccuracySettings) -> Run
     started = datetime.now(UTC)
     backends = [get_backend(BACKENDS[name].backend) for name in settings.backends if name != TRITON]
     opened = [Export.open(folder, engines=any(one.checks_bytes for one in backends)) for folder in exports]
-    compared = [Compared.of(export, settings.policies) for export in opened]
+    all_compared = [Compared.of(export, settings.policies) for export in opened]
     rows: list[Row] = []
     notes: list[str] = []
     with Machine(settings.threads, settings.device) as machine:
-        for one in compared:
-            name = one.export.method.name
+        for compared in all_compared:
+            name = compared.export.method.name
             try:
-                found, remarks = _compare(one, settings)
+                found, remarks = _compare(compared, settings)
             except SamkitError as error:
-                if len(compared) == 1:
+                if len(opened) == 1:
                     raise
                 log.warning("%s: %s", name, error)
                 original = Variant(BASELINE, BASE.name, settings.device)
-                rows.append(one.absent(original, _UNSAID if settings.anonymous else error, is_failure=True))
+                rows.append(compared.absent(original, _UNSAID if settings.anonymous else error, is_failure=True))
             else:
                 rows += found
                 notes += [f"{name}: {said}" for said in dict.fromkeys(remarks)]

@@ -25,6 +25,7 @@ from samkit.benchmarks.cases.simulated_user import AUTOMATIC, Prompting, Simulat
 from samkit.benchmarks.record.rows import DETECTOR, ClickFigures, Row
 from samkit.errors import GeometryError, InputRefused, SamkitError
 from samkit.export.emulation import first_non_finite
+from samkit.masks import dice
 from samkit.metrics import compare_masks, measure_mask
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def compare(
 
     Raises InputRefused where there is nothing to tell.
     """
-    method, config = compared.export.method, compared.export.config
+    method, config, size = compared.export.method, compared.export.config, compared.export.plan.size
     notes: list[str] = []
     detection = None
     if DETECTOR in compared.graphs:
@@ -52,7 +53,7 @@ def compare(
         log.info("%s: %s", method.name, case.name)
         for policy in compared.policies if case.targets else ():
             try:
-                user = SimulatedUser.of(case, policy, method, config, compared.recipe, number)
+                user = SimulatedUser.of(case, policy, method, config, size, number)
                 _prompt(user, baseline, candidates, settings)
             except (InputRefused, GeometryError) as error:
                 notes.append(f"{case.name} left out ({policy}): {error}")
@@ -218,12 +219,12 @@ class CandidateRun:
         if not self._is_live or not reached:
             return
         # Where every mask was PyTorch's, the reader would click where it clicked
-        dice = outcome.own_dice[user.case.name] = [] if flipped else list(reached)
+        dice_by_click = outcome.own_dice[user.case.name] = [] if flipped else list(reached)
         if flipped:
             session.reset()
             try:
                 for _, _, labels in user.click_on(session, self._settings.clicks):
-                    dice.append(user.dice(labels))
+                    dice_by_click.append(dice(user.masks(labels)[user.structure], user.target))
             except SamkitError as error:
-                note = f"{user.case.name}, click {len(dice) + 1} on its own errors: it stopped, {error}"
+                note = f"{user.case.name}, click {len(dice_by_click) + 1} on its own errors: it stopped, {error}"
                 outcome.notes.append(note)

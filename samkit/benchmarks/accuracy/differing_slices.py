@@ -23,9 +23,8 @@ def worst_slice(user: SimulatedUser, click: int, found: np.ndarray, reference: n
     # Of a scan's sequences the last: lesions show best there
     scan = list(case.volumes.values())[-1].array if case.picture is None else case.picture
     shown, axis, index, ours, theirs = scan, "picture", 0, found, reference
-    if user.slice is not None:
-        view, number = user.slice.view, user.slice.number
-        shown, axis, index = user.slice.of(scan), view.plane, view.file_index(number)
+    if user.view is not None:
+        shown, axis, index = user.region(scan), user.view.plane, user.view.file_index(user.place)
     elif case.picture is None:
         view = case.view(case.plane or "axial")
         stacks = [view.slices(array) for array in (scan, found, reference)]

@@ -64,7 +64,7 @@ def play(session, *sides, change=lambda click, prompting: prompting):
     check = OutputCheck(baseline.recording, {}, "fp32", sees_session=False)
     candidate = Candidate(BACKENDS["triton"], session, {}, {"centre": outcome}, check)
     run = CandidateRun(candidate, user, SETTINGS)
-    labels, reached = user.nothing(), []
+    labels, reached = np.zeros(SHAPE, np.uint8), []
     for click, side in enumerate(sides, start=1):
         prompting = change(click, user.prompt(click, labels))
         labels = cube(side)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from samkit.benchmarks.accuracy.differing_slices import MOST_PIXELS, worst_slice
 from samkit.benchmarks.cases.case import Case
-from samkit.benchmarks.cases.simulated_user import SimulatedUser, recipe_of
+from samkit.benchmarks.cases.simulated_user import SimulatedUser
 from samkit.geometry import Volume
 from samkit.methods import get_method
 
@@ -19,7 +19,7 @@ SHAPE = (30, 20, 10)
 def user_on(volumes, picture, target, name="m-sam", policy="centre"):
     method = get_method(name)
     case = Case("case 1", volumes, {"": target}, picture=picture)
-    return SimulatedUser.of(case, policy, method, method.sizes["small"], recipe_of(method, "small"))
+    return SimulatedUser.of(case, policy, method, method.sizes["small"], "small")
 
 
 def image(entry, key):
