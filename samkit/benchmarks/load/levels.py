@@ -7,13 +7,11 @@ server alone could; every row says which part of the processors the readers took
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from samkit.benchmarks.cases.case import Case
@@ -79,18 +77,14 @@ class Endpoint:
 
 def embedded_rows(export: Export, work: Workload, machine: Machine) -> list[LoadRow | Absent]:
     """Serve an export on this machine's loopback, and return what readers met there, or why nothing ran."""
-    from samkit.triton_models.repository import write_repository
-    from samkit.triton_models.server import EmbeddedServer
+    from samkit.triton_models.server import serve_export
 
     identity = Identity.of(export.plan, export.digest, TRITON, BASE.name, "cpu")
     logger.info("%s: a server ...", identity.method)
     try:
-        with tempfile.TemporaryDirectory(prefix="sam-bench-load-") as folder:
-            repository = Path(folder) / "repository"
-            write_repository([export.folder], repository)
-            with EmbeddedServer(repository) as server:
-                url = f"triton://{server.grpc}/{identity.method}"
-                return list(reader_rows(Endpoint(url, export.plan, identity, server.pid), work, machine))
+        with serve_export(export.folder) as server:
+            url = f"triton://{server.grpc}/{identity.method}"
+            return list(reader_rows(Endpoint(url, export.plan, identity, server.pid), work, machine))
     except (MissingDependencyError, ServingError) as error:
         stage, is_failure = judged_stage(export.method), isinstance(error, ServingError)
         identities = [of_mode(identity, mode, work) for mode in work.modes]
