@@ -26,7 +26,7 @@ import onnx
 
 from samkit.benchmarks.measure.turns import seconds_of
 from samkit.benchmarks.record.rows import Row
-from samkit.benchmarks.record.run import Run, commit
+from samkit.benchmarks.record.run import Run
 from samkit.benchmarks.record.statistics import significant
 from samkit.errors import MissingDependencyError
 from samkit.extras import how_to_install
@@ -199,12 +199,22 @@ def load() -> float:
 def gpus() -> list[dict[str, str]]:
     """Return name, driver, clocks [MHz] and memory [MiB] of each GPU of NVIDIA's; none where nvidia-smi finds none."""
     fields = ("name", "driver_version", "clocks.sm", "clocks.mem", "memory.total")
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    found = _said("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits")
+    return [dict(zip(fields, map(str.strip, line.split(",")), strict=False)) for line in found.splitlines()]
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout that this file is in; None where samkit was installed."""
+    words = ("describe", "--always", "--exclude=*", "--dirty=+changes")
+    return _said("git", "-C", str(Path(__file__).parent), *words) or None
+
+
+def _said(*command: str) -> str:
+    """Return what a program writes; nothing where it is not there, or fails."""
     try:
-        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return []
-    return [dict(zip(fields, (part.strip() for part in line.split(",")), strict=False)) for line in lines]
+        return ""
 
 
 def finished_run(
@@ -225,7 +235,7 @@ def finished_run(
         machine=machine,
         versions=versions(),
         rows=tuple(map(_titled, rows)),
-        commit=commit(),
+        commit=_commit(),
         notes=tuple(notes),
     )
 
