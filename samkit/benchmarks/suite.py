@@ -127,10 +127,10 @@ def suite(out: Path, data: Path | None, names: tuple[str, ...], device: str, kee
 
 def export_commands(out: Path, methods: Sequence[str], *, full_size: bool) -> list[Command]:
     """Return what makes the exports: the long ones first, so that the last ones to finish are short."""
-    wanted = [(name, ("--size", "full")) for name in FULL_SIZE if name in methods and full_size]
-    wanted += [(name, ("--fp16",)) for name in methods]
+    wanted = [(name, "--size full") for name in FULL_SIZE if name in methods and full_size]
+    wanted += [(name, "--fp16") for name in methods]
     return [
-        [*EXPORT.split(), "--method", name, *how, "--out", str(_folder(out, name, "full" in how))]
+        [*EXPORT.split(), "--method", name, *how.split(), "--out", str(_folder(out, name, "full" in how))]
         for name, how in wanted
     ]
 

@@ -12,8 +12,8 @@ import platform
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -42,6 +42,7 @@ except ImportError as error:
     raise MissingDependencyError(f"measuring needs psutil; {how_to_install('bench')}") from error
 
 SIDE = 2048
+PRODUCT_GFLOP = 2 * SIDE**3 / 1e9
 _PRODUCT = """<ir_version: 10, opset_import: ["": 20]>
 product (float[N, N] left, float[N, N] right) => (float[N, N] out) {out = MatMul(left, right)}"""
 COPIED_MB = 256
@@ -61,32 +62,24 @@ PACKAGES = (
 """Whose versions a run names, where they are installed."""
 
 
-class MatrixProduct(Closing):
-    """One float32 product of two square matrices in ONNX Runtime: what the processor can do at best."""
+@contextmanager
+def matrix_product(threads: int, device: str = "cpu") -> Iterator[Callable[[], object]]:
+    """Give a float32 product of two square matrices in ONNX Runtime, what the processor can do at best, to be called.
 
-    GFLOP = 2 * SIDE**3 / 1e9
-
-    def __init__(self, threads: int, device: str = "cpu") -> None:
-        """Open the session; raises MissingDependencyError where ONNX Runtime can't use `device`."""
-        square = (Axis.fixed("row", SIDE), Axis.fixed("column", SIDE))
-        left, right, out = (TensorSpec(name, "float32", square) for name in ("left", "right", "out"))
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "product.onnx"
-            onnx.save_model(onnx.parser.parse_model(_PRODUCT.replace("N", str(SIDE))), path)
-            graph = GraphSpec("product", (left, right), (out,), {})
-            self._runner = OnnxRuntimeRunner(path, graph, device=device, threads=threads)
-        # Two inputs: a constant would be packed beforehand, and every activation product is not.
+    What it computes lies on the device and stays there. Raises MissingDependencyError where ONNX Runtime can't use it.
+    """
+    square = (Axis.fixed("row", SIDE), Axis.fixed("column", SIDE))
+    left, right, out = (TensorSpec(name, "float32", square) for name in ("left", "right", "out"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "product.onnx"
+        onnx.save_model(onnx.parser.parse_model(_PRODUCT.replace("N", str(SIDE))), path)
+        graph = GraphSpec("product", (left, right), (out,), {})
+        runner = OnnxRuntimeRunner(path, graph, device=device, threads=threads)
+    with runner:
+        # Two inputs: a constant would be packed beforehand, and every activation product is not
         matrix = np.random.default_rng(0).standard_normal((SIDE, SIDE), np.float32)
-        first = self._runner.run_keeping({"left": matrix, "right": matrix}, ("out",))["out"]
-        self._inputs = {"left": first, "right": first}
-
-    def run(self) -> None:
-        """Compute the product once, of what lies on the device and stays there."""
-        self._runner.run_keeping(self._inputs, ("out",))
-
-    def close(self) -> None:
-        """Let go of the session's memory."""
-        self._runner.close()
+        first = runner.run_keeping({"left": matrix, "right": matrix}, ("out",))["out"]
+        yield partial(runner.run_keeping, {"left": first, "right": first}, ("out",))
 
 
 class Machine(Closing):
@@ -99,18 +92,19 @@ class Machine(Closing):
         self._load, self._clocks = load(), clocks()
         self._busy = psutil.cpu_percent(LOOK_SECONDS) / 100
         self._stolen = _stolen()
-        self._product = MatrixProduct(self.threads, device)
+        self._opened = ExitStack()
+        self._product = self._opened.enter_context(matrix_product(self.threads, device))
         # Ones: pages of zeros that nobody wrote are all the same page
         size, byte = COPIED_MB * 10**6, np.uint8
         self._copy = partial(np.copyto, np.ones(size, byte), np.ones(size, byte))
-        self._product.run()
+        self._product()
         self._copy()
         self.products: list[float] = []  # the seconds of each
         self.copies: list[float] = []
 
     def sample(self) -> None:
         """Measure the limits once more; call it between the timings, not within one."""
-        self.products.append(seconds_of(self._product.run))
+        self.products.append(seconds_of(self._product))
         self.copies.append(seconds_of(self._copy))
 
     def describe(self) -> dict[str, Any]:
@@ -129,7 +123,7 @@ class Machine(Closing):
             "clock_mhz": {"before": self._clocks, "after": clocks()},
             "load": {"before": self._load, "after": load()},
             "busy_before": round(self._busy, 3),
-            "gemm_gflops": significant(MatrixProduct.GFLOP / float(np.median(self.products)), 4),
+            "gemm_gflops": significant(PRODUCT_GFLOP / float(np.median(self.products)), 4),
             # A copy reads and writes every byte
             "copy_gb_per_s": significant(2 * COPIED_MB / 1e3 / float(np.median(self.copies)), 4),
             "gemm_samples_s": [significant(value) for value in self.products],
@@ -160,7 +154,7 @@ class Machine(Closing):
 
     def close(self) -> None:
         """Let go of the session's memory."""
-        self._product.close()
+        self._opened.close()
 
 
 def processor() -> str:
