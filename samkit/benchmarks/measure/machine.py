@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -47,13 +46,9 @@ _PRODUCT = """<ir_version: 10, opset_import: ["": 20]>
 product (float[N, N] left, float[N, N] right) => (float[N, N] out) {out = MatMul(left, right)}"""
 COPIED_MB = 256
 """Memory of one copy [MB, 10^6 bytes]: far beyond any cache."""
-MOST_SPREAD = 0.10
-"""How far the 5th and the 95th percentile of the matrix products may lie apart, as a share of their median."""
-MOST_STOLEN = 0.02
-"""Share of the processors' time that a hypervisor may have given to others."""
-MOST_BUSY = 0.05
-"""Share of it that others may use while this process waits for LOOK_SECONDS, before the first run. The load average
-would still count what ended a minute ago."""
+MOST_SPREAD, MOST_STOLEN, MOST_BUSY = 0.10, 0.02, 0.05
+"""Of a settled machine: from the 5th to the 95th percentile of the matrix products, as a share of their median; of the
+processors' time what a hypervisor gave to others, and what others used within LOOK_SECONDS before the first run."""
 LOOK_SECONDS = 1.0
 PACKAGES = (
     "samkit", "numpy", "scipy", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "monai", "tritonclient",
@@ -90,7 +85,7 @@ class Machine(Closing):
         self.threads = threads or os.cpu_count() or 1
         self.device = device
         self._load, self._clocks = load(), clocks()
-        self._busy = psutil.cpu_percent(LOOK_SECONDS) / 100
+        self._busy = psutil.cpu_percent(LOOK_SECONDS) / 100  # the load still counts what ended a minute ago
         self._stolen = _stolen()
         self._opened = ExitStack()
         self._product = self._opened.enter_context(matrix_product(self.threads, device))
@@ -159,7 +154,7 @@ class Machine(Closing):
 
 def processor() -> str:
     """Return name, family and model as `lscpu` has them, or what Python knows elsewhere."""
-    facts = {key: " ".join(value.split()) for key, value in re.findall(r"^(.+?)\s*:(.*)$", _cpuinfo(), re.M)}
+    facts = dict(_cpuinfo())
     if not facts:
         return platform.processor() or platform.machine()
     name = facts.get("model name", platform.machine())
@@ -168,14 +163,13 @@ def processor() -> str:
 
 def clocks() -> list[float]:
     """Return what each core says of its clock [MHz]; a virtual machine may say a constant. Empty where none says."""
-    return [round(float(value)) for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", _cpuinfo(), re.M)]
+    return [round(float(value)) for key, value in _cpuinfo() if key == "cpu MHz"]
 
 
-def _cpuinfo() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""
+def _cpuinfo() -> list[tuple[str, str]]:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(key.strip(), " ".join(value.split())) for key, _, value in (line.partition(":") for line in lines)]
 
 
 def _stolen() -> tuple[float, float]:
@@ -197,12 +191,6 @@ def gpus() -> list[dict[str, str]]:
     return [dict(zip(fields, map(str.strip, line.split(",")), strict=False)) for line in found.splitlines()]
 
 
-def _commit() -> str | None:
-    """Return the commit of the checkout that this file is in; None where samkit was installed."""
-    words = ("describe", "--always", "--exclude=*", "--dirty=+changes")
-    return _said("git", "-C", str(Path(__file__).parent), *words) or None
-
-
 def _said(*command: str) -> str:
     """Return what a program writes; nothing where it is not there, or fails."""
     try:
@@ -220,6 +208,7 @@ def finished_run(
     notes: Iterable[str],
 ) -> Run:
     """Return the run of `sam-bench KIND` that began at `started` and ends now."""
+    here = str(Path(__file__).parent)
     return Run(
         kind=kind,
         command=("sam-bench", kind),
@@ -229,7 +218,7 @@ def finished_run(
         machine=machine,
         versions=versions(),
         rows=tuple(map(_titled, rows)),
-        commit=_commit(),
+        commit=_said("git", "-C", here, "describe", "--always", "--exclude=*", "--dirty=+changes") or None,
         notes=tuple(notes),
     )
 

@@ -4,9 +4,9 @@
      "seconds": 212.0, "samkit": "0.5.0", "commit": "c1840e1", "exports": [{"method": ..., "manifest": SHA-256, ...}],
      "machine": {...}, "versions": {...}, "rows": [...], "notes": [...]}
 
-Rows (rows.py) have `kind`, `method`, `graph` or `stage`, `backend`, `device` and `precision`, and what was measured:
-`parity_dice` (accuracy: the worst) or `p50_ms`, `p95_ms`, `p99_ms` (latency, load), with the samples. What could not be
-measured is a row, too, with a sentence as `not_run` (nobody could have: no GPU) or `error` (it failed) in their place.
+A row has `kind`, `method`, `graph` or `stage`, `backend`, `device`, `precision`, and what was measured: `parity_dice`
+(accuracy: the worst) or `p50_ms`, `p95_ms`, `p99_ms` (latency, load), with the samples. What could not be measured is a
+row, too, with a sentence as `not_run` (nobody could have: no GPU) or `error` (it failed) in their place.
 """
 
 from __future__ import annotations
@@ -32,16 +32,13 @@ class Run:
     """What one command measured."""
 
     kind: str
-    """One of rows.KINDS."""
     command: tuple[str, ...]
-    """As it was typed."""
     started: str
-    """UTC, ISO 8601."""
     seconds: float
     exports: tuple[Mapping[str, Any], ...]
     """What `describe_export` says of each."""
     machine: Mapping[str, Any]
-    """What `machine.Machine` says: processor, GPU, clocks, load, threads, limits, whether it was settled."""
+    """What `Machine.describe` says."""
     versions: Mapping[str, str]
     rows: tuple[Row, ...]
     samkit: str = __version__
@@ -70,11 +67,7 @@ class Run:
 
     @property
     def data(self) -> str:
-        """Return what a run of accuracy was measured on: the last part of its --data, or phantoms.
-
-        >>> Run("accuracy", ("sam-bench", "accuracy", "--data=scans/knees"), "", 0, (), {}, {}, ()).data
-        'knees'
-        """
+        """Return what a run of accuracy was measured on: the last part of its --data, or phantoms."""
         for word, following in zip(self.command, (*self.command[1:], ""), strict=True):
             name, _, value = word.partition("=")
             if name == "--data":
@@ -82,7 +75,7 @@ class Run:
         return "phantoms"
 
     def save(self, path: Path) -> None:
-        """Write the file in one move; a folder that is missing is made. Numbers that are not finite become words."""
+        """Write the file in one move; a folder that is missing is made."""
         data = {**to_json(replace(self, rows=())), "rows": [to_dict(row) for row in self.rows]}
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part")
@@ -92,15 +85,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a command hands over to `sam-bench`, which writes it, shows it, and ends: all of them end alike."""
+    """What a command hands to `sam-bench`, which writes the run to `out`, shows it, says the sentences, and ends."""
 
     run: Run
     out: Path
-    """Where the run is written."""
     warnings: tuple[str, ...] = ()
-    """What nobody may overlook, in sentences."""
     failures: tuple[str, ...] = ()
-    """What broke, in sentences; the last one is the command's error."""
+    """The last one is the command's error."""
 
 
 def load_run(path: Path) -> Run:
