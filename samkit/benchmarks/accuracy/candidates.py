@@ -28,9 +28,7 @@ from samkit.runtime.client.served_runner import ServedRunner
 from samkit.runtime.client.triton_transport import Address
 from samkit.runtime.opening import make_session, open_session
 from samkit.runtime.session.base import Session
-from samkit.triton_models.repository import write_repository
-from samkit.triton_models.server import EmbeddedServer
-from samkit.triton_models.server_files import check_numpy, find_server
+from samkit.triton_models.server import serve_export
 
 TRITON = "triton"
 BACKENDS: Mapping[str, Variant] = {**bench_backends(), TRITON: Variant(TRITON, BASE.name, "cpu")}
@@ -160,11 +158,7 @@ def _emulate(variant: Variant, export: Export, threads: int | None, held: ExitSt
 def _serve(export: Export, server: str | None, held: ExitStack) -> tuple[str, Session]:
     """Return an address and a session there: of `server`, or of one that is started for this export."""
     if server is None:
-        find_server()
-        check_numpy()
-        work = Path(held.enter_context(tempfile.TemporaryDirectory()))
-        write_repository([export.folder], work / "repository", engines=False)  # the server is started on the CPU
-        started = held.enter_context(EmbeddedServer(work / "repository"))
+        started = held.enter_context(serve_export(export.folder))
         server = f"triton://{started.grpc}/{export.plan.method}"
     session = held.enter_context(open_session(server))
     if session.manifest.digest != export.digest:
