@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from samkit.benchmarks.accuracy.candidates import Baseline, Candidate
+from samkit.benchmarks.accuracy.candidates import Candidate, Opened
 from samkit.benchmarks.accuracy.gate import GraphCall
 from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.record.rows import DETECTOR, AccuracyRow
@@ -25,7 +25,7 @@ _LOW, _SURE = 0.001, 0.25
 class Detection:
     """Shows slices to the detectors of all backends, and notes what each one finds."""
 
-    def __init__(self, baseline: Baseline, candidates: Sequence[Candidate], side: int) -> None:
+    def __init__(self, baseline: Opened, candidates: Sequence[Candidate], side: int) -> None:
         """`side` is that of the detectors' input [pixels]."""
         self._baseline, self._candidates, self._side = baseline, candidates, side
         baseline.outcomes[DETECTOR].relative_error[DETECTOR] = 0.0
