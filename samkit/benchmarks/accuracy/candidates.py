@@ -14,8 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from samkit.benchmarks.accuracy.gate import GraphCall
-from samkit.benchmarks.accuracy.outcome import Outcome
+from samkit.benchmarks.accuracy.outcome import GraphCall, Outcome
 from samkit.benchmarks.accuracy.outputs import ObservedRunner, OutputCheck, Recording
 from samkit.benchmarks.accuracy.settings import AccuracySettings
 from samkit.benchmarks.cases.simulated_user import policies_of

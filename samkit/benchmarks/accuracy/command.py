@@ -1,12 +1,8 @@
 """`sam-bench accuracy`: every backend's masks beside PyTorch float32's and the truth, per case and click; a gate.
 
-For each export, each case and each of the reader's policies (`simulated_user`) the PyTorch originals are clicked on,
-and every backend gets the same clicks: so each mask has one to be compared with. Where a mask differs, the backend is
-clicked on once more on its own errors. Every output of every graph is compared, too (`outputs`). All figures are
-written before the exit code says whether a limit broke.
-
-Files that changed since their export are refused before anything else. An export that can't be measured among others
-is a row that says why, and fails the gate.
+For each export, case and policy of the reader (`simulated_user`) the PyTorch originals are clicked on, and all backends
+get the same clicks: so each mask has one to be compared with. Where a mask differs, the backend is clicked on once more
+on its own errors. Every output of every graph is compared, too (`outputs`).
 
 What a run holds of the data: `slices` of a row are parts of images, `notes` may name files that were left out, and
 `command` has the folder as it was typed. Cases are called by their place in the folder, never by a file. So share a run
@@ -38,7 +34,7 @@ from samkit.benchmarks.accuracy.candidates import (
     open_candidate,
 )
 from samkit.benchmarks.accuracy.comparison import compare
-from samkit.benchmarks.accuracy.gate import what_broke
+from samkit.benchmarks.accuracy.outcome import what_broke
 from samkit.benchmarks.accuracy.settings import AccuracySettings
 from samkit.benchmarks.cases.folders import FolderCases
 from samkit.benchmarks.cases.phantom_scans import phantom_cases

@@ -17,8 +17,7 @@ import numpy as np
 from samkit.benchmarks.accuracy.candidates import Candidate, Compared, Opened
 from samkit.benchmarks.accuracy.detector import Detection
 from samkit.benchmarks.accuracy.differing_slices import worst_slice
-from samkit.benchmarks.accuracy.gate import Deviation, mask_fault
-from samkit.benchmarks.accuracy.outcome import SAME
+from samkit.benchmarks.accuracy.outcome import SAME, Deviation, mask_fault
 from samkit.benchmarks.accuracy.settings import AccuracySettings
 from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.simulated_user import AUTOMATIC, Prompting, SimulatedUser

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
-
 import numpy as np
 
 from samkit.benchmarks.cases.simulated_user import SimulatedUser
-from samkit.benchmarks.record.rows import WorstSlice
+from samkit.benchmarks.record.rows import WorstSlice, to_png
 
 MOST_PIXELS = 256
 """Rows and columns of a picture: what is larger is cut around the disagreement, because scaling would hide a pixel."""
@@ -36,9 +33,9 @@ def worst_slice(user: SimulatedUser, click: int, found: np.ndarray, reference: n
         click=click,
         axis="picture" if view is None else view.plane,
         index=0 if view is None else view.file_index(place),
-        image=_png(_grey(shown)[part]),
-        reference=_png(255 * (reference[part] > 0).astype(np.uint8)),
-        found=_png(255 * (found[part] > 0).astype(np.uint8)),
+        image=to_png(_grey(shown)[part]),
+        reference=to_png(255 * (reference[part] > 0).astype(np.uint8)),
+        found=to_png(255 * (found[part] > 0).astype(np.uint8)),
         flipped=int(np.count_nonzero(found != reference)),
     )
 
@@ -63,11 +60,3 @@ def _grey(image: np.ndarray) -> np.ndarray:
     values = np.nan_to_num(np.asarray(image, np.float32))
     low, high = np.percentile(values, (1, 99))
     return (255 * np.clip((values - low) / max(float(high - low), 1e-6), 0, 1)).astype(np.uint8)
-
-
-def _png(image: np.ndarray) -> str:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(file, "PNG", optimize=True)
-    return base64.b64encode(file.getvalue()).decode()

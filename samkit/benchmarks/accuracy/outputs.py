@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
-from samkit.benchmarks.accuracy.gate import Deviation, GraphCall
-from samkit.benchmarks.accuracy.outcome import Outcome
+from samkit.benchmarks.accuracy.outcome import Deviation, GraphCall, Outcome
 from samkit.export.parity import output_error
 from samkit.methods import GraphSpec
 from samkit.runtime.backends.runner import Closing, Runner
 from samkit.tensors import Tensor, on_host
 
+T = TypeVar("T", bound=Tensor)
 SESSION = "the session"
 """What is to blame where no graph can be told."""
 _FLAGS = ("point_labels", "has_mask_input")
@@ -36,19 +37,16 @@ class ObservedRunner(Closing):
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Return what the runner does."""
-        outputs = self._runner.run(inputs)
-        self._show(inputs, outputs)
-        return outputs
+        return self._shown(inputs, self._runner.run(inputs))
 
     def run_keeping(self, inputs: Mapping[str, Tensor], kept: Collection[str]) -> dict[str, Tensor]:
         """Return what the runner does."""
-        outputs = self._runner.run_keeping(inputs, kept)
-        self._show(inputs, outputs)
-        return outputs
+        return self._shown(inputs, self._runner.run_keeping(inputs, kept))
 
-    def _show(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+    def _shown(self, inputs: Mapping[str, Tensor], outputs: dict[str, T]) -> dict[str, T]:
         given, found = ({name: on_host(tensor) for name, tensor in side.items()} for side in (inputs, outputs))
         self._observe(GraphCall(self.graph.name, given, found))
+        return outputs
 
     def close(self) -> None:
         """Close the runner."""

@@ -29,8 +29,7 @@ class Case:
     picture: np.ndarray | None = None
     """(H, W, C) float32, 0..255; None for scans."""
     boxes: np.ndarray | None = None
-    """(n, 5) float32: x0, y0, x1, y1 [pixels from the picture's corner] and class, what a detector has to find. None
-    where masks say it."""
+    """(n, 5) float32: x0, y0, x1, y1 [pixels from the picture's corner] and class; None where masks say it."""
     clicks: tuple[Point, ...] = ()
     """What a reader clicks on it, where that was decided beforehand."""
 

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 TRAINED, CENTRE, AUTOMATIC = "trained", "centre", "automatic"
 POLICIES = (TRAINED, CENTRE, AUTOMATIC)
 SEED = 2024
-"""What the reader's chance begins with."""
 
 
 def policies_of(method: Method, size: str | None) -> tuple[str, ...]:

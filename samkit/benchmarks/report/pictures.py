@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from samkit.benchmarks.record.rows import AccuracyRow, WorstSlice
+from samkit.benchmarks.record.rows import AccuracyRow, WorstSlice, to_png
 from samkit.benchmarks.record.run import Run
 from samkit.benchmarks.report.table import backend_of, method_of
 from samkit.errors import InputRefused
@@ -108,7 +108,7 @@ def _case(name: str, method: str, case: str, row: AccuracyRow, worst: WorstSlice
         ),
     )
     return PicturedCase(
-        name, method, case, _where(worst), _row_words(row), worst.flipped, others, _png(image),
+        name, method, case, _where(worst), _row_words(row), worst.flipped, others, to_png(image),
         image.width, image.height, panels,
     )  # fmt: skip
 
@@ -144,12 +144,6 @@ def _read_picture(text: str, case: str) -> Any:
         ) from error
 
 
-def _png(picture: Any) -> str:
-    file = io.BytesIO()
-    picture.save(file, "PNG", optimize=True)
-    return base64.b64encode(file.getvalue()).decode()
-
-
 def _overlay(masks: Mapping[tuple[int, int, int], np.ndarray], shade: int = 0, *, solid: bool = False) -> str:
     """Return a PNG that is clear (or black by `shade`, 0 to 255) but for the masks, which have their colours."""
     from PIL import Image
@@ -164,9 +158,7 @@ def _overlay(masks: Mapping[tuple[int, int, int], np.ndarray], shade: int = 0, *
         opacity.append(255 if solid else 130)
     picture = Image.fromarray(numbers, "P")
     picture.putpalette(palette)
-    file = io.BytesIO()
-    picture.save(file, "PNG", optimize=True, transparency=bytes(opacity))
-    return base64.b64encode(file.getvalue()).decode()
+    return to_png(picture, transparency=bytes(opacity))
 
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int] | None:

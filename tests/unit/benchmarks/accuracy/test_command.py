@@ -10,7 +10,7 @@ import pytest
 from samkit.benchmarks import cli
 from samkit.benchmarks.accuracy import command as accuracy
 from samkit.benchmarks.accuracy.candidates import BACKENDS, Compared, check_names, default_backends, open_candidate
-from samkit.benchmarks.accuracy.gate import what_broke
+from samkit.benchmarks.accuracy.outcome import what_broke
 from samkit.benchmarks.accuracy.settings import AccuracySettings
 from samkit.benchmarks.record.rows import read_row
 from samkit.benchmarks.record.run import Measured, Run, load_run
