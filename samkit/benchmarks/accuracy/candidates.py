@@ -41,15 +41,9 @@ BASELINE = next(iter(BACKENDS))
 
 
 def default_backends(device: str) -> tuple[str, ...]:
-    """Return what runs when nobody asks for anything; what is not there gets a row that says so.
-
-    A backend that has a device of its own runs on another one where that is asked for.
-    """
-    return tuple(
-        name
-        for name, variant in BACKENDS.items()
-        if name == TRITON or variant.device in (device, get_backend(variant.backend).devices[0])
-    )
+    """Return what runs when nobody asks: each backend on its own device, and on this one if it can."""
+    own = {name: get_backend(one.backend).devices[0] for name, one in BACKENDS.items() if name != TRITON}
+    return tuple(name for name, one in BACKENDS.items() if name == TRITON or one.device in (device, own[name]))
 
 
 def check_names(names: Iterable[str]) -> tuple[str, ...]:

@@ -167,7 +167,7 @@ class Outcome:
         )
 
     def _clicks_to(self, level: float) -> dict[str, int | None]:
-        """Return by case how many clicks on its own errors it took to reach a Dice, None where it never did."""
+        """Return by case how many clicks on its own errors it took to reach a Dice; None: it never did."""
         return {
             case: next((number for number, value in enumerate(dice, start=1) if value >= level), None)
             for case, dice in self.own_dice.items()

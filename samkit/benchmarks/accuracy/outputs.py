@@ -36,11 +36,9 @@ class ObservedRunner(Closing):
         self._runner, self._observe = runner, observe
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        """Return what the runner does."""
         return self._shown(inputs, self._runner.run(inputs))
 
     def run_keeping(self, inputs: Mapping[str, Tensor], kept: Collection[str]) -> dict[str, Tensor]:
-        """Return what the runner does."""
         return self._shown(inputs, self._runner.run_keeping(inputs, kept))
 
     def _shown(self, inputs: Mapping[str, Tensor], outputs: dict[str, T]) -> dict[str, T]:
@@ -49,7 +47,6 @@ class ObservedRunner(Closing):
         return outputs
 
     def close(self) -> None:
-        """Close the runner."""
         self._runner.close()
 
 

@@ -123,14 +123,12 @@ def _largest(objects: np.ndarray) -> np.ndarray:
 
 
 def brighter(case: Case, number: int) -> Case:
-    """Return the case with scans that no cache has seen, as `numbered` makes them."""
-    return replace(case, volumes={name: numbered(volume, number) for name, volume in case.volumes.items()})
+    """Return the case with scans that no cache has seen: every voxel of the object is brighter by `number`."""
 
+    def raised(array: np.ndarray) -> np.ndarray:
+        return np.where(array > 0, array + number, array).astype(array.dtype)
 
-def numbered(volume: Volume, number: int) -> Volume:
-    """Return a scan that no cache has seen: every voxel of the object is brighter by `number`, in the same dtype."""
-    array = volume.array
-    return Volume(np.where(array > 0, array + number, array).astype(array.dtype), volume.affine)
+    return replace(case, volumes={name: Volume(raised(one.array), one.affine) for name, one in case.volumes.items()})
 
 
 def padded(case: Case, shape: Index) -> Case:
