@@ -15,7 +15,7 @@ import pytest
 import samkit
 from samkit.phantoms import make_phantom
 
-PAGE = Path(__file__).parents[2] / "docs" / "adding-a-backend.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "add-a-backend.md"
 PACKAGE = Path(samkit.__file__).parent
 
 

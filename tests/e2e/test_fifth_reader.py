@@ -14,7 +14,7 @@ import pytest
 import samkit
 from samkit.phantoms import make_phantom
 
-PAGE = Path(__file__).parents[2] / "docs" / "adding-a-reader.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "add-a-reader.md"
 PACKAGE = Path(samkit.__file__).parent
 CASES = """
 import sys

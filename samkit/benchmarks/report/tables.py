@@ -220,7 +220,7 @@ def _print(console: Console, table: Table) -> None:
 
 
 def markdown(runs: Sequence[Run], papers: Path | None = None) -> str:
-    """Return all tables of runs as Markdown, those of one run under what it is: the body of docs/benchmarks.md.
+    """Return all tables of runs as Markdown, those of one run under what it is: the body of docs/results/benchmarks.md.
 
     `papers` is the folder of the papers' tables, which stand at the end where one is given.
     """

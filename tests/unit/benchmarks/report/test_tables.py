@@ -184,7 +184,7 @@ def test_every_metric_of_a_table_is_defined_in_markdown(accuracy_run):
 
 
 def test_the_documentation_has_every_metric_as_it_is_defined():
-    text = (Path(__file__).parents[4] / "docs/benchmarks.md").read_text()
+    text = (Path(__file__).parents[4] / "docs/explanation/benchmarks.md").read_text()
     lines = tables.markdown_table(tables.definitions(), 2).splitlines()[2:]
 
     assert [line for line in lines if line not in text] == []
