@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from samkit.benchmarks.measure.flops import count_flops
+from samkit.benchmarks.measure.graph_work import count_flops
 from samkit.command import run_command
 from samkit.methods import get_method, list_methods
 

@@ -17,19 +17,21 @@ from pathlib import Path
 import click
 
 import samkit
-from samkit.benchmarks.report.tables import definitions, markdown_table
+from samkit.benchmarks.report.tables import definitions
 from samkit.methods import GraphSpec, Method
 from samkit.methods.method import OfficialFile
 from samkit.runtime.protocol.tables import tables as protocol_tables
 from samkit.tensors import TensorSpec
 
 DOCS = Path(__file__).parents[1] / "docs"
+_MARKS = str.maketrans({"|": "\\|", "_": "\\_"})
 _TABLE = re.compile(r"(<!-- table: (.+?), by python -m tools\.pages -->\n\n).*?(\n\n<!-- end of table -->)", re.S)
 
 
 def tables() -> dict[str, str]:
     """Return each table in Markdown, by its name in the comments."""
     methods = [samkit.get_method(name) for name in samkit.list_methods()]
+    metrics = definitions()
     return {
         "graphs": _graphs(methods),
         "official files": _table(("file", "licence", "SHA-256", "who states it"), _files(methods)),
@@ -45,7 +47,7 @@ def tables() -> dict[str, str]:
             ("`--method`", "command"),
             [(f"`{method.name}`", f"`{_train(method, file)}`") for method in methods for file in method.starts_from],
         ),
-        "metrics": markdown_table(definitions(), 2).partition("\n\n")[2].strip(),
+        "metrics": _table(metrics.columns, [[cell.translate(_MARKS) for cell in cells] for cells in metrics.rows]),
         **protocol_tables(),
     }
 
@@ -114,7 +116,7 @@ def _train(method: Method, file: OfficialFile) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |") for cells in (head, *rows)]
-    return "\n".join((lines[0], "|---" * len(head) + "|", *lines[1:]))
+    return "\n".join((lines[0], "|" + " --- |" * len(head), *lines[1:]))
 
 
 @click.command()

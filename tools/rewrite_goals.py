@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from samkit.benchmarks.measure.seeded_inputs import seeded_inputs
+from samkit.benchmarks.measure.graph_work import seeded_inputs
 from samkit.errors import SamkitError
 from samkit.methods import GraphSpec, get_method
 from samkit.networks.config import NetworkConfig

@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from samkit.benchmarks.latency.baselines import torch_run
-from samkit.benchmarks.measure.flops import count_flops
-from samkit.benchmarks.measure.machine import MatrixProduct, load, processor
-from samkit.benchmarks.measure.memory import measure_memory
+from samkit.benchmarks.measure.graph_work import count_flops
+from samkit.benchmarks.measure.machine import PRODUCT_GFLOP, load, matrix_product, processor
+from samkit.benchmarks.measure.processes import measure_memory
 from samkit.benchmarks.measure.turns import several, take_turns
 from samkit.command import run_command
 from samkit.errors import SamkitError
@@ -77,9 +77,9 @@ def measure(case: RewriteCase, *, rounds: int, threads: int, size: str = "full",
             for form in FORMULATIONS
         }
         errors = _differences(runners, inputs)
-        product = stack.enter_context(MatrixProduct(threads))
+        product = stack.enter_context(matrix_product(threads))
         runs: dict[str, Callable[[], object]] = {
-            "product": product.run,
+            "product": product,
             "folded": lambda: runners["folded"].run(inputs["folded"]),
             "official": lambda: runners["official"].run(inputs["official"]),
         }
@@ -93,7 +93,7 @@ def measure(case: RewriteCase, *, rounds: int, threads: int, size: str = "full",
     record["machine"] = {
         "processor": processor(),
         "threads": threads,
-        "gemm_gflops": round(MatrixProduct.GFLOP / record["seconds"]["product"], 1),
+        "gemm_gflops": round(PRODUCT_GFLOP / record["seconds"]["product"], 1),
         "load_before": busy,
     }
     return record | {"misses": find_misses(case, record)}
@@ -117,7 +117,7 @@ def _figures(
     median = {name: float(np.median(values)) for name, values in samples.items()}
     method = get_method(case.method)
     gflop = {form: count_flops(method, case.config, case.graph(form), folded=form == "folded") for form in FORMULATIONS}
-    rate = MatrixProduct.GFLOP / median["product"]
+    rate = PRODUCT_GFLOP / median["product"]
     figures: dict[str, Any] = {
         "ratio": round(median["official"] / median["folded"], 3),
         "paired_ratio": _paired(samples["official"], samples["folded"]),

@@ -40,7 +40,7 @@ from rich.table import Table
 
 from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.phantom_scans import COST_SHAPES, click_on, cost_case, numbered, with_clicks
-from samkit.benchmarks.measure.machine import MatrixProduct, load, processor, versions
+from samkit.benchmarks.measure.machine import PRODUCT_GFLOP, load, matrix_product, processor, versions
 from samkit.benchmarks.measure.processes import memory_of
 from samkit.benchmarks.measure.turns import seconds_of, take_round, take_turns
 from samkit.benchmarks.record.statistics import median_difference
@@ -170,7 +170,7 @@ def measure(
         "versions": versions(PACKAGES),
     }  # fmt: skip
     with ExitStack() as stack:
-        product = stack.enter_context(MatrixProduct(os.cpu_count() or 1))
+        product = stack.enter_context(matrix_product(os.cpu_count() or 1))
         inside = stack.enter_context(open_session(export.folder))
         if case is None:
             click.echo("clicks on the phantom ...", err=True)
@@ -188,7 +188,7 @@ def measure(
             held = {IN_PROCESS: inside}
             for way in SERVED:
                 held[way] = opened.enter_context(open_session(targets[way]))
-            record["click"] = measure_clicks(held, case, rounds, product.run)
+            record["click"] = measure_clicks(held, case, rounds, product)
         click.echo("2. first masks ...", err=True)
         numbers = count(1)
         encoder = Encoder(server.http, f"{name}_image_encoder")
@@ -196,7 +196,7 @@ def measure(
         if sessions:
             click.echo("3. memory ...", err=True)
             record["memory"] = measure_memory(server.pid, targets[GRPC], case, sessions, numbers)
-    gflops = MatrixProduct.GFLOP / float(np.median(record["click"]["samples"]["product"]))
+    gflops = PRODUCT_GFLOP / float(np.median(record["click"]["samples"]["product"]))
     record["machine"] |= {"gemm_gflops": round(gflops, 1), "load_after": load()}
     return record
 

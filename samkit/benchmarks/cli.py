@@ -16,16 +16,12 @@ if TYPE_CHECKING:
     from samkit.benchmarks.record.run import Measured
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
-    "accuracy": (
-        "accuracy.command", "How far exports are from PyTorch and from the truth, per case and click; a gate.",
-    ),
-    "latency": (
-        "latency.command",
-        "Cold start, encode, clicks, end to end: percentiles beside PyTorch's; shares of the machine's limit.",
-    ),
-    "load": (
-        "load.command", "Readers on a Triton server: sessions, clicks per second, percentiles, memory, how cost grows.",
-    ),
+    "accuracy": ("accuracy.command",
+                 "How far exports are from PyTorch and from the truth, per case and click; a gate."),
+    "latency": ("latency.command",
+                "Cold start, encode, clicks, end to end: percentiles beside PyTorch's; shares of the machine's limit."),
+    "load": ("load.command",
+             "Readers on a Triton server: sessions, clicks per second, percentiles, memory, how cost grows."),
     "compare": ("report.compare", "What got better or worse between two runs, beyond the noise."),
     "report": ("report.command", "One HTML file of any runs, with tables and pictures."),
 }  # fmt: skip
@@ -33,8 +29,6 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 
 
 class _Commands(click.Group):
-    """Imports a command's module when the command is asked for."""
-
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 

@@ -1,7 +1,7 @@
 """Images from files and back: one record of a scan, one list of readers, one gate for all commands.
 
-A reader is one file here and its line in READERS (docs/adding-a-reader.md); help, messages, `sam-segment`, `sam-train`,
-`sam-bench` and `--calibration` know it then.
+A reader is one file here and its line in READERS (docs/how-to/add-a-reader.md); help, messages, `sam-segment`,
+`sam-train`, `sam-bench` and `--calibration` know it then.
 
     scan, forms     what everybody sees: voxels, affine, and what a mask takes over
     reader          the record of a reader, and what it tells before a voxel is read

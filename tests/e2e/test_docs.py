@@ -52,7 +52,7 @@ RUN = (
     r"sam-export --(list|verify exports/m-sam)$",
     r"sam-export --method NAME --size small --dry-run",
     r"sam-serve (write exports/m-sam --out repository|check repository)$",
-    r"python -m (samkit\.benchmarks\.suite --dry-run|samkit\.runtime\.protocol)$",
+    r"python -m (tools\.bench --dry-run|samkit\.runtime\.protocol)$",
 )
 """What runs on the exports and scans of `stage`, each command once."""
 PYTHON = {

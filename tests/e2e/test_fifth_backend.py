@@ -1,4 +1,4 @@
-"""Guards the promise of docs/adding-a-backend.md: a backend is one file and one line, and nothing else changes."""
+"""Guards the promise of docs/how-to/add-a-backend.md: a backend is one file and one line, and nothing else changes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Guards the promise of docs/adding-a-reader.md: a reader is one file and one line, and nothing else changes."""
+"""Guards the promise of docs/how-to/add-a-reader.md: a reader is one file and one line, and nothing else changes."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Guards the promise of docs/adding-a-method.md: a method is one file and its network, and nothing else changes."""
+"""Guards the promise of docs/how-to/add-a-method.md: a method is one file and its network, and nothing else changes."""
 
 import json
 import re

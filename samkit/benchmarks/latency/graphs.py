@@ -31,11 +31,10 @@ from samkit.benchmarks.latency.baselines import (
 )
 from samkit.benchmarks.latency.candidates import attempt, candidates, identity_of, lack_of, note_on
 from samkit.benchmarks.latency.settings import BASELINES, EAGER, NO_FOLD, LatencySettings
-from samkit.benchmarks.measure.flops import count_flops
-from samkit.benchmarks.measure.machine import Machine, MatrixProduct
-from samkit.benchmarks.measure.memory import measure_memory
+from samkit.benchmarks.measure.graph_work import count_flops, seeded_inputs
+from samkit.benchmarks.measure.machine import PRODUCT_GFLOP, Machine
 from samkit.benchmarks.measure.originals import original_network
-from samkit.benchmarks.measure.seeded_inputs import seeded_inputs
+from samkit.benchmarks.measure.processes import measure_memory
 from samkit.benchmarks.measure.turns import several, take_turns
 from samkit.benchmarks.record.rows import Absent, Identity, LatencyRow, Times
 from samkit.benchmarks.record.statistics import significant
@@ -145,7 +144,7 @@ class GraphTimer(Closing):
             first = len(self._machine.products)
             turns = {identity: several(run, TURN_SECONDS) for identity, run in runs.items()}
             seconds = take_turns(turns, self._settings.rounds, before=self._machine.sample)
-            rate = MatrixProduct.GFLOP / float(np.median(self._machine.products[first:]))
+            rate = PRODUCT_GFLOP / float(np.median(self._machine.products[first:]))
             for entry in entries:
                 each = held[entry.identity]
                 if isinstance(each, Absent):

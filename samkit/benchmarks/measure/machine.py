@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -26,7 +25,7 @@ import onnx
 
 from samkit.benchmarks.measure.turns import seconds_of
 from samkit.benchmarks.record.rows import Row
-from samkit.benchmarks.record.run import Run, commit
+from samkit.benchmarks.record.run import Facts, Run
 from samkit.benchmarks.record.statistics import significant
 from samkit.errors import MissingDependencyError
 from samkit.extras import how_to_install
@@ -42,17 +41,14 @@ except ImportError as error:
     raise MissingDependencyError(f"measuring needs psutil; {how_to_install('bench')}") from error
 
 SIDE = 2048
+PRODUCT_GFLOP = 2 * SIDE**3 / 1e9
 _PRODUCT = """<ir_version: 10, opset_import: ["": 20]>
 product (float[N, N] left, float[N, N] right) => (float[N, N] out) {out = MatMul(left, right)}"""
 COPIED_MB = 256
 """Memory of one copy [MB, 10^6 bytes]: far beyond any cache."""
-MOST_SPREAD = 0.10
-"""How far the 5th and the 95th percentile of the matrix products may lie apart, as a share of their median."""
-MOST_STOLEN = 0.02
-"""Share of the processors' time that a hypervisor may have given to others."""
-MOST_BUSY = 0.05
-"""Share of it that others may use while this process waits for LOOK_SECONDS, before the first run. The load average
-would still count what ended a minute ago."""
+MOST_SPREAD, MOST_STOLEN, MOST_BUSY = 0.10, 0.02, 0.05
+"""Of a settled machine: from the 5th to the 95th percentile of the matrix products, as a share of their median; of the
+processors' time what a hypervisor gave to others, and what others used within LOOK_SECONDS before the first run."""
 LOOK_SECONDS = 1.0
 PACKAGES = (
     "samkit", "numpy", "scipy", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "monai", "tritonclient",
@@ -61,32 +57,24 @@ PACKAGES = (
 """Whose versions a run names, where they are installed."""
 
 
-class MatrixProduct(Closing):
-    """One float32 product of two square matrices in ONNX Runtime: what the processor can do at best."""
+@contextmanager
+def matrix_product(threads: int, device: str = "cpu") -> Iterator[Callable[[], object]]:
+    """Give a float32 product of two square matrices in ONNX Runtime, what the processor can do at best, to be called.
 
-    GFLOP = 2 * SIDE**3 / 1e9
-
-    def __init__(self, threads: int, device: str = "cpu") -> None:
-        """Open the session; raises MissingDependencyError where ONNX Runtime can't use `device`."""
-        square = (Axis.fixed("row", SIDE), Axis.fixed("column", SIDE))
-        left, right, out = (TensorSpec(name, "float32", square) for name in ("left", "right", "out"))
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "product.onnx"
-            onnx.save_model(onnx.parser.parse_model(_PRODUCT.replace("N", str(SIDE))), path)
-            graph = GraphSpec("product", (left, right), (out,), {})
-            self._runner = OnnxRuntimeRunner(path, graph, device=device, threads=threads)
-        # Two inputs: a constant would be packed beforehand, and every activation product is not.
+    What it computes lies on the device and stays there. Raises MissingDependencyError where ONNX Runtime can't use it.
+    """
+    square = (Axis.fixed("row", SIDE), Axis.fixed("column", SIDE))
+    left, right, out = (TensorSpec(name, "float32", square) for name in ("left", "right", "out"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "product.onnx"
+        onnx.save_model(onnx.parser.parse_model(_PRODUCT.replace("N", str(SIDE))), path)
+        graph = GraphSpec("product", (left, right), (out,), {})
+        runner = OnnxRuntimeRunner(path, graph, device=device, threads=threads)
+    with runner:
+        # Two inputs: a constant would be packed beforehand, and every activation product is not
         matrix = np.random.default_rng(0).standard_normal((SIDE, SIDE), np.float32)
-        first = self._runner.run_keeping({"left": matrix, "right": matrix}, ("out",))["out"]
-        self._inputs = {"left": first, "right": first}
-
-    def run(self) -> None:
-        """Compute the product once, of what lies on the device and stays there."""
-        self._runner.run_keeping(self._inputs, ("out",))
-
-    def close(self) -> None:
-        """Let go of the session's memory."""
-        self._runner.close()
+        first = runner.run_keeping({"left": matrix, "right": matrix}, ("out",))["out"]
+        yield partial(runner.run_keeping, {"left": first, "right": first}, ("out",))
 
 
 class Machine(Closing):
@@ -97,20 +85,21 @@ class Machine(Closing):
         self.threads = threads or os.cpu_count() or 1
         self.device = device
         self._load, self._clocks = load(), clocks()
-        self._busy = psutil.cpu_percent(LOOK_SECONDS) / 100
+        self._busy = psutil.cpu_percent(LOOK_SECONDS) / 100  # the load still counts what ended a minute ago
         self._stolen = _stolen()
-        self._product = MatrixProduct(self.threads, device)
+        self._opened = ExitStack()
+        self._product = self._opened.enter_context(matrix_product(self.threads, device))
         # Ones: pages of zeros that nobody wrote are all the same page
         size, byte = COPIED_MB * 10**6, np.uint8
         self._copy = partial(np.copyto, np.ones(size, byte), np.ones(size, byte))
-        self._product.run()
+        self._product()
         self._copy()
         self.products: list[float] = []  # the seconds of each
         self.copies: list[float] = []
 
     def sample(self) -> None:
         """Measure the limits once more; call it between the timings, not within one."""
-        self.products.append(seconds_of(self._product.run))
+        self.products.append(seconds_of(self._product))
         self.copies.append(seconds_of(self._copy))
 
     def describe(self) -> dict[str, Any]:
@@ -129,7 +118,7 @@ class Machine(Closing):
             "clock_mhz": {"before": self._clocks, "after": clocks()},
             "load": {"before": self._load, "after": load()},
             "busy_before": round(self._busy, 3),
-            "gemm_gflops": significant(MatrixProduct.GFLOP / float(np.median(self.products)), 4),
+            "gemm_gflops": significant(PRODUCT_GFLOP / float(np.median(self.products)), 4),
             # A copy reads and writes every byte
             "copy_gb_per_s": significant(2 * COPIED_MB / 1e3 / float(np.median(self.copies)), 4),
             "gemm_samples_s": [significant(value) for value in self.products],
@@ -160,12 +149,12 @@ class Machine(Closing):
 
     def close(self) -> None:
         """Let go of the session's memory."""
-        self._product.close()
+        self._opened.close()
 
 
 def processor() -> str:
     """Return name, family and model as `lscpu` has them, or what Python knows elsewhere."""
-    facts = {key: " ".join(value.split()) for key, value in re.findall(r"^(.+?)\s*:(.*)$", _cpuinfo(), re.M)}
+    facts = dict(_cpuinfo())
     if not facts:
         return platform.processor() or platform.machine()
     name = facts.get("model name", platform.machine())
@@ -174,14 +163,13 @@ def processor() -> str:
 
 def clocks() -> list[float]:
     """Return what each core says of its clock [MHz]; a virtual machine may say a constant. Empty where none says."""
-    return [round(float(value)) for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", _cpuinfo(), re.M)]
+    return [round(float(value)) for key, value in _cpuinfo() if key == "cpu MHz"]
 
 
-def _cpuinfo() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""
+def _cpuinfo() -> list[tuple[str, str]]:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(key.strip(), " ".join(value.split())) for key, _, value in (line.partition(":") for line in lines)]
 
 
 def _stolen() -> tuple[float, float]:
@@ -199,23 +187,23 @@ def load() -> float:
 def gpus() -> list[dict[str, str]]:
     """Return name, driver, clocks [MHz] and memory [MiB] of each GPU of NVIDIA's; none where nvidia-smi finds none."""
     fields = ("name", "driver_version", "clocks.sm", "clocks.mem", "memory.total")
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    found = _said("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits")
+    return [dict(zip(fields, map(str.strip, line.split(",")), strict=False)) for line in found.splitlines()]
+
+
+def _said(*command: str) -> str:
+    """Return what a program writes; nothing where it is not there, or fails."""
     try:
-        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return []
-    return [dict(zip(fields, (part.strip() for part in line.split(",")), strict=False)) for line in lines]
+        return ""
 
 
 def finished_run(
-    kind: str,
-    started: datetime,
-    exports: Iterable[Mapping[str, Any]],
-    machine: Mapping[str, Any],
-    rows: Iterable[Row],
-    notes: Iterable[str],
+    kind: str, started: datetime, exports: Iterable[Facts], machine: Facts, rows: Iterable[Row], notes: Iterable[str]
 ) -> Run:
     """Return the run of `sam-bench KIND` that began at `started` and ends now."""
+    here = str(Path(__file__).parent)
     return Run(
         kind=kind,
         command=("sam-bench", kind),
@@ -225,7 +213,7 @@ def finished_run(
         machine=machine,
         versions=versions(),
         rows=tuple(map(_titled, rows)),
-        commit=commit(),
+        commit=_said("git", "-C", here, "describe", "--always", "--exclude=*", "--dirty=+changes") or None,
         notes=tuple(notes),
     )
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from samkit.errors import SamkitError
 
@@ -52,6 +55,33 @@ def resident_mb(name: str = "VmRSS") -> float:
     # Not `ru_maxrss`, which a child inherits from its parent
     kilobytes = int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0])
     return round(kilobytes * 1024 / 1e6, 1)
+
+
+def measure_memory(graph: Path, inputs: Mapping[str, np.ndarray], threads: int) -> dict[str, float]:
+    """Return what `run_graph` does, of a process of its own that holds nothing else; raises SamkitError."""
+    arrays: dict[str, Any] = dict(inputs)
+    with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        failure = f"the memory of {graph.name} was not measured"
+        return call_alone(run_graph, failure, graph=graph, inputs=file.name, threads=threads)[1]
+
+
+def run_graph(graph: str, inputs: str, threads: int) -> dict[str, float]:
+    """Run a file on the arrays of an .npz file; return `loaded_mb`, what this process holds with the session open,
+    `peak_mb` while it runs, and the difference, `above_session_mb` [MB, 10^6 bytes].
+    """
+    from samkit.runtime.backends.onnxruntime_runner import open_inference_session
+
+    with np.load(inputs) as file:
+        arrays = {name: file[name] for name in file.files}
+    session = open_inference_session(Path(graph), threads=threads)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+    loaded = resident_mb()
+    for _ in range(2):  # the first fills ONNX Runtime's arena, the second shows whether it grows on
+        session.run(None, arrays)
+    peak = resident_mb("VmHWM")
+    return {"loaded_mb": loaded, "peak_mb": peak, "above_session_mb": round(peak - loaded, 1)}
 
 
 def memory_of(pid: int) -> dict[str, Any]:

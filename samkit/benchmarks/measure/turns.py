@@ -16,19 +16,18 @@ from typing import TypeVar
 T = TypeVar("T")
 Name = TypeVar("Name")
 MOST_RUNS = 20
-"""Runs in one turn at most."""
+"""In one turn."""
 SLOW = 5
 """Turns that a run may take for its first time, and still be worth a second look."""
 QUIET_SECONDS = 0.06
-"""How long nothing runs before a turn, until the threads of the run before sleep."""
+"""Before a turn, until the threads of the run before sleep."""
 
 
 def take_turns(
     turns: Mapping[Name, Callable[[], T]], rounds: int, before: Callable[[], object] | None = None, uncounted: int = 0
 ) -> dict[Name, list[T]]:
-    """Return what each of `turns` measured, one entry per round.
-
-    `before` begins every round, such as a sample of the machine; `uncounted` rounds come first and are forgotten.
+    """Return what each of `turns` measured, round by round. Each begins with `before`, such as a sample of the machine;
+    `uncounted` rounds come first and are forgotten.
     """
     found: dict[Name, list[T]] = {name: [] for name in turns}
     for number in range(uncounted + rounds):

@@ -63,7 +63,7 @@ class Figure:
     """higher, lower, or `zero` for a signed error; empty for a size, which is neither good nor bad."""
     write: Write = number
     alone: str = ""
-    """What it is called where nothing stands around it; empty where the label will do."""
+    """What it is called where nothing stands around it, if the label will not do."""
     rounding: float | None = None
     """The step that is rounding, of a figure without chance; None for the others."""
     is_noisy: bool = False

@@ -1,7 +1,8 @@
 """The rows of a run: what was measured of one export's graph or stage on one backend, or why it was not.
 
-AccuracyRow, LatencyRow, LoadRow and Absent share `identity`. In a run's JSON each is one flat object with its `kind`,
-which `to_dict` writes and `read_row` reads.
+In a run's JSON each is a flat object: `kind`, `method`, `graph` or `stage`, `backend`, `device`, `precision`; and what
+was measured: `parity_dice` (accuracy: the worst), or `p50_ms`, `p95_ms`, `p99_ms` (latency, load) with the samples; or
+in its place a sentence, `not_run` (nobody could have: no GPU) or `error` (it failed).
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ class Identity:
     backend: str
     """`torch` is PyTorch, upstream's formulation; the others by name, with baselines such as `torch-compile`."""
     device: str
-    """`cpu` or `cuda`."""
     precision: str
     graph: str | None = None
     stage: str | None = None
@@ -56,13 +56,12 @@ class Identity:
     sessions: int | None = None
     """Readers at once."""
     backend_title: str | None = None
-    """How readers call the backend, where it says so itself."""
     emulated: bool = False
     """Whether the backend's arithmetic was imitated: float16 on a CPU."""
 
     @classmethod
     def of(cls, plan: ExportPlan, digest: str, backend: str, precision: str, device: str, **more: Any) -> Identity:
-        """Return the identity of a row on an export with that plan and manifest; `more` as the fields are called."""
+        """Return the identity of a row on an export with that plan and digest of the manifest."""
         names = {"method": plan.method, "size": plan.size, "weights": plan.weights.kind, "manifest": digest}
         return cls(**names, backend=backend, precision=precision, device=device, **more)  # type: ignore[arg-type]
 
@@ -90,7 +89,7 @@ class Times:
     p99_ms: float
     samples_ms: tuple[float, ...] = ()
     count: int | None = None
-    """How many there were, where not all samples are kept."""
+    """How many there were: not all samples are kept."""
 
     @classmethod
     def of(cls, seconds: Iterable[float], most: int | None = None) -> Times:
@@ -156,7 +155,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class WorstSlice:
-    """The slice of one case on which a backend and PyTorch disagree most; pictures are PNG in base64."""
+    """The slice of one case with most voxels `flipped` between a backend and PyTorch; pictures are PNG in base64."""
 
     case: str
     click: int
@@ -168,7 +167,6 @@ class WorstSlice:
     """PyTorch's mask, 0 and 255."""
     found: str
     flipped: int
-    """Voxels of the slice that differ."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +179,6 @@ class AccuracyRow:
     reference: bool = False
     """Whether it is PyTorch's own."""
     figures: Mapping[str, Summary] = field(default_factory=dict)
-    """By METRICS."""
     dice_by_click: tuple[tuple[float, ...], ...] = ()
     """By click the Dice of each case; one that ended sooner keeps its last."""
     clicks_to: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
@@ -206,7 +203,7 @@ class AccuracyRow:
 
 
 def summarise(last: Iterable[ClickFigures]) -> dict[str, Summary]:
-    """Return by metric its mean over cases, of each the last step, with its interval, and the worst."""
+    """Return what METRICS came to over cases, of each of which it is given the last step."""
     found: dict[str, Summary] = {}
     steps = list(last)
     for name, metric in METRICS.items():
@@ -235,7 +232,7 @@ class LatencyRow:
     gflop: float | None = None
     limit_share: float | None = None
     limit: str | None = None
-    """What the share is of."""
+    """What `limit_share` is of."""
     loaded_mb: float | None = None
     peak_mb: float | None = None
     above_session_mb: float | None = None
@@ -248,14 +245,12 @@ class LatencyRow:
 
 @dataclass(frozen=True)
 class Growth:
-    """Times at several sizes, and the e of cost = c * size^e through them."""
+    """Samples `y_ms` at each of the sizes `x`, and the e of cost = c * size^e through them."""
 
     over: str
     unit: str
     x: tuple[float, ...]
-    """Sizes."""
     y_ms: tuple[tuple[float, ...], ...]
-    """Samples of each size."""
     exponent: Estimate
 
 
@@ -285,10 +280,9 @@ class LoadRow:
 
 @dataclass(frozen=True)
 class Absent:
-    """Something that has no figures, and why."""
+    """What has no figures in place of a row of that kind, and why."""
 
     kind: str
-    """Of the rows that it stands for."""
     identity: Identity = field(metadata=flat())
     reason: str
     is_failure: bool

@@ -1,23 +1,11 @@
-"""One JSON per run of `sam-bench`: what ran, on what, and every raw sample. Tables and pictures are made of it alone.
-
-    {"schema_version": 1, "kind": "latency", "command": ["sam-bench", "latency", ...], "started": "2026-11-22T...",
-     "seconds": 212.0, "samkit": "0.5.0", "commit": "c1840e1", "exports": [{"method": ..., "manifest": SHA-256, ...}],
-     "machine": {...}, "versions": {...}, "rows": [...], "notes": [...]}
-
-Rows are those of rows.py. Each has `kind`, `method`, `graph` or `stage`, `backend`, `device` and `precision`, and what
-was measured: `parity_dice` (accuracy: the worst) or `p50_ms`, `p95_ms`, `p99_ms` (latency, load), with the samples
-beside them. What could not be measured is a row, too, with `not_run` (nobody could have: no GPU) or `error` (it
-failed), each a sentence, in place of the figures.
-"""
+"""One JSON per run of `sam-bench`: what ran, on what, with every raw sample. Tables and plots are made of it alone."""
 
 from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,33 +16,30 @@ from samkit.json_records import from_json, to_json
 from samkit.manifest import Manifest
 
 SCHEMA_VERSION = 1
+Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one command measured."""
+    """What one command measured; the JSON has the keys of the fields."""
 
     kind: str
-    """One of rows.KINDS."""
     command: tuple[str, ...]
-    """As it was typed."""
     started: str
     """UTC, ISO 8601."""
     seconds: float
-    """How long all of it took."""
-    exports: tuple[Mapping[str, Any], ...]
-    """What `describe_export` says of each export."""
-    machine: Mapping[str, Any]
-    """What `machine.Machine` says: processor, GPU, clocks, load, threads, limits, whether it was settled."""
+    exports: tuple[Facts, ...]
+    """What `describe_export` says of each."""
+    machine: Facts
+    """What `Machine.describe` says."""
     versions: Mapping[str, str]
-    """Of Python and of the packages that took part."""
     rows: tuple[Row, ...]
     samkit: str = __version__
     commit: str | None = None
     """Of the checkout that ran, with "+changes" where it was not clean; None outside one."""
     notes: tuple[str, ...] = ()
     """What a reader of any table made of this must be told."""
-    schema_version: int = field(default=SCHEMA_VERSION)
+    schema_version: int = SCHEMA_VERSION
 
     @property
     def command_line(self) -> str:
@@ -75,11 +60,7 @@ class Run:
 
     @property
     def data(self) -> str:
-        """Return what a run of accuracy was measured on: the last part of its --data, or phantoms.
-
-        >>> Run("accuracy", ("sam-bench", "accuracy", "--data=scans/knees"), "", 0, (), {}, {}, ()).data
-        'knees'
-        """
+        """Return what a run of accuracy was measured on: the last part of its --data, or phantoms."""
         for word, following in zip(self.command, (*self.command[1:], ""), strict=True):
             name, _, value = word.partition("=")
             if name == "--data":
@@ -87,7 +68,7 @@ class Run:
         return "phantoms"
 
     def save(self, path: Path) -> None:
-        """Write the file in one move; a folder that is missing is made. Numbers that are not finite become words."""
+        """Write the file in one move; a folder that is missing is made."""
         data = {**to_json(replace(self, rows=())), "rows": [to_dict(row) for row in self.rows]}
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part")
@@ -97,35 +78,28 @@ class Run:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a command hands over to `sam-bench`, which writes it, shows it, and ends: all of them end alike."""
+    """What a command hands to `sam-bench`, which writes the run to `out`, shows it, says the sentences, and ends."""
 
     run: Run
     out: Path
-    """Where the run is written."""
     warnings: tuple[str, ...] = ()
-    """What nobody may overlook, in sentences."""
     failures: tuple[str, ...] = ()
-    """What broke, in sentences; the last one is the command's error."""
+    """The last one is the command's error."""
 
 
 def load_run(path: Path) -> Run:
     """Return the run that `path` holds; raises InputRefused where it is none, or of a newer samkit."""
     try:
         data = json.loads(path.read_text())
-        if data["schema_version"] > SCHEMA_VERSION:
-            raise InputRefused(
-                "newer-run",
-                f"{path.name} has schema {data['schema_version']} and this samkit reads up to {SCHEMA_VERSION}",
-                "upgrade samkit, or measure again",
-            )
-        rows = tuple(read_row(row) for row in data["rows"])
-        return replace(from_json(Run, {**data, "rows": []}, "the run"), rows=rows)
-    except InputRefused:
-        raise
+        if (schema := data["schema_version"]) <= SCHEMA_VERSION:
+            rows = tuple(read_row(row) for row in data["rows"])
+            return replace(from_json(Run, {**data, "rows": []}, "the run"), rows=rows)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SamkitError) as error:
         raise InputRefused(
             "no-run", f"{path} holds no run of sam-bench ({error})", "give a file that sam-bench wrote with --json"
         ) from error
+    found = f"{path.name} has schema {schema} and this samkit reads up to {SCHEMA_VERSION}"
+    raise InputRefused("newer-run", found, "upgrade samkit, or measure again")
 
 
 def describe_export(manifest: Manifest) -> dict[str, Any]:
@@ -143,21 +117,3 @@ def describe_export(manifest: Manifest) -> dict[str, Any]:
         "bytes": sum(artifact.bytes for artifact in manifest.artifacts),
         "made_with": dict(manifest.environment),
     }
-
-
-def now() -> str:
-    """Return the time, UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def commit() -> str | None:
-    """Return the commit of the checkout that this file is in; None where samkit was installed."""
-    here = Path(__file__).parent
-    try:
-        found = [
-            subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True).stdout.strip()
-            for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        ]
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return f"{found[0]}+changes" if found[1] else found[0]

@@ -11,7 +11,7 @@ import numpy as np
 from samkit.benchmarks.record.figures import interval, number, overlap
 from samkit.benchmarks.record.rows import Absent, AccuracyRow, LatencyRow, LoadRow
 from samkit.benchmarks.record.run import Run
-from samkit.benchmarks.report.table import backend_of, is_eager, method_of, or_worst, part_of
+from samkit.benchmarks.report.table import backend_of, is_eager, method_of, part_of, worst_of
 from samkit.benchmarks.report.tables import graph_ratios, median_ratio_of
 
 
@@ -52,7 +52,7 @@ def _accuracy(rows: Sequence[AccuracyRow], lost: int, data: str) -> tuple[str, l
     if not compared:
         return "Nothing was compared", [], "bad"
     failed = sum(bool(row.failures) for row in compared) + lost
-    worst = min(compared, key=lambda row: or_worst(row.parity.dice, -math.inf))
+    worst = worst_of(compared, "parity_dice")
     cases = {(row.identity.method, case.case) for row in rows for case in row.cases}
     lines = [
         f"worst Dice to PyTorch {overlap(worst.parity.dice)}: {worst.identity.method}, {backend_of(worst)}",

@@ -8,17 +8,17 @@ fewer clicks than PyTorch's says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from statistics import median
 from typing import Any
 
-import numpy as np
-
-from samkit.benchmarks.record.figures import METRICS, NONE, interval, number, overlap, share
-from samkit.benchmarks.record.rows import DETECTOR, AccuracyRow, LatencyRow, LoadRow, Row, summarise
+from samkit.benchmarks.record.figures import FIGURES, METRICS, NONE, interval, number, overlap, share
+from samkit.benchmarks.record.rows import DETECTOR, AccuracyRow, LatencyRow, LoadRow, Row, Summary, summarise
 from samkit.benchmarks.record.run import Run
 from samkit.benchmarks.record.statistics import percentile_ratio
-from samkit.benchmarks.report.table import Column, Entry, Layout, backend_of, is_eager, measured, method_of, part_of
+from samkit.benchmarks.report.table import Entry, Layout, backend_of, is_eager, measured, method_of, part_of
+from samkit.json_records import find
 
 TARGETS = ("0.80", "0.85", "0.90")
 FIRST = ("dice", "nsd", "hd95_mm", "volume_error_ml")
@@ -35,10 +35,9 @@ def entries_of(run: Run) -> list[Entry]:
     PyTorch's masks stand once more before each row that stopped sooner, as they were after the same clicks.
     """
     if run.kind == "load":
-        levels = sorted((row for row in run.rows if not _is_growth(row)), key=_level)
-        return [Entry(row) for row in (*levels, *filter(_is_growth, run.rows))]
-    place = _answered if run.kind == "accuracy" else peers
-    bases = {place(row): row for row in run.rows if (is_reference(row) if run.kind == "accuracy" else _is_timed(row))}
+        return [Entry(row) for row in sorted(run.rows, key=_level)]
+    place, is_base = (_answered, is_reference) if run.kind == "accuracy" else (peers, _is_timed)
+    bases = {place(row): row for row in run.rows if is_base(row)}
     found: list[Entry] = []
     for row in run.rows:
         base = bases.get(place(row))
@@ -59,6 +58,11 @@ def _is_timed(row: Row) -> bool:
     return is_eager(row) and measured(row)
 
 
+def _written(row: Row, *keys: str) -> dict[str, str]:
+    """Return some of FIGURES as a row has them, by column."""
+    return {FIGURES[key].title: FIGURES[key].write(find(row, key)) for key in keys}
+
+
 # --- Masks against PyTorch ---
 
 
@@ -72,29 +76,31 @@ def is_reference(row: Row) -> bool:
     return isinstance(row, AccuracyRow) and row.reference and is_masks(row)
 
 
+def is_compared(row: Row) -> bool:
+    """Return whether a row is of masks that are compared with PyTorch's."""
+    return is_masks(row) and not is_reference(row)
+
+
 def failures(runs: Iterable[Run]) -> list[str]:
     """Return what gates found in runs of accuracy, each sentence once."""
     rows = (row for run in runs for row in run.rows if not isinstance(row, LatencyRow | LoadRow))
     return list(dict.fromkeys(sentence for row in rows for sentence in row.failures))
 
 
-def _answered(row: Row) -> tuple[str, str | None]:
+def _answered(row: Row) -> tuple[str, Any]:
     return method_of(row), row.identity.policy
 
 
 def last_clicks(row: AccuracyRow) -> str:
     """Return after which click the cases of a row ended; 0 is before any, where a method decides by itself."""
     last = [case.clicks[-1].click for case in row.cases if case.clicks]
-    if not last:
-        return NONE
-    return str(min(last)) if min(last) == max(last) else f"{min(last)} to {max(last)}"
+    return " to ".join(map(str, sorted({min(last), max(last)}))) if last else NONE
 
 
 def _stopped(entry: Entry) -> bool:
     """Return whether a row has fewer clicks of some case than PyTorch's has."""
     there = {case.case: len(case.clicks) for case in entry.row.cases}
-    wanted = entry.base.cases if entry.base is not None else ()
-    return any(there.get(case.case, 0) < len(case.clicks) for case in wanted)
+    return entry.base is not None and any(there.get(case.case, 0) < len(case.clicks) for case in entry.base.cases)
 
 
 def _at_same_clicks(original: AccuracyRow, row: AccuracyRow) -> AccuracyRow:
@@ -111,8 +117,7 @@ def _parity_cell(entry: Entry) -> str:
 
 
 def _parity_notes(entries: Sequence[Entry]) -> Iterator[str]:
-    rows = [entry.row for entry in entries]
-    for name in dict.fromkeys(backend_of(row) for row in rows if row.identity.emulated):
+    for name in dict.fromkeys(backend_of(entry.row) for entry in entries if entry.row.identity.emulated):
         yield (
             f"{name} on a CPU is emulated: it rounds and overflows as on a GPU, because ONNX Runtime on a CPU would "
             "compute in float32"
@@ -122,48 +127,53 @@ def _parity_notes(entries: Sequence[Entry]) -> Iterator[str]:
         if measured(entry.row) and _stopped(entry):
             # A note begins with its case and click, and every case has one
             whys = dict.fromkeys(note.partition(": ")[2] for note in entry.row.notes)
-            method, policy = _answered(entry.row)
             why = "; ".join(whys) or "see the failures"
-            places.setdefault((backend_of(entry.row), why), []).append(f"{method} {policy}")
+            places.setdefault((backend_of(entry.row), why), []).append("{} {}".format(*_answered(entry.row)))
     for (backend, why), where in places.items():
         yield f"to click ...: {backend} stopped sooner than PyTorch in {', '.join(where)}: {why}"
+    yield from _failed_notes(entries)
 
 
 def _failed_notes(entries: Sequence[Entry]) -> Iterator[str]:
     yield from dict.fromkeys(f"FAILED: {sentence}" for entry in entries for sentence in entry.row.failures)
 
 
-def _worst_relative(entry: Entry) -> str:
+def _parity_line(entry: Entry) -> dict[str, str]:
     errors: Mapping[str, float] = entry.row.parity.relative_error
-    if not errors:
-        return NONE
-    name = max(errors, key=lambda graph: math.inf if math.isnan(errors[graph]) else errors[graph])
-    return f"{number(errors[name], 2)} ({name})"
-
-
-def _drift(entry: Entry) -> str:
+    worst = max(errors, key=lambda graph: math.inf if math.isnan(errors[graph]) else errors[graph], default="")
     drift = [entry.row.click_drift.get(target) for target in TARGETS]
-    return NONE if drift == [None] * len(TARGETS) else ", ".join(map(number, drift))
+    return {
+        **_written(entry.row, "parity_dice", "parity_hd95_mm", "flipped_voxels", "logit_difference"),
+        "largest relative error (graph)": f"{number(errors[worst], 2)} ({worst})" if errors else NONE,
+        f"drift of clicks to Dice {', '.join(TARGETS)}": NONE
+        if set(drift) == {None}
+        else ", ".join(map(number, drift)),
+    }
 
 
-def _compares(row: Row) -> bool:
-    return is_masks(row) and not is_reference(row)
+def _detector_line(entry: Entry) -> dict[str, str]:
+    boxes = {"boxes against PyTorch's: worst Dice": overlap(entry.row.parity.dice)}
+    return _written(entry.row, "map50", "map50_95") | boxes
 
 
 # --- Masks against the truth ---
 
 
-def _truth(key: str) -> Column:
-    figure = METRICS[key]
+def _truth_layout(title: str, keys: Sequence[str], *, detail: bool = True) -> Layout:
+    def line(entry: Entry) -> dict[str, str]:
+        figures = entry.row.figures
+        cases = {"cases": number(len(entry.row.cases)), "after click": last_clicks(entry.row)}
+        metrics = {METRICS[key].title: _truth(key, figures[key]) if key in figures else NONE for key in keys}
+        return cases | metrics if any(key in figures for key in keys) else {}
 
-    def read(entry: Entry) -> str:
-        if (found := entry.row.figures.get(key)) is None:
-            return NONE
-        worst = f"; {figure.write(found.worst)}" if found.worst is not None else ""
-        infinite = f" in {found.not_finite}" if found.not_finite else ""
-        return f"{interval(found.mean, figure.write)}{worst}{infinite}"
+    return Layout(title, is_masks, line, settings=("policy",), notes=_truth_notes, detail=detail, is_short=True)
 
-    return Column(figure.title, read)
+
+def _truth(key: str, found: Summary) -> str:
+    write = METRICS[key].write
+    worst = f"; {write(found.worst)}" if found.worst is not None else ""
+    infinite = f" in {found.not_finite}" if found.not_finite else ""
+    return f"{interval(found.mean, write)}{worst}{infinite}"
 
 
 def _truth_notes(entries: Sequence[Entry]) -> Iterator[str]:
@@ -176,28 +186,16 @@ def _truth_notes(entries: Sequence[Entry]) -> Iterator[str]:
         yield f"of fewer than {FEW_CASES} cases the interval is little more than the least and the greatest of them"
 
 
-def _truth_layout(title: str, keys: Sequence[str], detail: bool) -> Layout:
-    return Layout(
-        title, is_masks, settings=("policy",), notes=_truth_notes, detail=detail, is_short=True,
-        shows=lambda entry: measured(entry.row) and any(key in entry.row.figures for key in keys),
-        columns=(
-            Column("cases", lambda entry: number(len(entry.row.cases))),
-            Column("after click", lambda entry: last_clicks(entry.row)),
-            *map(_truth, keys),
-        ),
-    )  # fmt: skip
+def _clicks_line(entry: Entry) -> dict[str, str]:
+    clicks_to = entry.row.clicks_to
+    return {f"Dice {key}": _clicks(clicks_to.get(key)) for key in TARGETS} if any(clicks_to.values()) else {}
 
 
-def _clicks_to(target: str) -> Column:
-    def read(entry: Entry) -> str:
-        counts = entry.row.clicks_to.get(target)
-        if not counts:
-            return NONE
-        reached = [count for count in counts if count is not None]
-        words = f"({len(reached)} of {len(counts)})"
-        return f"{number(float(np.median(reached)))} {words}" if reached else f"not reached {words}"
-
-    return Column(f"Dice {target}", read)
+def _clicks(counts: Sequence[int | None] | None) -> str:
+    if not counts:
+        return NONE
+    reached = [count for count in counts if count is not None]
+    return f"{number(median(reached)) if reached else 'not reached'} ({len(reached)} of {len(counts)})"
 
 
 # --- Times ---
@@ -208,6 +206,16 @@ def _median_cell(entry: Entry) -> str:
     return number(ours) + (f" ({number(ours / entry.base.times.p50_ms, 2)}x)" if entry.base is not None else "")
 
 
+def _times_line(entry: Entry) -> dict[str, str]:
+    row = entry.row
+    return {
+        "n": number(row.times.n or None),
+        **_written(row, "p50_ms", "p95_ms", "p99_ms"),
+        "times PyTorch eager [95 %]": _ratio(entry),
+        **_written(row, "gflop", "limit_share", "peak_mb", "above_session_mb", "relative_error"),
+    }
+
+
 def _ratio(entry: Entry) -> str:
     ours, theirs = (row.times.samples_ms if row is not None else () for row in (entry.row, entry.base))
     if not (ours and theirs):
@@ -216,7 +224,7 @@ def _ratio(entry: Entry) -> str:
     return number(ratio.value) if min(len(ours), len(theirs)) < FEW else interval(ratio.rounded())
 
 
-def _notes(entries: Sequence[Entry]) -> Iterator[str]:
+def _times_notes(entries: Sequence[Entry]) -> Iterator[str]:
     rows = [entry.row for entry in entries]
     limits = dict.fromkeys(row.limit for row in rows if isinstance(row, LatencyRow) and row.limit)
     if limits:
@@ -224,19 +232,16 @@ def _notes(entries: Sequence[Entry]) -> Iterator[str]:
     yield from dict.fromkeys(row.note for row in rows if row.note)
 
 
-def _latency_layouts(part: str, title: str) -> Iterator[Layout]:
-    of = Layout(
+def _latency_layouts(part: str, title: str) -> tuple[Layout, Layout]:
+    medians = Layout(
         f"{title}: median [ms]", lambda row: getattr(row.identity, part) is not None, cell=_median_cell, part=part,
         settings=("threads", "batch", "points"),
         notes=lambda entries: ("in brackets: times PyTorch eager float32, of medians",),
     )  # fmt: skip
-    times = (_COUNT, *map(Column.of, ("p50_ms", "p95_ms", "p99_ms")), Column("times PyTorch eager [95 %]", _ratio))
-    more = map(Column.of, ("gflop", "limit_share", "peak_mb", "above_session_mb", "relative_error"))
-    yield of
-    yield replace(of, title=f"{title}: percentiles", cell=None, columns=(*times, *more), notes=_notes, detail=True)
-
-
-_COUNT = Column("n", lambda entry: number(entry.row.times.n) if entry.row.times.n else NONE)
+    times = replace(
+        medians, title=f"{title}: percentiles", cell=None, line=_times_line, notes=_times_notes, detail=True
+    )
+    return medians, times
 
 
 # --- Readers on a server ---
@@ -247,8 +252,9 @@ def _is_growth(row: Row) -> bool:
     return (isinstance(row, LoadRow) and row.scaling is not None) or " over " in str(row.identity.stage)
 
 
-def _level(row: Row) -> tuple[str, str, int]:
-    return row.identity.method, str(row.identity.mode), row.identity.sessions or 0
+def _level(row: Row) -> tuple[Any, ...]:
+    who = row.identity
+    return (True,) if _is_growth(row) else (False, who.method, str(who.mode), who.sessions or 0)
 
 
 def _pauses(entries: Sequence[Entry]) -> Iterator[str]:
@@ -256,12 +262,25 @@ def _pauses(entries: Sequence[Entry]) -> Iterator[str]:
         yield f"think: a reader looks for {number(pause)} s on average before the next click"
 
 
-def _errors(entry: Entry) -> str:
-    return ", ".join(f"{count} {name}" for name, count in entry.row.errors.items()) or "none"
+def _level_line(entry: Entry) -> dict[str, str]:
+    row = entry.row
+    return {
+        "n": number(row.times.n),
+        **_written(row, "sessions_held", "p50_ms", "p95_ms", "p99_ms", "clicks_per_second"),
+        "errors": ", ".join(f"{count} {name}" for name, count in row.errors.items()) or "none",
+        **_written(row, "server_rss_mb", "client_cpu_share", "server_cpu_share"),
+    }
 
 
-def _scaled(title: str, read: Callable[[Any], str]) -> Column:
-    return Column(title, lambda entry: read(entry.row.scaling))
+def _growth_line(entry: Entry) -> dict[str, str]:
+    growth = entry.row.scaling
+    return {
+        "cost": part_of(entry.row),
+        "over": growth.over,
+        "from, to": f"{number(min(growth.x))} to {number(max(growth.x))}",
+        "median [ms]": " to ".join(number(median(growth.y_ms[end])) for end in (0, -1)),
+        "exponent [95 %]": interval(growth.exponent),
+    }
 
 
 # --- All of them ---
@@ -270,36 +289,23 @@ _OTHERS = [key for key in METRICS if key not in FIRST]
 LAYOUTS: Mapping[str, tuple[Layout, ...]] = {
     "accuracy": (
         Layout(
-            "Masks against PyTorch float32: worst Dice (most voxels that differ) of all cases and clicks", _compares,
-            cell=_parity_cell, settings=("policy",), notes=lambda e: (*_parity_notes(e), *_failed_notes(e)),
+            "Masks against PyTorch float32: worst Dice (most voxels that differ) of all cases and clicks", is_compared,
+            cell=_parity_cell, settings=("policy",), notes=_parity_notes,
         ),
         Layout(
-            "Masks against PyTorch float32: all measures at worst", _compares, settings=("policy",), detail=True,
-            columns=(
-                *map(Column.of, ("parity_dice", "parity_hd95_mm", "flipped_voxels", "logit_difference")),
-                Column("largest relative error (graph)", _worst_relative),
-                Column(f"drift of clicks to Dice {', '.join(TARGETS)}", _drift),
-            ),
+            "Masks against PyTorch float32: all measures at worst", is_compared, _parity_line, settings=("policy",),
+            detail=True,
         ),
-        _truth_layout("Masks against the truth", FIRST, False),
-        _truth_layout(
-            "Masks against the truth: other overlaps", [k for k in _OTHERS if METRICS[k].write is share], True
-        ),
-        _truth_layout(
-            "Masks against the truth: other distances and sizes", [k for k in _OTHERS if METRICS[k].unit], True
-        ),
+        _truth_layout("Masks against the truth", FIRST, detail=False),
+        _truth_layout("Masks against the truth: other overlaps", [k for k in _OTHERS if METRICS[k].write is share]),
+        _truth_layout("Masks against the truth: other distances and sizes", [k for k in _OTHERS if METRICS[k].unit]),
         Layout(
-            "Clicks to reach a Dice: median of the cases that did, and how many did", is_masks, settings=("policy",),
-            columns=tuple(map(_clicks_to, TARGETS)), is_short=True,
-            shows=lambda entry: measured(entry.row) and any(entry.row.clicks_to.values()),
+            "Clicks to reach a Dice: median of the cases that did, and how many did", is_masks, _clicks_line,
+            settings=("policy",), is_short=True,
         ),
         Layout(
             "Detector: mean average precision against boxes of the truth", lambda row: not is_masks(row),
-            columns=(
-                *map(Column.of, ("map50", "map50_95")),
-                replace(Column.of("parity_dice"), title="boxes against PyTorch's: worst Dice"),
-            ),
-            notes=_failed_notes, has_reasons=True,
+            _detector_line, notes=_failed_notes,
         ),
     ),
     "latency": (
@@ -308,28 +314,10 @@ LAYOUTS: Mapping[str, tuple[Layout, ...]] = {
     ),
     "load": (
         Layout(
-            "Readers on a server", lambda row: not _is_growth(row), settings=("mode", "sessions", "stage"),
-            notes=_pauses, has_reasons=True,
-            columns=(
-                Column("n", lambda entry: number(entry.row.times.n)),
-                *map(Column.of, ("sessions_held", "p50_ms", "p95_ms", "p99_ms", "clicks_per_second")),
-                Column("errors", _errors),
-                *map(Column.of, ("server_rss_mb", "client_cpu_share", "server_cpu_share")),
-            ),
+            "Readers on a server", lambda row: not _is_growth(row), _level_line, settings=("mode", "sessions", "stage"),
+            notes=_pauses,
         ),
-        Layout(
-            "How cost grows: time = c * size^exponent", _is_growth, has_reasons=True,
-            columns=(
-                Column("cost", lambda entry: part_of(entry.row)),
-                _scaled("over", lambda growth: growth.over),
-                _scaled("from, to", lambda growth: f"{number(min(growth.x))} to {number(max(growth.x))}"),
-                _scaled(
-                    "median [ms]",
-                    lambda growth: " to ".join(number(float(np.median(growth.y_ms[end]))) for end in (0, -1)),
-                ),
-                _scaled("exponent [95 %]", lambda growth: interval(growth.exponent)),
-            ),
-        ),
+        Layout("How cost grows: time = c * size^exponent", _is_growth, _growth_line),
     ),
 }  # fmt: skip
 """By kind of run, in the order of print."""

@@ -1,7 +1,7 @@
 """What a table of a run is: a layout as data, read over the rows, gives words in lines and columns.
 
-A layout with `cell` has a line per method and graph, stage or policy, and a column per backend; one with `columns` a
-line per row. What was not run says "not run", a failure says "error", and the reasons stand under the table.
+A layout with `cell` has a line per method and graph, stage or policy, and a column per backend; one with `line` a line
+per row. What was not run says "not run", a failure says "error", and the reasons stand under the table.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from samkit.benchmarks.record.figures import FIGURES, NONE
 from samkit.benchmarks.record.rows import EAGER, Absent, Row
@@ -26,6 +27,7 @@ BACKENDS: Mapping[str, str] = {
 }
 """How a reader calls backends, in the order of columns; one that is not here goes last, by the title that its row has,
 or by its name."""
+AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 @dataclass(frozen=True)
@@ -46,23 +48,13 @@ class Entry:
     """A row of a run, and PyTorch's own of the same place."""
 
     row: Any
-    """A `Row`; cells and columns are asked about those of their kind that have figures."""
+    """A `Row`; lines and cells are asked about those of their kind that have figures."""
     base: Any = None
     """None where there is none, and where it is the row itself."""
 
 
-@dataclass(frozen=True)
-class Column:
-    """One column: its title, and what it says of an entry."""
-
-    title: str
-    read: Callable[[Entry], str]
-
-    @classmethod
-    def of(cls, key: str) -> Column:
-        """Return the column of one of FIGURES."""
-        figure = FIGURES[key]
-        return cls(figure.title, lambda entry: figure.write(find(entry.row, key)))
+Line = tuple[tuple[str, ...], Mapping[str, str]]
+"""What tells a line from others, and what it says by column."""
 
 
 @dataclass(frozen=True)
@@ -72,78 +64,74 @@ class Layout:
     title: str
     takes: Callable[[Row], bool]
     """Which rows it is about."""
-    columns: tuple[Column, ...] = ()
-    """Those in which no row says anything are left out."""
+    line: Callable[[Entry], Mapping[str, str]] = lambda entry: {}
+    """What a row says, by column; one that says nothing has no line, and a column that says nothing is left out."""
     cell: Callable[[Entry], str] | None = None
-    """What stands in the column of a backend."""
-    shows: Callable[[Entry], bool] = lambda entry: True
-    """Which of them have a line."""
+    """What stands in the column of a backend, in place of lines."""
     part: str = ""
     """`graph` or `stage` where lines are of those."""
     settings: tuple[str, ...] = ()
     """Fields of the identity: those that differ between rows are columns, the others a sentence."""
     notes: Callable[[Sequence[Entry]], Iterable[str]] = lambda entries: ()
     detail: bool = False
-    has_reasons: bool = False
-    """Whether why rows have no figures stands under it; with `cell` it always does."""
     is_short: bool = False
     """Whether a backend that says what the first one of its line says is left out."""
 
     def table(self, entries: Iterable[Entry]) -> Table | None:
         """Return the table; None where it would say nothing."""
         taken = [entry for entry in entries if self.takes(entry.row)]
-        names, said = self._names([entry.row for entry in taken])
-        shown = [entry for entry in taken if self.shows(entry)]
-        titles, body = self._pivot(shown, names) if self.cell else self._listing(shown, names)
-        why = reasons([entry.row for entry in shown]) if self.cell or self.has_reasons else ()
-        table = Table(self.title, titles, body, (*self.notes(shown), *said, *why), self.detail)
-        return table if body or why else None
+        rows = [entry.row for entry in taken]
+        names, same = self._names(rows)
+        read = [(entry, self._words(entry)) for entry in taken]
+        shown = [(entry, words) for entry, words in read if words or not measured(entry.row)]
+        lines = self._lines(shown, names.values())
+        columns = by_backend(rows) if self.cell else dict.fromkeys(name for _, words in lines for name in words)
+        kept = [name for name in columns if any(words.get(name, NONE) != NONE for _, words in lines)]
+        body = tuple((*head, *(words.get(name, NONE) for name in kept)) for head, words in lines)
+        # Of a detail, and of what is short, another table of the same rows says why
+        why = () if self.detail or self.is_short else reasons(rows)
+        notes = (*self.notes([entry for entry, _ in shown]), *same, *why)
+        return Table(self.title, (*names, *kept), body, notes, self.detail) if body or why else None
 
     def _names(self, rows: Sequence[Row]) -> tuple[dict[str, Callable[[Row], str]], tuple[str, ...]]:
         """Return the columns that tell lines apart, and what all rows have in common."""
-        all_of = {key: dict.fromkeys(_setting(row, key) for row in rows) for key in self.settings}
-        given = {key: [value for value in values if value != NONE] for key, values in all_of.items()}
-        same = ", ".join(f"{_words(key)} {values[0]}" for key, values in given.items() if len(values) == 1)
         names: dict[str, Callable[[Row], str]] = {"method": method_of}
         if self.part:
             names[self.part] = part_of
-        for key, values in given.items():
+        same = []
+        for key in self.settings:
+            values = [value for value in dict.fromkeys(_setting(row, key) for row in rows) if value != NONE]
             if len(values) > 1:
-                names[_words(key)] = lambda row, key=key: _setting(row, key)  # type: ignore[misc]
-        return names, (f"all rows: {same}",) if same else ()
+                names[_words(key)] = partial(_setting, key=key)
+            elif values:
+                same.append(f"{_words(key)} {values[0]}")
+        if not self.cell:
+            names["backend"] = backend_of
+        return names, (f"all rows: {', '.join(same)}",) if same else ()
 
-    def _listing(self, entries: Sequence[Entry], names: Mapping[str, Callable[[Row], str]]) -> Words:
-        found = [entry for entry in entries if measured(entry.row)]
-        first = len(names) + 1
-        body = [
-            (*(read(e.row) for read in names.values()), backend_of(e.row), *(c.read(e) for c in self.columns))
-            for e in found
-        ]
-        kept = [n for n in range(first + len(self.columns)) if n < first or any(words[n] != NONE for words in body)]
-        titles = (*names, "backend", *(column.title for column in self.columns))
-        lines = [tuple(words[n] for n in kept) for words in body]
+    def _words(self, entry: Entry) -> Mapping[str, str]:
+        """Return what an entry says, by column."""
+        if self.cell:
+            return {backend_of(entry.row): self.cell(entry) if measured(entry.row) else _words(entry.row.word)}
+        return self.line(entry) if measured(entry.row) else {}
+
+    def _lines(
+        self, shown: Sequence[tuple[Entry, Mapping[str, str]]], names: Iterable[Callable[[Row], str]]
+    ) -> list[Line]:
+        """Return the lines; with `cell` a row without figures that lacks a setting is of all lines it fits."""
+        read = [(measured(entry.row), tuple(name(entry.row) for name in names), words) for entry, words in shown]
+        lines = [(head, words) for has_figures, head, words in read if has_figures]
         if self.is_short:
-            heads = {words[: first - 1]: words for words in reversed(lines)}
-            lines = [w for w in lines if w is (head := heads[w[: first - 1]]) or w[first:] != head[first:]]
-        return tuple(titles[n] for n in kept), tuple(lines)
-
-    def _pivot(self, entries: Sequence[Entry], names: Mapping[str, Callable[[Row], str]]) -> Words:
-        """Return a column for each backend; a row without figures that lacks a setting is of all lines it fits."""
-        backends = by_backend(entry.row for entry in entries)
-        lines = [(entry, tuple(read(entry.row) for read in names.values())) for entry in entries]
-        found: dict[tuple[str, ...], dict[str, str]] = {words: {} for entry, words in lines if measured(entry.row)}
-        for entry, words in lines:
-            row = entry.row
-            fitting = [line for line in found if not measured(row) and _fits(words, line)]
-            for line in fitting or [words]:
-                cell = self.cell(entry) if self.cell and measured(row) else _words(row.word)
-                found.setdefault(line, {})[backend_of(row)] = cell
-        body = ((*line, *(cells.get(name, NONE) for name in backends)) for line, cells in found.items())
-        return (*names, *backends), tuple(body)
-
-
-Words = tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]
-"""Titles, and lines."""
+            first = {head[:-1]: words for head, words in reversed(lines)}
+            return [(head, w) for head, w in lines if w is first[head[:-1]] or w != first[head[:-1]]]
+        if not self.cell:
+            return lines
+        found: dict[tuple[str, ...], dict[str, str]] = {head: {} for head, _ in lines}
+        for has_figures, head, words in read:
+            fitting = [line for line in found if not has_figures and _fits(head, line)]
+            for line in fitting or [head]:
+                found.setdefault(line, {}).update(words)
+        return list(found.items())
 
 
 def _fits(words: Sequence[str], line: Sequence[str]) -> bool:
@@ -224,6 +212,11 @@ def reasons(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def or_worst(value: float | None, worst: float) -> float:
-    """Return a figure to compare by: `worst` in place of nan and of none at all."""
-    return worst if value is None or math.isnan(value) else value
+def worst_of(rows: Iterable[AnyRow], key: str) -> AnyRow:
+    """Return the first of the rows in which one of FIGURES is worst; nan is worse than anything."""
+
+    def rank(row: AnyRow) -> float:
+        good: float = FIGURES[key].sign * find(row, key)
+        return -math.inf if math.isnan(good) else good
+
+    return min(rows, key=rank)

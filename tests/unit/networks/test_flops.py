@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 import samkit
-from samkit.benchmarks.measure.flops import count_flops
+from samkit.benchmarks.measure.graph_work import count_flops
 
 SAM, MED3D, M_SAM = (samkit.get_method(name) for name in ("sam", "sam-med3d", "m-sam"))
 FULL, FULL_3D = SAM.sizes["full"], MED3D.sizes["full"]

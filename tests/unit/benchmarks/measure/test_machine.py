@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from collections import namedtuple
+from datetime import UTC, datetime
 
 import pytest
 
@@ -81,6 +83,29 @@ def test_one_sample_takes_both_limits(measured):
 
     assert len(measured.products) == len(measured.copies) == 1
     assert min(*measured.products, *measured.copies) > 0
+
+
+def test_a_run_names_the_commit_of_its_checkout_and_whether_that_is_clean(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "machine.py"))
+
+    def commit():
+        return machine.finished_run("latency", datetime.now(UTC), (), {}, (), ()).commit
+
+    def git(*words):
+        author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        return subprocess.run(
+            ["git", "-C", tmp_path, *author, *words], capture_output=True, text=True, check=True
+        ).stdout
+
+    assert commit() is None
+    (tmp_path / "machine.py").touch()
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    short = git("rev-parse", "--short", "HEAD").strip()
+    assert commit() == short
+    (tmp_path / "machine.py").write_text("changed")
+    assert commit() == f"{short}+changes"
 
 
 def test_packages_that_are_not_installed_have_no_version():

@@ -42,6 +42,19 @@ def test_command_line_can_be_pasted_into_a_shell():
     assert RUN.command_line == "sam-bench latency --export 'a b'"
 
 
+@pytest.mark.parametrize(
+    ("words", "data"),
+    [
+        ((), "phantoms"),
+        (("--data=scans/knees",), "knees"),
+        (("--data", "scans/knees/", "--cases", "2"), "knees"),
+        (("--data", "."), "the working folder"),
+    ],
+)
+def test_a_run_says_what_it_was_measured_on(words, data):
+    assert replace(RUN, command=("sam-bench", "accuracy", *words)).data == data
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 1, "kind": "latency"}', "not json"])
 def test_a_file_that_is_no_run_is_refused_with_a_sentence(tmp_path, text):
     (tmp_path / "x.json").write_text(text)

@@ -12,7 +12,7 @@ import pytest
 
 from samkit.benchmarks.cli import main
 from samkit.benchmarks.report import command as report_command
-from samkit.benchmarks.report.command import render, write_report
+from samkit.benchmarks.report.command import render
 from samkit.errors import InputRefused
 from samkit.protocols.papers import FOLDER
 
@@ -267,8 +267,10 @@ def test_a_run_of_a_newer_samkit_is_refused(accuracy_run, tmp_path, in_process):
     assert not (tmp_path / "r.html").exists()
 
 
-def test_a_folder_that_is_missing_is_made(accuracy_run, tmp_path):
-    write_report([accuracy_run], tmp_path / "a" / "b" / "r.html")
+def test_a_folder_that_is_missing_is_made(accuracy_run, tmp_path, in_process):
+    accuracy_run.save(tmp_path / "a.json")
+
+    in_process(main, "sam-bench", "report", tmp_path / "a.json", "--out", tmp_path / "a" / "b" / "r.html")
 
     assert (tmp_path / "a" / "b" / "r.html").read_text().startswith("<!DOCTYPE html>")
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from samkit.benchmarks.record.figures import number, overlap
+from samkit.benchmarks.record.figures import METRICS, number, overlap
 from samkit.benchmarks.report import tables
+from samkit.benchmarks.report.command import markdown
 from samkit.benchmarks.report.papers import paper_tables
 from samkit.benchmarks.report.tables import tables_of
 from samkit.protocols.papers import FOLDER
@@ -177,16 +178,17 @@ def test_a_growth_that_was_not_fitted_says_why_beside_the_others(made):
 
 
 def test_every_metric_of_a_table_is_defined_in_markdown(accuracy_run):
-    text = tables.markdown([accuracy_run])
+    text = markdown([accuracy_run])
 
     assert "## What the metrics are" in text
     assert "| HD95 | mm | lower | The 95th percentile" in text
 
 
-def test_the_documentation_has_every_metric_as_it_is_defined():
+def test_the_documentation_has_every_metric_as_it_is_defined(accuracy_run):
     text = (Path(__file__).parents[4] / "docs/explanation/benchmarks.md").read_text()
-    lines = tables.markdown_table(tables.definitions(), 2).splitlines()[2:]
+    lines = markdown([accuracy_run]).partition("## What the metrics are\n\n")[2].splitlines()
 
+    assert len(lines) > len(METRICS)
     assert [line for line in lines if line not in text] == []
 
 
@@ -246,12 +248,12 @@ def test_markdown_is_the_same_twice_and_after_a_file(runs, tmp_path):
 
     again = [load_run(tmp_path / f"{run.kind}.json") for run in runs]
 
-    assert tables.markdown(runs) == tables.markdown(runs) == tables.markdown(again)
+    assert markdown(runs) == markdown(runs) == markdown(again)
 
 
 def test_markdown_says_above_the_tables_what_ran_on_what(latency_run):
     busy = {**latency_run.machine, "settled": False, "unsettled": ["load was 3"]}
-    text = tables.markdown([replace(latency_run, machine=busy, notes=("a note",))])
+    text = markdown([replace(latency_run, machine=busy, notes=("a note",))])
 
     assert "- command: `sam-bench latency --export exports/m-sam`" in text
     assert "Fabricated 1000" in text
@@ -263,7 +265,7 @@ def test_markdown_says_above_the_tables_what_ran_on_what(latency_run):
 def test_markdown_shows_marks_as_they_are(made):
     run = made.run("latency", [made.latency("sam", "a|b <i>", 5, stage="click")])
 
-    assert "a\\|b \\<i\\>" in tables.markdown([run])
+    assert "a\\|b \\<i\\>" in markdown([run])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -279,7 +281,7 @@ def test_rows_without_any_figure_still_make_tables(made):
     lost = {"graph": "image_encoder", "error": "it fell over"}
     for kind in KINDS:
         run = made.run(kind, [made.row(kind, "sam", "torch", policy="trained", **lost)])
-        assert "it fell over" in tables.markdown([run])
+        assert "it fell over" in markdown([run])
 
 
 @pytest.mark.parametrize(("value", "words"), [(0.00012345, "0.000123"), (1.2e-7, "1.2e-07"), (99.96, "100"), (0, "0")])

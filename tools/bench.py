@@ -1,13 +1,9 @@
 """`make bench`: everything that can be measured without data, as the commands that anyone would type.
 
-    python -m samkit.benchmarks.suite [--out bench] [--data FOLDER | --device cuda] [--method NAME ...] [--dry-run]
-
 Every method's demonstration weights are exported in float32 and float16 below OUT/exports, and measured by `sam-bench
 accuracy`, `latency` and `load`; M-SAM and SAM-Med3D also at full size, with random weights, encoder and click. OUT
 gets one JSON per command and report.html. With `--data` it is accuracy on real scans instead, each method on the
 folders that REAL names, and OUT/real.html; with `--device cuda` accuracy and latency on that device, and OUT/cuda.html.
-A command that fails does not keep the others from running; the exit code is then 1. Where no server can be started,
-what needs one is left out, and said.
 """
 
 from __future__ import annotations
@@ -17,10 +13,12 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -57,12 +55,11 @@ class Measure:
     """One command of sam-bench, on exports of some methods."""
 
     words: str
-    """Of the command, as a shell takes them; `{backends}` are those that run here."""
+    """As a shell takes them; `{backends}` are those that run here."""
     methods: tuple[str, ...] = tuple(list_methods())
     most: int | None = None
     """How many of them are taken, the first that are asked for; None: all."""
-    is_full: bool = False
-    """Whether it is of full-size exports."""
+    is_full_size: bool = False
     needs_server: bool = False
 
 
@@ -76,7 +73,7 @@ PHANTOMS: Mapping[str, Measure] = {
     "baselines": Measure("latency --part graphs --part memory --rounds 2", ("sam",)),
     "full-size": Measure(
         "latency --graph image_encoder --graph mask_decoder --baseline torch --part graphs --rounds 2",
-        FULL_SIZE, is_full=True,
+        FULL_SIZE, is_full_size=True,
     ),
     "load": Measure("load --sessions 1,2,4 --seconds 8", ("m-sam", *list_methods()), most=1, needs_server=True),
 }  # fmt: skip
@@ -85,7 +82,7 @@ CUDA: Mapping[str, Measure] = {
         "accuracy --device cuda --backends torch,onnxruntime-cuda,onnxruntime-cuda-fp16 --cases 2 --clicks 5"
     ),
     "cuda-latency": Measure("latency --device cuda"),
-    "cuda-full-size": Measure("latency --device cuda --part graphs", FULL_SIZE, is_full=True),
+    "cuda-full-size": Measure("latency --device cuda --part graphs", FULL_SIZE, is_full_size=True),
 }
 """By the file that each writes."""
 
@@ -97,7 +94,7 @@ CUDA: Mapping[str, Measure] = {
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--keep-exports", is_flag=True, help="Measure those that are there; else they are made again.")
 @click.option("--dry-run", is_flag=True, help="Print the commands and stop.")
-def suite(out: Path, data: Path | None, names: tuple[str, ...], device: str, keep_exports: bool, dry_run: bool) -> None:
+def bench(out: Path, data: Path | None, names: tuple[str, ...], device: str, keep_exports: bool, dry_run: bool) -> None:
     """Export, measure, report."""
     if data is not None and device != "cpu":
         raise click.UsageError("--data is measured on the CPU; for a GPU call sam-bench accuracy --data --device cuda")
@@ -118,7 +115,7 @@ def suite(out: Path, data: Path | None, names: tuple[str, ...], device: str, kee
         raise SamkitError(f"{len(failed)} exports failed, their messages stand above: {_named(failed)}; run one alone")
     for path in measures:
         path.unlink(missing_ok=True)  # what an earlier run left is not reported as this one's
-    failed = [command for command in measures.values() if _run(command)]
+    failed = [command for command in measures.values() if _run(command)]  # one alone has the machine to itself
     if written := [path for path in measures if path.exists()]:
         _run(report_command(out, name, written))
     if failed:
@@ -130,13 +127,11 @@ def suite(out: Path, data: Path | None, names: tuple[str, ...], device: str, kee
 
 def export_commands(out: Path, methods: Sequence[str], *, full_size: bool) -> list[Command]:
     """Return what makes the exports: the long ones first, so that the last ones to finish are short."""
-    full = [name for name in FULL_SIZE if name in methods and full_size]
+    wanted = [(name, "--size full") for name in FULL_SIZE if name in methods and full_size]
+    wanted += [(name, "--fp16") for name in methods]
     return [
-        *(
-            [*EXPORT.split(), "--method", n, "--size", "full", "--out", str(_folder(out, n, is_full=True))]
-            for n in full
-        ),
-        *([*EXPORT.split(), "--method", n, "--fp16", "--out", str(_folder(out, n))] for n in methods),
+        [*EXPORT.split(), "--method", name, *how.split(), "--out", str(_folder(out, name, "full" in how))]
+        for name, how in wanted
     ]
 
 
@@ -145,11 +140,9 @@ def real_images(data: Path) -> dict[str, Measure]:
     found = {}
     for name, folders in REAL.items():
         clicks = 5 if isinstance(get_method(name), VolumeMethod) else 3
+        words = f"accuracy --backends {{backends}} --cases 4 --clicks {clicks} --data"
         for folder in folders:
-            words = (
-                f"accuracy --backends {{backends}} --cases 4 --clicks {clicks} --data {shlex.quote(str(data / folder))}"
-            )
-            found[f"real-{name}-{folder}"] = Measure(words, (name,))
+            found[f"real-{name}-{folder}"] = Measure(f"{words} {shlex.quote(str(data / folder))}", (name,))
     return found
 
 
@@ -162,11 +155,11 @@ def measure_commands(
     for name, measure in table.items():
         asked = [method for method in dict.fromkeys(measure.methods) if method in methods][: measure.most]
         if asked and (is_served or not measure.needs_server):
-            words = [word.replace("{backends}", backends) for word in shlex.split(measure.words)]
-            folders = [str(_folder(out, method, is_full=measure.is_full)) for method in asked]
-            exports = [word for folder in folders for word in ("--export", folder)]
             path = out / f"{name}.json"
-            found[path] = ["sam-bench", *words, *exports, "--json", str(path)]
+            found[path] = ["sam-bench", *shlex.split(measure.words.replace("{backends}", backends))]
+            for method in asked:
+                found[path] += ["--export", str(_folder(out, method, measure.is_full_size))]
+            found[path] += ["--json", str(path)]
     return found
 
 
@@ -176,8 +169,8 @@ def report_command(out: Path, name: str, files: Sequence[Path]) -> Command:
     return ["sam-bench", "report", *written, "--out", str(out / f"{name}.html"), "--tables", str(out / f"{name}.md")]
 
 
-def _folder(out: Path, method: str, *, is_full: bool = False) -> Path:
-    return out / "exports" / (f"{method}-full" if is_full else method)
+def _folder(out: Path, method: str, is_full_size: bool) -> Path:
+    return out / "exports" / (f"{method}-full" if is_full_size else method)
 
 
 def _has_server() -> bool:
@@ -191,30 +184,17 @@ def _has_server() -> bool:
     return True
 
 
-# --- Running ---
-
-
 def run_together(commands: Sequence[Command]) -> list[Command]:
     """Run commands, AT_ONCE at once with one thread each, and return those that failed."""
-    waiting = list(commands)
-    running: list[tuple[Command, subprocess.Popen[bytes]]] = []
-    failed = []
-    while waiting or running:
-        while waiting and len(running) < AT_ONCE:
-            command = waiting.pop(0)
-            logger.info(shlex.join(command))
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            running.append((command, subprocess.Popen(_program(command), stdout=subprocess.DEVNULL, env=environment)))
-        time.sleep(0.1)
-        failed += [command for command, process in running if process.poll()]
-        running = [(command, process) for command, process in running if process.returncode is None]
-    return failed
+    run = partial(_run, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return [command for command, code in zip(commands, pool.map(run, commands), strict=True) if code]
 
 
-def _run(command: Command) -> int:
-    """Run one command alone and return its exit code."""
+def _run(command: Command, **options: Any) -> int:
+    """Run a command and return its exit code."""
     logger.info(shlex.join(command))
-    return subprocess.run(_program(command)).returncode
+    return subprocess.run(_program(command), **options).returncode
 
 
 def _program(command: Command) -> Command:
@@ -226,10 +206,5 @@ def _named(commands: Sequence[Command]) -> str:
     return "; ".join(shlex.join(command[:4]) for command in commands)
 
 
-def main() -> None:
-    """Run the command."""
-    run_command(suite, "bench")
-
-
 if __name__ == "__main__":
-    main()
+    run_command(bench, "bench")
