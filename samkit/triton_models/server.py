@@ -25,8 +25,8 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -38,6 +38,7 @@ from samkit.manifest import Manifest
 from samkit.methods import GraphSpec
 from samkit.runtime.client import tritonclient_library
 from samkit.triton_models.record import ONNXRUNTIME, Repository, ServedExport
+from samkit.triton_models.repository import write_repository
 from samkit.triton_models.server_files import (
     SHARED_BYTES,
     SHARED_MEMORY,
@@ -90,6 +91,21 @@ def is_loopback(address: str) -> bool:
 
 
 # --- The server ---
+
+
+@contextmanager
+def serve_export(folder: Path) -> Iterator[EmbeddedServer]:
+    """Give a server of one export that runs on this machine's CPU until it is left, and nothing of it stays.
+
+    Raises as `write_repository` and `EmbeddedServer.start` do, for a missing program before any work.
+    """
+    find_server()
+    check_numpy()
+    with tempfile.TemporaryDirectory(prefix="samkit-repository-") as work:
+        repository = Path(work) / "repository"
+        write_repository([folder], repository, engines=False)  # engines would need the GPUs that are hidden from it
+        with EmbeddedServer(repository) as server:
+            yield server
 
 
 class EmbeddedServer:

@@ -70,9 +70,9 @@ def test_a_server_that_runs_is_loaded_until_it_is_full(tiny_export, tmp_path):
     with EmbeddedServer(tmp_path / "repository") as server:
         url = f"triton://{server.grpc}/m-sam"
 
-        run = load.measure_load([], SHORT, server=url)
+        run = load.measure_load([], SHORT, url)
         show(run)
-        afterwards = load.measure_load([tiny_export], replace(SHORT, sessions=(2,)), server=url)
+        afterwards = load.measure_load([tiny_export], replace(SHORT, sessions=(2,)), url)
 
     digest = Manifest.load(tiny_export).digest
     assert all(row.identity.manifest == digest for row in run.rows)

@@ -1,8 +1,7 @@
 """`sam-bench load`: readers on a Triton server, more and more of them, and how the cost of a call grows.
 
-Each export gets an embedded server of its own, on loopback, unless `--server` names one that runs. The readers
-(readers.py) go up level by level until clicks are slower than the limit, or calls fail (levels.py). Then calls are
-timed over sizes (scaling.py). Scans are phantoms, and no reader gets one that the server has seen.
+Each export gets an embedded server of its own, on loopback, unless `--server` names one that runs. Scans are phantoms,
+and no reader gets one that the server has seen.
 """
 
 from __future__ import annotations
@@ -25,26 +24,23 @@ if TYPE_CHECKING:
     from samkit.benchmarks.record.rows import Absent, LoadRow
     from samkit.benchmarks.record.run import Measured, Run
 
-_PHANTOMS = "Scans are phantoms, sent anew by each reader; a click is timed until its whole mask is there."
-_TOGETHER = "Readers and server shared one machine, over loopback: figures are what both together held."
-_ELSEWHERE = "The server ran already, so its memory and its share of the processors are not known."
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
 def _numbers(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
     try:
-        found = tuple(int(word) for word in text.split(","))
+        found = tuple(map(int, text.split(",")))
     except ValueError:
         found = ()
-    if not found or any(a >= b for a, b in zip((0, *found), found, strict=False)):
-        raise click.BadParameter(f"'{text}' are no numbers that go up, such as 1,2,4,8", context, option)
+    if not found or [0, *found] != sorted({0, *found}):
+        raise click.BadParameter(f"'{text}' are no numbers that go up, such as 1,2,4,8")
     return found
 
 
 def _scalings(context: click.Context, option: click.Parameter, text: str) -> tuple[str, ...]:
     words = tuple(word for word in text.split(",") if word and word != "none")
     if unknown := [word for word in words if word not in SCALINGS]:
-        raise click.BadParameter(f"'{unknown[0]}' is none of {', '.join(SCALINGS)}; or none", context, option)
+        raise click.BadParameter(f"'{unknown[0]}' is none of {', '.join(SCALINGS)}; or none")
     return words
 
 
@@ -76,7 +72,7 @@ def command(exports: tuple[Path, ...], server: str | None, not_loopback: bool, o
     from samkit.benchmarks.record.run import Measured
 
     show_progress(quiet=False)
-    run = replace(measure_load(exports, Workload(**asked), server=server), command=("sam-bench", *sys.argv[1:]))
+    run = replace(measure_load(exports, Workload(**asked), server), command=("sam-bench", *sys.argv[1:]))
     failed = [row.reason for row in run.rows if isinstance(row, Absent) and row.is_failure]
     parts = f"{len(failed)} part{'s' * (len(failed) > 1)} failed, the first"
     return Measured(run, out, failures=tuple(f"{parts}: {why} ({out} has what was measured)" for why in failed[:1]))
@@ -100,8 +96,8 @@ def check_own_machine(url: str) -> None:
         )
 
 
-def measure_load(exports: Sequence[Path], work: Workload | None = None, *, server: str | None = None) -> Run:
-    """Return what readers met on a server of each export, or on `server`, and how cost grows.
+def measure_load(exports: Sequence[Path], work: Workload, server: str | None = None) -> Run:
+    """Return what readers met on a server of each export, or on `server`, which has the only one; and how cost grows.
 
     What can't be measured is a row, too. Raises ManifestError for what is no export and, where `server` is given,
     ServerUnreachable and ServingError where nothing answers there or something else is served.
@@ -113,24 +109,27 @@ def measure_load(exports: Sequence[Path], work: Workload | None = None, *, serve
     from samkit.manifest import Export
 
     started = datetime.now(UTC)
-    work = Workload() if work is None else work
     opened = [Export.open(folder, verify=False) for folder in exports]
     described = [describe_export(export.manifest) for export in opened]
     rows: list[LoadRow | Absent] = []
     with Machine() as machine:
+        if server is not None:
+            found = Endpoint.look_at(server, *opened)
+            rows += reader_rows(found, work, machine)
+            plan = found.plan
+            served = {"method": plan.method, "size": plan.size, "weights": plan.weights.kind,
+                      "demonstration": plan.is_demonstration, "manifest": found.identity.manifest}  # fmt: skip
+            described = described or [served]
         for export in opened:
             if server is None:
                 rows += embedded_rows(export, work, machine)
-            else:
-                rows += reader_rows(Endpoint.look_at(server, export), work, machine)
             rows += growth_rows(export, work, machine)
-        if server is not None and not exports:
-            found = Endpoint.look_at(server, None)
-            plan = found.plan
-            described.append({"method": plan.method, "size": plan.size, "weights": plan.weights.kind,
-                              "demonstration": plan.is_demonstration, "manifest": found.identity.manifest})  # fmt: skip
-            rows += reader_rows(found, work, machine)
         described_machine = machine.describe()
-    said = (row.note for row in rows if row.note is not None)
-    notes = (_PHANTOMS, _TOGETHER if server is None else _ELSEWHERE, *said)
+    notes = (
+        "Scans are phantoms, sent anew by each reader; a click is timed until its whole mask is there.",
+        "Readers and server shared one machine, over loopback: figures are what both together held."
+        if server is None
+        else "The server ran already, so its memory and its share of the processors are not known.",
+        *(row.note for row in rows if row.note is not None),
+    )
     return finished_run("load", started, described, described_machine, rows, notes)

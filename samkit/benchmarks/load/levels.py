@@ -7,23 +7,21 @@ server alone could; every row says which part of the processors the readers took
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.phantom_scans import COST_SHAPES, cost_case, repeated, with_clicks
 from samkit.benchmarks.load.readers import STAGES, LoadLevel, VirtualReader, run_level
-from samkit.benchmarks.load.scaling import MOST_SAMPLES, over_sessions
+from samkit.benchmarks.load.scaling import MOST_SAMPLES, growth_row, over_sessions
 from samkit.benchmarks.load.workload import SESSIONS, Workload
 from samkit.benchmarks.measure.machine import Machine
 from samkit.benchmarks.record.rows import Absent, Identity, LoadRow, Times
-from samkit.benchmarks.record.statistics import percentiles, significant
+from samkit.benchmarks.record.statistics import significant
 from samkit.errors import MissingDependencyError, ServingError
 from samkit.manifest import Export, ExportPlan
 from samkit.methods import Method, SliceMethod, get_method
@@ -61,8 +59,8 @@ class Endpoint:
         return open_session(self.url, timeout=CALL_SECONDS)
 
     @classmethod
-    def look_at(cls, url: str, export: Export | None) -> Endpoint:
-        """Return what runs at `url`; raises ServingError where it serves another than `export`, which None allows."""
+    def look_at(cls, url: str, export: Export | None = None) -> Endpoint:
+        """Return what runs at `url`; raises ServingError where an `export` is given and it serves another."""
         with open_session(url, timeout=CALL_SECONDS) as session:
             plan, digest = session.manifest.plan, session.manifest.digest
             providers, precision = session.providers, session.precision
@@ -79,41 +77,40 @@ class Endpoint:
 
 def embedded_rows(export: Export, work: Workload, machine: Machine) -> list[LoadRow | Absent]:
     """Serve an export on this machine's loopback, and return what readers met there, or why nothing ran."""
-    from samkit.triton_models.repository import write_repository
-    from samkit.triton_models.server import EmbeddedServer
+    from samkit.triton_models.server import serve_export
 
     identity = Identity.of(export.plan, export.digest, TRITON, BASE.name, "cpu")
     logger.info("%s: a server ...", identity.method)
     try:
-        with tempfile.TemporaryDirectory(prefix="sam-bench-load-") as folder:
-            repository = Path(folder) / "repository"
-            write_repository([export.folder], repository)
-            with EmbeddedServer(repository) as server:
-                url = f"triton://{server.grpc}/{identity.method}"
-                return list(reader_rows(Endpoint(url, export.plan, identity, server.pid), work, machine))
+        with serve_export(export.folder) as server:
+            url = f"triton://{server.grpc}/{identity.method}"
+            return list(reader_rows(Endpoint(url, export.plan, identity, server.pid), work, machine))
     except (MissingDependencyError, ServingError) as error:
         stage, is_failure = judged_stage(export.method), isinstance(error, ServingError)
-        identities = [of_mode(identity, mode, work) for mode in work.modes]
-        return [row for own in identities for row in _absent(own, work.sessions, stage, str(error), is_failure)]
+        each = [(mode, readers) for mode in work.modes for readers in work.sessions]
+        there = [_at(identity, mode, work, sessions=readers, stage=stage) for mode, readers in each]
+        return [Absent("load", own, str(error), is_failure) for own in there]
 
 
 def reader_rows(endpoint: Endpoint, work: Workload, machine: Machine) -> Iterator[LoadRow | Absent]:
     """Yield the rows of every level of every mode, and how calls grow with the readers where that is asked for."""
-    method, identity = get_method(endpoint.plan.method), endpoint.identity
+    method = get_method(endpoint.plan.method)
     logger.info("%s: clicks on a phantom ...", method.name)
     with endpoint.open() as session:
         case = with_clicks(_case(endpoint.plan, method), session, method, CLICKS)
     scans, stage = count(1), judged_stage(method)
     for mode in work.modes:
-        own = of_mode(identity, mode, work)
-        levels, stopped = climb(partial(_level, endpoint, case, mode, work, scans, machine), work, stage)
-        rows = [row for level in levels for row in level_rows(level, own, case, work.limit_ms)]
-        note = f"{method.name}, {mode}: {stopped or end_of(levels[-1], work, stage)}"
-        yield from (*rows[:-1], replace(rows[-1], note=note))
-        yield from _absent(own, work.sessions[len(levels) :], stage, f"not tried: {stopped}", False)
+        at = partial(_at, endpoint.identity, mode, work)
+        levels, stopped = climb(partial(_level, endpoint, case, at(), work.seconds, scans, machine), work, stage)
+        *rows, last = (row for level in levels for row in level_rows(level, at(), case, work.limit_ms))
+        yield from rows
+        yield replace(last, note=f"{method.name}, {mode}: {stopped or end_of(levels[-1], work, stage)}")
+        for readers in work.sessions[len(levels) :]:
+            yield Absent("load", at(sessions=readers, stage=stage), f"not tried: {stopped}", is_failure=False)
         if SESSIONS in work.scaling:
-            for scaling in over_sessions(levels, [one for one in _met(case) if one in GROWING], mode):
-                yield scaling.row(own)
+            growing = [one for one in _met(case) if one in GROWING]
+            for call, samples in over_sessions(levels, growing).items():
+                yield growth_row(at(), call, SESSIONS, samples)
 
 
 def judged_stage(method: Method) -> str:
@@ -147,16 +144,15 @@ def climb(run: Callable[[int], LoadLevel], work: Workload, stage: str) -> tuple[
 
 
 def _level(
-    endpoint: Endpoint, case: Case, mode: str, work: Workload, scans: count[int], machine: Machine, readers: int
+    endpoint: Endpoint, case: Case, own: Identity, seconds: float, scans: count[int], machine: Machine, readers: int
 ) -> LoadLevel:
     time.sleep(REST_SECONDS)
     machine.sample()
-    think_s = work.think_s if mode == "think" else None
-    crowd = [VirtualReader(number, case, endpoint.open, scans, think_s) for number in range(readers)]
-    level = run_level(crowd, work.seconds, endpoint.pid)
-    met = ((stage, level.samples[stage]) for stage in STAGES)
-    slowest = ", ".join(f"{stage} {percentiles(_ms(times))['p95_ms']:.0f}" for stage, times in met if times)
-    logger.info("%s, %s, %d at once: p95 [ms] %s; %.2f clicks/s", endpoint.plan.method, mode, readers, slowest,
+    crowd = [VirtualReader(number, case, endpoint.open, scans, own.think_s) for number in range(readers)]
+    level = run_level(crowd, seconds, endpoint.pid)
+    met = ((stage, level.p95_ms(stage)) for stage in STAGES)
+    slowest = ", ".join(f"{stage} {p95:.0f}" for stage, p95 in met if p95 is not None)
+    logger.info("%s, %s, %d at once: p95 [ms] %s; %.2f clicks/s", own.method, own.mode, readers, slowest,
                 level.clicks_per_second)  # fmt: skip
     return level
 
@@ -166,8 +162,8 @@ def why_stop(level: LoadLevel, stage: str, limit_ms: float) -> str | None:
     with_readers = f"with {level.readers} reader{'s' * (level.readers > 1)}"
     if level.errors:
         return f"{with_readers} {errors_in_words(level.errors)}"
-    times = level.samples[stage]
-    if times and (p95 := percentiles(_ms(times))["p95_ms"]) > limit_ms:
+    p95 = level.p95_ms(stage)
+    if p95 is not None and p95 > limit_ms:
         return f"{with_readers} the 95th percentile of a {stage} was {p95:.0f} ms, above the limit of {limit_ms:g}"
     return None
 
@@ -175,11 +171,9 @@ def why_stop(level: LoadLevel, stage: str, limit_ms: float) -> str | None:
 def end_of(level: LoadLevel, work: Workload, stage: str) -> str:
     """Return what became of the last level that was asked for, where nothing stopped it before."""
     most = f"with {level.readers}, the most that were asked for,"
-    if not level.samples[stage]:
-        return (
-            f"{most} no {stage} came up in {level.seconds:.0f} s, so nothing is known of its time; give --seconds more"
-        )
-    return f"{most} {stage}s stayed within {work.limit_ms:g} ms at p95"
+    if level.samples[stage]:
+        return f"{most} {stage}s stayed within {work.limit_ms:g} ms at p95"
+    return f"{most} no {stage} came up in {level.seconds:.0f} s, so nothing is known of its time; give --seconds more"
 
 
 def errors_in_words(errors: Mapping[str, int]) -> str:
@@ -191,33 +185,21 @@ def errors_in_words(errors: Mapping[str, int]) -> str:
     return f"calls failed: {', '.join(f'{name} {times} times' for name, times in sorted(errors.items()))}"
 
 
-def _ms(seconds: Sequence[float]) -> list[float]:
-    return [1e3 * value for value in seconds]
-
-
 # --- Rows ---
 
 
-def of_mode(identity: Identity, mode: str, work: Workload) -> Identity:
-    """Return the identity of what readers meet in a mode."""
-    return replace(identity, mode=mode, think_s=work.think_s if mode == "think" else None)
+def _at(identity: Identity, mode: str, work: Workload, **more: Any) -> Identity:
+    """Return the identity of what readers meet in a mode; `more` as its fields are called."""
+    return replace(identity, mode=mode, think_s=work.think_s if mode == "think" else None, **more)
 
 
 def level_rows(level: LoadLevel, identity: Identity, case: Case, limit_ms: float) -> list[LoadRow | Absent]:
     """Return one row for each stage that a reader comes through; what did not come up says so."""
-    volumes = list(case.volumes.values())
-    times = f"{len(volumes)} x " if len(volumes) > 1 else ""
-    shared: dict[str, Any] = {
-        "scan": f"{case.name}, {times}{' x '.join(map(str, case.shape))} {volumes[0].array.dtype.name}",
+    several = f"{len(case.volumes)} x " if len(case.volumes) > 1 else ""
+    shared = level.figures | {
+        "scan": f"{case.name}, {several}{' x '.join(map(str, case.shape))} {case.first.array.dtype.name}",
         "limit_ms": limit_ms,
-        "sessions_held": level.held,
-        "seconds": significant(level.seconds, 4),
         "clicks_per_second": significant(level.clicks_per_second, 4) if case.clicks else None,
-        "errors": dict(level.errors),
-        "server_rss_mb": None if level.server_mb is None else level.server_mb["rss"],
-        "server_pss_mb": None if level.server_mb is None else level.server_mb["pss"],
-        "client_cpu_share": significant(level.client_share, 3),
-        "server_cpu_share": None if level.server_share is None else significant(level.server_share, 3),
     }
     rows: list[LoadRow | Absent] = []
     for stage in _met(case):
@@ -231,9 +213,3 @@ def level_rows(level: LoadLevel, identity: Identity, case: Case, limit_ms: float
             why = f"no {words} came up in {level.seconds:.0f} s; give --seconds more"
             rows.append(Absent("load", own, why, is_failure=False))
     return rows
-
-
-def _absent(identity: Identity, sessions: Sequence[int], stage: str, why: str, is_failure: bool) -> Iterator[Absent]:
-    """Yield a row for each level that was not run, of the stage that decides about a level."""
-    for readers in sessions:
-        yield Absent("load", replace(identity, stage=stage, sessions=readers), why, is_failure)

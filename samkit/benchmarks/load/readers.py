@@ -2,11 +2,8 @@
 
 A reader opens a scan, clicks where the case says, now and then takes a click back, and goes on to the next scan. What
 it does next is drawn by a generator that is seeded with its number, so that two runs do the same, but for how far they
-come. Two modes: `think`, in which it waits before each call as a person does, exponentially distributed; and `closed`,
-in which each call follows at once. After a call that failed it pauses and opens a new session.
-
-Readers are threads of one process, which runs on the same machine as the server: `client_share` says how much of it
-they took.
+come. It waits before each call as a person does, exponentially distributed, or not at all. After a call that failed it
+pauses and opens a new session. Readers are threads of one process, which runs on the same machine as the server.
 """
 
 from __future__ import annotations
@@ -18,13 +15,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.phantom_scans import brighter, click_on
 from samkit.benchmarks.measure.processes import memory_of, processor_seconds
+from samkit.benchmarks.record.rows import Times
+from samkit.benchmarks.record.statistics import significant
 from samkit.errors import SamkitError
 
 if TYPE_CHECKING:
@@ -137,25 +136,35 @@ class LoadLevel:
     """What so many readers at once met."""
 
     readers: int
+    samples: Mapping[str, Sequence[float]]
+    """Seconds of each call of all readers, by stage."""
     seconds: float
     """From the first call to the last answer."""
-    samples: Mapping[str, tuple[float, ...]]
-    """Seconds of each call of all readers, by stage."""
     errors: Mapping[str, int]
     """Calls that failed, by the error's type."""
-    held: int
+    sessions_held: int
     """Readers with a scan on the server at the end."""
-    client_share: float
+    client_cpu_share: float
     """Of all processors' time, what the process of the readers took."""
-    server_share: float | None = None
-    """What all processes of the server took; None where they are not known."""
-    server_mb: Mapping[str, float] | None = None
-    """`rss` and `pss` of all processes of the server while all sessions were open [MB]."""
+    server_cpu_share: float | None = None
+    """What all processes of the server took; None where they are not known, as is their memory."""
+    server_rss_mb: float | None = None
+    server_pss_mb: float | None = None
+    """While all sessions were open."""
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Return what a row of any stage says of the level, by the row's names."""
+        return {name: value for name, value in vars(self).items() if name not in ("readers", "samples")}
 
     @property
     def clicks_per_second(self) -> float:
         """Return how many clicks were answered, first ones too; the time is all there was, with that for scans."""
         return (len(self.samples["first_click"]) + len(self.samples["click"])) / self.seconds
+
+    def p95_ms(self, stage: str) -> float | None:
+        """Return the 95th percentile of a stage's times [ms]; None where it never came up."""
+        return Times.of(self.samples[stage]).p95_ms if self.samples[stage] else None
 
 
 def run_level(readers: Sequence[VirtualReader], seconds: float, pid: int | None = None) -> LoadLevel:
@@ -164,6 +173,7 @@ def run_level(readers: Sequence[VirtualReader], seconds: float, pid: int | None 
     `pid` is the server's process where it runs on this machine.
     """
     before = 0.0 if pid is None else processor_seconds(pid)
+    server = {}
     own, start = time.process_time(), time.perf_counter()
     try:
         with ThreadPoolExecutor(len(readers), thread_name_prefix="reader") as pool:
@@ -175,20 +185,21 @@ def run_level(readers: Sequence[VirtualReader], seconds: float, pid: int | None 
                     reader.stop()
                 raise
         took, own = time.perf_counter() - start, time.process_time() - own
-        used = None if pid is None else max(0.0, processor_seconds(pid) - before)  # less where some ended
+        whole = took * (os.cpu_count() or 1)
         held = sum(reader.holds_a_scan for reader in readers)
-        memory = None if pid is None else memory_of(pid)
+        if pid is not None:
+            used, memory = max(0.0, processor_seconds(pid) - before), memory_of(pid)  # less where some ended
+            server = {"server_cpu_share": significant(used / whole, 3)}
+            server |= {f"server_{kind}_mb": memory[kind] for kind in ("rss", "pss")}
     finally:
         for reader in readers:
             reader.leave()
-    whole = took * (os.cpu_count() or 1)
     return LoadLevel(
-        readers=len(readers),
-        seconds=took,
-        samples={stage: tuple(value for reader in readers for value in reader.samples[stage]) for stage in STAGES},
-        errors=dict(sum((reader.errors for reader in readers), Counter())),
-        held=held,
-        client_share=own / whole,
-        server_share=None if used is None else used / whole,
-        server_mb=None if memory is None else {kind: memory[kind] for kind in ("rss", "pss")},
+        len(readers),
+        {stage: tuple(value for reader in readers for value in reader.samples[stage]) for stage in STAGES},
+        significant(took, 4),
+        dict(sum((reader.errors for reader in readers), Counter())),
+        held,
+        significant(own / whole, 3),
+        **server,
     )

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SESSION_LEVELS = (1, 2, 4, 8, 16)
 MODES = ("think", "closed")
-VOLUME, SLICES, SESSIONS, CLICKS = "volume", "slices", "sessions", "clicks"
-SCALINGS = (VOLUME, SLICES, SESSIONS, CLICKS)
+VOLUME, SLICES, SESSIONS, CLICKS = SCALINGS = ("volume", "slices", "sessions", "clicks")
 """What cost may be fitted over."""
 
 
@@ -15,7 +13,7 @@ SCALINGS = (VOLUME, SLICES, SESSIONS, CLICKS)
 class Workload:
     """What readers are to do, and over what the growth of cost is fitted."""
 
-    sessions: tuple[int, ...] = SESSION_LEVELS
+    sessions: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Readers of each level, in turn."""
     modes: tuple[str, ...] = MODES
     think_s: float = 2.0

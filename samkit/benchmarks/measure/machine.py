@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ import onnx
 
 from samkit.benchmarks.measure.turns import seconds_of
 from samkit.benchmarks.record.rows import Row
-from samkit.benchmarks.record.run import Run
+from samkit.benchmarks.record.run import Facts, Run
 from samkit.benchmarks.record.statistics import significant
 from samkit.errors import MissingDependencyError
 from samkit.extras import how_to_install
@@ -200,12 +200,7 @@ def _said(*command: str) -> str:
 
 
 def finished_run(
-    kind: str,
-    started: datetime,
-    exports: Iterable[Mapping[str, Any]],
-    machine: Mapping[str, Any],
-    rows: Iterable[Row],
-    notes: Iterable[str],
+    kind: str, started: datetime, exports: Iterable[Facts], machine: Facts, rows: Iterable[Row], notes: Iterable[str]
 ) -> Run:
     """Return the run of `sam-bench KIND` that began at `started` and ends now."""
     here = str(Path(__file__).parent)

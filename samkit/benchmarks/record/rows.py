@@ -1,7 +1,8 @@
 """The rows of a run: what was measured of one export's graph or stage on one backend, or why it was not.
 
-AccuracyRow, LatencyRow, LoadRow and Absent share `identity`. In a run's JSON each is one flat object with its `kind`,
-which `to_dict` writes and `read_row` reads.
+In a run's JSON each is a flat object: `kind`, `method`, `graph` or `stage`, `backend`, `device`, `precision`; and what
+was measured: `parity_dice` (accuracy: the worst), or `p50_ms`, `p95_ms`, `p99_ms` (latency, load) with the samples; or
+in its place a sentence, `not_run` (nobody could have: no GPU) or `error` (it failed).
 """
 
 from __future__ import annotations

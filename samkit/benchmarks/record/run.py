@@ -1,13 +1,4 @@
-"""One JSON per run of `sam-bench`: what ran, on what, and every raw sample. Tables and pictures are made of it alone.
-
-    {"schema_version": 1, "kind": "latency", "command": ["sam-bench", "latency", ...], "started": "2026-11-22T...",
-     "seconds": 212.0, "samkit": "0.5.0", "commit": "c1840e1", "exports": [{"method": ..., "manifest": SHA-256, ...}],
-     "machine": {...}, "versions": {...}, "rows": [...], "notes": [...]}
-
-A row has `kind`, `method`, `graph` or `stage`, `backend`, `device`, `precision`, and what was measured: `parity_dice`
-(accuracy: the worst) or `p50_ms`, `p95_ms`, `p99_ms` (latency, load), with the samples. What could not be measured is a
-row, too, with a sentence as `not_run` (nobody could have: no GPU) or `error` (it failed) in their place.
-"""
+"""One JSON per run of `sam-bench`: what ran, on what, with every raw sample. Tables and plots are made of it alone."""
 
 from __future__ import annotations
 
@@ -25,19 +16,21 @@ from samkit.json_records import from_json, to_json
 from samkit.manifest import Manifest
 
 SCHEMA_VERSION = 1
+Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one command measured."""
+    """What one command measured; the JSON has the keys of the fields."""
 
     kind: str
     command: tuple[str, ...]
     started: str
+    """UTC, ISO 8601."""
     seconds: float
-    exports: tuple[Mapping[str, Any], ...]
+    exports: tuple[Facts, ...]
     """What `describe_export` says of each."""
-    machine: Mapping[str, Any]
+    machine: Facts
     """What `Machine.describe` says."""
     versions: Mapping[str, str]
     rows: tuple[Row, ...]

@@ -17,7 +17,7 @@ from samkit.benchmarks.cli import bench
 from samkit.benchmarks.load import command as load
 from samkit.benchmarks.load import levels, scaling
 from samkit.benchmarks.load.readers import STAGES, LoadLevel
-from samkit.benchmarks.load.scaling import MOST_SAMPLES, Scaling, grown
+from samkit.benchmarks.load.scaling import MOST_SAMPLES, grown, growth_row
 from samkit.benchmarks.load.workload import Workload
 from samkit.benchmarks.record.rows import Absent, Identity
 from samkit.benchmarks.record.run import Run
@@ -34,7 +34,7 @@ CASE = Case("cube", VOLUMES, {"": np.ones((2, 2, 2), bool)}, clicks=(Point((0, 0
 
 def level(readers, errors=None, **samples):
     met = dict.fromkeys(STAGES, (0.01,)) | samples
-    return LoadLevel(readers, 10.0, met, errors or {}, readers, 0.25, 0.5, {"rss": 900.0, "pss": 700.0})
+    return LoadLevel(readers, met, 10.0, errors or {}, readers, 0.25, 0.5, 900.0, 700.0)
 
 
 def reported(output):
@@ -139,8 +139,7 @@ def test_a_reader_without_clicks_opens_and_scans():
 
 def test_growth_is_told_apart_by_mode_and_not_by_sessions():
     samples = {1.0: [0.1], 2.0: [0.3]}
-    rows = [Scaling("click", "sessions", samples, mode).row(replace(IDENTITY, mode=mode))
-            for mode in ("think", "closed")]  # fmt: skip
+    rows = [growth_row(replace(IDENTITY, mode=mode), "click", "sessions", samples) for mode in ("think", "closed")]
 
     assert [row.identity.stage for row in rows] == ["click over sessions, think", "click over sessions, closed"]
     assert rows[0].identity.settings == ("mode", "think_s")
@@ -148,7 +147,7 @@ def test_growth_is_told_apart_by_mode_and_not_by_sessions():
 
 
 def test_growth_over_one_size_is_a_row_that_says_why():
-    row = Scaling("propagate", "slices", {2.0: [0.1]}).row(IDENTITY)
+    row = growth_row(replace(IDENTITY, mode=None), "propagate", "slices", {2.0: [0.1]})
 
     assert row.identity.stage == "propagate over slices"
     assert "needs two sizes of slices" in row.reason
@@ -208,7 +207,7 @@ def test_a_server_on_a_gpu_says_so(served):
     served.session.providers = {"mask_decoder": ("CUDAExecutionProvider", "CPUExecutionProvider")}
     served.session.precision = "fp16"
 
-    identity = levels.Endpoint.look_at("triton://127.0.0.1:1/x", None).identity
+    identity = levels.Endpoint.look_at("triton://127.0.0.1:1/x").identity
 
     assert (identity.device, identity.precision) == ("cuda", "fp16")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.phantom_scans import padded, repeated
 from samkit.benchmarks.load import scaling
 from samkit.benchmarks.load.readers import STAGES, LoadLevel
-from samkit.benchmarks.load.scaling import Scaling
+from samkit.benchmarks.load.scaling import growth_row
 from samkit.benchmarks.record.rows import Identity, read_row, to_dict
 from samkit.errors import SamkitError
 from samkit.geometry import Volume, voxel_to_world
@@ -29,7 +31,7 @@ def test_the_exponent_is_that_of_the_times(exponent):
     noise = np.random.default_rng(3)
     samples = {x: [0.01 * x**exponent * noise.uniform(0.95, 1.05) for _ in range(20)] for x in (1.0, 2.0, 4.0, 8.0)}
 
-    row = Scaling("click", "sessions", samples).row(IDENTITY)
+    row = growth_row(IDENTITY, "click", "sessions", samples)
 
     found = row.scaling.exponent
     assert found.low <= exponent <= found.high
@@ -38,20 +40,20 @@ def test_the_exponent_is_that_of_the_times(exponent):
     assert row.scaling.x == (1.0, 2.0, 4.0, 8.0)
 
 
-def test_a_size_with_many_samples_counts_no_more_than_others():
+def test_a_size_with_many_samples_counts_no_more_than_others(monkeypatch):
     samples = {1.0: [0.01] * 5000, 2.0: [0.02] * 200, 4.0: [0.03] * 200}
+    monkeypatch.setattr(scaling, "MOST_SAMPLES", 300)
 
-    found = Scaling("click", "sessions", samples)
+    row = growth_row(IDENTITY, "click", "sessions", samples)
 
-    assert found.exponent().value == pytest.approx(np.log2(3) / 2, abs=0.01)
-    row = found.row(IDENTITY, most=300)
+    assert row.scaling.exponent.value == pytest.approx(np.log2(3) / 2, abs=0.01)
     assert [len(values) for values in row.scaling.y_ms] == [100, 100, 100]
     assert row.times.n == 5400
 
 
 @pytest.mark.parametrize("samples", [{}, {8.0: [0.1, 0.2]}])
 def test_of_one_size_there_is_no_exponent(samples):
-    row = Scaling("propagate", "slices", samples).row(IDENTITY)
+    row = growth_row(IDENTITY, "propagate", "slices", samples)
 
     assert row.reason.startswith("an exponent of propagate needs two sizes of slices")
 
@@ -70,15 +72,16 @@ def test_thinning_keeps_the_ends_and_the_middle():
 
 def test_levels_with_few_calls_of_a_stage_do_not_count_for_it():
     def level(readers, **samples):
-        return LoadLevel(readers, 1.0, dict.fromkeys(STAGES, ()) | samples, {}, readers, 0.1)
+        return LoadLevel(readers, dict.fromkeys(STAGES, ()) | samples, 1.0, {}, readers, 0.1)
 
     levels = [level(n, click=(0.1 * n,) * 9, scan=(0.1,) * 9 * (n == 1), undo=(0.1,)) for n in (1, 2, 4)]
 
-    click, scan, undo = scaling.over_sessions(levels, ("click", "scan", "undo"), "closed")
+    found = scaling.over_sessions(levels, ("click", "scan", "undo"))
 
-    assert click.name == "click over sessions, closed"
-    assert click.exponent().value == pytest.approx(1.0)
-    assert [len(found.samples) for found in (scan, undo)] == [1, 0]
+    click = growth_row(replace(IDENTITY, mode="closed"), "click", "sessions", found["click"])
+    assert click.identity.stage == "click over sessions, closed"
+    assert click.scaling.exponent.value == pytest.approx(1.0)
+    assert [len(found[stage]) for stage in ("scan", "undo")] == [1, 0]
 
 
 def test_air_around_a_scan_moves_nothing_in_the_world():
@@ -144,9 +147,10 @@ def test_volumes_take_turns_and_the_first_round_does_not_count():
 
     found = scaling.over_volume(session, case, rounds=2)
 
-    assert [one.name for one in found] == ["scan over volume", "first click over volume", "click over volume"]
+    assert list(found) == ["scan", "first_click", "click"]
     sides = (4, 5, 7, 10)
-    assert all({x: len(times) for x, times in one.samples.items()} == {s**3: 2 for s in sides} for one in found)
+    for samples in found.values():
+        assert {x: len(times) for x, times in samples.items()} == {s**3: 2 for s in sides}
     opened = [call for call in session.calls if call.startswith("open")]
     assert opened == [f"open {side}" for side in (*sides, *sides[1:], sides[0], *sides[2:], *sides[:2])]
 
@@ -161,26 +165,26 @@ def test_volumes_take_turns_and_the_first_round_does_not_count():
 def test_slices_are_those_that_were_answered(automatic, stage, calls):
     session = FakeSession(automatic=automatic)
 
-    (found,) = scaling.over_slices(session, CASE, rounds=1)
+    found = scaling.over_slices(session, CASE, rounds=1)
 
     assert session.calls[: len(calls)] == calls
-    assert found.stage == stage
-    assert {x: len(times) for x, times in found.samples.items()} == {1: 1, 3: 1, 7: 1, 15: 1}
+    assert list(found) == [stage]
+    assert {x: len(times) for x, times in found[stage].items()} == {1: 1, 3: 1, 7: 1, 15: 1}
 
 
 def test_clicks_are_timed_where_embeddings_are_there():
     session = FakeSession(automatic=False)
     case = Case("three clicks", CASE.volumes, {"": TARGET}, clicks=CASE.clicks * 3)
 
-    (found,) = scaling.over_clicks(session, case, rounds=2)
+    found = scaling.over_clicks(session, case, rounds=2)
 
     assert session.calls == ["open 4", *["reset", "click", "click", "click"] * 3]
-    assert {x: len(times) for x, times in found.samples.items()} == {1: 2, 2: 2, 3: 2}
+    assert {x: len(times) for x, times in found["click"].items()} == {1: 2, 2: 2, 3: 2}
 
 
 def test_figures_make_a_row():
-    row = Scaling("click", "volume", {1.0: [0.1], 8.0: [0.2]}).row(IDENTITY)
+    row = growth_row(IDENTITY, "first_click", "volume", {1.0: [0.1], 8.0: [0.2]})
 
     assert read_row(to_dict(row)) == row
-    assert row.identity.stage == "click over volume"
+    assert row.identity.stage == "first click over volume"
     assert (row.scaling.over, row.scaling.unit) == ("volume [voxels]", "voxels")
