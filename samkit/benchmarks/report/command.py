@@ -15,11 +15,12 @@ import click
 
 from samkit.benchmarks.record.run import Run, load_run
 from samkit.benchmarks.report.cards import card_of
-from samkit.benchmarks.report.layouts import failures
+from samkit.benchmarks.report.kinds import tables_of
 from samkit.benchmarks.report.papers import paper_tables
 from samkit.benchmarks.report.pictures import cases_of
 from samkit.benchmarks.report.plots import plots_of
-from samkit.benchmarks.report.tables import definitions, facts, summary_tables, tables_of
+from samkit.benchmarks.report.table import failures
+from samkit.benchmarks.report.tables import definitions, facts, summary_tables
 from samkit.errors import MissingDependencyError
 from samkit.protocols.papers import FOLDER
 
@@ -93,14 +94,8 @@ def _fill(template: str, runs: Sequence[Run], papers: Path | None, **more: Any) 
         lstrip_blocks=True,
     )
     environment.filters["plain"] = lambda text: text.translate(_MARKS)
-    environment.globals.update(card_of=card_of, facts=facts, plots_of=plots_of, tables_of=tables_of)
-    papers_note, printed = paper_tables(runs, papers)
-    return environment.get_template(template).render(
-        runs=runs,
-        failures=failures(runs),
-        summary=summary_tables(runs),
-        definitions=definitions() if any(run.kind == "accuracy" for run in runs) else None,
-        papers=printed,
-        papers_note=papers_note,
-        **more,
-    )
+    environment.globals.update(
+        card_of=card_of, definitions=definitions, facts=facts, failures=failures, paper_tables=paper_tables,
+        plots_of=plots_of, summary_tables=summary_tables, tables_of=tables_of,
+    )  # fmt: skip
+    return environment.get_template(template).render(runs=runs, folder=papers, **more)
