@@ -9,13 +9,12 @@ import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageColor
 from scipy import ndimage
 
-from samkit.benchmarks.record.rows import AccuracyRow, WorstSlice
+from samkit.benchmarks.record.rows import AccuracyRow, WorstSlice, to_png
 from samkit.benchmarks.record.run import Run
 from samkit.benchmarks.report.table import backend_of, method_of
 from samkit.errors import InputRefused
@@ -75,7 +74,7 @@ def cases_of(run: Run, name: str) -> Iterator[PicturedCase]:
             backend=_row_words(row),
             worst=worst,
             others=_others([(other, one) for other, one in entries if other is not row]),
-            image=_png(image),
+            image=to_png(image),
             size=image.size,
             panels=_panels(mask, export, worst.flipped),
         )
@@ -127,12 +126,6 @@ def _read(text: str, case: str) -> Image.Image:
         raise InputRefused("no-picture", why, "measure the run again") from error
 
 
-def _png(picture: Image.Image, **more: Any) -> str:
-    file = io.BytesIO()
-    picture.save(file, "PNG", optimize=True, **more)
-    return base64.b64encode(file.getvalue()).decode()
-
-
 def _overlay(masks: Mapping[str, np.ndarray], *, shade: int = 0, opacity: int = 130) -> str:
     """Return a PNG that is clear (or black by `shade`, 0 to 255) but for the masks, which have their colours."""
     numbers = np.zeros(next(iter(masks.values())).shape, np.uint8)
@@ -140,7 +133,7 @@ def _overlay(masks: Mapping[str, np.ndarray], *, shade: int = 0, opacity: int = 
         numbers[mask] = place
     picture = Image.fromarray(numbers, "P")
     picture.putpalette(b"".join(bytes(ImageColor.getrgb(colour)) for colour in ("#000000", *masks)))
-    return _png(picture, transparency=bytes((shade, *(opacity for _ in masks))))
+    return to_png(picture, transparency=bytes((shade, *(opacity for _ in masks))))
 
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
