@@ -8,7 +8,9 @@ A reader is one file here and its line in READERS (docs/how-to/add-a-reader.md);
     gate            what every scan and label has to be
     reading         a scan, a label or a picture from a path
     study           what is segmented together
+    in_memory       the same from what a session is given instead of a file
     writing         masks, logits and volumes, complete or not at all
+    results         a mask and its table, checked before and written
 """
 
 from importlib import import_module

@@ -218,7 +218,7 @@ class OfficialFile:
     """Option and name of each file that has to be given with it."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Method:
     """One segmentation method: everything that tells it from the others."""
 
@@ -269,8 +269,13 @@ class Method:
     structures: Callable[[Any], tuple[str, ...]] = lambda config: ()
     """Names of the labels 1, 2, ...; none where there is one mask."""
 
+    def __repr__(self) -> str:
+        """Return what it does and what it is prompted with."""
+        prompts = " or ".join(sorted(self.prompts)) or "no prompt"
+        return f"<{type(self).__name__} {self.name}: {self.summary}; takes {prompts}>"
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class VolumeMethod(Method):
     """Clicks on a volume: each one refines the mask in cubic crops."""
 
@@ -295,7 +300,7 @@ class Answer:
     """Predicted IoU of the chosen masks, where the method trained that head."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SliceMethod(Method):
     """Slice by slice: from prompts, from a detector, or by itself."""
 
