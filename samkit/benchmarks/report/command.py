@@ -33,14 +33,16 @@ _MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_|<>#"} | {"\n": " "}
               type=click.Path(dir_okay=False, path_type=Path))  # fmt: skip
 @click.option("--tables", type=click.Path(dir_okay=False, path_type=Path), help="Write all tables as Markdown, too.")
 @click.option("--papers", type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="Folder of the papers' tables. Default: docs/papers of the checkout that runs.")  # fmt: skip
+              help="Folder of the papers' tables. Default: docs/results/papers of the checkout that runs.")  # fmt: skip
 def command(files: tuple[Path, ...], out: Path, tables: Path | None, papers: Path | None) -> None:
     """Write one HTML file of the runs in FILES; it holds slices of the cases, unless they were measured without."""
     runs = [load_run(path) for path in files]
     if papers is None and FOLDER.is_dir():
         papers = FOLDER
     if papers is None and any(run.kind == "accuracy" for run in runs):
-        click.echo("no figures of the papers: docs/papers of a checkout has them; give it with --papers", err=True)
+        click.echo(
+            "no figures of the papers: docs/results/papers of a checkout has them; give it with --papers", err=True
+        )
     _write(out, render(runs, papers))
     if tables is not None:
         _write(tables, markdown(runs, papers))
@@ -66,7 +68,7 @@ def render(runs: Sequence[Run], papers: Path | None = None) -> str:
 
 
 def markdown(runs: Sequence[Run], papers: Path | None = None) -> str:
-    """Return all tables of runs as Markdown, those of one run under what it is: the body of docs/benchmarks.md.
+    """Return all tables of runs as Markdown, those of one run under what it is: the body of docs/results/benchmarks.md.
 
     The tables in the folder `papers` stand at the end; raises what `render` does of them, and without Jinja2.
     """

@@ -196,7 +196,7 @@ def test_every_metric_of_a_table_is_defined_in_markdown(accuracy_run):
 
 
 def test_the_documentation_has_every_metric_as_it_is_defined(accuracy_run):
-    text = (Path(__file__).parents[4] / "docs/benchmarks.md").read_text()
+    text = (Path(__file__).parents[4] / "docs/explanation/benchmarks.md").read_text()
     lines = markdown([accuracy_run]).partition("## What the metrics are\n\n")[2].splitlines()
 
     assert len(lines) > len(METRICS)
