@@ -1,9 +1,8 @@
 """Sessions on one export: the PyTorch originals, which are the baseline, and a candidate for each backend.
 
-The graphs of all of them are observed. On a CPU some precisions are judged by graphs that round and overflow as a
-device does (`find_emulator`): the backend would hide an overflow there. A session on a server runs its graphs there,
-where nobody sees the calls; but each graph is a model of its own there, too (`ServedRunner`), which can be asked what
-PyTorch was asked.
+The graphs of all are observed. On a CPU some precisions are judged by graphs that round and overflow as a device does
+(`find_emulator`), which the backend would hide. A session on a server runs its graphs where nobody sees the calls; but
+each graph is a model of its own there, too (`ServedRunner`), which can be asked what PyTorch was asked.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def choose_backends(named: Sequence[str], device: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Compared:
-    """An export that is compared, with all that follows from it, and from what was asked, for every backend."""
+    """An export that is compared, and all that follows from it, and from what was asked, for every backend."""
 
     export: Export
     settings: AccuracySettings

@@ -4,9 +4,8 @@ For each export, case and policy of the reader (`simulated_user`) the PyTorch or
 get the same clicks: so each mask has one to be compared with. Where a mask differs, the backend is clicked on once more
 on its own errors. Every output of every graph is compared, too (`outputs`).
 
-What a run holds of the data: `slices` of a row are parts of images, `notes` may name files that were left out, and
-`command` has the folder as it was typed. Cases are called by their place in the folder, never by a file. So share a run
-as you would share the scans, or measure with --anonymous, which leaves out pictures, names of files, and the folder.
+A run holds parts of images (`slices` of a row), maybe names of files that were left out (`notes`), and the folder as it
+was typed (`command`). Share it as you would share the scans, or measure with --anonymous, which leaves all of that out.
 """
 
 from __future__ import annotations
@@ -103,9 +102,8 @@ def command(exports: tuple[Path, ...], backends: str | None, out: Path, **asked:
 def measure_accuracy(exports: Sequence[Path], settings: AccuracySettings) -> Run:
     """Return a run with a row for each export, backend and policy, and for each detector.
 
-    Raises ManifestError for an export whose files changed, before anything else, PromptError for an export that knows
-    none of the policies. InputRefused for data that an export can't be measured on, and whatever keeps PyTorch's
-    originals from running, are raised where it is the only one; among several they are its row.
+    Raises ManifestError for an export whose files changed, before anything else, PromptError for one that knows none of
+    the policies. What keeps an export from being measured is raised where it is the only one, else it is its row.
     """
     started = datetime.now(UTC)
     backends = [get_backend(BACKENDS[name].backend) for name in settings.backends if name != TRITON]

@@ -21,8 +21,6 @@ from samkit.runtime.backends.runner import Closing, Runner
 from samkit.tensors import Tensor, on_host
 
 T = TypeVar("T", bound=Tensor)
-SESSION = "the session"
-"""What is to blame where no graph can be told."""
 _FLAGS = ("point_labels", "has_mask_input")
 """Inputs that mean something else at half their value."""
 
@@ -77,8 +75,7 @@ class Recording:
 class OutputCheck:
     """Compares the calls of a candidate, as they come, with those of the originals at the same places.
 
-    What is found goes to the outcome that was begun last: the largest relative error of each graph's outputs, and the
-    first call beyond its tolerance.
+    The largest error of each graph, and the first call beyond its tolerance, go to the outcome that was begun last.
     """
 
     def __init__(
@@ -181,7 +178,7 @@ class OutputCheck:
         A server's graphs alone are compared, not what led to them, so there it is the session.
         """
         errors = self._outcome.relative_error if self.sees_session else {}
-        return max(errors, key=lambda name: errors[name] / self._limits[name], default=SESSION)
+        return max(errors, key=lambda name: errors[name] / self._limits[name], default="the session")
 
 
 def _probes(
