@@ -21,6 +21,7 @@ from samkit.benchmarks.report.plots import plots_of
 from samkit.benchmarks.report.table import failures
 from samkit.benchmarks.report.tables import definitions, facts, summary_tables
 from samkit.errors import MissingDependencyError
+from samkit.extras import how_to_install
 from samkit.protocols.papers import FOLDER
 
 _MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_|<>#"} | {"\n": " "})
@@ -79,7 +80,7 @@ def _fill(template: str, runs: Sequence[Run], papers: Path | None, **more: Any) 
     try:
         import jinja2
     except ImportError as error:
-        raise MissingDependencyError("the report needs Jinja2; pip install 'samkit[bench]'") from error
+        raise MissingDependencyError(f"the report needs Jinja2; {how_to_install('bench')}") from error
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=jinja2.select_autoescape(["html.j2"]),

@@ -23,6 +23,7 @@ from samkit.benchmarks.record.run import Run
 from samkit.benchmarks.record.statistics import mean_interval, spread
 from samkit.benchmarks.report.table import backend_of, by_backend, method_of, part_of
 from samkit.errors import MissingDependencyError
+from samkit.extras import how_to_install
 from samkit.json_records import find
 
 COLOURS: Mapping[str, str] = {
@@ -56,7 +57,7 @@ def plots_of(run: Run) -> list[tuple[str, str, str]]:
     try:
         from matplotlib import style
     except ImportError as error:
-        raise MissingDependencyError("plots need Matplotlib; pip install 'samkit[bench]'") from error
+        raise MissingDependencyError(f"plots need Matplotlib; {how_to_install('bench')}") from error
     measured = [row for row in run.rows if not isinstance(row, Absent)]
     with style.context(STYLE):
         return [
