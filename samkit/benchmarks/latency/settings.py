@@ -9,8 +9,6 @@ PARTS = ("graphs", "memory", "stages")
 EAGER, AUTOCAST, COMPILE, NO_FOLD = "torch", "torch-autocast", "torch-compile", "onnxruntime-no-fold"
 BASELINES = (NO_FOLD, EAGER, AUTOCAST, COMPILE)
 """What graphs are timed beside: ONNX Runtime of `--no-fold`, PyTorch eager, under autocast, compiled."""
-COLD_STARTS = 3
-"""New processes for each backend: a second or two each."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,7 @@ class LatencySettings:
     """Rows of a graph, one measurement each."""
     points: tuple[int, ...] = (1,)
     """Points of each row, one measurement each."""
-    cold_starts: int = COLD_STARTS
+    cold_starts: int = 3
+    """New processes for each backend: a second or two each."""
     engines: bool = False
     """Whether backends that run on a GPU alone take turns on a CPU's machine, too."""

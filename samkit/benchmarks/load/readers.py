@@ -8,6 +8,7 @@ pauses and opens a new session. Readers are threads of one process, which runs o
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter
@@ -15,7 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -110,19 +112,16 @@ class VirtualReader:
         if self._session is None:
             self._session = self._timed("open", self._open)
         elif self._clicks is None or self._clicks == len(points):
-            self._next_scan(self._session)
+            scan = brighter(self._case, next(self._scans))  # made before the clock starts
+            self._timed("scan", partial(self._session.set_image, scan.image))
+            self._clicks = 0
         elif self._clicks > 1 and self._rng.random() < UNDO_SHARE:
             self._timed("undo", self._session.undo)
             self._clicks -= 1
         else:
-            session, point = self._session, points[self._clicks]
-            self._timed("click" if self._clicks else "first_click", lambda: click_on(session, point))
+            stage = "click" if self._clicks else "first_click"
+            self._timed(stage, partial(click_on, self._session, points[self._clicks]))
             self._clicks += 1
-
-    def _next_scan(self, session: Session) -> None:
-        scan = brighter(self._case, next(self._scans))  # made before the clock starts
-        self._timed("scan", lambda: session.set_image(scan.image))
-        self._clicks = 0
 
     def _timed(self, stage: str, call: Callable[[], Result]) -> Result:
         start = self._clock()
@@ -133,7 +132,7 @@ class VirtualReader:
 
 @dataclass(frozen=True)
 class LoadLevel:
-    """What so many readers at once met."""
+    """What so many readers at once met: their calls, and figures by the names that they have in a row."""
 
     readers: int
     samples: Mapping[str, Sequence[float]]
@@ -153,18 +152,18 @@ class LoadLevel:
     """While all sessions were open."""
 
     @property
-    def figures(self) -> dict[str, Any]:
-        """Return what a row of any stage says of the level, by the row's names."""
-        return {name: value for name, value in vars(self).items() if name not in ("readers", "samples")}
-
-    @property
     def clicks_per_second(self) -> float:
         """Return how many clicks were answered, first ones too; the time is all there was, with that for scans."""
         return (len(self.samples["first_click"]) + len(self.samples["click"])) / self.seconds
 
-    def p95_ms(self, stage: str) -> float | None:
-        """Return the 95th percentile of a stage's times [ms]; None where it never came up."""
-        return Times.of(self.samples[stage]).p95_ms if self.samples[stage] else None
+    @property
+    def failures(self) -> str:
+        """Return what failed, as part of a sentence."""
+        return f"calls failed: {', '.join(f'{name} {times} times' for name, times in sorted(self.errors.items()))}"
+
+    def p95_ms(self, stage: str) -> float:
+        """Return the 95th percentile of a stage's times [ms]; nan where it never came up."""
+        return Times.of(self.samples[stage]).p95_ms if self.samples[stage] else math.nan
 
 
 def run_level(readers: Sequence[VirtualReader], seconds: float, pid: int | None = None) -> LoadLevel:
