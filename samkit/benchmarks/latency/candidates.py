@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 NO_GPU = "no CUDA device here"
 NOT_ASKED = "this run was on the CPU; sam-bench latency --device cuda measures it"
-
 BFLOAT16 = "bf16"
 AUTOCAST_PRECISION = {"cuda": FP16.name, "cpu": BFLOAT16}
 """What autocast computes in when nobody says: on a CPU PyTorch has few float16 kernels."""
@@ -46,6 +46,9 @@ Run: TypeAlias = Callable[[], Mapping[str, Any]]
 """One run with its copies: outputs by name, tensors of samkit or of PyTorch, where a session has them."""
 
 
+# --- Who takes turns ---
+
+
 def candidates(export: Export, settings: LatencySettings) -> list[Variant]:
     """Return what is timed of an export on the device that is asked for, in all precisions that it was written in."""
     return [
@@ -56,25 +59,26 @@ def candidates(export: Export, settings: LatencySettings) -> list[Variant]:
     ]  # fmt: skip
 
 
-def needing_gpu() -> list[Variant]:
-    """Return what takes turns where there is a CUDA device; of a backend that runs on one alone, what it prefers."""
-    ours = [
-        one
-        for one in bench_backends().values()
-        if one.device == "cuda"
-        and ("cpu" in get_backend(one.backend).devices or "cuda" in get_precision(one.precision).preferred_on)
-    ]
-    return [*ours, *(Variant(name, torch_precision(name, "cuda"), "cuda") for name in (EAGER, AUTOCAST, COMPILE))]
+def baseline(name: str, device: str) -> Variant:
+    """Return one of BASELINES, with what it computes in."""
+    return Variant(name, AUTOCAST_PRECISION[device] if name == AUTOCAST else BASE.name, device)
 
 
 def rows_of_gpu(rows: Iterable[Row]) -> Iterator[Absent]:
-    """Yield, for the rows of a run on the CPU, those of all that needs CUDA."""
+    """Yield, for the rows of a run on the CPU, those of all that takes turns where there is a CUDA device."""
     why = NOT_ASKED if gpus() else NO_GPU
-    for row in rows:
-        if (row.identity.backend, row.identity.precision) == (DEFAULT.name, BASE.name):
-            for one in needing_gpu():
-                if row.identity.graph or one.backend not in (AUTOCAST, COMPILE):
-                    yield Absent("latency", replace(row.identity, **asdict(one)), why, is_failure=False)
+    there = [
+        one
+        for one in bench_backends().values()
+        # Of a backend that runs on a GPU alone, what it prefers
+        if one.device == "cuda"
+        and ("cpu" in get_backend(one.backend).devices or "cuda" in get_precision(one.precision).preferred_on)
+    ]
+    there += [baseline(name, "cuda") for name in (EAGER, AUTOCAST, COMPILE)]
+    for row, one in product(rows, there):
+        is_ours = (row.identity.backend, row.identity.precision) == (DEFAULT.name, BASE.name)
+        if is_ours and (row.identity.graph or one.backend not in (AUTOCAST, COMPILE)):
+            yield Absent("latency", replace(row.identity, **asdict(one)), why, is_failure=False)
 
 
 def note_on(one: Variant) -> str | None:
@@ -114,13 +118,8 @@ def check_device(device: str) -> None:
         )
 
 
-def torch_precision(baseline: str, device: str) -> str:
-    """Return what PyTorch computes in as one of BASELINES."""
-    return AUTOCAST_PRECISION[device] if baseline == AUTOCAST else BASE.name
-
-
 def torch_run(
-    network: Network, graph: GraphSpec, inputs: Mapping[str, np.ndarray], baseline: str = EAGER, device: str = "cpu"
+    network: Network, graph: GraphSpec, inputs: Mapping[str, np.ndarray], name: str = EAGER, device: str = "cpu"
 ) -> Run:
     """Return a run of one graph of `network`, which is on `device`, as one of BASELINES."""
     import torch
@@ -128,7 +127,7 @@ def torch_run(
     def run_graph(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return network.run_graph(graph.name, *tensors)
 
-    function = torch.compile(run_graph, backend=COMPILER) if baseline == COMPILE else run_graph
+    function = torch.compile(run_graph, backend=COMPILER) if name == COMPILE else run_graph
     there = {name: torch.from_numpy(array).to(device) for name, array in inputs.items() if name in STAYING}
 
     def run() -> dict[str, np.ndarray | torch.Tensor]:
@@ -136,7 +135,7 @@ def torch_run(
         with (
             torch.inference_mode(),
             torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
-            torch.autocast(device, enabled=baseline == AUTOCAST),
+            torch.autocast(device, enabled=name == AUTOCAST),
         ):
             tensors = [
                 there[spec.name] if spec.name in there else torch.from_numpy(inputs[spec.name]).to(device)
@@ -163,7 +162,4 @@ def finished(run: Run, device: str) -> Run:
 
 def as_arrays(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Return the outputs of any run on the host, float32."""
-    return {
-        name: value.float().cpu().numpy() if hasattr(value, "cpu") else on_host(value)
-        for name, value in outputs.items()
-    }
+    return {name: one.float().cpu().numpy() if hasattr(one, "cpu") else on_host(one) for name, one in outputs.items()}

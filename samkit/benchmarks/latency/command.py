@@ -2,8 +2,7 @@
 
 Graphs: each file of an export in ONNX Runtime against PyTorch eager, autocast, torch.compile and ONNX Runtime of
 `--no-fold`, with their share of what the machine can do at best, and their memory. Stages: cold start, load, encode,
-click, undo, end to end. With `--device cuda` it is the same on a GPU, with the TensorRT engines of an export that has
-some. What can't be measured here has rows that say why.
+click, undo, end to end. What can't be measured here has rows that say why.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from samkit.benchmarks.record.rows import Absent, LatencyRow
     from samkit.benchmarks.record.run import Measured, Run
 
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _COUNT = click.IntRange(min=1)
 logger = logging.getLogger(__name__)
 
@@ -44,8 +42,8 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 
 
 @click.command()
-@click.option("--export", "exports", multiple=True, required=True, type=_FOLDER,
-              help="Folder that sam-export wrote. Repeat it.")  # fmt: skip
+@click.option("--export", "exports", multiple=True, required=True, help="Folder that sam-export wrote. Repeat it.",
+              type=click.Path(exists=True, file_okay=False, path_type=Path))  # fmt: skip
 @click.option("--rounds", default=7, show_default=True, type=_COUNT, help="Turns of each backend.")
 @click.option("--threads", multiple=True, type=_COUNT, help="Repeat it to compare; default: all cores.")
 @click.option("--batch", "batches", default="1", show_default=True, callback=_numbers, help="Rows of a graph: 1,4.")

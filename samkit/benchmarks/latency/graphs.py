@@ -25,10 +25,10 @@ from samkit.benchmarks.latency.candidates import (
     Run,
     as_arrays,
     attempt,
+    baseline,
     candidates,
     finished,
     note_on,
-    torch_precision,
     torch_run,
 )
 from samkit.benchmarks.latency.settings import BASELINES, EAGER, NO_FOLD, LatencySettings
@@ -98,11 +98,13 @@ class GraphTimer:
         self._gflop = cache(self._count)
         self._scratch = Path(held.enter_context(tempfile.TemporaryDirectory()))
         self._network = original_network(export.plan, device=machine.device, threads=machine.threads)
+        threads = machine.threads if machine.device == "cpu" else None
+        self._open = partial(OnnxRuntimeRunner, device=machine.device, threads=threads)
         self._ours = Variant(DEFAULT.name, BASE.name, machine.device)
-        # Of whole exports, for the embeddings
-        self._runners: dict[Variant, Mapping[str, Runner]] = {
-            self._ours: {spec.name: self._open(export.path(spec.name, BASE.name), spec, held) for spec in export.specs}
-        }
+        self._runners: dict[Variant, dict[str, Runner]] = {self._ours: {}}  # of whole exports, for the embeddings
+        for spec in export.specs:
+            runner = self._open(export.path(spec.name, BASE.name), spec)
+            self._runners[self._ours][spec.name] = held.enter_context(runner)
 
     def rows(self) -> Iterator[LatencyRow | Absent]:
         """Yield the rows of the graphs that are asked for, for each number of rows and points."""
@@ -172,7 +174,7 @@ class GraphTimer:
         return [
             *candidates(self._export, self._settings),
             *(Variant(DEFAULT.name, precision, device) for precision in lacking),
-            *(Variant(n, torch_precision(n, device), device) for n in BASELINES if n in self._settings.baselines),
+            *(baseline(name, device) for name in BASELINES if name in self._settings.baselines),
         ]
 
     # --- Runs ---
@@ -207,7 +209,7 @@ class GraphTimer:
             raise MissingDependencyError(lack)
         path = self._file(work, one)
         if path is not None and one != self._ours:
-            return _run(self._open(path, work.of(one), opened), work.inputs)
+            return _run(opened.enter_context(self._open(path, work.of(one))), work.inputs)
         if one not in self._runners:
             self._runners[one], self._warnings[one.backend] = open_runners(self._export, one)
             for runner in self._runners[one].values():
@@ -230,11 +232,6 @@ class GraphTimer:
             write_graph(self._network, work.official, path, opset=OPSET, folded=False)
             gc.collect()  # the exporter's programs hold the network in cycles
         return path
-
-    def _open(self, path: Path, spec: GraphSpec, stack: ExitStack) -> OnnxRuntimeRunner:
-        device = self._machine.device
-        threads = self._machine.threads if device == "cpu" else None
-        return stack.enter_context(OnnxRuntimeRunner(path, spec, device=device, threads=threads))
 
     # --- Rows ---
 

@@ -102,18 +102,15 @@ class SessionTimer:
 
     def warm_up(self, opened: ExitStack) -> None:
         """Open a session, which `opened` closes, and read in it once; notes what fails, and raises PyTorch's."""
-        found = attempt(self.identity, partial(self._warmed, opened))
-        if isinstance(found, Absent):
-            self.absent = dict.fromkeys(STAGES, found)
-        else:
-            self.session = found
+        failed = attempt(self.identity, partial(self._open, opened))
+        self.absent = {} if failed is None else dict.fromkeys(STAGES, failed)
 
-    def _warmed(self, opened: ExitStack) -> Session:
+    def _open(self, opened: ExitStack) -> None:
         if lack := get_backend(self.identity.backend).missing(self.export, self.identity.precision):
             raise MissingDependencyError(lack)
         session = opened.enter_context(open_reader(self.export.folder, **self.opening))
         _, self.mask = visit(session, self.case)
-        return session
+        self.session = session
 
     def take_turn(self) -> None:
         """Read in the warm session, then do all that `sam-segment` does."""
@@ -135,10 +132,10 @@ class SessionTimer:
         if "cold_start" in self.absent:
             return
         prompts = [prompt_json(point) for point in self.case.clicks[:1]]
-        words = {"export": self.export.folder, "files": self.files, "prompts": prompts, "opening": self.opening}
+        where = {"export": self.export.folder, "files": self.files, "opening": self.opening}
         failure = f"{self.identity.backend} {self.identity.precision} gave no first mask"
         try:
-            seconds, found = call_alone(first_mask, failure, **words)
+            seconds, found = call_alone(first_mask, failure, prompts=prompts, **where)
         except SamkitError as error:
             self.absent["cold_start"] = Absent("latency", self.identity, str(error), is_failure=True)
         else:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count, product
+from itertools import chain, count, product
 from typing import Any
 
 from samkit.benchmarks.cases.case import Case
@@ -39,8 +39,6 @@ CALL_SECONDS = 60.0
 """How long a reader waits for one answer; later it is an error."""
 REST_SECONDS = 0.5
 """Between two levels: what was begun ends."""
-_ON_GPU = ("cuda", "tensorrt")
-
 logger = logging.getLogger(__name__)
 
 
@@ -70,9 +68,8 @@ class Endpoint:
                 f"{export.digest[:12]}; give the folder that is served, or leave {{exports}} out",
                 options=("exports",),
             )
-        on_gpu = any(name.lower().startswith(_ON_GPU) for names in providers.values() for name in names)
-        device = "cuda" if on_gpu else "cpu"
-        return cls(url, plan, Identity.of(plan, digest, TRITON, precision, device))
+        is_on_gpu = any(name.lower().startswith(("cuda", "tensorrt")) for name in chain(*providers.values()))
+        return cls(url, plan, Identity.of(plan, digest, TRITON, precision, "cuda" if is_on_gpu else "cpu"))
 
 
 def embedded_rows(export: Export, work: Workload, machine: Machine) -> list[LoadRow | Absent]:
@@ -177,8 +174,10 @@ def _at(identity: Identity, mode: str, work: Workload, **more: Any) -> Identity:
 def level_rows(level: LoadLevel, identity: Identity, case: Case, limit_ms: float) -> list[LoadRow | Absent]:
     """Return one row for each stage that a reader comes through; what did not come up says so."""
     several = f"{len(case.volumes)} x " if len(case.volumes) > 1 else ""
-    figures = {name: value for name, value in vars(level).items() if name not in ("readers", "samples")}
-    shared = figures | {
+    shared: dict[str, Any] = {
+        **level.figures,
+        "seconds": level.seconds,
+        "errors": level.errors,
         "scan": f"{case.name}, {several}{' x '.join(map(str, case.shape))} {case.first.array.dtype.name}",
         "limit_ms": limit_ms,
         "clicks_per_second": significant(level.clicks_per_second, 4) if case.clicks else None,

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -58,10 +58,8 @@ class VirtualReader:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Get ready; nothing is opened yet.
-
-        `scans` says by how much the next scan is brighter (`brighter`); readers may share an `itertools.count`.
-        `think_s` is the mean time between calls [s], None for none. `sleep` and `clock` are for tests.
+        """Get ready; nothing is opened yet. `scans` says by how much the next scan is brighter (`brighter`), and may be
+        shared; `think_s` is the mean time between calls [s], None for none. `sleep` and `clock` are for tests.
         """
         self._case, self._open, self._scans, self._think_s = case, open_session, scans, think_s
         self._rng = np.random.default_rng([0x4EAD, number])
@@ -75,7 +73,7 @@ class VirtualReader:
 
     @property
     def holds_a_scan(self) -> bool:
-        """Return whether the server keeps a session for this reader."""
+        """Return whether the server keeps a scan of this reader."""
         return self._clicks is not None
 
     def work(self, seconds: float) -> None:
@@ -132,7 +130,7 @@ class VirtualReader:
 
 @dataclass(frozen=True)
 class LoadLevel:
-    """What so many readers at once met: their calls, and figures by the names that they have in a row."""
+    """What so many readers at once met."""
 
     readers: int
     samples: Mapping[str, Sequence[float]]
@@ -141,15 +139,8 @@ class LoadLevel:
     """From the first call to the last answer."""
     errors: Mapping[str, int]
     """Calls that failed, by the error's type."""
-    sessions_held: int
-    """Readers with a scan on the server at the end."""
-    client_cpu_share: float
-    """Of all processors' time, what the process of the readers took."""
-    server_cpu_share: float | None = None
-    """What all processes of the server took; None where they are not known, as is their memory."""
-    server_rss_mb: float | None = None
-    server_pss_mb: float | None = None
-    """While all sessions were open."""
+    figures: Mapping[str, Any]
+    """What else a LoadRow says of it, by its names; without those of a server that is not on this machine."""
 
     @property
     def clicks_per_second(self) -> float:
@@ -172,7 +163,6 @@ def run_level(readers: Sequence[VirtualReader], seconds: float, pid: int | None 
     `pid` is the server's process where it runs on this machine.
     """
     before = 0.0 if pid is None else processor_seconds(pid)
-    server = {}
     own, start = time.process_time(), time.perf_counter()
     try:
         with ThreadPoolExecutor(len(readers), thread_name_prefix="reader") as pool:
@@ -185,20 +175,15 @@ def run_level(readers: Sequence[VirtualReader], seconds: float, pid: int | None 
                 raise
         took, own = time.perf_counter() - start, time.process_time() - own
         whole = took * (os.cpu_count() or 1)
-        held = sum(reader.holds_a_scan for reader in readers)
+        figures: dict[str, Any] = {"client_cpu_share": significant(own / whole, 3)}
         if pid is not None:
             used, memory = max(0.0, processor_seconds(pid) - before), memory_of(pid)  # less where some ended
-            server = {"server_cpu_share": significant(used / whole, 3)}
-            server |= {f"server_{kind}_mb": memory[kind] for kind in ("rss", "pss")}
+            figures |= {"server_cpu_share": significant(used / whole, 3)}
+            figures |= {f"server_{kind}_mb": memory[kind] for kind in ("rss", "pss")}
+        figures["sessions_held"] = sum(reader.holds_a_scan for reader in readers)
     finally:
         for reader in readers:
             reader.leave()
-    return LoadLevel(
-        len(readers),
-        {stage: tuple(value for reader in readers for value in reader.samples[stage]) for stage in STAGES},
-        significant(took, 4),
-        dict(sum((reader.errors for reader in readers), Counter())),
-        held,
-        significant(own / whole, 3),
-        **server,
-    )
+    samples = {stage: tuple(value for reader in readers for value in reader.samples[stage]) for stage in STAGES}
+    errors = dict(sum((reader.errors for reader in readers), Counter()))
+    return LoadLevel(len(readers), samples, significant(took, 4), errors, figures)

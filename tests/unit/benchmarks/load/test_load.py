@@ -34,7 +34,9 @@ CASE = Case("cube", VOLUMES, {"": np.ones((2, 2, 2), bool)}, clicks=(Point((0, 0
 
 def level(readers, errors=None, **samples):
     met = dict.fromkeys(STAGES, (0.01,)) | samples
-    return LoadLevel(readers, met, 10.0, errors or {}, readers, 0.25, 0.5, 900.0, 700.0)
+    server = {"server_cpu_share": 0.5, "server_rss_mb": 900.0, "server_pss_mb": 700.0}
+    figures = {"sessions_held": readers, "client_cpu_share": 0.25, **server}
+    return LoadLevel(readers, met, 10.0, errors or {}, figures)
 
 
 def reported(output):
