@@ -28,7 +28,7 @@ test: venv
 test-gpu: RUNTIME = gpu
 test-gpu: venv  ## everything that needs CUDA but not TensorRT; a test that can't run fails; then prints the timings
 	$(BIN)/python -m pytest -n 0 -m "gpu and not tensorrt" --require-gpu
-	$(BIN)/python -m samkit.benchmarks.suite --device cuda
+	$(BIN)/python -m tools.bench --device cuda
 
 test-tensorrt: RUNTIME = cpu,tensorrt
 test-tensorrt: venv  ## build every method's engines, compare, print the table; needs samkit[tensorrt] and a GPU
@@ -38,7 +38,7 @@ check: venv  ## lint, types, layers
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 bench: venv  ## measure all methods on phantoms: bench/*.json, bench/report.html; DATA=FOLDER: accuracy on real images
-	$(BIN)/python -m samkit.benchmarks.suite $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m tools.bench $(if $(DATA),--data $(DATA))
 
 weights: venv  ## train the demonstration checkpoints again (half an hour)
 	$(BIN)/python -m samkit.training.demo_weights --out weights/samkit_demo_weights

@@ -1,16 +1,54 @@
-"""samkit: SAM-based segmentation networks from PyTorch training to checked ONNX, and to a mask.
+"""samkit: SAM-based segmentation of medical volumes and pictures; networks from PyTorch training to checked ONNX files.
 
-    >>> import samkit
-    >>> samkit.get_method("m-sam").refinements
-    ('recurrent', 'anchored')
+    import samkit
 
-`samkit.runtime.open_session(TARGET)` opens an export folder, or what a server serves at `triton://host:port/m-sam`.
-Nothing imported here needs torch.
+    with samkit.open_session("exports/m-sam") as session:
+        session.set_image(array, affine=affine)
+        session.click((60, 70, 30))
+        session.save("mask.nii.gz")
+
+The folder is what `sam-export --method m-sam --out exports/m-sam` wrote; `triton://HOST:PORT/m-sam` is the same on a
+server. `set_image` takes a file's path, an image of nibabel or SimpleITK, a numpy array (I, J, K) with the affine
+(4, 4) that leads from voxel index to RAS+ millimetres, or a picture (H, W) or (H, W, 3) for methods of slices. A click
+is a voxel index; `session.mask()` is the mask as an array, `session.overlay()` a picture of it. `list_methods()` names
+the methods, `help(samkit.open_session)` and `help(samkit.Session)` tell the rest. Failures are `SamkitError`s that say
+what to do.
+
+Not a medical device. Nothing here needs torch, and names load when they are asked for.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-from samkit import runtime
-from samkit.methods import get_method, list_methods
+if TYPE_CHECKING:
+    from samkit import runtime
+    from samkit.errors import SamkitError
+    from samkit.methods import get_method, list_methods
+    from samkit.runtime.opening import open_session
+    from samkit.runtime.session.base import Session
 
-__all__ = ["__version__", "get_method", "list_methods", "runtime"]
+__all__ = ["SamkitError", "Session", "get_method", "list_methods", "open_session", "runtime"]
+
+_HOMES = {
+    "SamkitError": "errors",
+    "Session": "runtime.session.base",
+    "get_method": "methods",
+    "list_methods": "methods",
+    "open_session": "runtime.opening",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "runtime":
+        return import_module("samkit.runtime")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'samkit' has no attribute '{name}'; it has {', '.join(__all__)}")
+    return getattr(import_module(f"samkit.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

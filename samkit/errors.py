@@ -27,21 +27,27 @@ else that escapes is our bug and keeps its traceback.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 
 class SamkitError(Exception):
     """Root of the tree. The message says what was found, what was needed, and what to do next.
 
-    Where it speaks of an option, the text has its Python name in braces and `options` lists that name: a command spells
-    it as its flag, everybody else reads the name.
+    Where it speaks of an option, the text has its Python name in braces, with a value behind it where one is shown, and
+    `options` lists what stands in the braces: a command spells it as its flag, everybody else reads the name, or the
+    call of a session that does what the flag does.
 
     >>> error = SamkitError("{fp16} is of folded graphs; leave {folded} as it is", options=("fp16", "folded"))
     >>> str(error)
     'fp16 is of folded graphs; leave folded as it is'
     >>> error.sentence({"fp16": "--fp16", "folded": "--no-fold"}.get)
     '--fp16 is of folded graphs; leave --no-fold as it is'
+    >>> error = SamkitError("no click was given; e.g. {points 60,70,30,+}", options=("points 60,70,30,+",))
+    >>> str(error)
+    'no click was given; e.g. click((60, 70, 30))'
+    >>> error.sentence({"points": "--point"}.get)
+    'no click was given; e.g. --point 60,70,30,+'
     """
 
     exit_code = 1
@@ -52,18 +58,58 @@ class SamkitError(Exception):
         self.options = tuple(options)
 
     def sentence(self, spell: Callable[[str], str | None]) -> str:
-        """Return the message with each option as `spell` writes it, or by its name where that returns None."""
-        return _spelled(self.text, self.options, spell)
+        """Return the message with each option's name as `spell` writes it, or as it is where that returns None."""
+
+        def write(option: str) -> str:
+            name, gap, value = option.partition(" ")
+            return f"{spell(name) or name}{gap}{value}"
+
+        return _written(self.text, self.options, write)
 
     def __str__(self) -> str:
-        """Return the message with the options' names."""
-        return self.sentence(lambda name: name)
+        """Return the message as Python's user reads it."""
+        return _written(self.text, self.options, _in_python)
 
 
-def _spelled(text: str, options: Sequence[str], spell: Callable[[str], str | None]) -> str:
-    for name in options:
-        text = text.replace(f"{{{name}}}", spell(name) or name)
+def _written(text: str, options: Sequence[str], write: Callable[[str], str]) -> str:
+    for option in options:
+        text = text.replace(f"{{{option}}}", write(option))
     return text
+
+
+# --- What a session's user writes for an option of sam-segment ---
+
+
+def _click(value: str) -> str:
+    *place, sign = value.split(",")
+    return f"click(({', '.join(place)}){', positive=False' if sign == '-' else ''})" if place else "click()"
+
+
+def _box(value: str) -> str:
+    sides = value.split(",")
+    half = len(sides) // 2
+    return f"box(({', '.join(sides[:half])}), ({', '.join(sides[half:])}))" if half else "box()"
+
+
+def _image(value: str) -> str:
+    name, found, image = value.partition("=")
+    return f'set_image({{"{name}": {image}, ...}})' if found else "inputs"
+
+
+_CALLS: Mapping[str, Callable[[str], str]] = {
+    "points": _click,
+    "boxes": _box,
+    "inputs": _image,
+    "world": lambda value: "world=True",
+    "propagate": lambda value: "propagate()",
+    "volume": lambda value: f"volume={value}" if value else "volume",
+}
+"""By the option's name, from its value; any other option is an argument of that name."""
+
+
+def _in_python(option: str) -> str:
+    name, _, value = option.partition(" ")
+    return _CALLS[name](value) if name in _CALLS else option
 
 
 class UnknownMethodError(SamkitError):
@@ -111,7 +157,7 @@ class InputRefused(SamkitError):
         self.code = code
         self.parts = (reason, remedy)
         """Both as the text has them, with options in braces."""
-        self.reason, self.remedy = (_spelled(part, options, lambda name: name) for part in self.parts)
+        self.reason, self.remedy = (_written(part, options, _in_python) for part in self.parts)
 
     def about(self, what: str) -> Self:
         """Return the same refusal with `what` it is about before its reason.

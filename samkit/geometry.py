@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -39,6 +40,14 @@ class Volume:
     array: np.ndarray
     affine: np.ndarray
 
+    def __str__(self) -> str:
+        """Return shape and voxel size, as a person reads them."""
+        return f"{_by(self.array.shape)} voxels of {_by(self.spacing)} mm"
+
+    def __repr__(self) -> str:
+        """Return the same and the voxels' type: nobody wants to read the voxels."""
+        return f"<Volume: {self}, {self.array.dtype}>"
+
     @property
     def spacing(self) -> Triple:
         """Return the voxel size [mm] along I, J, K: the affine's column norms, right for oblique scans too."""
@@ -48,6 +57,10 @@ class Volume:
     def voxel_ml(self) -> float:
         """Return the volume of one voxel [mL]."""
         return voxel_ml_of(self.affine)
+
+
+def _by(sides: Sequence[float]) -> str:
+    return " x ".join(f"{side:g}" for side in sides)
 
 
 def spacing_of(affine: np.ndarray) -> Triple:

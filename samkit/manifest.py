@@ -192,9 +192,7 @@ class Manifest:
         """Return the manifest of an export folder; raises ManifestError when it is missing, broken or too new."""
         path = folder / FILE_NAME
         if not path.is_file():
-            raise ManifestError(
-                f"{folder} holds no {FILE_NAME}, so it is no finished export; run sam-export --out {folder}"
-            )
+            raise ManifestError(f"{folder} holds no {FILE_NAME}, so it is no finished export; {_how_to_export(folder)}")
         try:
             data = json.loads(path.read_text())
             version = data.pop("schema_version")
@@ -266,6 +264,12 @@ class Export:
     method: Method
     config: NetworkConfig
 
+    def __repr__(self) -> str:
+        """Return what was exported, and the folder's name."""
+        plan = self.plan
+        precisions = " and ".join(plan.precisions)
+        return f"<Export: {plan.method} in {precisions}, {plan.weights.kind} weights, in {self.folder.name}>"
+
     @classmethod
     def open(cls, folder: str | Path, *, verify: bool = True, engines: bool = False) -> Export:
         """Return the export in `folder`; raises ManifestError where that is none, or leaves its network open.
@@ -320,6 +324,18 @@ class Export:
     def path(self, graph: str, precision: str) -> Path:
         """Return the file of one graph; raises ManifestError naming the precisions there are."""
         return self.manifest.path(self.folder, graph, precision)
+
+
+def _how_to_export(path: Path) -> str:
+    """Return the command that makes an export of what is there: a training run, a checkpoint, or nothing yet."""
+    if path.is_file():
+        return f"it is a file; export it with sam-export --method M --checkpoint {path}"
+    try:
+        plan = json.loads((path / "run.json").read_text())["plan"]
+        method, option = plan["method"], plan.get("part") or "checkpoint"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"make one with sam-export --method M --out {path}"
+    return f"it is the folder of a training run; export it with sam-export --method {method} --{option} {path}"
 
 
 def file_sha256(path: Path) -> str:

@@ -90,9 +90,15 @@ Prompt: TypeAlias = Point | Box | SlicePoint | SliceBox
 
 # --- As text ---
 
+EXAMPLE_POINT, EXAMPLE_PIXEL = "points 60,70,30,+", "points 60,70,+"
+EXAMPLE_BOX, EXAMPLE_RECTANGLE = "boxes 40,52,30,88,97,30", "boxes 40,52,88,97"
+"""Options with values, for errors: clicks and boxes in a volume and in a picture."""
 
-def parse_point(text: str, structure: str = "") -> Point | SlicePoint:
+
+def parse_point(text: str, structure: str = "", *, picture: bool = False) -> Point | SlicePoint:
     """Return the point written as `i,j,k,+` or `i,j,k,-`; two indices, `x,y,+`, are one of a picture.
+
+    Either is read; `picture` says which one errors show.
 
     >>> parse_point("10,20.5,3,+")
     Point(index=(10.0, 20.5, 3.0), label=1, structure='')
@@ -100,15 +106,15 @@ def parse_point(text: str, structure: str = "") -> Point | SlicePoint:
     *numbers, sign = (part.strip() for part in text.split(","))
     labels = {"+": FOREGROUND, "-": BACKGROUND}
     if len(numbers) not in (2, 3) or sign not in labels:
+        form, example = ("x,y,+ or x,y,-", EXAMPLE_PIXEL) if picture else ("i,j,k,+ or i,j,k,-", EXAMPLE_POINT)
         raise PromptError(
-            f"a point is written i,j,k,+ or i,j,k,- (in a picture x,y,+) and this one is '{text}'; "
-            "e.g. {points} 60,70,30,+",
-            options=("points",),
+            f"a point is written {form} and this one is '{text}'; e.g. {{{example}}}",
+            options=(example,),
         )
     return _point(_numbers(numbers, text), labels[sign], structure)
 
 
-def parse_box(text: str, structure: str = "") -> Box | SliceBox:
+def parse_box(text: str, structure: str = "", *, picture: bool = False) -> Box | SliceBox:
     """Return the box written as `i0,j0,k0,i1,j1,k1`; four numbers, `x0,y0,x1,y1`, are one of a picture.
 
     >>> parse_box("8,40,12,5")
@@ -116,15 +122,15 @@ def parse_box(text: str, structure: str = "") -> Box | SliceBox:
     """
     numbers = text.split(",")
     if len(numbers) not in (4, 6):
+        form, example = ("x0,y0,x1,y1", EXAMPLE_RECTANGLE) if picture else ("i0,j0,k0,i1,j1,k1", EXAMPLE_BOX)
         raise PromptError(
-            f"a box is written i0,j0,k0,i1,j1,k1 (in a picture x0,y0,x1,y1) and this one is '{text}'; "
-            "e.g. {boxes} 40,52,30,88,97,30",
-            options=("boxes",),
+            f"a box is written {form} and this one is '{text}'; e.g. {{{example}}}",
+            options=(example,),
         )
     return _box(_numbers(numbers, text), structure)
 
 
-def parse_structure(text: str) -> Prompt:
+def parse_structure(text: str, *, picture: bool = False) -> Prompt:
     """Return the point or box written as `NAME=i,j,k,+` or `NAME=i0,j0,k0,i1,j1,k1`.
 
     >>> parse_structure("caudate_left=10,20,3,-").structure
@@ -132,12 +138,14 @@ def parse_structure(text: str) -> Prompt:
     """
     name, found, rest = (part.strip() for part in text.partition("="))
     if not found or not name:
+        form, example = ("NAME=x,y,+", "60,70,+") if picture else ("NAME=i,j,k,+", "60,70,30,+")
         raise PromptError(
-            f"a structure's prompt is written NAME=i,j,k,+ and this one is '{text}'; "
-            "e.g. {structures} caudate_left=60,70,30,+",
+            f"a structure's prompt is written {form} and this one is '{text}'; e.g. {{structures}} "
+            f"caudate_left={example}",
             options=("structures",),
         )
-    return parse_point(rest, name) if rest.endswith(("+", "-")) else parse_box(rest, name)
+    parse = parse_point if rest.endswith(("+", "-")) else parse_box
+    return parse(rest, name, picture=picture)
 
 
 # --- As a file ---

@@ -125,6 +125,14 @@ def bright_slices(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def bright_boxes(tmp_path_factory):
+    """The folder of an export of `medsam` that segments what is bright, inside the boxes it is given."""
+    folder = tmp_path_factory.mktemp("bright-boxes")
+    write_export(folder, "medsam")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def bright_structures(tmp_path_factory):
     """The folder of an export of `lora-sam` to which what is bright is the left thalamus."""
     folder = tmp_path_factory.mktemp("bright-structures")

@@ -1,14 +1,16 @@
 """Images from files and back: one record of a scan, one list of readers, one gate for all commands.
 
-A reader is one file here and its line in READERS (docs/adding-a-reader.md); help, messages, `sam-segment`, `sam-train`,
-`sam-bench` and `--calibration` know it then.
+A reader is one file here and its line in READERS (docs/how-to/add-a-reader.md); help, messages, `sam-segment`,
+`sam-train`, `sam-bench` and `--calibration` know it then.
 
     scan, forms     what everybody sees: voxels, affine, and what a mask takes over
     reader          the record of a reader, and what it tells before a voxel is read
     gate            what every scan and label has to be
     reading         a scan, a label or a picture from a path
     study           what is segmented together
+    in_memory       the same from what a session is given instead of a file
     writing         masks, logits and volumes, complete or not at all
+    results         a mask and its table, checked before and written
 """
 
 from importlib import import_module

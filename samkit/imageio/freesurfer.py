@@ -48,17 +48,19 @@ def _open_volume(path: Path) -> Stored:
         shape if dims[3] > 1 else shape[:3],
         dtype,
         _affine(block, shape[:3], name),
-        lambda: _read_voxels(path, shape[:3], dtype),
+        lambda: _read_voxels(path, shape[:3], dtype, 0),
+        voxels_of=lambda number: _read_voxels(path, shape[:3], dtype, number),
         bytes=math.prod(shape[:3]) * dtype.itemsize + _VOXELS_AT,
         shrunk=GZIP if name.lower().endswith(".mgz") else 1,
     )
 
 
-def _read_voxels(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return the values (I, J, K) in the file's own type; EOFError if cut off."""
+def _read_voxels(path: Path, shape: tuple[int, ...], dtype: np.dtype, frame: int) -> np.ndarray:
+    """Return the values (I, J, K) of a frame in the file's own type; EOFError if cut off."""
+    size = math.prod(shape) * dtype.itemsize
     with _open(path) as file:
-        file.seek(_VOXELS_AT)
-        raw = file.read(size := math.prod(shape) * dtype.itemsize)
+        file.seek(_VOXELS_AT + frame * size)
+        raw = file.read(size)
     if len(raw) < size:
         raise EOFError(f"{len(raw)} bytes of {size}")
     return np.frombuffer(raw, dtype.newbyteorder(">")).astype(dtype).reshape(shape, order="F")

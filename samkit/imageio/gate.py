@@ -2,6 +2,7 @@
 
 A header is judged before the voxels are read, and they are read only when their number is known to be acceptable:
 files promise terabytes, affines of NaN, structured voxels. Messages name files and no folders, which may be patients'.
+What is given in memory is judged as a file is, header first.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -34,7 +37,7 @@ _ROUND_OFF = 1e-3
 def admit_scan(stored: Stored, reader: Reader, max_voxels: int) -> Scan:
     """Return the scan in an open file; raises InputRefused."""
     admit_header(stored, reader, max_voxels)
-    name, array = stored.path.name, _voxels(stored)
+    name, array = stored.name, _voxels(stored)
     _check_finite(array, name)
     low, high = array.min(), array.max()
     if low == high:
@@ -48,13 +51,13 @@ def admit_scan(stored: Stored, reader: Reader, max_voxels: int) -> Scan:
     affine = _affine(stored)
     forms = stored.forms or Forms.of_affine(affine)
     warnings = (*stored.warnings, *_unusual(affine))
-    return Scan(Volume(array, affine), forms, reader.name, stored.holder or stored.path, warnings)
+    return Scan(Volume(array, affine), forms, reader.name, stored.name, stored.holder or _path(stored), warnings)
 
 
 def admit_label(stored: Stored, reader: Reader, max_voxels: int) -> Volume:
     """Return the label in an open file, integers from 0 on; raises InputRefused."""
     admit_header(stored, reader, max_voxels)
-    name, array = stored.path.name, _voxels(stored)
+    name, array = stored.name, _voxels(stored)
     _check_finite(array, name)
     low, high = array.min(), array.max()
     if low < 0:
@@ -76,14 +79,45 @@ def admit_label(stored: Stored, reader: Reader, max_voxels: int) -> Volume:
 _LABEL = "give whole numbers from 0 on, one for each structure"
 
 
+def pick_volume(stored: Stored, number: int) -> Stored:
+    """Return the volume of a number, 0 the first, as if it were alone; raises InputRefused where there is none."""
+    count, read = math.prod(stored.shape[3:]), stored.voxels_of
+    if not 0 <= number < count or (count > 1 and read is None):
+        held = "volumes that can't be read one by one" if 0 <= number < count else f"{count} volume(s)"
+        raise InputRefused(
+            "no-such-volume",
+            f"{stored.name} holds {held}, and number {number} is asked for, counted from 0",
+            "leave {volume} out" if count == 1 else f"give {{volume}} from 0 to {count - 1}",
+            options=("volume",),
+        )
+    if count == 1 or read is None:
+        return stored
+    return replace(stored, shape=stored.shape[:3], voxels=lambda: read(number))
+
+
+@contextmanager
+def volumes_offered() -> Iterator[None]:
+    """Let the refusal of several volumes say how one is chosen, where that can be done."""
+    try:
+        yield
+    except InputRefused as refused:
+        if refused.remedy != ONE_VOLUME:
+            raise
+        option = "volume N"
+        raise InputRefused(
+            refused.code, refused.reason, f"say which one by {{{option}}}, 0 is the first", options=(option,)
+        ) from refused
+
+
+ONE_VOLUME = "give one volume, for example one sequence or time"
+
+
 def admit_header(stored: Stored, reader: Reader, max_voxels: int) -> Index:
     """Return the shape (I, J, K) of an open file; raises InputRefused for what its header states."""
-    name, shape = stored.path.name, stored.shape
+    name, shape = stored.name, stored.shape
     text = " x ".join(str(n) for n in shape)
     if any(n > 1 for n in shape[3:]):
-        raise InputRefused(
-            "not-3d", f"{name} is {text}: more than one volume", "give one volume, for example one sequence or time"
-        )
+        raise InputRefused("not-3d", f"{name} is {text}: more than one volume", ONE_VOLUME)
     if len(shape) < 3 or min(shape[:3]) < 2:
         raise InputRefused("not-3d", f"{name} is {text}: a slice, not a volume", "give a 3D scan of several slices")
     i, j, k = shape[:3]
@@ -97,8 +131,8 @@ def admit_header(stored: Stored, reader: Reader, max_voxels: int) -> Index:
     if stored.unit not in ("mm", ""):
         remedy = "write it again in mm, units code 2" if stored.forms else "write it again in mm"
         raise InputRefused("bad-units", f"{name} states its geometry in {stored.unit}, needed is mm", remedy)
-    holder = stored.holder or stored.path
-    if (size := holder.stat().st_size) * stored.shrunk < stored.bytes:
+    holder = stored.holder or _path(stored)
+    if stored.bytes and holder is not None and (size := holder.stat().st_size) * stored.shrunk < stored.bytes:
         raise InputRefused(
             "truncated",
             f"{holder.name} is truncated: {size} bytes can't hold the {stored.bytes} its header states",
@@ -130,15 +164,21 @@ def damage_refused(name: str) -> Iterator[None]:
         ) from error
 
 
+def _path(stored: Stored) -> Path | None:
+    return None if isinstance(stored.path, str) else stored.path
+
+
 def _affine(stored: Stored) -> np.ndarray:
-    """Return the affine (4, 4) as a mask's header holds it, so that the mask lies where the scan does, bit for bit."""
+    """Return the affine (4, 4): of a file as a mask's header holds it, so that the mask lies where the scan does, bit
+    for bit; of what is in memory the caller's own.
+    """
     affine = np.array(stored.affine, np.float64)
-    return affine if stored.forms else affine.astype(np.float32).astype(np.float64)
+    return affine if stored.forms or _path(stored) is None else affine.astype(np.float32).astype(np.float64)
 
 
 def _voxels(stored: Stored) -> np.ndarray:
     """Return the values (I, J, K): integers as they are, anything else float32."""
-    with damage_refused(stored.path.name), np.errstate(over="ignore"):  # what overflows is reported as Inf
+    with damage_refused(stored.name), np.errstate(over="ignore"):  # what overflows is reported as Inf
         array = np.asarray(stored.voxels())
         if (array := array.reshape(array.shape[:3])).shape != stored.shape[:3]:
             raise EOFError("other voxels than the header states")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,7 @@ def _open_volume(path: Path) -> Stored:
     file.SetFileName(str(path))
     file.SetImageIO("NrrdImageIO" if _is_nrrd(path) else "MetaImageIO")
     file.ReadImageInformation()
-    shape, parts, code = file.GetSize(), file.GetNumberOfComponents(), file.GetPixelID()
-    dtype = next((np.dtype(own) for name, own in _TYPES.items() if getattr(sitk, f"sitk{name}") == code), None)
-    if dtype is None:
-        kind = f"{parts} values in each voxel" if parts > 1 else "voxels of no plain type"
-        raise InputRefused("bad-datatype", f"{path.name} holds {kind}", PLAIN_NUMBERS)
+    shape, dtype = file.GetSize(), _dtype(file, file.GetNumberOfComponents(), path.name)
     count = math.prod(shape[:3]) * dtype.itemsize
     holder = _data_file(path, said)
     packed, shrunk = _packed(path, said, count)
@@ -57,12 +54,53 @@ def _open_volume(path: Path) -> Stored:
         dtype,
         _affine(file),
         lambda: sitk.GetArrayFromImage(file.Execute()).transpose(),  # SimpleITK's arrays are (K, J, I)
+        voxels_of=lambda number: _read_one(file, shape, number),
         unit=_unit(said),
         holder=holder,
         bytes=packed and packed + (voxels_at if holder == path else 0),
         shrunk=shrunk,
         warnings=_unsaid(path, said),
     )
+
+
+def is_image(image: object) -> bool:
+    """Return whether this is SimpleITK's image; only who has imported SimpleITK can have one."""
+    library = sys.modules.get("SimpleITK")
+    return library is not None and isinstance(image, library.Image)
+
+
+def stored_image(image: Any, called: str) -> Stored:
+    """Return what SimpleITK's image states, as a file of it would; raises InputRefused for voxels of no plain type."""
+    import SimpleITK as sitk  # noqa: N813 -- the caller has it: this is its image
+
+    shape, dtype = image.GetSize(), _dtype(image, image.GetNumberOfComponentsPerPixel(), called)
+
+    def read(number: int) -> np.ndarray:
+        voxels = sitk.GetArrayViewFromImage(image).transpose()  # SimpleITK's arrays are (..., K, J, I)
+        return np.array(voxels.reshape(*shape[:3], -1, order="F")[..., number], order="F")
+
+    return Stored(called, shape, dtype, _affine(image), lambda: read(0), voxels_of=read)
+
+
+def _read_one(file: Any, shape: tuple[int, ...], number: int) -> np.ndarray:
+    """Return one volume (I, J, K) of a file of several, and leave the rest of it unread."""
+    import SimpleITK as sitk  # noqa: N813 -- as above
+
+    file.SetExtractSize((*shape[:3], *(0 for _ in shape[3:])))
+    file.SetExtractIndex((0, 0, 0, *(int(n) for n in np.unravel_index(number, shape[3:], order="F"))))
+    return sitk.GetArrayFromImage(file.Execute()).transpose()
+
+
+def _dtype(image: Any, parts: int, name: str) -> np.dtype:
+    """Return the voxels' type of an image or of a file of `parts` values in each; raises InputRefused."""
+    import SimpleITK as sitk  # noqa: N813 -- as above
+
+    code = image.GetPixelID()
+    dtype = next((np.dtype(own) for own_name, own in _TYPES.items() if getattr(sitk, f"sitk{own_name}") == code), None)
+    if dtype is None:
+        kind = f"{parts} values in each voxel" if parts > 1 else "voxels of no plain type"
+        raise InputRefused("bad-datatype", f"{name} holds {kind}", PLAIN_NUMBERS)
+    return dtype
 
 
 def _affine(file: Any) -> np.ndarray:

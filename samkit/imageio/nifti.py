@@ -15,6 +15,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.imageglobals import logger as nibabel_log
 from nibabel.nifti1 import Nifti1Header, xform_codes
 from nibabel.nifti2 import Nifti2Header
@@ -53,14 +54,14 @@ def _open_volume(path: Path) -> Stored:
         image = nibabel.load(path)
     dtype = stated.get_data_dtype()
     shape = tuple(int(n) for n in stated["dim"][1 : int(stated["dim"][0]) + 1])
-    unit = int(stated["xyzt_units"]) % 8  # the other bits are the unit of time
     return Stored(
         path,
         shape,
         dtype,
         np.array(image.header.get_best_affine(), np.float64),
-        lambda: _read_voxels(image, shape[:3]),
-        unit=_UNITS.get(unit, f"an unknown unit (code {unit})"),
+        lambda: read_voxels(image.dataobj, shape[:3]),
+        voxels_of=lambda number: read_voxels(image.dataobj, shape[:3], number),
+        unit=unit_of(stated),
         forms=Forms.of_header(image.header),
         holder=voxels_path,
         bytes=math.prod(shape[:3]) * dtype.itemsize + int(stated["vox_offset"]),
@@ -121,12 +122,23 @@ def _check_fields(header: Nifti1Header, name: str) -> None:
         ) from error
 
 
-def _read_voxels(image: object, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the values (I, J, K): the file's integers as they are, anything else float32."""
+def unit_of(header: Nifti1Header) -> str:
+    """Return the unit of lengths that a header states, empty where it does not."""
+    unit = int(header["xyzt_units"]) % 8  # the other bits are the unit of time
+    return _UNITS.get(unit, f"an unknown unit (code {unit})")
+
+
+def read_voxels(proxy: ArrayProxy, shape: tuple[int, ...], number: int | None = None) -> np.ndarray:
+    """Return the values (I, J, K) behind nibabel's proxy: the file's integers as they are, anything else float32.
+
+    Of several volumes only the one of `number` is read.
+    """
+    slope, inter = proxy.slope, proxy.inter
+    if number is not None:
+        begin = proxy.offset + number * math.prod(shape) * proxy.dtype.itemsize
+        proxy = ArrayProxy(proxy.file_like, (shape, proxy.dtype, begin, slope, inter))
     with _silent_nibabel():
-        proxy = image.dataobj  # type: ignore[attr-defined]
         raw = np.asarray(proxy.get_unscaled()).reshape(shape, order="F")
-        slope, inter = proxy.slope, proxy.inter
     if raw.dtype.kind in "iu" and (slope, inter) == (1.0, 0.0):
         return raw.astype(raw.dtype.newbyteorder("="))  # a copy in memory, not a map of the file
     out = np.empty(shape, np.float32, order="F")

@@ -16,18 +16,19 @@ GZIP = 1100
 
 @dataclass(frozen=True)
 class Stored:
-    """A volume in its file, by the file's own header; the gate judges this before it asks for the voxels."""
+    """A volume in its file or in memory, by its own header; the gate judges this before it asks for the voxels."""
 
-    path: Path
-    """The file that was named."""
+    path: Path | str
+    """The file that was named, or what messages call a volume that no file is given for."""
     shape: tuple[int, ...]
-    """Along each axis of the file's array; axes after the third may have length 1 only."""
+    """Along each axis of the file's array; one that is longer than 1 after the third counts volumes."""
     dtype: np.dtype
     """Of the voxels in the file."""
     affine: np.ndarray
     """(4, 4): voxel index to world RAS+, in `unit`; not yet trusted."""
     voxels: Callable[[], np.ndarray]
-    """Reads all of them: (I, J, K), integers as they are and anything else float32. May raise what it likes."""
+    """Reads those of the only volume: (I, J, K), integers as they are and anything else float32. May raise what it
+    likes."""
     unit: str = "mm"
     """Of the affine; empty where the file does not say, which is taken for mm."""
     forms: Forms | None = None
@@ -40,6 +41,13 @@ class Stored:
     """How many times smaller the file may be than what it holds: 1, or GZIP."""
     warnings: tuple[str, ...] = ()
     """What this format's header alone shows to be unusual."""
+    voxels_of: Callable[[int], np.ndarray] | None = None
+    """Reads, as `voxels`, the volume of a number from 0 on, where there may be several; None where it can't."""
+
+    @property
+    def name(self) -> str:
+        """Return what messages call it: a file by its name without folders, which may be a patient's."""
+        return self.path if isinstance(self.path, str) else self.path.name
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,20 @@ from samkit.errors import InputRefused, MissingDependencyError
 from samkit.extras import how_to_install
 from samkit.geometry import Index, Volume
 from samkit.imageio import READERS
-from samkit.imageio.gate import MAX_VOXELS, admit_header, admit_label, admit_scan, damage_refused
+from samkit.imageio.gate import MAX_VOXELS, admit_header, admit_label, admit_scan, damage_refused, pick_volume
 from samkit.imageio.reader import Reader, Stored
 from samkit.imageio.scan import Scan
 
 
-def read_scan(path: Path, *, max_voxels: int = MAX_VOXELS) -> Scan:
+def read_scan(path: Path, *, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> Scan:
     """Return the scan in a file of any reader; raises InputRefused, MissingDependencyError.
 
     The array keeps the file's integer type, or is float32 where the file scales its values or holds floats. Trailing
-    axes of length one are dropped.
+    axes of length one are dropped; of a file of several volumes `volume` is which one is read, from 0 on, and without
+    it such a file is refused.
     """
     reader, stored, files = _open(path)
+    stored = stored if volume is None else pick_volume(stored, volume)
     return replace(admit_scan(stored, reader, max_voxels), files=files)
 
 

@@ -19,9 +19,15 @@ class Scan:
     """What a mask's file takes over, so that it lies where the scan does."""
     kind: str
     """The name of the reader, such as NIfTI."""
-    path: Path
-    """The file with the voxels."""
+    name: str
+    """The file's name, or what messages call an image that was given in memory."""
+    path: Path | None
+    """The file with the voxels; None for what was given in memory."""
     warnings: tuple[str, ...]
     """What looks unusual but does not stop the work."""
     files: tuple[Path, ...] = ()
-    """All files that were read for it."""
+    """All files that were read for it, or that an image in memory came from."""
+
+    def __repr__(self) -> str:
+        """Return what it is; its file's name may be a patient's."""
+        return f"<Scan: {self.kind}, {self.volume}>"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from samkit.errors import InputRefused
+from samkit.errors import InputRefused, OptionError
 from samkit.geometry import Volume
 from samkit.imageio.reading import is_picture, read_picture, read_scan
 from samkit.imageio.scan import Scan
@@ -16,14 +16,16 @@ from samkit.imageio.scan import Scan
 
 @dataclass(frozen=True)
 class Study:
-    """Scans by sequence, or a picture, and the files that they came from."""
+    """Scans by sequence, or a picture, and the files that they came from; all of it has passed the gate."""
 
     files: Mapping[str, Path]
-    """By sequence; the name is empty where the file was given without one."""
+    """By sequence; the name is empty where the file was given without one. What was given in memory has none here."""
     scans: Mapping[str, Scan]
-    """The same, read; empty for a picture."""
+    """By sequence; empty for a picture."""
     picture: np.ndarray | None
-    """(H, W, C) float32, 0..255; None for scans."""
+    """(H, W) or (H, W, C) float32, 0..255; None for scans."""
+    volume: int | None = None
+    """Which volume of files of several was read; None where nobody chose one."""
 
     @property
     def scan(self) -> Scan:
@@ -32,22 +34,32 @@ class Study:
 
     @property
     def image(self) -> Mapping[str, Volume] | np.ndarray:
-        """Return what a session is given: the volumes by sequence, or the picture."""
+        """Return what the networks see of it: the volumes by sequence, or the picture."""
         return {name: scan.volume for name, scan in self.scans.items()} if self.picture is None else self.picture
 
     @property
     def sources(self) -> tuple[Path, ...]:
-        """Return all files that were read."""
+        """Return all files that were read, or that images in memory came from."""
         return tuple(file for scan in self.scans.values() for file in scan.files) or tuple(self.files.values())
 
     def __str__(self) -> str:
         """Return names and size, as a person reads them."""
         if self.picture is not None:
-            (path,) = self.files.values()
-            return f"{path.name}: {self.picture.shape[1]} x {self.picture.shape[0]} pixels"
-        names = ", ".join(f"{name} {scan.path.name}".strip() for name, scan in self.scans.items())
-        volume = self.scan.volume
-        return f"{names}: {_by(volume.array.shape)} voxels of {_by(volume.spacing)} mm"
+            names = ", ".join(path.name for path in self.files.values()) or "the picture given"
+        else:
+            names = ", ".join(f"{name} {scan.name}".strip() for name, scan in self.scans.items())
+        return f"{names}: {self.size}"
+
+    def __repr__(self) -> str:
+        """Return what it is; names of files may be a patient's."""
+        return f"<Study: {', '.join(filter(None, self.scans)) or ('scan' if self.scans else 'picture')}, {self.size}>"
+
+    @property
+    def size(self) -> str:
+        """Return the sides of the picture or of the first scan, as a person reads them."""
+        if self.picture is not None:
+            return f"{self.picture.shape[1]} x {self.picture.shape[0]} pixels"
+        return str(self.scan.volume)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -55,18 +67,19 @@ class Study:
         return tuple(dict.fromkeys(warning for scan in self.scans.values() for warning in scan.warnings))
 
 
-def _by(sides: tuple[float, ...]) -> str:
-    return " x ".join(f"{side:g}" for side in sides)
+def read_study(files: Mapping[str, Path], *, volume: int | None = None) -> Study:
+    """Read `files`, by sequence, through the gate; raises InputRefused, also for a picture that is not alone.
 
-
-def read_study(files: Mapping[str, Path]) -> Study:
-    """Read `files`, by sequence, through the gate; raises InputRefused, also for a picture that is not alone."""
+    `volume` is which one, from 0 on, of files that hold several.
+    """
     pictures = [path for path in files.values() if is_picture(path)]
     if not pictures:
-        return Study(files, {name: read_scan(path) for name, path in files.items()}, None)
+        return Study(files, {name: read_scan(path, volume=volume) for name, path in files.items()}, None, volume)
     if len(files) > 1:
         raise InputRefused(
             "pictures", f"{len(files)} inputs are given, and {pictures[0].name} among them is a picture",
             "give one picture with a channel for each sequence",
         )  # fmt: skip
+    if volume is not None:
+        raise OptionError("{volume} is for scans, and a picture is given; leave it out", options=("volume",))
     return Study(files, {}, read_picture(pictures[0]))

@@ -6,6 +6,7 @@ A written file names no patient: it has the geometry of its scan and no text, no
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,8 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from nibabel.nifti2 import Nifti2Image
 
-from samkit.errors import InputRefused, SamkitError
+from samkit.errors import InputRefused, MissingDependencyError, SamkitError
+from samkit.extras import how_to_install
 from samkit.geometry import Volume
 from samkit.imageio.scan import Scan
 
@@ -42,11 +44,34 @@ def write_volume(path: Path, volume: Volume) -> None:
 
 def write_picture(path: Path, labels: np.ndarray, *, is_mask: bool) -> None:
     """Write labels (H, W) as an 8-bit grey PNG; a mask becomes 0 and 255."""
-    from PIL import Image  # only where there is a picture to write
+    write_png(path, np.where(labels > 0, 255, 0).astype(np.uint8) if is_mask else labels)
 
-    values = np.where(labels > 0, 255, 0).astype(np.uint8) if is_mask else labels
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write pixels (H, W) or (H, W, 3), uint8; raises MissingDependencyError without Pillow."""
+    content = png_of(pixels)
     with replacing(path) as file:
-        Image.fromarray(values).save(file, "PNG")
+        file.write(content)
+
+
+def png_of(pixels: np.ndarray) -> bytes:
+    """Return pixels (H, W) or (H, W, 3), uint8, as a PNG; raises MissingDependencyError without Pillow."""
+    check_pillow()
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
+
+
+def check_pillow() -> None:
+    """Raise MissingDependencyError where no picture can be written."""
+    try:
+        import PIL.Image  # noqa: F401 -- only where there is a picture to write; a client of a server has none
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"pictures need Pillow, which is not installed; {how_to_install('formats')}"
+        ) from error
 
 
 def check_output(path: Path, inputs: Iterable[Path]) -> None:

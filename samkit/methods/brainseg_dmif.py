@@ -2,7 +2,7 @@
 
 Each sequence has an image encoder of its own; a dynamic interaction fuses them in every layer, learned tokens take
 the place of prompts, and three upsampled maps make the mask. Nobody released code or weights; the reading of what the
-paper leaves open, and how its parameter count pins it, is in docs/numerics.md.
+paper leaves open, and how its parameter count pins it, is in docs/explanation/numerics.md.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from samkit.methods import sam
 from samkit.methods._slices import encoder_graph, none_released, square, united
 from samkit.methods.method import Answer, GraphSpec, RunGraph, SliceMethod, SliceRecipe, State
 from samkit.networks.dmif_config import DmifConfig
@@ -72,6 +73,7 @@ METHOD = SliceMethod(
     upstream="none released; SAM ViT-B (facebookresearch/segment-anything@dca509f) inside",
     code_licence="Apache-2.0",
     weights_licence="none released; it starts from SAM's (Apache-2.0)",
+    starts_from=(sam.VIT_B,),
     sizes={
         "full": DmifConfig(),
         "small": DmifConfig(
@@ -85,7 +87,7 @@ METHOD = SliceMethod(
     },
     build=_build,
     graphs=_graphs,
-    official=none_released("brainseg-dmif", "sam_vit_b_01ec64.pth"),
+    official=none_released("brainseg-dmif", sam.VIT_B.name),
     is_automatic=True,
     sequences=lambda config: config.sequences,
     preprocess=_preprocess,

@@ -1,7 +1,7 @@
 """LMSFE-SAM: lesions in ultrasound, SAM-Med2D with a local multi-scale encoder beside its image encoder.
 
 Pre- and postprocessing, prompts and decoder are SAM-Med2D's. Nobody released code or weights; what the paper leaves
-open follows its public ancestors (docs/numerics.md, methods section 3).
+open follows its public ancestors (docs/explanation/numerics.md, methods section 3).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ METHOD = SliceMethod(
     upstream="OpenGVLab/SAM-Med2D@bfd2b93; JCruan519/EGE-UNet@f52ba30 (MHPM)",
     code_licence="Apache-2.0",
     weights_licence="none released; it starts from SAM-Med2D's (Apache-2.0)",
+    starts_from=(sam_med2d.BASE,),
     sizes={
         "full": replace(sam_med2d.FULL, local_branch=True),
         "small": replace(sam_med2d.SMALL, local_branch=True, local_width=4),
@@ -37,7 +38,7 @@ METHOD = SliceMethod(
     },
     build=build_sam,
     graphs=prompt_graphs,
-    official=none_released("lmsfe-sam", "sam-med2d_b.pth"),
+    official=none_released("lmsfe-sam", sam_med2d.BASE.name),
     prompts=frozenset({"box", "point"}),
     preprocess=sam_med2d.preprocess,
     answer=sam_med2d.answer,

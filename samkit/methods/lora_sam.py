@@ -14,7 +14,7 @@ import numpy as np
 from samkit.errors import CheckpointError, PromptError
 from samkit.methods import sam
 from samkit.methods._slices import as_rgb, build_sam, decode, prompt_graphs
-from samkit.methods.method import Answer, RunGraph, SliceMethod, SliceRecipe, State
+from samkit.methods.method import Answer, OfficialFile, RunGraph, SliceMethod, SliceRecipe, State
 from samkit.networks.sam2d_config import SUBCORTICAL, Sam2DConfig
 from samkit.placement import Placement, resize_bilinear
 from samkit.prompts import SlicePrompts
@@ -121,6 +121,14 @@ def _with_lora(config: Sam2DConfig, image: int, rank: int) -> Sam2DConfig:
     return replace(config, image=image, lora_rank=rank, masks=len(SUBCORTICAL) + 1, structures=SUBCORTICAL)
 
 
+_SAMED = tuple(
+    OfficialFile(name, f"https://drive.google.com/file/d/{key}", "MIT", beside=(("base", sam.VIT_B.name),))
+    for name, key in (
+        ("epoch_159.pth", "1P0Bm-05l-rfeghbrT1B62v5eN-3A-uOr"),
+        ("checkpoints_s/epoch_159.pth", "1rQM2md-h66RlRF3wC0m9N8aheOCvKfYv"),
+    )
+)
+
 METHOD = SliceMethod(
     name="lora-sam",
     summary="12 subcortical structures of a brain MR, automatic or prompted",
@@ -128,6 +136,8 @@ METHOD = SliceMethod(
     upstream="hitachinsk/SAMed@e351840",
     code_licence="MIT",
     weights_licence="none released for the 12 structures; SAM's (Apache-2.0) and SAMed's (MIT) load",
+    official_files=_SAMED,
+    starts_from=(sam.VIT_B,),
     sizes={
         "full": _with_lora(sam.FULL, 512, 16),
         "small": _with_lora(sam.SMALL, 256, 8),

@@ -5,7 +5,7 @@ mixes the embedding of the last logits into the image embedding. The decoder gra
 `updated_embeddings`; the host feeds back either it (`recurrent`, the paper) or the encoder's output (`anchored`,
 the official script). Mixing the two up fails silently, so checkpoint and manifest both record it.
 
-Where paper and official code disagree, this follows the resolutions listed in docs/numerics.md.
+Where paper and official code disagree, this follows the resolutions listed in docs/explanation/numerics.md.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ METHOD = VolumeMethod(
     upstream="nanase1025/M-SAM@fcec7ef",
     code_licence="Apache-2.0",
     weights_licence="none released; it starts from SAM-Med3D's (Apache-2.0)",
+    starts_from=(sam_med3d.TURBO,),
     sizes={
         # Rank 16 is the only one that gives all four parameter figures of Tables 1 and 3.
         "full": replace(sam_med3d.FULL, lora_rank=16, adapter="code"),

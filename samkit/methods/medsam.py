@@ -11,7 +11,7 @@ import numpy as np
 
 from samkit.methods import sam
 from samkit.methods._slices import as_rgb, build_sam, decode, prompt_graphs, united
-from samkit.methods.method import Answer, RunGraph, SliceMethod, SliceRecipe
+from samkit.methods.method import Answer, OfficialFile, RunGraph, SliceMethod, SliceRecipe
 from samkit.networks.sam2d_config import Sam2DConfig
 from samkit.placement import Placement, resize_bilinear
 from samkit.prompts import SlicePrompts
@@ -46,6 +46,10 @@ def answer(
     return united(np.log(on_slice / (1 - on_slice)), low_res[:, :1], None)
 
 
+VIT_B = OfficialFile(
+    "medsam_vit_b.pth", "https://drive.google.com/drive/folders/1ETWmi4AiniJeWOt6HAsYgTjYv_fkgzoN", "Apache-2.0"
+)
+
 METHOD = SliceMethod(
     name="medsam",
     summary="2D boxes on any medical image",
@@ -53,6 +57,8 @@ METHOD = SliceMethod(
     upstream="bowang-lab/MedSAM@d71e8a1",
     code_licence="Apache-2.0",
     weights_licence="Apache-2.0 (medsam_vit_b.pth)",
+    official_files=(VIT_B, *sam.METHOD.official_files),
+    starts_from=(sam.VIT_B,),
     sizes=sam.METHOD.sizes,
     build=build_sam,
     graphs=prompt_graphs,

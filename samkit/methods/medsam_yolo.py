@@ -15,7 +15,16 @@ import numpy as np
 
 from samkit.methods import medsam, sam
 from samkit.methods._slices import BATCH, as_rgb, prompt_graphs
-from samkit.methods.method import DetectorRecipe, GraphSpec, Part, RunGraph, SliceMethod, SliceRecipe, State
+from samkit.methods.method import (
+    DetectorRecipe,
+    GraphSpec,
+    OfficialFile,
+    Part,
+    RunGraph,
+    SliceMethod,
+    SliceRecipe,
+    State,
+)
 from samkit.networks.sam2d_config import Sam2DConfig
 from samkit.networks.yolo_config import LONGEST, MedsamYoloConfig, YoloConfig, yolo_config
 from samkit.precisions import DECODER_TOLERANCE
@@ -83,6 +92,17 @@ FULL = MedsamYoloConfig(**asdict(sam.FULL))
 SMALL = MedsamYoloConfig(**asdict(sam.SMALL), detector=YoloConfig(width=8, depth=1, image=192))
 TINY = MedsamYoloConfig(**asdict(sam.TINY), detector=YoloConfig(width=4, depth=1, image=96))
 
+_YOLO = tuple(
+    OfficialFile(
+        name, f"https://github.com/ultralytics/yolov5/releases/download/v7.0/{name}", "AGPL-3.0", sha256,
+        "huggingface.co/Ultralytics/YOLOv5", option="detector", beside=(("checkpoint", medsam.VIT_B.name),),
+    )
+    for name, sha256 in (
+        ("yolov5s.pt", "8b3b748c1e592ddd8868022e8732fde20025197328490623cc16c6f24d0782ee"),
+        ("yolov5l.pt", "2f603b7354c25454d1270663a14d8ddc1eea98e5eebc1d84ce0c6e3150fa155f"),
+    )
+)  # fmt: skip
+
 METHOD = SliceMethod(
     name="medsam-yolo",
     summary="brain lesions in three MR sequences, boxes found by YOLOv5",
@@ -90,6 +110,8 @@ METHOD = SliceMethod(
     upstream="bowang-lab/MedSAM@d71e8a1; YOLOv5 v6/v7 state dicts (our own code, no AGPL code)",
     code_licence="Apache-2.0",
     weights_licence="MedSAM's Apache-2.0; YOLOv5's are AGPL-3.0",
+    official_files=(medsam.VIT_B, *sam.METHOD.official_files, *_YOLO),
+    starts_from=(medsam.VIT_B, sam.VIT_B),
     sizes={"full": FULL, "small": SMALL, "tiny": TINY},
     build=_build,
     graphs=_graphs,

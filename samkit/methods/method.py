@@ -199,7 +199,26 @@ class Part:
     recipes: Mapping[str, Recipe]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
+class OfficialFile:
+    """Weights that others give out; samkit does not ship them. docs/reference/checkpoints.md is made of these."""
+
+    name: str
+    address: str
+    """Where its authors offer it."""
+    licence: str
+    """Of these weights, as their authors' page states it."""
+    sha256: str = ""
+    """What `stated` says it is; nobody compared it with a file here. Empty where nobody states one."""
+    stated: str = "nobody"
+    """Who states that hash."""
+    option: str = "checkpoint"
+    """What `sam-export` takes it as: checkpoint, or the name of a part."""
+    beside: tuple[tuple[str, str], ...] = ()
+    """Option and name of each file that has to be given with it."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Method:
     """One segmentation method: everything that tells it from the others."""
 
@@ -212,6 +231,10 @@ class Method:
     code_licence: str
     weights_licence: str
     """Licence of the official weights, which samkit does not ship."""
+    official_files: tuple[OfficialFile, ...] = ()
+    """All that `official`, and that of the parts, take."""
+    starts_from: tuple[OfficialFile, ...] = ()
+    """What training by the paper's recipe begins with, `--init`."""
     sizes: Mapping[str, NetworkConfig]
     """The networks: full, small (the demo weights) and tiny (for tests)."""
     build: Callable[[Any], Network]
@@ -246,8 +269,13 @@ class Method:
     structures: Callable[[Any], tuple[str, ...]] = lambda config: ()
     """Names of the labels 1, 2, ...; none where there is one mask."""
 
+    def __repr__(self) -> str:
+        """Return what it does and what it is prompted with."""
+        prompts = " or ".join(sorted(self.prompts)) or "no prompt"
+        return f"<{type(self).__name__} {self.name}: {self.summary}; takes {prompts}>"
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class VolumeMethod(Method):
     """Clicks on a volume: each one refines the mask in cubic crops."""
 
@@ -272,7 +300,7 @@ class Answer:
     """Predicted IoU of the chosen masks, where the method trained that head."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SliceMethod(Method):
     """Slice by slice: from prompts, from a detector, or by itself."""
 

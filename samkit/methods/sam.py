@@ -13,7 +13,7 @@ import numpy as np
 
 from samkit.errors import CheckpointError
 from samkit.methods._slices import as_rgb, best_proposal, build_sam, decode, normalise, prompt_graphs, united
-from samkit.methods.method import Answer, RunGraph, SliceMethod, SliceRecipe, State
+from samkit.methods.method import Answer, OfficialFile, RunGraph, SliceMethod, SliceRecipe, State
 from samkit.networks.sam2d_config import Sam2DConfig
 from samkit.placement import Placement
 from samkit.prompts import SlicePrompts
@@ -70,6 +70,16 @@ TINY = Sam2DConfig(
     iou_hidden=16,
 )  # fmt: skip
 
+_COPIES = "copies on Hugging Face, not by its authors; the name holds the first digits of its MD5"
+VIT_B, VIT_L, VIT_H = (
+    OfficialFile(name, f"https://dl.fbaipublicfiles.com/segment_anything/{name}", "Apache-2.0", sha256, _COPIES)
+    for name, sha256 in (
+        ("sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
+        ("sam_vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
+        ("sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
+    )
+)
+
 METHOD = SliceMethod(
     name="sam",
     summary="2D boxes and clicks on any picture; the network the 2D methods build on",
@@ -77,6 +87,8 @@ METHOD = SliceMethod(
     upstream="facebookresearch/segment-anything@dca509f",
     code_licence="Apache-2.0",
     weights_licence="Apache-2.0 (sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth, sam_vit_h_4b8939.pth)",
+    official_files=(VIT_B, VIT_L, VIT_H),
+    starts_from=(VIT_B,),
     sizes={"full": FULL, "small": SMALL, "tiny": TINY},
     build=build_sam,
     graphs=prompt_graphs,

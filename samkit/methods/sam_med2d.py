@@ -15,7 +15,7 @@ import numpy as np
 from samkit.errors import CheckpointError
 from samkit.methods import sam
 from samkit.methods._slices import best_proposal, build_sam, decode, normalise, prompt_graphs, united
-from samkit.methods.method import Answer, RunGraph, SliceMethod, SliceRecipe, State
+from samkit.methods.method import Answer, OfficialFile, RunGraph, SliceMethod, SliceRecipe, State
 from samkit.networks.sam2d_config import Sam2DConfig
 from samkit.placement import Placement
 from samkit.prompts import SlicePrompts
@@ -77,6 +77,10 @@ LOSSES = (("focal", 20.0), ("dice", 1.0), ("iou", 1.0))
 SMALL_LOSSES = (("dice_squared", 1.0), ("bce", 1.0), ("iou", 1.0))
 """From random weights the focal term teaches too slowly what is background and what is not."""
 
+_DRIVE = "https://drive.google.com/file/d"
+BASE = OfficialFile("sam-med2d_b.pth", f"{_DRIVE}/1ARiB5RkSsWmAB_8mqWnwDF8ZKTtFwsjl", "Apache-2.0")
+FT_SAM = OfficialFile("ft-sam_b.pth", f"{_DRIVE}/1J4qQt9MZZYdv1eoxMTJ4FL8Fz65iUFM8", "Apache-2.0")
+
 METHOD = SliceMethod(
     name="sam-med2d",
     summary="2D boxes and clicks on any medical image, at 256 pixels",
@@ -84,6 +88,8 @@ METHOD = SliceMethod(
     upstream="OpenGVLab/SAM-Med2D@bfd2b93",
     code_licence="Apache-2.0",
     weights_licence="Apache-2.0 (sam-med2d_b.pth)",
+    official_files=(BASE, FT_SAM),
+    starts_from=(BASE,),
     sizes={"full": FULL, "small": SMALL, "tiny": TINY},
     build=build_sam,
     graphs=prompt_graphs,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from samkit.errors import CheckpointError
 from samkit.methods._volume_clicks import build, click_graphs, configure, z_score
-from samkit.methods.method import ClickRecipe, State, VolumeMethod
+from samkit.methods.method import ClickRecipe, OfficialFile, State, VolumeMethod
 from samkit.networks.sam3d_config import Sam3DConfig
 
 
@@ -37,6 +37,15 @@ TINY = Sam3DConfig(
     channels=24, decoder_heads=2, decoder_mlp=48, iou_hidden=16,
 )  # fmt: skip
 
+_HUGGING_FACE = "https://huggingface.co/blueyo0/SAM-Med3D/blob/main"
+TURBO, CORESET = (
+    OfficialFile(name, f"{_HUGGING_FACE}/{name}", "Apache-2.0", sha256, "that page")
+    for name, sha256 in (
+        ("sam_med3d_turbo.pth", "899a46d04d3b70f723282ceb489149373558bf0aaba389a346f5ab57da5cdd3c"),
+        ("sam_med3d_turbo_cvpr_coreset.pth", "11520a8f5adf1ef331c5858400138cc7f6eed65584bdd44e0f325fda5d1e0640"),
+    )
+)
+
 METHOD = VolumeMethod(
     name="sam-med3d",
     summary="3D clicks on any organ or lesion; the network M-SAM builds on",
@@ -44,6 +53,8 @@ METHOD = VolumeMethod(
     upstream="uni-medical/SAM-Med3D@f3de1fa",
     code_licence="Apache-2.0",
     weights_licence="Apache-2.0 (model card of sam_med3d_turbo.pth)",
+    official_files=(TURBO, CORESET),
+    starts_from=(TURBO,),
     sizes={"full": FULL, "small": SMALL, "tiny": TINY},
     graphs=click_graphs,
     refinements=("anchored",),

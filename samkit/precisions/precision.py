@@ -20,7 +20,7 @@ class Tolerance:
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """What graphs compute in. The reasons of all limits stand in docs/numerics.md."""
+    """What graphs compute in. The reasons of all limits stand in docs/explanation/numerics.md."""
 
     name: str
     """As on the command line and in manifests: `fp16`."""

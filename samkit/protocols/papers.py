@@ -1,4 +1,4 @@
-"""The result tables of the five papers, as printed: docs/papers/METHOD.json, one file for each paper.
+"""The result tables of the five papers, as printed: docs/results/papers/METHOD.json, one file for each paper.
 
     {"method": "m-sam", "citation": ..., "licence": ..., "left_out": [what of the paper's tables is not here, and why],
      "tables": [{"number": "1", "caption": ..., "data": ..., "n": ..., "note": ..., "own": {"row": "Ours"},
@@ -20,7 +20,7 @@ from pathlib import Path
 from samkit.errors import InputRefused, SamkitError
 from samkit.json_records import from_json
 
-FOLDER = Path(__file__).parents[2] / "docs" / "papers"
+FOLDER = Path(__file__).parents[2] / "docs" / "results" / "papers"
 """Where they lie in a checkout; an installed samkit has none."""
 
 
@@ -94,5 +94,7 @@ def load_papers(folder: Path) -> tuple[Paper, ...]:
         try:
             found.append(from_json(Paper, json.loads(path.read_text()), "a paper"))
         except (ValueError, TypeError, SamkitError) as error:
-            raise InputRefused("no-paper", f"{path} holds no paper's tables ({error})", "see docs/papers") from error
+            raise InputRefused(
+                "no-paper", f"{path} holds no paper's tables ({error})", "see docs/results/papers"
+            ) from error
     return tuple(found)

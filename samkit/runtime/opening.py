@@ -37,6 +37,16 @@ def open_session(
 ) -> Session:
     """Return a session on an export folder, or on what a server serves: `triton://HOST:PORT/NAME`, `triton+http://...`.
 
+        with open_session("exports/m-sam") as session:  # what `sam-export --method m-sam --out exports/m-sam` wrote
+            session.set_image("scan.nii.gz")            # or an image of nibabel or SimpleITK, or a numpy array:
+            session.set_image(array, affine=affine)     # (I, J, K), and (4, 4) from voxel index to RAS+ millimetres
+            update = session.click((60, 70, 30))        # a voxel of the object; positive=False is one beside it
+            mask = update.mask                          # bool, (I, J, K), on the scan's own array
+            session.save("mask.nii.gz")                 # where the scan lies; session.overlay() is a picture of it
+
+    Methods of slices also take `session.box(first, last)` and pictures, automatic ones segment as soon as an image is
+    set; `help(session)` has all acts, `samkit.list_methods()` all methods.
+
     With a folder, its files are checked against the manifest first, and `backend`, `device`, `precision` and `threads`
     are those of `open_export`. With an address the server decides those four, and `timeout` [s] is how long one call
     may take, by default DEFAULT_TIMEOUT, and LONG_TIMEOUT for one that works on many slices. `spacing` [mm] is for
@@ -127,9 +137,11 @@ def make_session(
                 f"{method.name} works on slices as they are and takes no spacing; leave {{spacing}} out",
                 options=("spacing",),
             )
-        return SliceSession(
+        slices = SliceSession(
             method, config, runners, plane=plane, intensities=intensities, precision=precision, manifest=manifest
         )
+        slices.target = f"export {export.folder.name}"
+        return slices
     if not isinstance(method, VolumeMethod) or not isinstance(config, Sam3DConfig):
         raise ExportError(f"{method.name} is neither a method of slices nor of volumes; upgrade samkit")
     if plane is not None or intensities is not None:
@@ -139,4 +151,8 @@ def make_session(
             options=(option,),
         )
     refinement = str(export.plan.refinement)
-    return VolumeSession(method, config, refinement, runners, spacing=spacing, precision=precision, manifest=manifest)
+    volumes = VolumeSession(
+        method, config, refinement, runners, spacing=spacing, precision=precision, manifest=manifest
+    )
+    volumes.target = f"export {export.folder.name}"
+    return volumes

@@ -9,10 +9,18 @@ from collections.abc import Collection, Mapping, Sequence
 
 from samkit.errors import InputRefused, OptionError, PromptError
 from samkit.methods.method import Method, SliceMethod
-from samkit.prompts import FOREGROUND, Point, Prompt, SlicePoint
+from samkit.prompts import (
+    EXAMPLE_BOX,
+    EXAMPLE_PIXEL,
+    EXAMPLE_POINT,
+    EXAMPLE_RECTANGLE,
+    FOREGROUND,
+    Point,
+    Prompt,
+    SlicePoint,
+)
 
 _SERVER_DECIDES = ("backend", "device", "precision", "threads")
-_EXAMPLE = "{points} 60,70,30,+"
 
 
 def check_place(given: Collection[str]) -> None:
@@ -41,8 +49,11 @@ def check_place(given: Collection[str]) -> None:
         )
 
 
-def check_prompts(prompts: Sequence[Prompt], method: Method, *, propagate: bool) -> None:
-    """Raise PromptError where nothing is prompted and has to be, InputRefused where no click is on the object."""
+def check_prompts(prompts: Sequence[Prompt], method: Method, *, propagate: bool, picture: bool) -> None:
+    """Raise PromptError where nothing is prompted and has to be, InputRefused where no click is on the object.
+
+    `picture` says whether one is segmented: examples are of its kind.
+    """
     if method.is_automatic:
         if propagate and not prompts:
             raise PromptError(
@@ -50,16 +61,20 @@ def check_prompts(prompts: Sequence[Prompt], method: Method, *, propagate: bool)
                 options=("propagate",),
             )
         return
+    example = EXAMPLE_PIXEL if picture else EXAMPLE_POINT
+    if "point" not in method.prompts:
+        example = EXAMPLE_RECTANGLE if picture else EXAMPLE_BOX
     if not prompts:
+        what = "click" if "point" in method.prompts else "box"
         raise PromptError(
-            f"no click was given, at least one on the object is needed; e.g. {_EXAMPLE}", options=("points",)
+            f"no {what} was given, at least one on the object is needed; e.g. {{{example}}}", options=(example,)
         )
     if all(isinstance(prompt, (Point, SlicePoint)) and prompt.label != FOREGROUND for prompt in prompts):
         raise InputRefused(
             "no-foreground",
             f"none of the {len(prompts)} click(s) is on the object",
-            f"add a foreground click, e.g. {_EXAMPLE}",
-            options=("points",),
+            f"add a foreground click, e.g. {{{example}}}",
+            options=(example,),
         )
 
 

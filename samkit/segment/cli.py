@@ -15,16 +15,18 @@ from click.core import ParameterSource
 import samkit
 from samkit.command import run_command, show_progress
 from samkit.geometry import Triple
-from samkit.imageio.reading import named
+from samkit.imageio.gate import volumes_offered
+from samkit.imageio.reading import is_picture, named
+from samkit.imageio.study import read_study
 from samkit.imageio.writing import MASK_SUFFIXES, PICTURE_SUFFIX
 from samkit.planes import PLANES
 from samkit.precisions import BASE, PRECISIONS
 from samkit.prompts import parse_box, parse_point, parse_structure, read_prompts
 from samkit.runtime.backends import BACKENDS, DEFAULT, device_names
 from samkit.runtime.client.remote_session import DEFAULT_TIMEOUT, LONG_TIMEOUT
-from samkit.runtime.session.world import to_voxel
+from samkit.runtime.session.world import to_voxel_inside
 from samkit.segment.checks import check_method, check_picture, check_place, check_prompts
-from samkit.segment.inputs import read_inputs
+from samkit.segment.inputs import find_inputs
 from samkit.segment.outputs import Outputs
 from samkit.segment.place import View, in_folder, on_server
 from samkit.segment.report import provenance, write_report
@@ -126,6 +128,12 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
     help="Which file of a folder holds a sequence, such as t1c='*_contrast.nii.gz', where its name does not say so.",
 )
 @click.option(
+    "--volume",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Which volume of a 4D file, 0 the first; without it such a file is refused.",
+)
+@click.option(
     "-o",
     "--output",
     "mask_path",
@@ -207,6 +215,13 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
     callback=_check_suffix(*MASK_SUFFIXES),
     help="Also write logits, float32; of scans only.",
 )
+@click.option(
+    "--overlay",
+    "overlay_path",
+    type=_FILE,
+    callback=_check_suffix(PICTURE_SUFFIX),
+    help="Also write a picture, .png: the slice that shows most of the mask, with the mask on it.",
+)
 @click.option("--report", "report_path", type=_FILE, help="Also write a JSON of inputs, versions and hashes.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 @click.pass_context
@@ -217,6 +232,7 @@ def segment(
     timeout: float | None,
     inputs: tuple[str, ...],
     sequences: tuple[str, ...],
+    volume: int | None,
     mask_path: Path,
     points: tuple[str, ...],
     boxes: tuple[str, ...],
@@ -232,6 +248,7 @@ def segment(
     threads: int | None,
     spacing: Triple | None,
     logits_path: Path | None,
+    overlay_path: Path | None,
     report_path: Path | None,
     quiet: bool,
 ) -> None:  # fmt: skip
@@ -251,21 +268,24 @@ def segment(
             else in_folder(export, view, opened, backend=backend, device=device, precision=precision, threads=threads)
         )
         found = time.perf_counter()
+        files = find_inputs(inputs, place.method, place.config, dict(parse_pattern(text) for text in sequences))
+        picture = any(is_picture(path) for path in files.values())
         prompts = read_prompts(clicks) if clicks else []
-        prompts += [parse_point(text) for text in points] + [parse_box(text) for text in boxes]
-        prompts += [parse_structure(text) for text in structures]
+        prompts += [parse_point(text, picture=picture) for text in points]
+        prompts += [parse_box(text, picture=picture) for text in boxes]
+        prompts += [parse_structure(text, picture=picture) for text in structures]
         of_slices = {"plane": plane, "intensities": intensities, "propagate": propagate}
-        check_prompts(prompts, place.method, propagate=propagate)
+        check_prompts(prompts, place.method, propagate=propagate, picture=picture)
         check_method(place.method, {"spacing": spacing}, of_slices)
-        outputs = Outputs.named(mask_path, logits_path, report_path, place.structures)
+        outputs = Outputs.named(mask_path, logits_path, overlay_path, report_path, place.structures)
 
-        patterns = dict(parse_pattern(text) for text in sequences)
-        study = read_inputs(inputs, place.method, place.config, patterns)
+        with volumes_offered():
+            study = read_study(files, volume=volume)
         if study.picture is not None:
             check_picture({"world": world, **of_slices, "logits_path": logits_path})
         outputs.check(study, (*([clicks] if clicks else []), *place.files))
         if world:
-            prompts = [to_voxel(prompt, study.scan.volume.affine) for prompt in prompts]
+            prompts = [to_voxel_inside(prompt, study.scan.volume) for prompt in prompts]
         read = time.perf_counter()
         _LOG.info("%s", study)
 

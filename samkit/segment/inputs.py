@@ -9,14 +9,8 @@ from typing import Any
 
 from samkit.errors import InputRefused, OptionError
 from samkit.imageio.reading import is_picture, list_scans
-from samkit.imageio.study import Study, read_study
 from samkit.methods.method import Method, SliceMethod
 from samkit.sequences import choose, sequence_of, sort_files
-
-
-def read_inputs(texts: Sequence[str], method: Method, config: Any, patterns: Mapping[str, str]) -> Study:
-    """Return what is in the files that `find_inputs` finds; raises as it does, and InputRefused at the gate."""
-    return read_study(find_inputs(texts, method, config, patterns))
 
 
 def find_inputs(texts: Sequence[str], method: Method, config: Any, patterns: Mapping[str, str]) -> dict[str, Path]:

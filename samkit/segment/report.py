@@ -23,7 +23,9 @@ _CLIENT_PACKAGES = ("numpy", "scipy", "nibabel", "pillow", "tritonclient")
 def provenance(session: Session, study: Study, prompts: Sequence[Prompt], mask_path: Path) -> dict[str, Any]:
     """Return what a report adds. File names only: folders may name a patient."""
     plan = session.manifest.plan
-    files = {name: study.scans[name].path if study.scans else path for name, path in study.files.items()}
+    files = {
+        name: (scan.path if (scan := study.scans.get(name)) else None) or path for name, path in study.files.items()
+    }
     first = next(iter(files.values()))
     how = (
         {"spacing_mm": list(session.spacing), "crop_origins": [list(origin) for origin in session.origins]}
@@ -39,6 +41,7 @@ def provenance(session: Session, study: Study, prompts: Sequence[Prompt], mask_p
         "refinement": plan.refinement,
         "input": first.name,
         "input_sha256": file_sha256(first),
+        **({} if study.volume is None else {"volume": study.volume}),
         **how,
         "output_sha256": file_sha256(mask_path),
         "points_voxel": [prompt_json(prompt) for prompt in prompts if isinstance(prompt, (Point, SlicePoint))],

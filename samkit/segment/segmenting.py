@@ -38,7 +38,7 @@ def segment_study(
 
     Raises PromptError and InputRefused for prompts that the method does not take before the first minute is spent.
     """
-    session.set_image(study.image, automatic=False)
+    session.set_image(study, automatic=False)
     session.check(*prompts)
     for together in session.by_step(prompts):
         session.add(*together)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from samkit import __version__
 from samkit.command import run_command, show_progress
 from samkit.errors import MissingDependencyError
 from samkit.extras import how_to_install
@@ -21,6 +22,7 @@ _LAYOUTS = ("volumes", "images", "freesurfer", "boxes")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="sam-train")
 @click.option("--method", "method_name", required=True, help="Which method, e.g. m-sam.")
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of cases.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run; empty or new.")

@@ -1,8 +1,8 @@
 """EmbeddedServer: the tritonserver of the nvidia-pytriton wheel on a model repository, for loopback and development.
 
 It is release 24.10, older than the fixes of its remote-execution faults (25.07), and has no limit on the size of
-requests: patients' data on a network belong to NVIDIA's container (docs/serving.md). The wheel holds Triton's core and
-its Python backend; `backends/onnxruntime` stands in for the C++ one.
+requests: patients' data on a network belong to NVIDIA's container (docs/how-to/serve.md). The wheel holds Triton's core
+and its Python backend; `backends/onnxruntime` stands in for the C++ one.
 
 Started means: every model is loaded, and a known tensor that went through came back right. Under numpy 2, which another
 interpreter may bring in, the wheel's stub reads wrong numbers and says nothing.

@@ -250,10 +250,10 @@ class SessionHost:
         try:
             session = self._served.session(self._runners, request)
             if request.picture:
-                session.set_image(np.moveaxis(voxels[..., 0], 0, -1), automatic=False, embeddings=embeddings)
+                session.take(np.moveaxis(voxels[..., 0], 0, -1), embeddings)
                 return HostedSession(session, embeddings, None, voxels.shape[1:3]), scan
             volumes = volumes_of(voxels, affine, request.sequences)
-            session.set_image(volumes, automatic=False, embeddings=embeddings)
+            session.take(volumes, embeddings)
             return HostedSession(session, embeddings, affine, voxels.shape[1:]), scan
         except BaseException:
             embeddings.close()

@@ -35,7 +35,7 @@ class SliceSteps:
             method, self._served.config, {}, plane=asked.plane, intensities=asked.intensities,
             precision=self._served.precision, manifest=self._served.export.manifest,
         )  # fmt: skip
-        session.set_image(volumes, automatic=False)
+        session.take(volumes)
         placed = [session.place(prompt) for prompt in prompts]
         if not placed and not method.is_automatic:
             raise PromptError(f"{method.name} segments nothing without a prompt; send a point or a box")

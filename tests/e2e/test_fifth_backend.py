@@ -1,4 +1,4 @@
-"""Guards the promise of docs/adding-a-backend.md: a backend is one file and one line, and nothing else changes."""
+"""Guards the promise of docs/how-to/add-a-backend.md: a backend is one file and one line, and nothing else changes."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 import samkit
 from samkit.phantoms import make_phantom
 
-PAGE = Path(__file__).parents[2] / "docs" / "adding-a-backend.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "add-a-backend.md"
 PACKAGE = Path(samkit.__file__).parent
 
 

@@ -1,4 +1,4 @@
-"""Guards the promise of docs/adding-a-reader.md: a reader is one file and one line, and nothing else changes."""
+"""Guards the promise of docs/how-to/add-a-reader.md: a reader is one file and one line, and nothing else changes."""
 
 import os
 import re
@@ -14,7 +14,7 @@ import pytest
 import samkit
 from samkit.phantoms import make_phantom
 
-PAGE = Path(__file__).parents[2] / "docs" / "adding-a-reader.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "add-a-reader.md"
 PACKAGE = Path(samkit.__file__).parent
 CASES = """
 import sys

@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 
+import samkit
 from samkit.imageio.reading import read_scan
 from samkit.manifest import Manifest, Weights
 from samkit.prompts import Point, write_clicks
@@ -108,6 +111,27 @@ def test_world_points_give_the_same_mask(bright_export, tmp_path):
     assert path.with_name("mask.nii.gz").read_bytes() == by_index
 
 
+def test_a_volume_of_a_series_is_segmented_and_shown(bright_export, scan, tmp_path):
+    series, picture = tmp_path / "series.nii.gz", tmp_path / "shown.png"
+    array = ball()[0]
+    nibabel.save(nibabel.Nifti1Image(np.stack([array // 2, array], -1), np.eye(4)), series)
+    done = segment(bright_export, series, "--volume", 1, "--point", "20,22,15,+", "--overlay", picture)
+    assert done.returncode == 0, done.stderr
+
+    with open_session(bright_export) as session:
+        session.set_image(array, affine=np.eye(4))
+        session.click((20, 22, 15))
+        assert np.array_equal(np.asarray(nibabel.load(scan.with_name("mask.nii.gz")).dataobj), session.mask())
+        assert np.array_equal(np.asarray(Image.open(picture)), session.overlay())
+
+
+@pytest.mark.parametrize("command", ["sam-bench", "sam-export", "sam-segment", "sam-serve", "sam-train"])
+def test_every_command_tells_its_version(command):
+    program = Path(sys.executable).with_name(command)
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{command}, version {samkit.__version__}\n"
+
+
 def test_report_says_what_is_needed_to_do_it_again(bright_export, scan, tmp_path):
     report, logits = tmp_path / "run.json", tmp_path / "logits.nii.gz"
     done = segment(bright_export, scan, "--point", "20,22,15,+", "--threads", "1", "--spacing", "2,2,2",
@@ -198,7 +222,7 @@ def test_bad_scan_is_refused_in_one_sentence(kind, bright_export, tmp_path, caps
         (["--point", "20,22,15,+", "--point", "-1,2,2,-"], 3, "lies outside the volume"),
         ([], 2, "no click was given"),
         (["--point", "20,22,15,-"], 3, "none of the 1 click(s) is on the object"),
-        (["--point", "20,22,+"], 2, "a point is written i,j,k,+"),
+        (["--point", "20,22,+"], 2, "has two, 20 and 22; e.g. --point 60,70,30,+"),
         (["--point", "20,22,nan,+"], 2, "finite numbers"),
         (["--point", "20,22,15,+", "--clicks", "gone.json"], 2, "the clicks file gone.json can't be read"),
         (["--point", "20,22,15,+", "--spacing", "1,0,1"], 2, "three positive numbers"),

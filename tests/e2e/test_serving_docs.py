@@ -1,12 +1,9 @@
-"""Guards docs/serving.md: its worked session runs as printed on a real server, its tables say what the code does."""
+"""Guards the pages on serving: the worked session runs as printed on a real server, tables say what the code does."""
 
 from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import nibabel
@@ -23,24 +20,19 @@ from samkit.triton_models.model_config import ROLES, SESSION, role_ports
 from samkit.triton_models.served import Served
 from samkit.triton_models.server_files import find_server
 from samkit.triton_models.session_host import SessionHost
+from support import pages
+from support.pages import ROOT
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "serving.md").read_text()
-BIN = Path(sys.executable).parent
-PORTS = {"8001": 1, "8000": 2}
-"""Ports that the page names, and the line of `sam-serve start` that names the real one."""
+SERVE, SERVER = (ROOT / "docs" / page for page in ("how-to/serve.md", "reference/server.md"))
 
 
-def section(title):
-    return re.search(rf"^## {re.escape(title)}\n(.*?)^## ", PAGE, re.M | re.S)[1]
+def section(page, title):
+    return re.search(rf"^## {re.escape(title)}\n(.*?)(^## |\Z)", page.read_text(), re.M | re.S)[1]
 
 
 def blocks():
     """Return the worked session: language and text of every block, in order."""
-    return re.findall(r"```(sh|python)\n(.*?)```", section("One worked session"), re.S)
-
-
-COMMANDS = [line for language, block in blocks() if language == "sh" for line in block.splitlines()]
+    return pages.blocks(section(SERVE, "One worked session"))
 
 
 # --- The worked session ---
@@ -57,51 +49,10 @@ def worked(export_of, tmp_path_factory):
     except MissingDependencyError as missing:
         pytest.skip(f"the embedded server can't run here: {missing}")
     folder = tmp_path_factory.mktemp("worked")
-    lines, servers, left = [], [], []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        try:
-            for language, text in blocks():
-                for port, line in PORTS.items():
-                    if lines:
-                        text = text.replace(f"127.0.0.1:{port}", re.search(r"127\.0\.0\.1:\d+", lines[line])[0])
-                if language == "python":
-                    left.append(run_python(text))
-                    continue
-                for command in text.splitlines():
-                    if command.startswith("sam-export "):
-                        shutil.copytree(export_of("m-sam"), folder / "exports" / "m-sam")
-                    elif command.startswith("sam-serve start "):
-                        servers.append(start(command))
-                        lines += [servers[-1].stdout.readline() for _ in range(4)]
-                        assert lines[0] == "READY\n"
-                    else:
-                        subprocess.run(words(command), check=True, capture_output=True)
-        finally:
-            for server in servers:
-                server.terminate()
-                server.communicate(timeout=60)
-    return SimpleNamespace(folder=folder, session=left[0], ensemble=left[1], code=servers[0].returncode)
-
-
-def words(command):
-    name, *others = command.split()
-    return [str(BIN / name), *others]
-
-
-def start(command):
-    ports = ("--grpc-port=0", "--http-port=0", "--metrics-port=0", "--quiet")
-    return subprocess.Popen([*words(command), *ports], stdout=subprocess.PIPE, text=True)
-
-
-def run_python(text):
-    """Run a block and return its names; one that imports nothing of samkit runs where samkit can't be imported."""
-    names = {}
-    with pytest.MonkeyPatch.context() as patch:
-        if "import samkit" not in text and "from samkit" not in text:
-            patch.setitem(sys.modules, "samkit", None)
-        exec(compile(text, "docs/serving.md", "exec"), names)  # noqa: S102 - our own page
-    return names
+    instead = {"sam-export ": lambda _: shutil.copytree(export_of("m-sam"), folder / "exports" / "m-sam")}
+    done = pages.run_page(SERVE, blocks(), folder, instead)
+    session, ensemble = done.left
+    return SimpleNamespace(folder=folder, session=session, ensemble=ensemble, codes=done.codes)
 
 
 @pytest.mark.xdist_group("export of m-sam")
@@ -118,7 +69,7 @@ def test_worked_session_gives_one_mask_by_all_ways(worked):
 
 @pytest.mark.xdist_group("export of m-sam")
 def test_worked_server_ends_in_order(worked):
-    assert worked.code == 0
+    assert worked.codes == [0]
 
 
 def test_ensemble_is_called_without_samkit():
@@ -128,21 +79,12 @@ def test_ensemble_is_called_without_samkit():
     assert "tritonclient" in last
 
 
-@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("sam-")])
-def test_every_option_of_the_worked_session_exists(command):
-    name, *others = command.split()
-    group = others[:1] if name == "sam-serve" else []
-    text = subprocess.run([BIN / name, *group, "--help"], capture_output=True, text=True, check=True).stdout
-    options = {word for word in others if re.match(r"--?[a-z]", word)}
-    assert {option for option in options if not re.search(rf"(^|[\s,]){option}\b", text)} == set()
-
-
 # --- The tables ---
 
 
-def rows(title):
+def rows(title, page=SERVER):
     """Return the cells of every row of a section's tables."""
-    lines = [line for line in section(title).splitlines() if line.startswith("| ")]
+    lines = [line for line in section(page, title).splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
@@ -154,7 +96,7 @@ def test_tensors_are_those_of_the_configs():
     (asked, _), (_, answered) = (role_ports(role, slices=False) for role in (ROLES[0], ROLES[-1]))
     request, answer = role_ports(SESSION, slices=False)
     table = {}
-    for name, dtypes, dims, *_ in (row for row in rows("What is served") if row[0].startswith(("in ", "out "))):
+    for name, dtypes, dims, *_ in (row for row in rows("Tensors") if row[0].startswith(("in ", "out "))):
         for port, dtype in zip(named(name), dtypes.split(", "), strict=False):
             table.setdefault(port, (dtype, dims, "optional" in name))
     for port in (*asked, *answered, *request, *answer):
@@ -170,14 +112,14 @@ def test_ops_are_those_of_the_server():
     with pytest.raises(PromptError) as refused:
         read_request({"op": "none of them"})
     known = re.search(r"known are (.*);", str(refused.value))[1].split(", ")
-    asked = [row for row in rows("What is served") if len(row) == 4 and re.fullmatch(r"`[A-Z]\w+`", row[3])]
+    asked = [row for row in rows("Tensors") if len(row) == 4 and re.fullmatch(r"`[A-Z]\w+`", row[3])]
     assert {op for row in asked for op in named(row[0])} == set(known)
 
 
 def test_what_describe_says_is_what_the_page_lists(bright_slices):
     export = Export.open(bright_slices, verify=False)
     served = Served("sam", "fp32", export.digest, export, Limits())
-    (says,) = (row[2] for row in rows("What is served") if row[0] == "`ExportDescription`")
+    (says,) = (row[2] for row in rows("Tensors") if row[0] == "`ExportDescription`")
     assert named(says) == list(served.describe().to_json())
 
 
@@ -185,12 +127,12 @@ def test_open_takes_what_the_page_lists():
     with pytest.raises(PromptError) as refused:
         read_request({"op": "open", "none of them": 1})
     known = re.search(r"it knows (.*);", str(refused.value))[1].split(", ")
-    (asked,) = (row[1] for row in rows("What is served") if row[0] == "`open`")
+    (asked,) = (row[1] for row in rows("Tensors") if row[0] == "`open`")
     assert {"op", *named(asked)} == set(known)
 
 
 def test_limits_stand_where_the_page_says():
-    says = re.search(r"They stand as `parameters`.*?\. Edit", section("Sessions"), re.S)[0]
+    says = re.search(r"They stand as `parameters`.*?\. Edit", section(SERVER, "Limits"), re.S)[0]
     everywhere, of_voxels, of_threads = re.search(
         r"(all of them.*?), (`max_voxels`.*?), and (`threads`.*)", says, re.S
     ).groups()
@@ -202,12 +144,12 @@ def test_limits_stand_where_the_page_says():
 
 
 def test_limits_are_those_of_the_code():
-    found = {named(row[0])[0]: row[1] for row in rows("Sessions") if row[0].startswith("`") and row[1].isdigit()}
+    found = {named(row[0])[0]: row[1] for row in rows("Limits") if row[0].startswith("`") and row[1].isdigit()}
     assert found == {name: str(value) for name, value in vars(Limits()).items()}
 
 
 def test_errors_are_classes_and_none_of_a_server_is_left_out():
-    found = {named(row[0])[0] for row in rows("Sessions") if re.match(r"`[A-Z]", row[0])}
+    found = {named(row[0])[0] for row in rows("Errors") if re.match(r"`[A-Z]", row[0])}
     assert all(issubclass(getattr(errors, name), SamkitError) for name in found)
     assert {kind.__name__ for kind in errors.ServingError.__subclasses__()} <= found
 
@@ -215,7 +157,7 @@ def test_errors_are_classes_and_none_of_a_server_is_left_out():
 def test_metrics_are_those_of_the_host():
     host = SessionHost(SimpleNamespace(limits=Limits()), {})
     host.counters.seconds["encode"] = 1.0
-    found = {name for row in rows("Sessions") for name in named(row[0]) if name.startswith("samkit_")}
+    found = {name for row in rows("Metrics") for name in named(row[0]) if name.startswith("samkit_")}
     assert found == {name for name, *_ in host.figures()}
 
 
@@ -223,19 +165,6 @@ def test_launch_line_is_that_of_the_compose_file():
     compose = (ROOT / "container" / "compose.yaml").read_text()
     command = re.search(r"command:\n(.*?)\n    environment:", compose, re.S)[1]
     used = {flag.partition("=")[0] for flag in re.findall(r"- (--\S+)", command)}
-    table = {flag for row in rows("Production: NVIDIA's container") for flag in named(row[0])}
+    table = {flag for row in rows("Production: NVIDIA's container", SERVE) for flag in named(row[0])}
     assert {flag.partition("=")[0] for flag in table} == used
     assert {flag for flag in table if "=" in flag and "..." not in flag} <= set(re.findall(r"--\S+", command))
-
-
-def test_links_lead_somewhere():
-    for page in ("docs/serving.md", "docs/troubleshooting.md", "docs/glossary.md", "container/README.md"):
-        path = ROOT / page
-        for link in re.findall(r"\]\((?!http)([^)]+)\)", path.read_text()):
-            file, _, heading = link.partition("#")
-            target = path.parent / file if file else path
-            assert target.exists(), f"{page} links to {link}"
-            if heading:
-                titles = re.findall(r"^#+ (.*)$", target.read_text(), re.M)
-                slugs = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
-                assert heading in slugs, f"{page} links to {link}"

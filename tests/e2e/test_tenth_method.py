@@ -1,4 +1,4 @@
-"""Guards the promise of docs/adding-a-method.md: a method is one file and its network, and nothing else changes."""
+"""Guards the promise of docs/how-to/add-a-method.md: a method is one file and its network, and nothing else changes."""
 
 import json
 import re
@@ -14,7 +14,7 @@ import samkit.methods
 import samkit.networks
 from samkit.phantoms import make_phantom
 
-PAGE = Path(__file__).parents[2] / "docs" / "adding-a-method.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "add-a-method.md"
 MODULES = ("samkit.networks.plain_net", "samkit.methods.plain_net")
 
 

@@ -7,9 +7,9 @@ import numpy as np
 from samkit.manifest import ExportPlan, Manifest, Weights, describe_files
 from samkit.methods import get_method
 
-SCALES = {"sam": (1, 0.5, 2, 0.25), "lora-sam": (-20, 20, *(0,) * 11)}
+SCALES = {"sam": (1, 0.5, 2, 0.25), "medsam": (1, 0.5, 2, 0.25), "lora-sam": (-20, 20, *(0,) * 11)}
 """What each mask token makes of the logits: lora-sam's first is the background, its second the first structure."""
-LEVELS = {"sam": (128 - 123.675) / 58.395, "lora-sam": 0.5}
+LEVELS = {"sam": (128 - 123.675) / 58.395, "medsam": 0.5, "lora-sam": 0.5}
 """Half bright, as the methods scale intensities."""
 
 

@@ -35,6 +35,29 @@ def test_options_are_data_and_their_names_in_the_text():
     assert error.sentence({"fp16": "--fp16"}.get) == "--fp16 is of no_fold's kin, not of {this}"
 
 
+@pytest.mark.parametrize(
+    ("option", "flag", "call"),
+    [
+        ("points 60,70,30,+", "--point 60,70,30,+", "click((60, 70, 30))"),
+        ("points x,y,-", "--point x,y,-", "click((x, y), positive=False)"),
+        ("points", "--point", "click()"),
+        ("boxes 1,2,3,4", "--box 1,2,3,4", "box((1, 2), (3, 4))"),
+        ("boxes", "--box", "box()"),
+        ("inputs t1c=FILE", "--input t1c=FILE", 'set_image({"t1c": FILE, ...})'),
+        ("world", "--world", "world=True"),
+        ("propagate", "--propagate", "propagate()"),
+        ("volume N", "--volume N", "volume=N"),
+        ("keep_list FILE", "--keep-list FILE", "keep_list FILE"),
+    ],
+)
+def test_an_option_is_a_flag_to_a_command_and_a_call_to_python(option, flag, call):
+    flags = {"points": "--point", "boxes": "--box", "inputs": "--input"}
+    error = errors.PromptError(f"no; e.g. {{{option}}}.", options=(option,))
+
+    assert str(error) == f"no; e.g. {call}."
+    assert error.sentence(lambda name: flags.get(name, f"--{name.replace('_', '-')}")) == f"no; e.g. {flag}."
+
+
 def test_refusal_of_one_case_says_which_and_keeps_its_options():
     refusal = errors.InputRefused("no-label", "no {label} in it", "leave {label} out", options=("label",))
     of_case = refusal.about("case a")

@@ -94,3 +94,28 @@ def test_export_without_a_graph_that_its_method_needs_is_refused(folder):
     replace(manifest, plan=replace(manifest.plan, graphs=("image_encoder",))).save(folder)
     with pytest.raises(ManifestError, match="has no graph mask_decoder, which sam-med3d needs; export again"):
         Export.open(folder, verify=False)
+
+
+@pytest.mark.parametrize(
+    ("facts", "advice"),
+    [
+        ('{"plan": {"method": "m-sam", "part": ""}}', "sam-export --method m-sam --checkpoint {}"),
+        ('{"plan": {"method": "medsam-yolo", "part": "detector"}}', "sam-export --method medsam-yolo --detector {}"),
+        ("[]", "make one with sam-export --method M --out {}"),
+        (None, "make one with sam-export --method M --out {}"),
+    ],
+)
+def test_a_folder_that_is_no_export_is_told_how_to_become_one(tmp_path, facts, advice):
+    if facts is not None:
+        (tmp_path / "run.json").write_text(facts)
+    with pytest.raises(ManifestError) as refused:
+        Export.open(tmp_path)
+    assert str(refused.value).endswith(advice.format(tmp_path))
+
+
+def test_a_checkpoint_is_no_export(tmp_path):
+    (tmp_path / "m_sam.pth").touch()
+    with pytest.raises(
+        ManifestError, match=r"it is a file; export it with sam-export --method M --checkpoint .*m_sam\.pth"
+    ):
+        Export.open(tmp_path / "m_sam.pth")

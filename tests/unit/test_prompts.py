@@ -54,16 +54,32 @@ def test_structure_is_named_before_its_point_or_box():
 
 @pytest.mark.parametrize("text", ["", "1,2,3", "1,2,3,4,5", "1,2,3,4,5,x", "1,2,3,4,5,nan", "1,2,3,+"])
 def test_malformed_box_is_refused_with_an_example(text):
-    with pytest.raises(PromptError, match=r"boxes 40|60,70\.5"):
+    with pytest.raises(PromptError) as refused:
         parse_box(text)
+    assert refused.value.sentence({"boxes": "--box"}.get).endswith(("e.g. --box 40,52,30,88,97,30", "e.g. 60,70.5,30"))
 
 
 @pytest.mark.parametrize(
     "text", ["", "1,+", "1,2,3", "1,2,3,4", "1,2,3,+,+", "a,2,3,+", "1,2,inf,+", "1;2;3;+", "1,2,3,1"]
 )
 def test_malformed_point_is_refused_with_an_example(text):
-    with pytest.raises(PromptError, match="60,70"):
+    with pytest.raises(PromptError) as refused:
         parse_point(text)
+    assert refused.value.sentence({"points": "--point"}.get).endswith(("e.g. --point 60,70,30,+", "e.g. 60,70.5,30"))
+
+
+@pytest.mark.parametrize(
+    ("parse", "example"),
+    [
+        (parse_point, "a point is written x,y,+ or x,y,- and this one is '1'; e.g. --points 60,70,+"),
+        (parse_box, "a box is written x0,y0,x1,y1 and this one is '1'; e.g. --boxes 40,52,88,97"),
+        (parse_structure, "is written NAME=x,y,+ and this one is '1'; e.g. --structures caudate_left=60,70,+"),
+    ],
+)
+def test_an_example_for_a_picture_has_two_indices(parse, example):
+    with pytest.raises(PromptError) as refused:
+        parse("1", picture=True)
+    assert example in refused.value.sentence(lambda name: f"--{name}")
 
 
 def test_clicks_survive_the_file(tmp_path):

@@ -1,27 +1,31 @@
 """Sessions on one export: the PyTorch originals, which are the baseline, and a candidate for each backend.
 
 The graphs of all of them are observed. On a CPU some precisions are judged by graphs that round and overflow as a
-device does (`Precision.emulator`): the backend would hide an overflow there. A session on a server runs its graphs
-there, where nobody sees the calls; but each graph is a model of its own there, too (`ServedRunner`), which can be asked
-what PyTorch was asked.
+device does (`find_emulator`): the backend would hide an overflow there. A session on a server runs its graphs there,
+where nobody sees the calls; but each graph is a model of its own there, too (`ServedRunner`), which can be asked what
+PyTorch was asked.
 """
 
 from __future__ import annotations
 
-import pkgutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from samkit.benchmarks.accuracy.outputs import ObservedRunner, Observer, OutputCheck, Recording
+from samkit.benchmarks.accuracy.gate import GraphCall
+from samkit.benchmarks.accuracy.outcome import Outcome
+from samkit.benchmarks.accuracy.outputs import ObservedRunner, OutputCheck, Recording
+from samkit.benchmarks.accuracy.settings import AccuracySettings
+from samkit.benchmarks.cases.simulated_user import policies_of
 from samkit.benchmarks.measure.originals import original_network, original_runners
-from samkit.benchmarks.record.rows import Absent, Identity
-from samkit.errors import MissingDependencyError, OptionError, SamkitError, ServingError
+from samkit.benchmarks.record.rows import DETECTOR, Absent, Identity
+from samkit.errors import MissingDependencyError, OptionError, PromptError, SamkitError, ServingError
 from samkit.manifest import Export
-from samkit.precisions import BASE, get_precision
-from samkit.runtime.backends import bench_backends, get_backend, is_emulated, open_runners
+from samkit.methods import GraphSpec
+from samkit.precisions import BASE
+from samkit.runtime.backends import bench_backends, find_emulator, get_backend, is_emulated, open_runners
 from samkit.runtime.backends.backend import Variant, missing_files
 from samkit.runtime.backends.runner import Runner, SubstituteRunner, add_substitutes
 from samkit.runtime.client.served_runner import ServedRunner
@@ -57,28 +61,55 @@ def check_names(names: Iterable[str]) -> tuple[str, ...]:
     return (BASELINE, *(name for name in wanted if name != BASELINE))
 
 
-def in_row(error: SamkitError) -> str:
-    """Return why something did not run, as a row says it: with options as the command line has them."""
-    return error.sentence(lambda option: f"--{option}")
+@dataclass(frozen=True)
+class Compared:
+    """An export that is compared, with all that follows from it for every backend."""
 
+    export: Export
+    graphs: Mapping[str, GraphSpec]
+    """By name, those that it has files of."""
+    policies: tuple[str, ...]
+    """Those of its method that were asked for."""
 
-def identity_of(export: Export, variant: Variant, **part: str) -> Identity:
-    """Return the identity of a row on an export; `part` is the graph, or the stage and the policy."""
-    emulated = variant.backend != TRITON and is_emulated(variant)
-    place = (variant.backend, variant.precision, variant.device)
-    return Identity.of(export.plan, export.digest, *place, emulated=emulated, **part)
+    @classmethod
+    def of(cls, export: Export, policies: Iterable[str]) -> Compared:
+        """Return an export as it is compared by `policies`; raises PromptError where its method knows none of them."""
+        known = policies_of(export.method, export.plan.size)
+        if not set(known) & set(policies):
+            raise PromptError(
+                f"{export.method.name} knows the policies {', '.join(known)} and not {', '.join(policies)}; "
+                "name one of them"
+            )
+        graphs = {graph.name: graph for graph in export.specs}
+        return cls(export, graphs, tuple(name for name in known if name in policies))
+
+    def identity(self, variant: Variant, **part: str) -> Identity:
+        """Return the identity of a row; `part` is the graph, or the stage and the policy."""
+        place = (variant.backend, variant.precision, variant.device)
+        return Identity.of(self.export.plan, self.export.digest, *place, emulated=is_emulated(variant), **part)
+
+    def absent(self, variant: Variant, why: str | SamkitError, *, is_failure: bool) -> Absent:
+        """Return the row of what has no figures; an error is told with options as the command line has them."""
+        reason = why if isinstance(why, str) else why.sentence(lambda option: f"--{option}")
+        return Absent("accuracy", self.identity(variant, stage="masks"), reason, is_failure)
+
+    def outcomes(self, variant: Variant) -> dict[str, Outcome]:
+        """Return nothing noted yet, by policy, and of the detector."""
+        found = {name: self.identity(variant, stage="masks", policy=name) for name in self.policies}
+        found[DETECTOR] = self.identity(variant, graph=DETECTOR)
+        return {name: Outcome(identity) for name, identity in found.items()}
 
 
 @dataclass(frozen=True)
 class Opened:
-    """An export, opened on one backend."""
+    """An export, opened on one backend, and what is noted of it."""
 
-    name: str
-    """The backend, as on the command line."""
     variant: Variant
     session: Session
     runners: Mapping[str, Runner]
     """By graph, without anybody observing."""
+    outcomes: Mapping[str, Outcome]
+    """By policy, and of the detector."""
 
 
 @dataclass(frozen=True)
@@ -94,65 +125,58 @@ class Candidate(Opened):
 
     check: OutputCheck
 
-    @property
-    def is_served(self) -> bool:
-        """Return whether the session is on a server."""
-        return self.variant.backend == TRITON
 
-
-def open_baseline(export: Export, device: str, threads: int | None, held: ExitStack) -> Baseline:
+def open_baseline(compared: Compared, settings: AccuracySettings, held: ExitStack) -> Baseline:
     """Return the originals of an export, which `held` closes; raises as `original_network` does."""
-    network = original_network(export.plan, device=device, threads=threads)
-    runners = original_runners(network, export.plan, device)
-    recording = Recording()
-    session = make_session(export, _observed(runners, recording, export), BASE.name)
-    held.callback(session.close)
+    export, device = compared.export, settings.device
+    network = original_network(export.plan, device=device, threads=settings.threads)
     from samkit.runtime.backends.torch_runner import TorchRunner  # it imports PyTorch, which is here by now
 
-    for graph in export.specs:
-        if graph.is_rewrite and graph.works_for is None:
-            runners[graph.name] = TorchRunner(network, graph, device)
-            recording.unprompted.append(runners[graph.name])
-    return Baseline(BASELINE, replace(BACKENDS[BASELINE], device=device), session, runners, recording)
+    runners = original_runners(network, export.plan, device)
+    unprompted: dict[str, Runner] = {
+        name: TorchRunner(network, graph, device)
+        for name, graph in compared.graphs.items()
+        if graph.is_rewrite and graph.works_for is None
+    }
+    recording = Recording(list(unprompted.values()))
+    session = make_session(export, _observed(runners, recording.take, export), BASE.name)
+    held.callback(session.close)
+    variant = replace(BACKENDS[BASELINE], device=device)
+    return Baseline(variant, session, runners | unprompted, compared.outcomes(variant), recording)
 
 
 def open_candidate(
-    name: str, export: Export, recording: Recording, threads: int | None, server: str | None, held: ExitStack
+    name: str, compared: Compared, recording: Recording, settings: AccuracySettings, held: ExitStack
 ) -> Candidate | Absent:
     """Return a backend's session on an export, which `held` closes, or why there is none."""
-    variant = BACKENDS[name]
-    graphs = {graph.name: graph for graph in export.specs}
+    export, variant, threads = compared.export, BACKENDS[name], settings.threads
+    check = OutputCheck(recording, compared.graphs, variant.precision, sees_session=name != TRITON)
+    session: Session
     runners: dict[str, Runner]
     is_missing = False
     try:
-        if variant.backend == TRITON:
-            check = OutputCheck(recording, graphs, variant.precision, sees_session=False)
-            url, session = _serve(export, server, held)
+        if name == TRITON:
+            url, session = _serve(export, settings.server, held)
             address = Address.parse(url)
-            runners = {graph: held.enter_context(ServedRunner(address, graphs[graph])) for graph in graphs}
-            return Candidate(name, variant, session, runners, check)
-        is_missing = get_backend(variant.backend).missing(export, variant.precision) is not None
-        if (why := missing_files(export, variant.precision)) is not None:
-            return Absent("accuracy", identity_of(export, variant, stage="masks"), why, is_failure=False)
-        check = OutputCheck(recording, graphs, variant.precision)
-        opened = _emulate(variant, export, threads, held) if is_emulated(variant) else None
-        runners = opened or open_runners(export, variant, threads)[0]
-        local = make_session(export, _observed(runners, check, export), variant.precision)
-        held.callback(local.close)
-        return Candidate(name, variant, local, runners, check)
+            runners = {key: held.enter_context(ServedRunner(address, one)) for key, one in compared.graphs.items()}
+        else:
+            is_missing = get_backend(variant.backend).missing(export, variant.precision) is not None
+            if (why := missing_files(export, variant.precision)) is not None:
+                return compared.absent(variant, why, is_failure=False)
+            if (emulator := find_emulator(variant)) is None:
+                runners = open_runners(export, variant, threads)[0]
+            else:
+                work = Path(held.enter_context(tempfile.TemporaryDirectory()))
+                runners = {
+                    key: emulator(export.path(key, variant.precision), one, work, threads=threads)
+                    for key, one in compared.graphs.items()
+                }
+            session = make_session(export, _observed(runners, check.take, export), variant.precision)
+            held.callback(session.close)
     except SamkitError as error:
         is_missing = is_missing or isinstance(error, MissingDependencyError)
-        return Absent("accuracy", identity_of(export, variant, stage="masks"), in_row(error), is_failure=not is_missing)
-
-
-def _emulate(variant: Variant, export: Export, threads: int | None, held: ExitStack) -> dict[str, Runner]:
-    """Return runners that round as a device would that computes in the variant's precision."""
-    emulator = pkgutil.resolve_name(str(get_precision(variant.precision).emulator))
-    work = Path(held.enter_context(tempfile.TemporaryDirectory()))
-    return {
-        graph.name: emulator(export.path(graph.name, variant.precision), graph, work, threads=threads)
-        for graph in export.specs
-    }
+        return compared.absent(variant, error, is_failure=not is_missing)
+    return Candidate(variant, session, runners, compared.outcomes(variant), check)
 
 
 def _serve(export: Export, server: str | None, held: ExitStack) -> tuple[str, Session]:
@@ -170,10 +194,10 @@ def _serve(export: Export, server: str | None, held: ExitStack) -> tuple[str, Se
     return server, session
 
 
-def _observed(runners: Mapping[str, Runner], observer: Observer, export: Export) -> dict[str, Runner]:
+def _observed(runners: Mapping[str, Runner], observe: Callable[[GraphCall], None], export: Export) -> dict[str, Runner]:
     """Return runners that show each call; one that stands in for another shows the one that really runs."""
     real: dict[str, Runner] = {
-        name: ObservedRunner(runner, observer)
+        name: ObservedRunner(runner, observe)
         for name, runner in runners.items()
         if not isinstance(runner, SubstituteRunner)
     }

@@ -31,24 +31,23 @@ from samkit.benchmarks.accuracy.candidates import (
     BASELINE,
     TRITON,
     Candidate,
+    Compared,
     check_names,
     default_backends,
-    identity_of,
-    in_row,
     open_baseline,
     open_candidate,
 )
-from samkit.benchmarks.accuracy.comparison import Comparison
-from samkit.benchmarks.accuracy.gate import MaskLimits, what_broke
+from samkit.benchmarks.accuracy.comparison import compare
+from samkit.benchmarks.accuracy.gate import what_broke
 from samkit.benchmarks.accuracy.settings import AccuracySettings
 from samkit.benchmarks.cases.folders import FolderCases
 from samkit.benchmarks.cases.phantom_scans import phantom_cases
-from samkit.benchmarks.cases.simulated_user import POLICIES, policies_of, recipe_of
+from samkit.benchmarks.cases.simulated_user import POLICIES
 from samkit.benchmarks.measure.machine import Machine, finished_run
 from samkit.benchmarks.record.rows import Absent, Row
 from samkit.benchmarks.record.run import Measured, Run, describe_export
 from samkit.command import show_progress
-from samkit.errors import OptionError, PromptError, SamkitError
+from samkit.errors import OptionError, SamkitError
 from samkit.manifest import Export
 from samkit.precisions import BASE, PRECISIONS
 from samkit.runtime.backends import get_backend
@@ -91,10 +90,7 @@ _UNSAID = (
 @click.option("--anonymous", is_flag=True, help="Keep no pictures, and nothing of names.")
 @click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), default=Path("bench/accuracy.json"),
               show_default=True, help="Where the run is written.")  # fmt: skip
-def command(
-    exports: tuple[Path, ...], backends: str | None, min_parity_dice: float | None, max_parity_hd95: float | None,
-    out: Path, **asked: Any,
-) -> Measured:  # fmt: skip
+def command(exports: tuple[Path, ...], backends: str | None, out: Path, **asked: Any) -> Measured:
     """Compare exports with their PyTorch originals and with the truth.
 
     A backend that --backends names and that is not to be had, a mask beyond the limits, and a graph's output beyond its
@@ -104,7 +100,7 @@ def command(
     show_progress(quiet=False)
     named = [word.strip() for word in (backends or "").split(",") if word.strip()]
     names = check_names(named) if named else default_backends(asked["device"])
-    settings = AccuracySettings(names, limits=MaskLimits.of(min_parity_dice, max_parity_hd95), **asked)
+    settings = AccuracySettings(names, **asked)
     if settings.server is not None and len(exports) > 1:
         raise OptionError(
             "{server} serves one export, and several are given; measure one at a time", options=("server",)
@@ -131,62 +127,54 @@ def measure_accuracy(exports: Sequence[Path], settings: AccuracySettings) -> Run
     started = datetime.now(UTC)
     backends = [get_backend(BACKENDS[name].backend) for name in settings.backends if name != TRITON]
     opened = [Export.open(folder, engines=any(one.checks_bytes for one in backends)) for folder in exports]
-    for export in opened:
-        known = policies_of(export.method, recipe_of(export.method, export.plan.size))
-        if not set(known) & set(settings.policies):
-            raise PromptError(
-                f"{export.method.name} knows the policies {', '.join(known)} and not {', '.join(settings.policies)}; "
-                "name one of them"
-            )
+    all_compared = [Compared.of(export, settings.policies) for export in opened]
     rows: list[Row] = []
     notes: list[str] = []
     with Machine(settings.threads, settings.device) as machine:
-        for export in opened:
+        for compared in all_compared:
+            name = compared.export.method.name
             try:
-                found, remarks = _compare(export, settings)
+                found, remarks = _compare(compared, settings)
             except SamkitError as error:
                 if len(opened) == 1:
                     raise
-                log.warning("%s: %s", export.method.name, error)
-                original = identity_of(export, Variant(BASELINE, BASE.name, settings.device), stage="masks")
-                why = _UNSAID if settings.anonymous else in_row(error)
-                rows.append(Absent("accuracy", original, why, is_failure=True))
+                log.warning("%s: %s", name, error)
+                original = Variant(BASELINE, BASE.name, settings.device)
+                rows.append(compared.absent(original, _UNSAID if settings.anonymous else error, is_failure=True))
             else:
                 rows += found
-                notes += [f"{export.method.name}: {said}" for said in dict.fromkeys(remarks)]
+                notes += [f"{name}: {said}" for said in dict.fromkeys(remarks)]
             machine.sample()
         facts = machine.describe()
-    notes += [f"{settings.limits}", f"NSD within {settings.tolerance_mm:g} mm"]
+    notes += [settings.limits, f"NSD within {settings.tolerance_mm:g} mm"]
     if settings.pictures and not settings.anonymous:
         notes.append("this file holds parts of the images; share it as you would share the scans")
     return finished_run("accuracy", started, [describe_export(one.manifest) for one in opened], facts, rows, notes)
 
 
-def _compare(export: Export, settings: AccuracySettings) -> tuple[list[Row], list[str]]:
+def _compare(compared: Compared, settings: AccuracySettings) -> tuple[list[Row], list[str]]:
     """Return the rows of one export, and remarks on them; raises SamkitError where there is nothing to compare."""
-    log.info("%s: opening %s", export.method.name, ", ".join(settings.backends))
+    method, config, most = compared.export.method, compared.export.config, settings.cases
+    log.info("%s: opening %s", method.name, ", ".join(settings.backends))
     with ExitStack() as held:
-        baseline = open_baseline(export, settings.device, settings.threads, held)
+        baseline = open_baseline(compared, settings, held)
         others = [
-            open_candidate(name, export, baseline.recording, settings.threads, settings.server, held)
+            open_candidate(name, compared, baseline.recording, settings, held)
             for name in settings.backends
             if name != BASELINE
         ]
-        method, config, most = export.method, export.config, settings.cases
+        candidates = [one for one in others if isinstance(one, Candidate)]
         folder = settings.data and FolderCases(settings.data, method, config, most, label=settings.label)
-        comparison = Comparison(export, baseline, [one for one in others if isinstance(one, Candidate)], settings)
-        comparison.run(folder or phantom_cases(method, config, most))
-        rows = [*comparison.rows(), *(one for one in others if isinstance(one, Absent))]
+        cases = folder or phantom_cases(method, config, most)
+        rows, notes = compare(compared, baseline, candidates, cases, settings)
+    rows += [*(one for one in others if isinstance(one, Absent)), *_left_out(compared, settings.backends)]
     remarks = folder.remarks if folder else []
     if settings.anonymous and remarks:
         remarks = [f"{len(remarks)} remarks on the files of the data are left out, because they may name somebody"]
-    return rows + _left_out(export, settings.backends), [*remarks, *comparison.notes]
+    return rows, [*remarks, *notes]
 
 
-def _left_out(export: Export, backends: Sequence[str]) -> list[Row]:
+def _left_out(compared: Compared, backends: Sequence[str]) -> list[Absent]:
     """Return a row for each backend that nobody asked for and that tables have a column for."""
-    return [
-        Absent("accuracy", identity_of(export, variant, stage="masks"), "not among --backends", is_failure=False)
-        for name, variant in BACKENDS.items()
-        if name not in backends and variant.device == "cuda"
-    ]
+    left_out = [one for name, one in BACKENDS.items() if name not in backends and one.device == "cuda"]
+    return [compared.absent(variant, "not among --backends", is_failure=False) for variant in left_out]

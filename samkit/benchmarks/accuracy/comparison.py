@@ -14,141 +14,114 @@ from pathlib import Path
 
 import numpy as np
 
-from samkit.benchmarks.accuracy.candidates import Baseline, Candidate, identity_of
-from samkit.benchmarks.accuracy.detector import Detection, Detector
+from samkit.benchmarks.accuracy.candidates import Baseline, Candidate, Compared
+from samkit.benchmarks.accuracy.detector import Detection
 from samkit.benchmarks.accuracy.differing_slices import worst_slice
-from samkit.benchmarks.accuracy.gate import Deviation, check_mask
-from samkit.benchmarks.accuracy.outcome import SAME, Outcome
+from samkit.benchmarks.accuracy.gate import Deviation, mask_fault
+from samkit.benchmarks.accuracy.outcome import SAME
 from samkit.benchmarks.accuracy.settings import AccuracySettings
 from samkit.benchmarks.cases.case import Case
-from samkit.benchmarks.cases.simulated_user import (
-    AUTOMATIC,
-    Prompting,
-    SimulatedUser,
-    policies_of,
-    recipe_of,
-)
+from samkit.benchmarks.cases.simulated_user import AUTOMATIC, Prompting, SimulatedUser
 from samkit.benchmarks.record.rows import DETECTOR, ClickFigures, Row
 from samkit.errors import GeometryError, InputRefused, SamkitError
 from samkit.export.emulation import first_non_finite
-from samkit.manifest import Export
-from samkit.methods import SliceMethod
+from samkit.masks import dice
 from samkit.metrics import compare_masks, measure_mask
 
 log = logging.getLogger(__name__)
 
 
-class Comparison:
-    """One export: every case, by every policy, on every backend."""
+def compare(
+    compared: Compared,
+    baseline: Baseline,
+    candidates: Sequence[Candidate],
+    cases: Iterable[Case],
+    settings: AccuracySettings,
+) -> tuple[list[Row], list[str]]:
+    """Return the rows of every policy that met a case, and of detectors; and what a reader of them must know.
 
-    def __init__(
-        self, export: Export, baseline: Baseline, candidates: Sequence[Candidate], settings: AccuracySettings
-    ) -> None:
-        """Get ready; `run` does the work."""
-        self._export, self._baseline, self._candidates, self._settings = export, baseline, candidates, settings
-        method = export.method
-        self._recipe = recipe_of(method, export.plan.size)
-        self._plane = method.plane if isinstance(method, SliceMethod) else "axial"
-        self.notes: list[str] = []
-        """What a reader of the rows must know."""
-        self._policies = [name for name in policies_of(method, self._recipe) if name in settings.policies]
-        self._outcomes = {
-            (one.name, policy): Outcome(identity_of(export, one.variant, stage="masks", policy=policy))
-            for policy in self._policies
-            for one in (baseline, *candidates)
-        }
-        self._detection = self._detectors() if isinstance(method, SliceMethod) and method.propose else None
+    Raises InputRefused where there is nothing to tell.
+    """
+    method, config, size = compared.export.method, compared.export.config, compared.export.plan.size
+    notes: list[str] = []
+    detection = None
+    if DETECTOR in compared.graphs:
+        detection = Detection(baseline, candidates, config.detector.image)  # type: ignore[attr-defined]
+    for number, case in enumerate(cases):
+        if settings.anonymous:
+            case = replace(case, name=f"case {number + 1}")
+        log.info("%s: %s", method.name, case.name)
+        for policy in compared.policies if case.targets else ():
+            try:
+                user = SimulatedUser.of(case, policy, method, config, size, number)
+                _prompt(user, baseline, candidates, settings)
+            except (InputRefused, GeometryError) as error:
+                notes.append(f"{case.name} left out ({policy}): {error}")
+        if detection is not None:
+            baseline.session.set_image(case.image, automatic=False)
+            detection.show(case, baseline.session.channels(), number)  # type: ignore[attr-defined]
+    detectors = detection.rows() if detection is not None else []
+    policies = [policy for policy in compared.policies if baseline.outcomes[policy].steps]
+    if not detectors and not policies:
+        raise InputRefused(
+            "no-case", f"{method.name} could be measured on no case: {' | '.join(notes[:3])}",
+            "give other data, or another {policy}", options=("policy",),
+        )  # fmt: skip
+    for one in candidates:
+        _name_node(one, compared)
+    masks = [
+        opened.outcomes[policy].to_row(baseline.outcomes[policy], settings.clicks)
+        for policy in policies
+        for opened in (baseline, *candidates)
+    ]
+    return [*masks, *detectors], notes
 
-    def run(self, cases: Iterable[Case]) -> None:
-        """Do everything."""
-        for number, case in enumerate(cases):
-            if self._settings.anonymous:
-                case = replace(case, name=f"case {number + 1}")
-            log.info("%s: %s", self._export.method.name, case.name)
-            for policy in self._policies if case.targets else ():
-                try:
-                    method, config = self._export.method, self._export.config
-                    self._prompt(SimulatedUser.of(case, policy, method, config, self._recipe, number))
-                except (InputRefused, GeometryError) as error:
-                    self.notes.append(f"{case.name} left out ({policy}): {error}")
-            if self._detection is not None:
-                self._baseline.session.set_image(case.image, automatic=False)
-                channels = self._baseline.session.channels()  # type: ignore[attr-defined]  # of methods that propose
-                self._detection.show(case, channels, self._plane)
 
-    def _prompt(self, user: SimulatedUser) -> None:
-        """Prompt the baseline, and let every candidate answer the same; then each one on its own errors."""
-        self._baseline.session.set_image(user.case.image, automatic=False)
-        outcome = self._outcomes[self._baseline.name, user.policy]
-        runs = [
-            CandidateRun(one, self._outcomes[one.name, user.policy], user, self._settings) for one in self._candidates
-        ]
-        for run in runs:
-            run.begin()
-        reached: list[float] = []
-        number, tolerance_mm = 0, self._settings.tolerance_mm
-        self._baseline.recording.start()
-        try:
-            for number, prompting, labels in user.click_on(self._baseline.session, self._settings.clicks):
-                click = 0 if user.policy == AUTOMATIC else number
-                where = f"{user.case.name}, click {click} ({user.policy})" if click else f"{user.case.name}, automatic"
-                masks, logits = user.masks(labels), user.region(self._baseline.session.logits())
-                figures = {
-                    name: measure_mask(mask, user.targets[name], user.spacing_mm, tolerance_mm=tolerance_mm)
-                    for name, mask in masks.items()
-                    if name in user.targets
-                }
-                for name, measured in figures.items():
-                    outcome.add(user.called(name), ClickFigures(click, measured, SAME))
-                if click:
-                    reached.append(figures[user.structure]["dice"])
-                expected = Expected(click, where, labels, masks, figures, logits)
-                for run in runs:
-                    run.answer(prompting, expected, self._baseline)
-                self._baseline.recording.start()
-        except InputRefused as error:
-            outcome.notes.append(f"{user.case.name}, click {number + 1}: the reader stopped, {error}")
-        if reached:
-            outcome.own_dice[user.case.name] = reached
-        for run in runs:
-            run.end(reached, self._plane)
+def _prompt(
+    user: SimulatedUser, baseline: Baseline, candidates: Sequence[Candidate], settings: AccuracySettings
+) -> None:
+    """Prompt the baseline, and let every candidate answer the same; then each one on its own errors."""
+    baseline.session.set_image(user.case.image, automatic=False)
+    outcome = baseline.outcomes[user.policy]
+    runs = [CandidateRun(one, user, settings) for one in candidates]
+    reached: list[float] = []
+    number = 0
+    baseline.recording.start()
+    try:
+        for number, prompting, labels in user.click_on(baseline.session, settings.clicks):
+            click = 0 if user.policy == AUTOMATIC else number
+            where = f"{user.case.name}, click {click} ({user.policy})" if click else f"{user.case.name}, automatic"
+            figures = {
+                name: measure_mask(mask, user.targets[name], user.spacing_mm, tolerance_mm=settings.tolerance_mm)
+                for name, mask in user.masks(labels).items()
+                if name in user.targets
+            }
+            for name, measured in figures.items():
+                outcome.steps[user.called(name)].append(ClickFigures(click, measured, SAME))
+            outcome.parities.append(SAME)
+            if click:
+                reached.append(figures[user.structure]["dice"])
+            expected = Expected(click, where, labels, user.region(baseline.session.logits()), figures)
+            for run in runs:
+                run.answer(prompting, expected, baseline)
+            baseline.recording.start()
+    except InputRefused as error:
+        outcome.notes.append(f"{user.case.name}, click {number + 1}: the reader stopped, {error}")
+    if reached:
+        outcome.own_dice[user.case.name] = reached
+    for run in runs:
+        run.end(reached)
 
-    def _detectors(self) -> Detection:
-        def detector(one: Baseline | Candidate) -> Detector:
-            identity = identity_of(self._export, one.variant, graph=DETECTOR)
-            return Detector(identity, one.runners[DETECTOR], one.check if isinstance(one, Candidate) else None)
 
-        side = self._export.config.detector.image  # type: ignore[attr-defined]  # of methods that propose
-        return Detection(detector(self._baseline), [detector(one) for one in self._candidates], side)
-
-    def rows(self) -> list[Row]:
-        """Return all rows, of policies that met a case; raises InputRefused where there is nothing to tell."""
-        detectors = self._detection.rows() if self._detection is not None else []
-        if not detectors and not any(self._outcomes[self._baseline.name, policy].steps for policy in self._policies):
-            raise InputRefused(
-                "no-case", f"{self._export.method.name} could be measured on no case: {' | '.join(self.notes[:3])}",
-                "give other data, or another {policy}", options=("policy",),
-            )  # fmt: skip
-        self._name_nodes()
-        rows: list[Row] = []
-        for policy in self._policies:
-            baseline, *others = (self._outcomes[one.name, policy] for one in (self._baseline, *self._candidates))
-            if baseline.steps:
-                rows += [outcome.to_row(baseline, self._settings.clicks) for outcome in (baseline, *others)]
-        return rows + list(detectors)
-
-    def _name_nodes(self) -> None:
-        """Say of the first failure of each candidate which node is not finite, where one is."""
-        graphs = {graph.name: graph for graph in self._export.specs}
-        for one in self._candidates:
-            outcomes = [self._outcomes[one.name, policy] for policy in self._policies]
-            failures = next((outcome.failures for outcome in outcomes if outcome.failures), None)
-            if failures is None or (call := failures[0].call) is None:
-                continue
-            path = self._export.path(call.graph, one.variant.precision)
-            with tempfile.TemporaryDirectory() as work:
-                node = first_non_finite(path, graphs[call.graph], call.inputs, Path(work))
-            failures[0] = replace(failures[0], node=node)
+def _name_node(one: Candidate, compared: Compared) -> None:
+    """Say of a candidate's first failure which node is not finite, where one is."""
+    outcomes = [one.outcomes[policy] for policy in compared.policies]
+    failures = next((outcome.failures for outcome in outcomes if outcome.failures), [])
+    if failures and (call := failures[0].call) is not None:
+        path = compared.export.path(call.graph, one.variant.precision)
+        with tempfile.TemporaryDirectory() as work:
+            node = first_non_finite(path, compared.graphs[call.graph], call.inputs, Path(work))
+        failures[0] = replace(failures[0], node=node)
 
 
 @dataclass(frozen=True)
@@ -160,120 +133,98 @@ class Expected:
     where: str
     """Case, click and policy in words."""
     labels: np.ndarray
-    masks: Mapping[str, np.ndarray]
-    """By name of what is judged."""
+    logits: np.ndarray
     figures: Mapping[str, Mapping[str, float]]
-    """METRICS of those masks that there is a truth for."""
-    logits: np.ndarray | None = None
+    """By name of what is judged, METRICS of the masks that there is a truth for."""
 
 
 class CandidateRun:
     """One candidate on one case by one policy."""
 
-    def __init__(self, one: Candidate, outcome: Outcome, user: SimulatedUser, settings: AccuracySettings) -> None:
-        self._one, self._outcome, self._user, self._settings = one, outcome, user, settings
-        self._is_live, self._differs = True, False
+    def __init__(self, one: Candidate, user: SimulatedUser, settings: AccuracySettings) -> None:
+        """Give its session the case."""
+        self._one, self._user, self._settings, self._outcome = one, user, settings, one.outcomes[user.policy]
         self._worst: tuple[int, Expected, np.ndarray] | None = None
-
-    def begin(self) -> None:
-        """Give the session the case."""
-        self._one.check.begin(self._user.policy)
+        """Of the click after which most voxels differ: how many, and what PyTorch and the candidate answered."""
+        self._is_live = True
+        one.check.begin(self._outcome, user.number)
         try:
-            self._one.session.set_image(self._user.case.image, automatic=False)
+            one.session.set_image(user.case.image, automatic=False)
         except SamkitError as error:
-            self._give_up(f"{self._user.case.name}, setting the scan", error)
+            self._give_up(f"{user.case.name}, setting the scan", error)
 
+    @np.errstate(all="ignore")  # nan and infinities of a broken graph; the check has seen them
     def answer(self, prompting: Prompting, expected: Expected, baseline: Baseline) -> None:
         """Answer what PyTorch answered, and note how far off it is."""
+        check, where = self._one.check, expected.where
         if not self._is_live:
             return
-        check, where = self._one.check, expected.where
-        if self._one.is_served and prompting.refine:
+        if prompting.refine and not check.sees_session:
             self._is_live = False
             self._outcome.notes.append(f"{where}: a server takes no mask of its own as a prompt, so it stopped here")
             return
-        check.start(where)
         try:
-            with np.errstate(all="ignore"):  # nan and infinities of a broken graph; the check has seen them
-                try:
-                    labels = self._user.apply(prompting, self._one.session)
-                finally:
-                    check.stop()
-                check.compare_apart(baseline.runners, self._one.runners, where)
+            with check.expecting(where):
+                labels = self._user.apply(prompting, self._one.session)
+            check.compare_apart(baseline.runners, self._one.runners, where)
         except SamkitError as error:
             self._give_up(where, error)
             return
-        self._note_outputs()
         self._compare(labels, expected)
-
-    def _compare(self, labels: np.ndarray, expected: Expected) -> None:
-        user, settings, difference = self._user, self._settings, self._logit_difference(expected)
-        for name, ours in user.masks(labels).items():
-            theirs = expected.masks[name]
-            is_same = np.array_equal(ours, theirs)
-            figures = SAME if is_same else compare_masks(ours, theirs, user.spacing_mm)
-            parity: Mapping[str, float | None] = {**figures, "logit_difference": difference}
-            self._outcome.parities.append(parity)
-            if not is_same:
-                tolerance = settings.limits.tolerance(self._one.variant.precision, user.spacing_mm)
-                what, suspect = f"the mask of {name}" if name else "the mask", self._one.check.suspect()
-                self._fail(check_mask(figures, int(theirs.sum()), tolerance, suspect, expected.where, what))
-            if (measured := expected.figures.get(name)) is not None:
-                if not is_same:
-                    target, within = user.targets[name], settings.tolerance_mm
-                    measured = measure_mask(ours, target, user.spacing_mm, tolerance_mm=within)
-                self._outcome.add(user.called(name), ClickFigures(expected.click, measured, parity))
         flipped = int(np.count_nonzero(labels != expected.labels))
-        self._differs |= flipped > 0
         if self._worst is None or flipped >= self._worst[0]:
             self._worst = (flipped, expected, labels)
 
-    def _logit_difference(self, expected: Expected) -> float | None:
-        """Return the largest difference of logits, where this session has any."""
-        if expected.logits is None or self._one.is_served:
-            return None
-        with np.errstate(all="ignore"):
-            return float(np.abs(self._user.region(self._one.session.logits()) - expected.logits).max())
+    def _compare(self, labels: np.ndarray, expected: Expected) -> None:
+        user, one, settings, difference = self._user, self._one, self._settings, None
+        if one.check.sees_session:
+            difference = float(np.abs(user.region(one.session.logits()) - expected.logits).max())
+        for (name, ours), theirs in zip(user.masks(labels).items(), user.masks(expected.labels).values(), strict=True):
+            figures, parity = expected.figures.get(name), SAME
+            if not np.array_equal(ours, theirs):
+                parity = compare_masks(ours, theirs, user.spacing_mm)
+                tolerance = settings.tolerance(one.variant.precision, user.spacing_mm)
+                if (fault := mask_fault(parity, int(theirs.sum()), tolerance)) is not None:
+                    measure = f"the mask of {name} has {fault}" if name else f"the mask has {fault}"
+                    self._outcome.fail(Deviation(expected.where, one.check.suspect(), measure), user.number)
+                if figures is not None:
+                    within = settings.tolerance_mm
+                    figures = measure_mask(ours, user.targets[name], user.spacing_mm, tolerance_mm=within)
+            parities = {**parity, "logit_difference": difference}
+            self._outcome.parities.append(parities)
+            if figures is not None:
+                self._outcome.steps[user.called(name)].append(ClickFigures(expected.click, figures, parities))
 
     def _give_up(self, where: str, error: SamkitError) -> None:
         """Note that a call failed which PyTorch's did not; a graph that failed before is the reason for it."""
         self._is_live = False
-        self._note_outputs()
-        if not any(found.call is not None for found in self._outcome.failures):
-            self._fail(Deviation(where, self._one.check.suspect(), f"it failed where PyTorch did not: {error}"))
+        if self._outcome.broken_call is None:
+            measure = f"it failed where PyTorch did not: {error}"
+            self._outcome.fail(Deviation(where, self._one.check.suspect(), measure), self._user.number)
 
-    def _note_outputs(self) -> None:
-        check, policy = self._one.check, self._user.policy
-        self._outcome.relative_error = check.errors.get(policy, {})
-        self._fail(check.failures.get(policy))
-
-    def _fail(self, found: Deviation | None) -> None:
-        if found is not None:
-            self._outcome.fail(found, self._user.number)
-
-    def end(self, reached: Sequence[float], plane: str) -> None:
+    @np.errstate(all="ignore")  # as in `answer`
+    def end(self, reached: Sequence[float]) -> None:
         """Click on the candidate's own errors; `reached` is PyTorch's Dice after each click."""
-        case = self._user.case.name
+        user, outcome, session = self._user, self._outcome, self._one.session
         if (diverged := self._one.check.diverged) is not None:
-            self._outcome.notes.append(
+            outcome.notes.append(
                 f"{diverged}: from here on it runs other graphs than PyTorch, as where a mask ends elsewhere; its "
                 "masks are compared as ever, its graphs on what PyTorch's were given"
             )
-        if self._worst is not None and self._settings.pictures and not self._settings.anonymous:
-            _, expected, labels = self._worst
-            self._outcome.slices.append(worst_slice(self._user, plane, expected.click, labels, expected.labels))
-        if self._is_live and reached:
-            # Where every mask was PyTorch's, the reader would click where it clicked
-            self._outcome.own_dice[case] = self._own_dice() if self._differs else list(reached)
-
-    def _own_dice(self) -> list[float]:
-        user, found = self._user, list[float]()
-        self._one.session.reset()
-        try:
-            with np.errstate(all="ignore"):
-                for _, _, labels in user.click_on(self._one.session, self._settings.clicks):
-                    found.append(user.dice(labels))
-        except SamkitError as error:
-            note = f"{user.case.name}, click {len(found) + 1} on its own errors: it stopped, {error}"
-            self._outcome.notes.append(note)
-        return found
+        if self._worst is None:
+            return
+        flipped, expected, labels = self._worst
+        if self._settings.pictures and not self._settings.anonymous:
+            outcome.slices.append(worst_slice(user, expected.click, labels, expected.labels))
+        if not self._is_live or not reached:
+            return
+        # Where every mask was PyTorch's, the reader would click where it clicked
+        dice_by_click = outcome.own_dice[user.case.name] = [] if flipped else list(reached)
+        if flipped:
+            session.reset()
+            try:
+                for _, _, labels in user.click_on(session, self._settings.clicks):
+                    dice_by_click.append(dice(user.masks(labels)[user.structure], user.target))
+            except SamkitError as error:
+                note = f"{user.case.name}, click {len(dice_by_click) + 1} on its own errors: it stopped, {error}"
+                outcome.notes.append(note)

@@ -14,26 +14,25 @@ MOST_PIXELS = 256
 """Rows and columns of a picture: what is larger is cut around the disagreement, because scaling would hide a pixel."""
 
 
-def worst_slice(user: SimulatedUser, plane: str, click: int, found: np.ndarray, reference: np.ndarray) -> WorstSlice:
+def worst_slice(user: SimulatedUser, click: int, found: np.ndarray, reference: np.ndarray) -> WorstSlice:
     """Return the slice with most differing voxels, or where there are none with most of PyTorch's mask.
 
-    `found` and `reference` are label maps of what is judged, `plane` says which way a volume is sliced.
+    `found` and `reference` are label maps of what is judged.
     """
     case = user.case
     # Of a scan's sequences the last: lesions show best there
     scan = list(case.volumes.values())[-1].array if case.picture is None else case.picture
     shown, axis, index, ours, theirs = scan, "picture", 0, found, reference
-    if user.slice is not None:
-        view, number = user.slice.view, user.slice.number
-        shown, axis, index = user.slice.of(scan), view.plane, view.file_index(number)
+    if user.view is not None:
+        shown, axis, index = user.region(scan), user.view.plane, user.view.file_index(user.place)
     elif case.picture is None:
-        view = case.view(plane)
+        view = case.view(case.plane or "axial")
         stacks = [view.slices(array) for array in (scan, found, reference)]
         counts = (stacks[1] != stacks[2]).sum(axis=(1, 2))
         counts = counts if counts.any() else (stacks[2] > 0).sum(axis=(1, 2))
         number = int(counts.argmax())
         shown, ours, theirs = (stack[number] for stack in stacks)
-        axis, index = plane, view.file_index(number)
+        axis, index = view.plane, view.file_index(number)
     part = _part(ours, theirs)
     return WorstSlice(
         case=case.name,

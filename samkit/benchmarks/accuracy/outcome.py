@@ -2,22 +2,22 @@
 
 A row's figures are of the last click that each case got, which `clicks_done` tells, in the order of `cases`: a server
 that takes no mask as a prompt, or a backend that failed, stopped sooner than PyTorch, and its figures are like those
-that PyTorch had then. `dice_by_click`, `clicks_to` and `cases` have all clicks. The parity is against PyTorch float32
-at the same clicks, the worst of all. `relative_error` is of outputs of graphs, with errors built up over a session
-where its calls are seen, and on PyTorch's own inputs where a server hides them. `clicks_to` is of clicks on the
-backend's own errors, as a reader would set them, so that `click_drift` says what another mask does to the work; cases
-that it was not clicked on to the end are in neither.
+that PyTorch had then. The parity is against PyTorch float32 at the same clicks, the worst of all. `relative_error` is
+of outputs of graphs, with errors built up over a session where its calls are seen, and on PyTorch's own inputs where a
+server hides them. `clicks_to` is of clicks on the backend's own errors, as a reader would set them, so that
+`click_drift` says what another mask does to the work; cases that it was not clicked on to the end are in neither.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from samkit.benchmarks.accuracy.gate import Deviation
+from samkit.benchmarks.accuracy.gate import Deviation, GraphCall
 from samkit.benchmarks.record.rows import (
     Absent,
     AccuracyRow,
@@ -39,13 +39,15 @@ SAME: Mapping[str, float] = {"dice": 1.0, "flipped_voxels": 0, "hd95_mm": 0.0, "
 
 @dataclass
 class Outcome:
-    """What is noted of one backend and one policy."""
+    """What is noted of one backend and one policy, or of one backend's detector."""
 
     identity: Identity
-    steps: dict[str, list[ClickFigures]] = field(default_factory=dict)
+    steps: defaultdict[str, list[ClickFigures]] = field(default_factory=lambda: defaultdict(list))
     """By case, or case and structure, of those that have a truth."""
     parities: list[Mapping[str, float | None]] = field(default_factory=list)
     """Of every mask that was compared, of those without truth, too."""
+    relative_error: dict[str, float] = field(default_factory=dict)
+    """Worst of its outputs, by graph."""
     own_dice: dict[str, list[float]] = field(default_factory=dict)
     """By case, Dice after each click on the backend's own errors."""
     slices: list[WorstSlice] = field(default_factory=list)
@@ -53,12 +55,6 @@ class Outcome:
     failed_case: int | None = None
     """The place among the cases, from 1, of the first that failed."""
     notes: list[str] = field(default_factory=list)
-    relative_error: Mapping[str, float] = field(default_factory=dict)
-    """Worst, by graph."""
-
-    def add(self, unit: str, step: ClickFigures) -> None:
-        """Note what one thing that has a truth came to."""
-        self.steps.setdefault(unit, []).append(step)
 
     def fail(self, found: Deviation, case: int) -> None:
         """Note what failed in the case of that number, 0 and on, if it is the first of its kind."""
@@ -67,36 +63,56 @@ class Outcome:
         if all((found.graph, found.call is None) != (known.graph, known.call is None) for known in self.failures):
             self.failures.append(found)
 
+    @property
+    def broken_call(self) -> GraphCall | None:
+        """Return the first run of a graph whose output was beyond its tolerance."""
+        return next((found.call for found in self.failures if found.call is not None), None)
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """Return the failures as a row has them."""
+        return tuple(found.sentence(self.identity) for found in self.failures)
+
+    @property
+    def parity(self) -> Parity:
+        """Return the worst of each measure; nan is worse than anything."""
+
+        def column(key: str) -> list[float]:
+            return [float(value) for parity in self.parities if (value := parity.get(key)) is not None]
+
+        logits = column("logit_difference")
+        return Parity(
+            dice=significant(float(np.min(column("dice"))), 7),
+            hd95_mm=significant(float(np.max(column("hd95_mm")))),
+            flipped_voxels=int(np.max(column("flipped_voxels"))),
+            logit_difference=significant(float(np.max(logits)), 3) if logits else None,
+            relative_error={name: significant(error, 3) for name, error in sorted(self.relative_error.items())},
+        )
+
     def to_row(self, baseline: Outcome, clicks: int) -> Row:
         """Return the row; `baseline` holds the same of PyTorch, whose row says so."""
-        sentences = tuple(found.sentence(self.identity) for found in self.failures)
-        is_baseline = self is baseline
-        if not self.parities and not is_baseline:
-            why = sentences[0] if sentences else "no case could be compared; see notes"
-            return Absent("accuracy", self.identity, why, True, sentences, self.failed_case, tuple(self.notes))
+        if not self.parities:
+            why = self.sentences[0] if self.failures else "no case could be compared; see notes"
+            return Absent("accuracy", self.identity, why, True, self.sentences, self.failed_case, tuple(self.notes))
+        longest = max((len(steps) for steps in self.steps.values()), default=0)
         return AccuracyRow(
             self.identity,
-            worst_parity([SAME] if is_baseline else self.parities, self.relative_error),
-            reference=is_baseline,
+            self.parity,
+            reference=self is baseline,
             figures=summarise(steps[-1] for steps in self.steps.values()),
-            dice_by_click=self._dice_by_click(),
+            dice_by_click=tuple(
+                tuple(significant(steps[min(click, len(steps) - 1)].figures["dice"]) for steps in self.steps.values())
+                for click in range(longest)
+            ),
             clicks_to={key: tuple(self._clicks_to(level).values()) for key, level in LEVELS.items()},
             click_drift={key: self._drift(baseline, level) for key, level in LEVELS.items()},
             clicks=clicks,
             clicks_done=tuple(steps[-1].click for steps in self.steps.values()),
             cases=tuple(CaseClicks(unit, tuple(steps)) for unit, steps in self.steps.items()),
             slices=tuple(self.slices),
-            failures=sentences,
+            failures=self.sentences,
             failed_case=self.failed_case,
             notes=tuple(self.notes),
-        )
-
-    def _dice_by_click(self) -> tuple[tuple[float, ...], ...]:
-        """Return by click the Dice of each case; one that was done, or gave up, sooner keeps its last."""
-        longest = max((len(steps) for steps in self.steps.values()), default=0)
-        return tuple(
-            tuple(significant(steps[min(click, len(steps) - 1)].figures["dice"]) for steps in self.steps.values())
-            for click in range(longest)
         )
 
     def _clicks_to(self, level: float) -> dict[str, int | None]:
@@ -112,19 +128,3 @@ class Outcome:
         pairs = [(ours[case], theirs[case]) for case in ours.keys() & theirs.keys()]
         pairs = [pair for pair in pairs if pair != (None, None)]
         return max((math.inf if a is None or b is None else float(abs(a - b)) for a, b in pairs), default=None)
-
-
-def worst_parity(parities: Sequence[Mapping[str, float | None]], relative_error: Mapping[str, float]) -> Parity:
-    """Return the worst of each; nan is worse than anything."""
-
-    def column(key: str) -> list[float]:
-        return [float(value) for parity in parities if (value := parity.get(key)) is not None]
-
-    logits = column("logit_difference")
-    return Parity(
-        dice=significant(float(np.min(column("dice"))), 7),
-        hd95_mm=significant(float(np.max(column("hd95_mm")))),
-        flipped_voxels=int(np.max(column("flipped_voxels"))),
-        logit_difference=significant(float(np.max(logits)), 3) if logits else None,
-        relative_error={name: significant(error, 3) for name, error in sorted(relative_error.items())},
-    )

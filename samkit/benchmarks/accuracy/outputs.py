@@ -7,35 +7,32 @@ GraphSpec's tolerance, on the inputs that a session really gave it, errors built
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from samkit.benchmarks.accuracy.gate import SESSION, Deviation, GraphCall
+from samkit.benchmarks.accuracy.gate import Deviation, GraphCall
+from samkit.benchmarks.accuracy.outcome import Outcome
 from samkit.export.parity import output_error
 from samkit.methods import GraphSpec
 from samkit.runtime.backends.runner import Closing, Runner
 from samkit.tensors import Tensor, on_host
 
+SESSION = "the session"
+"""What is to blame where no graph can be told."""
 _FLAGS = ("point_labels", "has_mask_input")
 """Inputs that mean something else at half their value."""
-
-
-class Observer(Protocol):
-    """Somebody who is shown the runs of graphs."""
-
-    def take(self, call: GraphCall) -> None:
-        """See one run."""
 
 
 class ObservedRunner(Closing):
     """A runner that shows every run to an observer: inputs and outputs, on the host."""
 
-    def __init__(self, runner: Runner, observer: Observer) -> None:
+    def __init__(self, runner: Runner, observe: Callable[[GraphCall], None]) -> None:
         """Run `runner`, which closes with this one."""
         self.graph, self.providers = runner.graph, runner.providers
-        self._runner, self._observer = runner, observer
+        self._runner, self._observe = runner, observe
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Return what the runner does."""
@@ -51,22 +48,22 @@ class ObservedRunner(Closing):
 
     def _show(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
         given, found = ({name: on_host(tensor) for name, tensor in side.items()} for side in (inputs, outputs))
-        self._observer.take(GraphCall(self.graph.name, given, found))
+        self._observe(GraphCall(self.graph.name, given, found))
 
     def close(self) -> None:
         """Close the runner."""
         self._runner.close()
 
 
+@dataclass
 class Recording:
     """The calls of the PyTorch originals since the last click, which all candidates are compared with."""
 
-    def __init__(self) -> None:
-        self.calls: list[GraphCall] = []
-        self.unprompted: list[Runner] = []
-        """Graphs that upstream computes inside the decoder, and an export right after encoding an image: run then."""
-        self.probes: dict[tuple[str, str], GraphCall] = {}
-        """What the originals answered to inputs that no session gives, by graph and how."""
+    unprompted: list[Runner] = field(default_factory=list)
+    """Graphs that upstream computes inside the decoder, and an export right after encoding an image: run then."""
+    calls: list[GraphCall] = field(default_factory=list)
+    probes: dict[tuple[str, str], GraphCall] = field(default_factory=dict)
+    """What the originals answered to inputs that no session gives, by graph and how."""
 
     def start(self) -> None:
         """Forget the click before."""
@@ -77,80 +74,81 @@ class Recording:
         self.calls.append(call)
         for runner in self.unprompted:
             names = [tensor.name for tensor in runner.graph.inputs]
-            if all(name in call.outputs for name in names):
+            if call.outputs.keys() >= set(names):
                 given = {name: call.outputs[name] for name in names}
                 self.calls.append(GraphCall(runner.graph.name, given, runner.run(given)))
 
-    def first_of(self, graph: GraphSpec) -> GraphCall | None:
-        """Return the first call of a graph, or of the official one whose work it does."""
-        return next((call for call in self.calls if call.graph == graph.official), None)
-
 
 class OutputCheck:
-    """Compares the calls of a candidate, as they come, with those of the originals at the same places."""
+    """Compares the calls of a candidate, as they come, with those of the originals at the same places.
+
+    What is found goes to the outcome that was begun last: the largest relative error of each graph's outputs, and the
+    first call beyond its tolerance.
+    """
 
     def __init__(
         self, recording: Recording, graphs: Mapping[str, GraphSpec], precision: str, *, sees_session: bool = True
     ) -> None:
         """Compare with `recording`, which always is one step ahead; of a session on a server no call is seen."""
-        self.graphs = graphs
-        self._recording, self._precision, self._sees_session = recording, precision, sees_session
-        self.errors: dict[str, dict[str, float]] = {}
-        """By policy, the largest relative error of each graph's outputs so far."""
-        self.failures: dict[str, Deviation] = {}
-        """By policy, the first call beyond its tolerance."""
+        self._recording, self._graphs, self.sees_session = recording, graphs, sees_session
+        self._limits = {name: graph.tolerance[precision].relative for name, graph in graphs.items()}
         self.diverged: str | None = None
         """Where this candidate began to run other graphs than the originals, so that its calls have no counterpart."""
         self._seen: set[str] = set()
         self._probed: set[str] = set()
-        self._policy, self._where, self._place, self._is_on = "", "", 0, False
+        self._left: list[GraphCall] | None = None
+        """The originals' calls at this click that are still to come; None while nothing is compared."""
 
-    def begin(self, policy: str) -> None:
-        """Start on a new scan: what diverged comes together."""
-        self._policy, self.diverged = policy, None
-
-    def start(self, where: str) -> None:
-        """Expect the calls that the recording holds now."""
-        self._where, self._place, self._is_on = where, 0, True
-
-    def stop(self) -> None:
-        """End the click; what runs from here on is not compared. Fewer calls than expected diverge, too."""
-        if self._is_on and not self._is_apart and self._place < len(self._recording.calls):
-            self.diverged = self._where
-        self._is_on = False
+    def begin(self, outcome: Outcome, case: int) -> None:
+        """Start on a new scan, the case of that number: what diverged comes together."""
+        self._outcome, self._case, self.diverged = outcome, case, None
 
     @property
     def _is_apart(self) -> bool:
         """Whether the session's own calls are not compared, for now or at all."""
-        return self.diverged is not None or not self._sees_session
+        return self.diverged is not None or not self.sees_session
+
+    @contextmanager
+    def expecting(self, where: str) -> Iterator[None]:
+        """Compare what runs within with the calls that the recording holds now; fewer than those diverge, too."""
+        self._where, self._left = where, None if self._is_apart else list(self._recording.calls)
+        try:
+            yield
+        finally:
+            self.diverged = where if self._left else self.diverged
+            self._left = None
 
     def take(self, call: GraphCall) -> None:
-        """Compare one call."""
-        if not self._is_on or self._is_apart:
+        """Compare one call, if it is of the same place: one graph, or two that do one work, outputs of one shape."""
+        if self._left is None:
             return
-        calls = self._recording.calls
-        expected = calls[self._place] if self._place < len(calls) else None
-        self._place += 1
-        if expected is None or not _is_same(call, expected, self.graphs[call.graph]):
-            self.diverged = self._where
-            return
-        self.compare(call, expected, self._where)
+        expected = self._left.pop(0) if self._left else None
+        if (
+            expected is not None
+            and self._graphs[call.graph].official == expected.graph
+            and all(
+                name in expected.outputs and value.shape == expected.outputs[name].shape
+                for name, value in call.outputs.items()
+            )
+        ):
+            self.compare(call, expected, self._where)
+        else:
+            self.diverged, self._left = self._where, None
 
     def compare(self, call: GraphCall, expected: GraphCall, where: str, how: str = "") -> None:
-        """Add a call's errors; keep the first one that is beyond its graph's tolerance. `how` says what was special."""
+        """Note a call's errors, and the first one beyond its graph's tolerance; `how` says what was special."""
         self._seen.add(call.graph)
-        errors = self.errors.setdefault(self._policy, {})
-        limit = self._limit(call.graph)
+        errors, limit = self._outcome.relative_error, self._limits[call.graph]
         for name, value in call.outputs.items():
             with np.errstate(invalid="ignore", over="ignore"):
                 error = output_error(name, value, expected.outputs[name])
             errors[call.graph] = float(np.maximum(errors.get(call.graph, 0.0), error))  # nan stays
             # `not <=`, because nan must fail
-            if self._policy not in self.failures and not error <= limit:
+            if not error <= limit and self._outcome.broken_call is None:
                 found = (
                     f"{name} has a relative error of {error:.1e} against PyTorch's{how}, needed is at most {limit:.0e}"
                 )
-                self.failures[self._policy] = Deviation(where, call.graph, found, call)
+                self._outcome.fail(Deviation(where, call.graph, found, call), self._case)
 
     def compare_apart(self, originals: Mapping[str, Runner], runners: Mapping[str, Runner], where: str) -> None:
         """Run graphs on what the `originals` were given, and compare.
@@ -158,17 +156,18 @@ class OutputCheck:
         Those are graphs that no session asked for, which clients may use, and all of them where a session's calls have
         no counterpart. Each graph gets once what sessions seldom give: two unlike rows, and a decoder a mask.
         """
-        for name, graph in sorted(self.graphs.items()):
-            expected = self._recording.first_of(graph)
-            if expected is None or not {tensor.name for tensor in graph.inputs} <= expected.inputs.keys():
+        probes = self._recording.probes
+        for name, graph in sorted(self._graphs.items()):
+            names = [tensor.name for tensor in graph.inputs]
+            expected = next((call for call in self._recording.calls if call.graph == graph.official), None)
+            if expected is None or not expected.inputs.keys() >= set(names):
                 continue
-            given = {tensor.name: expected.inputs[tensor.name] for tensor in graph.inputs}
+            given = {name: expected.inputs[name] for name in names}
             if self._is_apart or name not in self._seen:
                 self.compare(GraphCall(name, given, runners[name].run(given)), expected, where)
             if name in self._probed:
                 continue
             self._probed.add(name)
-            probes = self._recording.probes
             for how, probe in _probes(graph, given, expected):
                 if (name, how) not in probes:
                     probes[name, how] = _answer(originals[expected.graph], probe, expected)
@@ -179,11 +178,8 @@ class OutputCheck:
 
         A server's graphs alone are compared, not what led to them, so there it is the session.
         """
-        errors = self.errors.get(self._policy, {}) if self._sees_session else {}
-        return max(errors, key=lambda name: errors[name] / self._limit(name), default=SESSION)
-
-    def _limit(self, graph: str) -> float:
-        return self.graphs[graph].tolerance[self._precision].relative
+        errors = self._outcome.relative_error if self.sees_session else {}
+        return max(errors, key=lambda name: errors[name] / self._limits[name], default=SESSION)
 
 
 def _answer(original: Runner, probe: Mapping[str, np.ndarray], expected: GraphCall) -> GraphCall:
@@ -205,10 +201,3 @@ def _probes(
     if "has_mask_input" in given:
         flag, mask = np.ones_like(given["has_mask_input"]), expected.outputs["low_res_masks"][:, :1]
         yield " with a mask prompt", {**given, "mask_input": mask, "has_mask_input": flag}
-
-
-def _is_same(call: GraphCall, expected: GraphCall, graph: GraphSpec) -> bool:
-    """Return whether two calls are of the same place: one graph, or two that do one work, and outputs of one shape."""
-    return graph.official == expected.graph and all(
-        name in expected.outputs and value.shape == expected.outputs[name].shape for name, value in call.outputs.items()
-    )

@@ -17,6 +17,7 @@ masks are named after what they show are one case for each name.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,7 +28,6 @@ from samkit.benchmarks.cases.case import Case
 from samkit.errors import GeometryError, InputRefused
 from samkit.imageio.reading import read_scan
 from samkit.methods import Method, SliceMethod
-from samkit.planes import PlaneView
 from samkit.training.click_cases import VolumeCase, find_cases, read_case
 from samkit.training.slice_cases import FoundCases, SliceCase
 from samkit.training.slice_readers import find_slice_cases
@@ -37,7 +37,7 @@ GREY = "t2f"
 """The sequence that a method of one grey volume gets where a case has several: lesions show best in it."""
 
 _Candidate: TypeAlias = tuple[str, Callable[[str], Case]]
-"""A case's name, and what reads the case of that name; that raises InputRefused and GeometryError."""
+"""A case's name, and what reads the case of that name."""
 
 
 class FolderCases:
@@ -49,11 +49,10 @@ class FolderCases:
         At most `most` are taken, spread evenly over the folder; one that can't be used gives its place to another.
         Raises InputRefused where there is nothing of the method's kind.
         """
-        self._folder, self._method, self._config, self._most, self._label = folder, method, config, most, label
+        self._folder, self._method, self._most, self._label = folder, method, most, label
         self.remarks: list[str] = []
-        """A sentence for all that was left out or assumed, complete when all cases were read. They may hold names of
-        files: they are for the terminal."""
-        self._structures = method.structures(config) if isinstance(method, SliceMethod) else ()
+        """Of all that was left out or assumed, complete when all cases were read; they may hold names of files."""
+        self._structures, self._sequences = method.structures(config), method.sequences(config)
         self._candidates = self._of_slices(method) if isinstance(method, SliceMethod) else self._of_volumes()
 
     def __iter__(self) -> Iterator[Case]:
@@ -61,17 +60,16 @@ class FolderCases:
         count = len(self._candidates)
         picks = [int(n) for n in np.unique(np.linspace(0, count - 1, min(self._most, count)).round())]
         taken = 0
-        for number in (*picks, *(n for n in range(count) if n not in picks)):
+        for name, read in (self._candidates[n] for n in (*picks, *(n for n in range(count) if n not in picks))):
             if taken == self._most:
                 break
-            name, read = self._candidates[number]
             try:
                 case = read(name)
             except (InputRefused, GeometryError) as error:
                 self.remarks.append(f"{name} left out: {error}")
-                continue
-            taken += 1
-            yield case
+            else:
+                taken += 1
+                yield case
         if not taken:
             raise InputRefused(
                 "no-subject", f"{self._method.name} can be measured on nothing in {self._folder.name}: "
@@ -79,8 +77,6 @@ class FolderCases:
                 "give a folder with scans or pictures that it takes, and with labels that hold something",
             )  # fmt: skip
         self.remarks.append(f"{taken} of {count} subjects in the folder are measured")
-
-    # --- Methods of volumes ---
 
     def _of_volumes(self) -> list[_Candidate]:
         try:
@@ -96,9 +92,7 @@ class FolderCases:
         return Case(name, {"": scan}, self._targets(label.array, (), self._label))
 
     def _grey_volumes(self, plane: str, refusal: InputRefused) -> FoundCases:
-        """Return GREY of each case's folder; raises `refusal`, of reading one volume from each, where that is no
-        remedy.
-        """
+        """Return GREY of each case's folder; raises `refusal`, of one volume from each, where that is no remedy."""
         if refusal.code != "unmatched":
             raise refusal
         try:
@@ -108,10 +102,8 @@ class FolderCases:
         self.remarks.append(f"of the sequences in each case's folder {GREY} is taken")
         return found
 
-    # --- Methods of slices ---
-
     def _of_slices(self, method: SliceMethod) -> list[_Candidate]:
-        sequences = method.sequences(self._config)
+        sequences, structures = self._sequences, self._structures
         try:
             found = find_slice_cases(self._folder, sequences=sequences, plane=method.plane)
         except InputRefused as refusal:
@@ -119,8 +111,8 @@ class FolderCases:
                 raise
             found = self._grey_volumes(method.plane, refusal)
         self.remarks += found.skipped
-        self._check_layout(found, method, len(sequences))
-        structures = self._structures
+        if found.layout in ("images", "boxes"):
+            self._check_pictures(found.layout, method)
         if structures and not found.names:
             taken = f"{structures[0]} to {structures[-1]}, in order"
             self.remarks.append(f"label values 1 to {len(structures)} are taken for {taken}")
@@ -135,18 +127,16 @@ class FolderCases:
                 candidates.append((f"case {number}", partial(read, self._label)))
         return candidates
 
-    def _check_layout(self, found: FoundCases, method: SliceMethod, sequences: int) -> None:
+    def _check_pictures(self, layout: str, method: SliceMethod) -> None:
         """Raise InputRefused for pictures that the method has no channels for, and boxes it has no detector for."""
-        if found.layout not in ("images", "boxes"):
-            return
-        if found.layout == "boxes" and method.propose is None:
+        if layout == "boxes" and method.propose is None:
             raise InputRefused(
                 "boxes-alone", f"the folder has boxes and no masks, and {method.name} has no detector",
                 "measure medsam-yolo on it, or give masks",
             )  # fmt: skip
-        if sequences not in (0, 1, 3):
+        if len(self._sequences) not in (0, 1, 3):
             raise InputRefused(
-                "channels", f"the folder has pictures, and {method.name} takes {sequences} sequences",
+                "channels", f"the folder has pictures, and {method.name} takes {len(self._sequences)} sequences",
                 "give a folder of NIfTI files for each patient",
             )  # fmt: skip
         self.remarks.append(
@@ -164,24 +154,22 @@ class FolderCases:
             return Case(name, {}, self._targets(labels, names, label), picture=picture)
         # The session scales and cuts by itself, so it gets the scans as they are; of training's slices the labels are
         # used
-        sequences = method.sequences(self._config) or ("",)
-        volumes = {own: read_scan(path).volume for own, path in zip(sequences, case.images, strict=True)}
-        i, j, k = volumes[sequences[0]].array.shape
-        labels = PlaneView.of((i, j, k), volumes[sequences[0]].affine, case.plane).volume(loaded.labels)
-        return Case(name, volumes, self._targets(labels, names, label), method.plane)
+        scans = zip(self._sequences or ("",), case.images, strict=True)
+        volumes = {sequence: read_scan(path).volume for sequence, path in scans}
+        scan = Case(name, volumes, {}, method.plane)
+        labels = scan.view(case.plane).volume(loaded.labels)
+        return replace(scan, targets=self._targets(labels, names, label))
 
     def _targets(self, labels: np.ndarray, names: tuple[str, ...], label: int | None) -> dict[str, np.ndarray]:
         """Return a case's targets; raises InputRefused where there is nothing to prompt."""
-        structures = self._structures
-        if structures:
+        if structures := self._structures:
             values = {name: value for value, name in enumerate(names or structures, start=1) if name in structures}
             masks = {name: labels == value for name, value in values.items() if label in (None, value)}
-            targets = {name: np.ascontiguousarray(mask) for name, mask in masks.items() if mask.any()}
         else:
-            everything = {"": np.ascontiguousarray(labels > 0 if label is None else labels == label)}
-            # A method that looks by itself can be wrong where there is nothing
-            looks = isinstance(self._method, SliceMethod) and self._method.is_automatic
-            targets = everything if everything[""].any() or looks else {}
+            masks = {"": labels > 0 if label is None else labels == label}
+        # A method that looks by itself can be wrong where there is nothing
+        keeps_empty = self._method.is_automatic and not structures
+        targets = {name: np.ascontiguousarray(mask) for name, mask in masks.items() if keeps_empty or mask.any()}
         if not targets:
             raise InputRefused(
                 "no-target", "its label holds nothing that counts", "leave it out, or name a value it holds"

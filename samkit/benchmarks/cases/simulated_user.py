@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,6 @@ import numpy as np
 from samkit.benchmarks.cases.case import Case
 from samkit.clicks import central_click, deepest_error, next_click
 from samkit.errors import InputRefused
-from samkit.masks import dice
 from samkit.methods import Method, SliceMethod
 from samkit.methods.method import SliceRecipe
 from samkit.planes import PlaneView
@@ -36,32 +36,19 @@ SEED = 2024
 """What the reader's chance begins with."""
 
 
-def policies_of(method: Method, recipe: SliceRecipe | None) -> tuple[str, ...]:
-    """Return the policies that make sense for a method."""
-    if not isinstance(method, SliceMethod):
-        return (TRAINED, CENTRE)
-    is_prompted = recipe is not None and "none" not in recipe.prompts
-    found = (TRAINED, CENTRE) if is_prompted else (CENTRE,)
-    return (*(found if method.prompts else ()), *((AUTOMATIC,) if method.is_automatic else ()))
+def policies_of(method: Method, size: str | None) -> tuple[str, ...]:
+    """Return the policies that make sense for a method's network of that size."""
+    recipe = _recipe_of(method, size)
+    learnt = not isinstance(method, SliceMethod) or (recipe is not None and "none" not in recipe.prompts)
+    is_prompted = bool(method.prompts)
+    fits = {TRAINED: is_prompted and learnt, CENTRE: is_prompted, AUTOMATIC: method.is_automatic}
+    return tuple(policy for policy in POLICIES if fits[policy])
 
 
-def recipe_of(method: Method, size: str | None) -> SliceRecipe | None:
+def _recipe_of(method: Method, size: str | None) -> SliceRecipe | None:
     """Return how networks of that size are trained, of a method of slices; where nobody knows, as the paper does."""
     recipes = [recipe for recipe in method.recipes.values() if isinstance(recipe, SliceRecipe)]
     return next((recipe for recipe in recipes if recipe.size == size), recipes[0] if recipes else None)
-
-
-@dataclass(frozen=True)
-class OneSlice:
-    """One slice of a volume."""
-
-    view: PlaneView
-    number: int
-    """As the view counts them."""
-
-    def of(self, array: np.ndarray) -> np.ndarray:
-        """Return the slice (H, W) of an array of the volume."""
-        return np.ascontiguousarray(self.view.slices(array)[self.number])
 
 
 @dataclass(frozen=True)
@@ -90,18 +77,20 @@ class SimulatedUser:
     """Edge of a voxel or pixel of that region, along its axes."""
     recipe: SliceRecipe | None
     """How a method of slices was trained."""
-    number: int = 0
+    number: int
     """Of the case; what chance is seeded with."""
-    slice: OneSlice | None = None
-    """The slice that is prompted and judged; None for all of a volume or a picture."""
+    view: PlaneView | None = None
+    """Which way a volume is sliced, of which one slice is prompted and judged; None for all of a volume or picture."""
+    place: int = 0
+    """Of that slice, as the view counts them."""
 
     @classmethod
     def of(
-        cls, case: Case, policy: str, method: Method, config: Any, recipe: SliceRecipe | None, number: int = 0
+        cls, case: Case, policy: str, method: Method, config: Any, size: str | None, number: int = 0
     ) -> SimulatedUser:
         """Return who works on a case by one policy; raises InputRefused where there is nothing to prompt."""
-        structures = method.structures(config) if isinstance(method, SliceMethod) else ()
-        labels = {name: value for value, name in enumerate(structures, start=1)} or {"": 1}
+        recipe = _recipe_of(method, size)
+        labels = {name: value for value, name in enumerate(method.structures(config), start=1)} or {"": 1}
         if policy == AUTOMATIC or not isinstance(method, SliceMethod):
             return cls(case, policy, "", labels, case.targets, case.spacing_mm, recipe, number)
         # Of many structures the largest alone is clicked on: each one would cost as much as all of an automatic pass
@@ -112,8 +101,9 @@ class SimulatedUser:
         if case.picture is not None:
             return cls(case, policy, structure, label, {structure: target}, case.spacing_mm, recipe, number)
         view = case.view(method.plane)
-        one = OneSlice(view, int(view.slices(target).sum(axis=(1, 2)).argmax()))
-        return cls(case, policy, structure, label, {structure: one.of(target)}, view.pixel_mm, recipe, number, one)
+        place = int(view.slices(target).sum(axis=(1, 2)).argmax())
+        targets = {structure: np.ascontiguousarray(view.slices(target)[place])}
+        return cls(case, policy, structure, label, targets, view.pixel_mm, recipe, number, view, place)
 
     # --- What is judged ---
 
@@ -124,19 +114,11 @@ class SimulatedUser:
 
     def region(self, array: np.ndarray) -> np.ndarray:
         """Return of an array of the case what is judged."""
-        return array if self.slice is None else self.slice.of(array)
-
-    def nothing(self) -> np.ndarray:
-        """Return the label map of the region before the first click."""
-        return np.zeros(next(iter(self.targets.values())).shape, np.uint8)
+        return array if self.view is None else np.ascontiguousarray(self.view.slices(array)[self.place])
 
     def masks(self, labels: np.ndarray) -> dict[str, np.ndarray]:
         """Return the mask of each of `labels` in a region's label map."""
         return {name: labels == value if name else labels > 0 for name, value in self.labels.items()}
-
-    def dice(self, labels: np.ndarray) -> float:
-        """Return how much of what is prompted a region's label map has right."""
-        return dice(self.masks(labels)[self.structure], self.target)
 
     def called(self, name: str) -> str:
         """Return what reports call one thing that is judged."""
@@ -152,23 +134,16 @@ class SimulatedUser:
         return clicks if self.policy == CENTRE or is_refined else 1
 
     def click_on(self, session: Session, clicks: int) -> Iterator[tuple[int, Prompting, np.ndarray]]:
-        """Click on a session's own errors: yield the click (1 and on), what was prompted, and the region's label map.
-
-        Raises SamkitError as the session does.
-        """
-        labels = self.nothing()
+        """Click on a session's own errors: yield the click, from 1, what was prompted, and the region's label map."""
+        labels = np.zeros(next(iter(self.targets.values())).shape, np.uint8)
         for click in range(1, self.most_clicks(clicks) + 1):
-            prompting = self.prompt(click, labels)
-            if prompting is None:
+            if (prompting := self.prompt(click, labels)) is None:
                 return
             labels = self.apply(prompting, session)
             yield click, prompting, labels
 
     def prompt(self, click: int, labels: np.ndarray) -> Prompting | None:
-        """Return what is prompted at a click (1 and on) on seeing the region's label map so far.
-
-        None where nothing is left to say.
-        """
+        """Return what is prompted at a click, from 1, on seeing the region's label map so far; None if all is right."""
         if self.policy == AUTOMATIC:
             return Prompting(())
         target, rng = self.target, np.random.default_rng((SEED, self.number, click))
@@ -178,8 +153,7 @@ class SimulatedUser:
             return None if point is None else Prompting((point,))
         if self.policy == TRAINED and click == 1:
             return Prompting(tuple(self._in_case(prompt) for prompt in self._first_prompts(rng)))
-        place = deepest_error(found, target)
-        if place is None:
+        if (place := deepest_error(found, target)) is None:
             return None
         y, x = place
         if self.policy == TRAINED:
@@ -205,25 +179,24 @@ class SimulatedUser:
 
     def _in_case(self, prompt: SlicePoint | SliceBox) -> Prompt:
         """Return a prompt on the region as a session on the case takes it."""
-        if self.slice is None:
+        if self.view is None:
             return prompt
-        number, to_voxel = self.slice.number, self.slice.view.to_voxel
+        to_voxel = partial(self.view.to_voxel, self.place)
         if isinstance(prompt, SlicePoint):
-            return Point(to_voxel(number, prompt.x, prompt.y), prompt.label, prompt.structure)
-        ends = to_voxel(number, prompt.x0, prompt.y0), to_voxel(number, prompt.x1, prompt.y1)
-        return Box(*ends, prompt.structure)
+            return Point(to_voxel(prompt.x, prompt.y), prompt.label, prompt.structure)
+        return Box(to_voxel(prompt.x0, prompt.y0), to_voxel(prompt.x1, prompt.y1), prompt.structure)
 
     def apply(self, prompting: Prompting, session: Session) -> np.ndarray:
         """Let a session answer, and return the label map (uint8) of what is judged."""
-        if not prompting.prompts:
-            session.segment_automatically()
-        else:
-            try:
+        try:
+            if prompting.prompts:
                 session.add(*prompting.prompts, refine=prompting.refine)
-            except InputRefused as error:
-                # A point beside all boxes is one more object, which the masks before do not have. That follows from
-                # the prompts alone, so every backend takes this way at the same click.
-                if error.code != "mask-prompt":
-                    raise
-                session.add(*prompting.prompts)
+            else:
+                session.segment_automatically()
+        except InputRefused as error:
+            # A point beside all boxes is one more object, which the masks before do not have. That follows from the
+            # prompts alone, so every backend takes this way at the same click.
+            if error.code != "mask-prompt":
+                raise
+            session.add(*prompting.prompts)
         return self.region(session.labels())

@@ -40,7 +40,7 @@ def first_mask(export: str, files: Mapping[str, str], prompts: list[Any], openin
     """
     with open_reader(Path(export), **opening) as session:
         study = read_study({name: Path(file) for name, file in files.items()})
-        session.set_image({name: scan.volume for name, scan in study.scans.items()}, automatic=False)
+        session.set_image(study, automatic=False)
         if prompts:
             session.add(prompts_from_json(prompts, "the case")[0])
         else:

@@ -25,7 +25,7 @@ import numpy as np
 
 from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.phantom_scans import click_on, phantom_cases
-from samkit.benchmarks.cases.simulated_user import CENTRE, SimulatedUser, recipe_of
+from samkit.benchmarks.cases.simulated_user import CENTRE, SimulatedUser
 from samkit.benchmarks.latency.candidates import attempt, candidates, note_on
 from samkit.benchmarks.latency.cold_start import ORIGINAL, first_mask, open_reader
 from samkit.benchmarks.latency.settings import LatencySettings
@@ -67,14 +67,13 @@ def _clicks(case: Case, export: Export) -> tuple[Point, ...]:
     """Return CLICKS points in the target, spread over it evenly; none where the method takes none."""
     if isinstance(export.method, SliceMethod) and not export.method.prompts:
         return ()
-    recipe = recipe_of(export.method, export.plan.size)
-    user = SimulatedUser.of(case, CENTRE, export.method, export.config, recipe)
+    user = SimulatedUser.of(case, CENTRE, export.method, export.config, export.plan.size)
     inside = np.argwhere(user.target)
     picked = inside[np.linspace(0, len(inside) - 1, CLICKS + 2).round().astype(int)[1:-1]]
-    if user.slice is None:
+    if user.view is None:
         return tuple(Point((float(i), float(j), float(k)), FOREGROUND) for i, j, k in picked)
-    number, to_voxel = user.slice.number, user.slice.view.to_voxel
-    return tuple(Point(to_voxel(number, float(x), float(y)), FOREGROUND, user.structure) for y, x in picked)
+    to_voxel, place = user.view.to_voxel, user.place
+    return tuple(Point(to_voxel(place, float(x), float(y)), FOREGROUND, user.structure) for y, x in picked)
 
 
 @dataclass

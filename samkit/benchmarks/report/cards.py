@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from samkit.benchmarks.record.figures import interval, number, overlap
 from samkit.benchmarks.record.rows import Absent, AccuracyRow, LatencyRow, LoadRow
 from samkit.benchmarks.record.run import Run
 from samkit.benchmarks.report.table import backend_of, is_eager, method_of, part_of, worst_of
-from samkit.benchmarks.report.tables import graph_ratios, median_ratio_of
+from samkit.benchmarks.report.tables import graph_ratios
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def _accuracy(rows: Sequence[AccuracyRow], lost: int, data: str) -> tuple[str, l
 
 def _latency(rows: Sequence[LatencyRow]) -> tuple[str, list[str], str]:
     lines = [f"{len(rows)} rows of {len(set(map(method_of, rows)))} methods"]
-    medians = {name: median_ratio_of(ratios) for name, ratios in graph_ratios(rows).items() if ratios}
+    medians = {name: median(ratio for ratio, _ in ratios) for name, ratios in graph_ratios(rows).items() if ratios}
     if medians:
         fastest = min(medians, key=lambda backend: medians[backend])
         lines.append(f"{fastest} takes {number(medians[fastest], 2)} of PyTorch eager's time, the median of graphs")

@@ -15,11 +15,12 @@ import click
 
 from samkit.benchmarks.record.run import Run, load_run
 from samkit.benchmarks.report.cards import card_of
-from samkit.benchmarks.report.layouts import failures
+from samkit.benchmarks.report.kinds import tables_of
 from samkit.benchmarks.report.papers import paper_tables
 from samkit.benchmarks.report.pictures import cases_of
 from samkit.benchmarks.report.plots import plots_of
-from samkit.benchmarks.report.tables import definitions, facts, summary_tables, tables_of
+from samkit.benchmarks.report.table import failures
+from samkit.benchmarks.report.tables import definitions, facts, summary_tables
 from samkit.errors import MissingDependencyError
 from samkit.protocols.papers import FOLDER
 
@@ -33,14 +34,16 @@ _MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_|<>#"} | {"\n": " "}
               type=click.Path(dir_okay=False, path_type=Path))  # fmt: skip
 @click.option("--tables", type=click.Path(dir_okay=False, path_type=Path), help="Write all tables as Markdown, too.")
 @click.option("--papers", type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="Folder of the papers' tables. Default: docs/papers of the checkout that runs.")  # fmt: skip
+              help="Folder of the papers' tables. Default: docs/results/papers of the checkout that runs.")  # fmt: skip
 def command(files: tuple[Path, ...], out: Path, tables: Path | None, papers: Path | None) -> None:
     """Write one HTML file of the runs in FILES; it holds slices of the cases, unless they were measured without."""
     runs = [load_run(path) for path in files]
     if papers is None and FOLDER.is_dir():
         papers = FOLDER
     if papers is None and any(run.kind == "accuracy" for run in runs):
-        click.echo("no figures of the papers: docs/papers of a checkout has them; give it with --papers", err=True)
+        click.echo(
+            "no figures of the papers: docs/results/papers of a checkout has them; give it with --papers", err=True
+        )
     _write(out, render(runs, papers))
     if tables is not None:
         _write(tables, markdown(runs, papers))
@@ -71,7 +74,7 @@ def render(runs: Sequence[Run], papers: Path | None = None) -> str:
 
 
 def markdown(runs: Sequence[Run], papers: Path | None = None) -> str:
-    """Return all tables of runs as Markdown, those of one run under what it is: the body of docs/benchmarks.md.
+    """Return all tables of runs as Markdown, those of one run under what it is: the body of docs/results/benchmarks.md.
 
     The tables in the folder `papers` stand at the end; raises what `render` does of them, and without Jinja2.
     """
@@ -91,14 +94,8 @@ def _fill(template: str, runs: Sequence[Run], papers: Path | None, **more: Any) 
         lstrip_blocks=True,
     )
     environment.filters["plain"] = lambda text: text.translate(_MARKS)
-    environment.globals.update(card_of=card_of, facts=facts, plots_of=plots_of, tables_of=tables_of)
-    papers_note, printed = paper_tables(runs, papers)
-    return environment.get_template(template).render(
-        runs=runs,
-        failures=failures(runs),
-        summary=summary_tables(runs),
-        definitions=definitions() if any(run.kind == "accuracy" for run in runs) else None,
-        papers=printed,
-        papers_note=papers_note,
-        **more,
-    )
+    environment.globals.update(
+        card_of=card_of, definitions=definitions, facts=facts, failures=failures, paper_tables=paper_tables,
+        plots_of=plots_of, summary_tables=summary_tables, tables_of=tables_of,
+    )  # fmt: skip
+    return environment.get_template(template).render(runs=runs, folder=papers, **more)

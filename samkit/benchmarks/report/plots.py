@@ -1,18 +1,18 @@
 """Plots of runs as SVG text, made of their rows alone: Dice over clicks, times, readers on a server, growth of cost.
 
 The same rows give the same text: no date, no chance in its ids, text as text. The colours are those of Okabe and Ito
-(2008), which colour-blind readers tell apart, and a backend has the same one everywhere; one that nobody gave a colour
-gets it by its name. Lines that lie on each other are drawn ever thinner, so that all of them are seen.
+(2008), which colour-blind readers tell apart, and a backend has the same one everywhere. Lines that lie on each other
+are drawn ever thinner, so that all of them are seen.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +26,27 @@ from samkit.benchmarks.report.table import backend_of, by_backend, method_of, pa
 from samkit.errors import MissingDependencyError
 from samkit.json_records import find
 
-COLOURS: Mapping[tuple[str, str], str] = {
-    ("torch", "fp32"): "#5A5A5A",
-    ("torch-autocast", "bf16"): "#CC79A7",
-    ("torch-autocast", "fp16"): "#CC79A7",
-    ("torch-compile", "fp32"): "#009E73",
-    ("onnxruntime-no-fold", "fp32"): "#56B4E9",
-    ("onnxruntime", "fp32"): "#0072B2",
-    ("onnxruntime", "fp16"): "#E69F00",
-    ("tensorrt", "fp16"): "#D55E00",
-    ("tensorrt", "fp32"): "#8C510A",
-    ("triton", "fp32"): "#7B3294",
-}
+COLOURS: Mapping[str, str] = {
+    "torch fp32": "#5A5A5A",
+    "torch-autocast bf16": "#CC79A7", "torch-autocast fp16": "#CC79A7",
+    "torch-compile fp32": "#009E73",
+    "onnxruntime-no-fold fp32": "#56B4E9", "onnxruntime fp32": "#0072B2", "onnxruntime fp16": "#E69F00",
+    "tensorrt fp16": "#D55E00", "tensorrt fp32": "#8C510A",
+    "triton fp32": "#7B3294",
+}  # fmt: skip
 OTHER_COLOURS = ("#882255", "#44AA99", "#999933", "#332288", "#AA4499", "#117733", "#661100", "#6699CC")
 """Of what has none above, by its name: Paul Tol's muted ones."""
-BLACK = "#000000"
-DASHES: Mapping[str, str] = {"trained": "-", "centre": "--", "automatic": ":"}
-STAGE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
-MOST_TICKS = 120
-"""Samples of one row that are drawn."""
-MOST_POINTS = 30
-"""Samples of one size that are drawn."""
+BLACK, RED = "#000000", "#D55E00"
+STAGE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", RED, "#56B4E9")
+POLICY_DASHES: Mapping[str, str] = {"trained": "-", "centre": "--", "automatic": ":"}
+PERCENT_DASHES: Mapping[str, str] = {"p50_ms": "-", "p95_ms": "--", "p99_ms": ":"}
+MOST_TICKS, MOST_POINTS = 120, 30
+"""Samples that are drawn of one row, and of one size where cost grows."""
+CROSS = {"linestyle": "", "marker": "x", "markersize": 9, "markeredgewidth": 2, "color": RED, "zorder": 5}
+"""Where requests failed."""
 WIDTH = 11.0
 """Of a plot [inches of 72 points]; the page scales it."""
 STYLE = Path(__file__).with_name("plots.mplstyle")
-_UNNAMED = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-"""What Matplotlib would write about itself, with addresses."""
 
 
 @dataclass(frozen=True)
@@ -70,248 +65,185 @@ def plots_of(run: Run) -> list[Plot]:
         from matplotlib import style
     except ImportError as error:
         raise MissingDependencyError("plots need Matplotlib; pip install 'samkit[bench]'") from error
+    measured = [row for row in run.rows if not isinstance(row, Absent)]
     with style.context(STYLE):
-        made = [make([row for row in run.rows if not isinstance(row, Absent)]) for make in _MAKERS[run.kind]]
-    return [plot for plot in made if plot is not None]
+        return [
+            Plot(title, caption, _svg(draw(rows), name))
+            for name, title, caption, takes, draw in _PLOTS[run.kind]
+            if (rows := list(filter(takes, measured)))
+        ]
 
 
 def colour_of(row: Row) -> str:
     """Return the colour of a row's backend and precision."""
-    name = (row.identity.backend, row.identity.precision)
-    return COLOURS.get(name) or OTHER_COLOURS[zlib.crc32(" ".join(name).encode()) % len(OTHER_COLOURS)]
+    name = f"{row.identity.backend} {row.identity.precision}"
+    return COLOURS.get(name) or OTHER_COLOURS[zlib.crc32(name.encode()) % len(OTHER_COLOURS)]
 
 
 # --- Accuracy ---
 
 
-def _dice_plot(rows: Sequence[AccuracyRow]) -> Plot | None:
-    curves = [row for row in rows if row.dice_by_click]
-    if not curves:
-        return None
-    methods = list(dict.fromkeys(method_of(row) for row in curves))
-    figure, panels = _panels(len(methods), columns=4, height=2.6, sharey=True)
+def _draw_dice(rows: Sequence[AccuracyRow]) -> Any:
+    methods = list(dict.fromkeys(map(method_of, rows)))
+    figure, panels = _panels(len(methods), 4, 2.6, sharey=True)
     for axes, method in zip(panels, methods, strict=True):
-        of_method = [row for row in curves if method_of(row) == method]
-        backends = by_backend(of_method)
-        for row in sorted(of_method, key=lambda row: backends.index(backend_of(row))):
-            _dice_curve(axes, row, max(1.2, 4.8 - 1.2 * backends.index(backend_of(row))), shade=0.3 / len(of_method))
+        of_method = [row for row in rows if method_of(row) == method]
+        for place, backend in enumerate(by_backend(of_method)):
+            for row in of_method:
+                if backend_of(row) == backend:
+                    _draw_curve(axes, row, max(1.2, 4.8 - 1.2 * place), shade=0.3 / len(of_method))
         counts = sorted({len(row.dice_by_click[0]) for row in of_method})
-        axes.set_title(f"{method}, n = {' and '.join(map(str, counts))}")
-        axes.set_xlabel("click (0: before any)")
-        axes.set_ylim(-0.02, 1.02)
+        title = f"{method}, n = {' and '.join(map(str, counts))}"
+        axes.set(title=title, xlabel="click (0: before any)", ylim=(-0.02, 1.02))
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     for axes in panels[::4]:
         axes.set_ylabel("Dice to the truth")
-    policies = [policy for policy in DASHES if any(row.identity.policy == policy for row in curves)]
-    keys = [_key(name, colour) for name, colour in _backends(curves).items()]
-    keys += [_key(f"clicks: {policy}", BLACK, DASHES[policy]) for policy in policies]
-    _legend(figure, keys)
-    caption = (
-        "Mean over n cases, or structures of cases; the band holds the mean in 95 of 100 bootstrap draws. Backends "
-        "that agree lie on each other, PyTorch the widest."
-    )
-    return Plot("Dice over clicks", caption, _svg(figure, "dice"))
+    policies = {row.identity.policy for row in rows}
+    dashes = [_key(f"clicks: {name}", BLACK, dash) for name, dash in POLICY_DASHES.items() if name in policies]
+    return _legend(figure, [*_backend_keys(rows), *dashes])
 
 
-def _dice_curve(axes: Any, row: AccuracyRow, width: float, *, shade: float) -> None:
-    first = 0 if row.identity.policy == "automatic" else 1
+def _draw_curve(axes: Any, row: AccuracyRow, width: float, *, shade: float) -> None:
     means = [mean_interval(cases) for cases in row.dice_by_click if cases]
-    clicks = np.arange(first, first + len(means))
-    style = {"color": colour_of(row), "linewidth": width, "linestyle": DASHES.get(str(row.identity.policy), "-.")}
-    if len(means) == 1:
-        style |= {"marker": "o", "markersize": 3 + 2 * width}
-    axes.fill_between(
-        clicks, [m.low for m in means], [m.high for m in means], color=colour_of(row), alpha=shade, linewidth=0
-    )
-    axes.plot(clicks, [m.value for m in means], **style)
+    first = 0 if row.identity.policy == "automatic" else 1
+    clicks, colour = np.arange(first, first + len(means)), colour_of(row)
+    axes.fill_between(clicks, [m.low for m in means], [m.high for m in means], color=colour, alpha=shade, linewidth=0)
+    dash = POLICY_DASHES.get(str(row.identity.policy), "-.")
+    marker = {"marker": "o", "markersize": 3 + 2 * width} if len(means) == 1 else {}
+    axes.plot(clicks, [m.value for m in means], color=colour, linewidth=width, linestyle=dash, **marker)
 
 
 # --- Latency ---
 
 
-def _time_plot(part: str, title: str, rows: Sequence[LatencyRow]) -> Plot | None:
-    """Return a line for each row in groups of one method and part, on a logarithmic axis."""
-    timed = [row for row in rows if getattr(row.identity, part) and row.times.samples_ms]
-    if not timed:
-        return None
+def _draw_times(rows: Sequence[LatencyRow]) -> Any:
+    """Draw a line for each row in groups of one method and part, on a logarithmic axis."""
     groups: dict[str, list[LatencyRow]] = {}
-    for row in timed:
-        groups.setdefault(_group(row, timed), []).append(row)
-    order = by_backend(timed)
-    lines = sum(map(len, groups.values())) + len(groups)
-    figure = _figure(WIDTH, 1.5 + 0.13 * lines)
-    axes = figure.subplots()
+    for row in rows:
+        groups.setdefault(_group(row, rows), []).append(row)
+    order = by_backend(rows)
+    figure, (axes,) = _panels(1, 1, 0.13 * (len(rows) + len(groups)), margin=1.5)
     height, middles = 0.0, []
-    for rows_ in groups.values():
-        start = height
-        for row in sorted(rows_, key=lambda row: order.index(backend_of(row))):
-            _time_line(axes, row, height)
+    for of_group in groups.values():
+        middles.append(height + (len(of_group) - 1) / 2)
+        for row in sorted(of_group, key=lambda row: order.index(backend_of(row))):
+            _draw_line(axes, row, height)
             height += 1
-        middles.append((start + height - 1) / 2)
         axes.axhline(height, color="#D0D0D0", linewidth=0.6)
         height += 1
     axes.set_yticks(middles, list(groups))
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labeltop=True)
     axes.grid(visible=False, axis="y")
-    axes.set_ylim(height - 0.5, -1)
-    _logarithmic(axes.xaxis)
-    axes.set_xlabel("time [ms], logarithmic")
-    _legend(figure, [_key(name, colour, width=3) for name, colour in _backends(timed).items()], "upper")
-    caption = (
-        "Each thin tick is one sample, the tall one the median; the line goes from the 5th to the 95th percentile. "
-        "Left is faster."
-    )
-    return Plot(title, caption, _svg(figure, f"{part}s"))
-
-
-_SETTINGS = ("threads", "batch", "points")
+    axes.set(ylim=(height - 0.5, -1), xlabel="time [ms], logarithmic")
+    _make_logarithmic(axes.xaxis)
+    return _legend(figure, _backend_keys(rows, width=3), "upper")
 
 
 def _group(row: Row, rows: Sequence[Row]) -> str:
-    own = {key: getattr(row.identity, key) for key in _SETTINGS}
-    given = {key: {getattr(other.identity, key) for other in rows} - {None} for key in _SETTINGS}
-    more = [f"{key} {value}" for key, value in own.items() if len(given[key]) > 1 and value is not None]
+    given = {key: {find(other, key) for other in rows} - {None} for key in ("threads", "batch", "points")}
+    more = [f"{key} {find(row, key)}" for key, values in given.items() if len(values) > 1 and find(row, key) in values]
     return ", ".join((f"{method_of(row)} {part_of(row)}", *more))
 
 
-def _time_line(axes: Any, row: LatencyRow, height: float) -> None:
+def _draw_line(axes: Any, row: LatencyRow, height: float) -> None:
     samples = spread(row.times.samples_ms, MOST_TICKS)
     low, middle, high = np.percentile(row.times.samples_ms, (5, 50, 95))
     colour = colour_of(row)
     axes.plot((low, high), (height, height), color=colour, linewidth=1.2, solid_capstyle="butt")
     # One path with gaps: a path for each tick would make the file five times as large
-    x = np.repeat(samples, 3)
-    y = np.tile((height - 0.22, height + 0.22, np.nan), len(samples))
+    x, y = np.repeat(samples, 3), np.tile((height - 0.22, height + 0.22, np.nan), len(samples))
     axes.plot(x, y, color=colour, linewidth=0.6, alpha=0.6)
     axes.plot((middle, middle), (height - 0.45, height + 0.45), color=colour, linewidth=3, solid_capstyle="butt")
 
 
 # --- Load ---
 
-_LEVELS = ("clicks_per_second", "server_rss_mb")
-_PERCENT_DASHES: Mapping[str, str] = {"p50_ms": "-", "p95_ms": "--", "p99_ms": ":"}
 
-
-def _level_plot(rows: Sequence[LoadRow]) -> Plot | None:
-    levels = [row for row in rows if row.scaling is None and row.identity.sessions]
+def _draw_levels(rows: Sequence[LoadRow]) -> Any:
     groups: dict[str, list[LoadRow]] = {}
-    for row in levels:
+    for row in rows:
         groups.setdefault(f"{method_of(row)}, {row.identity.mode or 'closed'}", []).append(row)
-    if not groups:
-        return None
-    stages = list(dict.fromkeys(str(row.identity.stage) for row in levels))
-    colours = {stage: STAGE_COLOURS[n % len(STAGE_COLOURS)] for n, stage in enumerate(stages)}
-    figure = _figure(WIDTH, 0.9 + 2.6 * len(groups))
-    panels = figure.subplots(len(groups), 3, squeeze=False)
-    for (name, of_group), (left, *others) in zip(groups.items(), panels, strict=True):
+    stages = dict.fromkeys(str(row.identity.stage) for row in rows)
+    colours = dict(zip(stages, itertools.cycle(STAGE_COLOURS), strict=False))
+    figure, panels = _panels(3 * len(groups), 3, 2.6, margin=0.9)
+    for (name, of_group), left, *others in zip(groups.items(), panels[::3], panels[1::3], panels[2::3], strict=True):
         for stage, colour in colours.items():
             of_stage = [row for row in of_group if row.identity.stage == stage]
-            for key, dash in _PERCENT_DASHES.items():
-                _level_line(left, of_stage, key, colour, dash)
-            _crosses(left, of_stage, "p99_ms")
-        _logarithmic(left.yaxis)
-        left.set_ylabel("time [ms], logarithmic")
-        left.set_title(name)
+            for key, dash in PERCENT_DASHES.items():
+                _draw_over_readers(left, of_stage, key, color=colour, linestyle=dash, marker=".")
+            _draw_over_readers(left, [row for row in of_stage if any(row.errors.values())], "p99_ms", **CROSS)
+        _make_logarithmic(left.yaxis)
+        left.set(ylabel="time [ms], logarithmic", title=name)
         clicked = [row for row in of_group if row.identity.stage == "click"] or of_group
-        for axes, key in zip(others, _LEVELS, strict=True):
-            most = _level_line(axes, clicked, key, STAGE_COLOURS[0])
-            _crosses(axes, clicked, key)
-            axes.set_ylim(0, 1.1 * most or 1.0)
-            axes.set_ylabel(FIGURES[key].title)
+        for axes, key in zip(others, ("clicks_per_second", "server_rss_mb"), strict=True):
+            most = _draw_over_readers(axes, clicked, key, color=STAGE_COLOURS[0], marker=".")
+            _draw_over_readers(axes, [row for row in clicked if any(row.errors.values())], key, **CROSS)
+            axes.set(ylim=(0, 1.1 * most or 1.0), ylabel=FIGURES[key].title)
         for axes in (left, *others):
-            axes.set_xlabel("sessions at once")
-            axes.set_xticks(sorted({row.identity.sessions or 0 for row in of_group}))
+            axes.set(xlabel="sessions at once", xticks=sorted({find(row, "sessions") for row in of_group}))
     keys = [_key(stage.replace("_", " "), colour) for stage, colour in colours.items()]
-    keys += [_key(FIGURES[key].label, BLACK, dash) for key, dash in _PERCENT_DASHES.items()]
-    keys.append(_key("errors at this level", "#D55E00", "", marker="x"))
-    _legend(figure, keys)
-    return Plot(
-        "Readers on a server",
-        "closed: a reader clicks as soon as the mask is there; think: after a pause. A cross: requests failed there.",
-        _svg(figure, "levels"),
-    )
+    keys += [_key(FIGURES[key].label, BLACK, dash) for key, dash in PERCENT_DASHES.items()]
+    return _legend(figure, [*keys, _key("errors at this level", RED, "", marker="x")])
 
 
-def _level_line(axes: Any, rows: Sequence[LoadRow], key: str, colour: str, dash: str = "-") -> float:
+def _draw_over_readers(axes: Any, rows: Sequence[LoadRow], key: str, **style: Any) -> float:
     """Draw a figure over the readers of each level; return the largest value."""
-    points = _points(rows, key)
-    axes.plot([x for x, _ in points], [y for _, y in points], color=colour, linestyle=dash, marker=".")
-    return max((y for _, y in points), default=1.0)
+    found = [row for row in sorted(rows, key=lambda row: find(row, "sessions")) if find(row, key) is not None]
+    values = [find(row, key) for row in found]
+    axes.plot([find(row, "sessions") for row in found], values, **style)
+    return max(values, default=1.0)
 
 
-def _crosses(axes: Any, rows: Sequence[LoadRow], key: str) -> None:
-    points = _points([row for row in rows if any(row.errors.values())], key)
-    style = {"linestyle": "", "marker": "x", "markersize": 9, "markeredgewidth": 2, "color": "#D55E00", "zorder": 5}
-    axes.plot([x for x, _ in points], [y for _, y in points], **style)
-
-
-def _points(rows: Sequence[LoadRow], key: str) -> list[tuple[int, float]]:
-    ordered = sorted(rows, key=lambda row: row.identity.sessions or 0)
-    found = ((row.identity.sessions or 0, find(row, key)) for row in ordered)
-    return [(sessions, value) for sessions, value in found if value is not None]
-
-
-def _scaling_plot(rows: Sequence[LoadRow]) -> Plot | None:
-    scaled = [(row, row.scaling) for row in rows if row.scaling is not None]
-    if not scaled:
-        return None
-    figure, panels = _panels(len(scaled), columns=3, height=2.9)
-    for axes, (row, growth) in zip(panels, scaled, strict=True):
-        sizes = np.asarray(growth.x, float)
+def _draw_growth(rows: Sequence[LoadRow]) -> Any:
+    figure, panels = _panels(len(rows), 3, 2.9)
+    for axes, row in zip(panels, rows, strict=True):
+        growth: Any = row.scaling
+        sizes, colour = np.asarray(growth.x, float), colour_of(row)
         medians = np.array([np.median(values) for values in growth.y_ms])
         for size, values in zip(sizes, growth.y_ms, strict=True):
             drawn = spread(values, MOST_POINTS)
-            axes.plot([size] * len(drawn), drawn, linestyle="", marker=".", color=colour_of(row), alpha=0.35)
-        axes.plot(sizes, medians, linestyle="", marker="o", color=colour_of(row))
+            axes.plot([size] * len(drawn), drawn, linestyle="", marker=".", color=colour, alpha=0.35)
+        axes.plot(sizes, medians, linestyle="", marker="o", color=colour)
         # Through the middle of the points, as least squares of logarithms go
         centre, level = np.exp(np.log(sizes).mean()), np.exp(np.log(medians).mean())
         axes.plot(sizes, level * (sizes / centre) ** growth.exponent.value, color=BLACK, linewidth=1)
         axes.set_title(f"{part_of(row)}\n{method_of(row)}, {backend_of(row)}", fontsize=10)
         # A decade at least, so that what hardly grows looks flat
-        axes.set_ylim(min(medians.min(), level / 3.2) / 1.3, max(medians.max(), level * 3.2) * 1.8)
-        _logarithmic(axes.xaxis)
-        _logarithmic(axes.yaxis)
-        axes.set_xlabel(growth.over)
-        axes.set_ylabel("time [ms]")
+        ends = min(medians.min(), level / 3.2) / 1.3, max(medians.max(), level * 3.2) * 1.8
+        axes.set(ylim=ends, xlabel=growth.over, ylabel="time [ms]")
+        _make_logarithmic(axes.xaxis)
+        _make_logarithmic(axes.yaxis)
         axes.text(0.04, 0.96, f"exponent {interval(growth.exponent)}", transform=axes.transAxes, va="top")
-    return Plot(
-        "How cost grows",
-        "Both axes are logarithmic: the slope is the exponent; 1 is proportional, 0 no dependence.",
-        _svg(figure, "scaling"),
-    )
+    return figure
 
 
 # --- What plots are made of ---
 
 
-def _figure(width: float, height: float) -> Any:
+def _panels(count: int, columns: int, height: float, *, margin: float = 0.8, **more: Any) -> tuple[Any, list[Any]]:
+    """Return a figure and so many axes of that height [inches], `columns` in a row."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height))
-
-
-def _panels(count: int, *, columns: int, height: float, sharey: bool = False) -> tuple[Any, list[Any]]:
-    """Return a figure and so many axes, `columns` in a row."""
     across = min(count, columns)
     down = -(-count // across)
     width = WIDTH * max(across, 2) / columns if count < columns else WIDTH
-    figure = _figure(width, 0.8 + height * down)
-    axes = figure.subplots(down, across, squeeze=False, sharey=sharey).ravel()
+    figure = Figure(figsize=(width, margin + height * down))
+    axes = list(figure.subplots(down, across, squeeze=False, **more).flat)
     for empty in axes[count:]:
         empty.set_visible(False)
-    return figure, list(axes[:count])
+    return figure, axes[:count]
 
 
-def _logarithmic(axis: Any) -> None:
+def _make_logarithmic(axis: Any) -> None:
     """Make an axis logarithmic, with plain numbers at 1, 2 and 5 of each power of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import LogLocator, NullLocator
 
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 1e3 else (1.0,), numticks=30))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    axis.set_major_formatter(lambda value, _: _short(value))
 
 
 def _short(value: float) -> str:
@@ -320,16 +252,14 @@ def _short(value: float) -> str:
     >>> _short(0.05), _short(2000.0), _short(50000.0), _short(2e6)
     ('0.05', '2000', '50k', '2M')
     """
-    for unit, size in (("M", 1e6), ("k", 1e3)):
-        if value >= (1e4 if unit == "k" else size):
-            return f"{value / size:g}{unit}"
-    return f"{value:g}"
+    size, unit = (1e6, "M") if value >= 1e6 else (1e3, "k") if value >= 1e4 else (1, "")
+    return f"{value / size:g}{unit}"
 
 
-def _backends(rows: Sequence[Row]) -> dict[str, str]:
-    """Return the colour of each backend, in the order of columns."""
+def _backend_keys(rows: Sequence[Row], **style: Any) -> list[Any]:
+    """Return a key for each backend, in the order of columns."""
     colours = {backend_of(row): colour_of(row) for row in rows}
-    return {name: colours[name] for name in by_backend(rows)}
+    return [_key(name, colours[name], **style) for name in by_backend(rows)]
 
 
 def _key(name: str, colour: str, dash: str = "-", *, width: float = 2, marker: str = "") -> Any:
@@ -338,11 +268,12 @@ def _key(name: str, colour: str, dash: str = "-", *, width: float = 2, marker: s
     return Line2D([], [], color=colour, linestyle=dash, linewidth=width, marker=marker, label=name)
 
 
-def _legend(figure: Any, keys: Sequence[Any], place: str = "lower") -> None:
-    """Lay a legend outside the axes, with as many keys in a line as surely fit."""
+def _legend(figure: Any, keys: Sequence[Any], place: str = "lower") -> Any:
+    """Return a figure with a legend outside the axes, with as many keys in a line as surely fit."""
     longest = max(len(key.get_label()) for key in keys)
     fitting = int(figure.get_size_inches()[0] / (0.6 + 0.085 * longest))
     figure.legend(handles=keys, loc=f"outside {place} center", ncols=max(1, min(len(keys), fitting)))
+    return figure
 
 
 def _svg(figure: Any, name: str) -> str:
@@ -350,19 +281,37 @@ def _svg(figure: Any, name: str) -> str:
     import matplotlib
 
     file = io.StringIO()
+    # Without metadata, in which Matplotlib names itself, with addresses
     with matplotlib.rc_context({"svg.hashsalt": f"samkit {name}"}):
-        figure.savefig(file, format="svg", metadata=dict(_UNNAMED))
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = file.getvalue()
     used = set(re.findall(r"#([\w.-]+)", text))
     text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
     return text[text.index("<svg") :].strip()
 
 
-_MAKERS: Mapping[str, Sequence[Callable[[Sequence[Any]], Plot | None]]] = {
-    "accuracy": (_dice_plot,),
+_TIMES = (
+    "Each thin tick is one sample, the tall one the median; the line goes from the 5th to the 95th percentile. Left is "
+    "faster."
+)
+_PLOTS: Mapping[str, Sequence[tuple[str, str, str, Callable[[Any], Any], Callable[[Any], Any]]]] = {
+    "accuracy": (("dice", "Dice over clicks",
+        "Mean over n cases, or structures of cases; the band holds the mean in 95 of 100 bootstrap draws. Backends "
+        "that agree lie on each other, PyTorch the widest.",
+        lambda row: row.dice_by_click, _draw_dice),),
     "latency": (
-        partial(_time_plot, "graph", "Time of each graph"),
-        partial(_time_plot, "stage", "Time that a reader waits"),
+        ("graphs", "Time of each graph", _TIMES,
+         lambda row: row.identity.graph and row.times.samples_ms, _draw_times),
+        ("stages", "Time that a reader waits", _TIMES,
+         lambda row: row.identity.stage and row.times.samples_ms, _draw_times),
     ),
-    "load": (_level_plot, _scaling_plot),
-}
+    "load": (
+        ("levels", "Readers on a server",
+         "closed: a reader clicks as soon as the mask is there; think: after a pause. A cross: requests failed there.",
+         lambda row: row.scaling is None and row.identity.sessions, _draw_levels),
+        ("scaling", "How cost grows",
+         "Both axes are logarithmic: the slope is the exponent; 1 is proportional, 0 no dependence.",
+         lambda row: row.scaling is not None, _draw_growth),
+    ),
+}  # fmt: skip
+"""By kind the name, the title and the caption of each plot, which rows it takes, and what draws it."""

@@ -1,16 +1,16 @@
-"""What a table of a run is: a layout as data, read over the rows, gives words in lines and columns.
+"""What a table of a run is, in two forms: `pivot` has a column per backend, `listing` a line per row.
 
-A layout with `cell` has a line per method and graph, stage or policy, and a column per backend; one with `line` a line
-per row. What was not run says "not run", a failure says "error", and the reasons stand under the table.
+What was not run says "not run", a failure says "error", and the reasons stand under the table.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
+
+import numpy as np
 
 from samkit.benchmarks.record.figures import FIGURES, NONE
 from samkit.benchmarks.record.rows import EAGER, Absent, Row
@@ -27,6 +27,8 @@ BACKENDS: Mapping[str, str] = {
 }
 """How a reader calls backends, in the order of columns; one that is not here goes last, by the title that its row has,
 or by its name."""
+SETTINGS = ("policy", "threads", "batch", "points")
+"""Fields of the identity that tell lines apart: those that differ between rows are columns, the others a sentence."""
 AnyRow = TypeVar("AnyRow", bound=Row)
 
 
@@ -51,103 +53,84 @@ class Entry:
     """A `Row`; lines and cells are asked about those of their kind that have figures."""
     base: Any = None
     """None where there is none, and where it is the row itself."""
+    stopped: bool = False
+    """Whether a row has fewer clicks of some case than PyTorch's has."""
 
 
-Line = tuple[tuple[str, ...], Mapping[str, str]]
-"""What tells a line from others, and what it says by column."""
+def pivot(
+    title: str, entries: Sequence[Entry], cell: Callable[[Entry], str], notes: Iterable[str], *, part: str = ""
+) -> Table | None:
+    """Return a table of what `cell` says of each backend, a line for each method, part and setting.
+
+    A row without figures that lacks a setting is of all lines it fits. None where there are no rows.
+    """
+    names, heads, same = _heads(entries, part, SETTINGS)
+    lines: dict[tuple[str, ...], dict[str, str]] = {head: {} for head, one in heads if measured(one.row)}
+    for head, one in heads:
+        if measured(one.row):
+            words, fitting = cell(one), [head]
+        else:
+            words = in_words(one.row.word)
+            fitting = [line for line in lines if all(a in (NONE, b) for a, b in zip(head, line, strict=True))]
+        for line in fitting or [head]:
+            lines.setdefault(line, {})[backend_of(one.row)] = words
+    rows = [one.row for one in entries]
+    columns = by_backend(rows)
+    body = tuple((*head, *(words.get(name, NONE) for name in columns)) for head, words in lines.items())
+    return Table(title, (*names, *columns), body, (*notes, *same, *reasons(rows))) if body else None
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What one table is made of."""
+def listing(
+    title: str, entries: Sequence[Entry], line: Callable[[Entry], Mapping[str, str]], notes: Iterable[str] = (), *,
+    part: str = "", settings: Sequence[str] = SETTINGS, detail: bool = False, is_short: bool = False,
+) -> Table | None:  # fmt: skip
+    """Return a table of what `line` says of each row by column; None where it would say nothing.
 
-    title: str
-    takes: Callable[[Row], bool]
-    """Which rows it is about."""
-    line: Callable[[Entry], Mapping[str, str]] = lambda entry: {}
-    """What a row says, by column; one that says nothing has no line, and a column that says nothing is left out."""
-    cell: Callable[[Entry], str] | None = None
-    """What stands in the column of a backend, in place of lines."""
-    part: str = ""
-    """`graph` or `stage` where lines are of those."""
-    settings: tuple[str, ...] = ()
-    """Fields of the identity: those that differ between rows are columns, the others a sentence."""
-    notes: Callable[[Sequence[Entry]], Iterable[str]] = lambda entries: ()
-    detail: bool = False
-    is_short: bool = False
-    """Whether a backend that says what the first one of its line says is left out."""
-
-    def table(self, entries: Iterable[Entry]) -> Table | None:
-        """Return the table; None where it would say nothing."""
-        taken = [entry for entry in entries if self.takes(entry.row)]
-        rows = [entry.row for entry in taken]
-        names, same = self._names(rows)
-        read = [(entry, self._words(entry)) for entry in taken]
-        shown = [(entry, words) for entry, words in read if words or not measured(entry.row)]
-        lines = self._lines(shown, names.values())
-        columns = by_backend(rows) if self.cell else dict.fromkeys(name for _, words in lines for name in words)
-        kept = [name for name in columns if any(words.get(name, NONE) != NONE for _, words in lines)]
-        body = tuple((*head, *(words.get(name, NONE) for name in kept)) for head, words in lines)
-        # Of a detail, and of what is short, another table of the same rows says why
-        why = () if self.detail or self.is_short else reasons(rows)
-        notes = (*self.notes([entry for entry, _ in shown]), *same, *why)
-        return Table(self.title, (*names, *kept), body, notes, self.detail) if body or why else None
-
-    def _names(self, rows: Sequence[Row]) -> tuple[dict[str, Callable[[Row], str]], tuple[str, ...]]:
-        """Return the columns that tell lines apart, and what all rows have in common."""
-        names: dict[str, Callable[[Row], str]] = {"method": method_of}
-        if self.part:
-            names[self.part] = part_of
-        same = []
-        for key in self.settings:
-            values = [value for value in dict.fromkeys(_setting(row, key) for row in rows) if value != NONE]
-            if len(values) > 1:
-                names[_words(key)] = partial(_setting, key=key)
-            elif values:
-                same.append(f"{_words(key)} {values[0]}")
-        if not self.cell:
-            names["backend"] = backend_of
-        return names, (f"all rows: {', '.join(same)}",) if same else ()
-
-    def _words(self, entry: Entry) -> Mapping[str, str]:
-        """Return what an entry says, by column."""
-        if self.cell:
-            return {backend_of(entry.row): self.cell(entry) if measured(entry.row) else _words(entry.row.word)}
-        return self.line(entry) if measured(entry.row) else {}
-
-    def _lines(
-        self, shown: Sequence[tuple[Entry, Mapping[str, str]]], names: Iterable[Callable[[Row], str]]
-    ) -> list[Line]:
-        """Return the lines; with `cell` a row without figures that lacks a setting is of all lines it fits."""
-        read = [(measured(entry.row), tuple(name(entry.row) for name in names), words) for entry, words in shown]
-        lines = [(head, words) for has_figures, head, words in read if has_figures]
-        if self.is_short:
-            first = {head[:-1]: words for head, words in reversed(lines)}
-            return [(head, w) for head, w in lines if w is first[head[:-1]] or w != first[head[:-1]]]
-        if not self.cell:
-            return lines
-        found: dict[tuple[str, ...], dict[str, str]] = {head: {} for head, _ in lines}
-        for has_figures, head, words in read:
-            fitting = [line for line in found if not has_figures and _fits(head, line)]
-            for line in fitting or [head]:
-                found.setdefault(line, {}).update(words)
-        return list(found.items())
+    A row of which it says nothing has no line, and a column in which nothing is said is left out; where `is_short`, a
+    backend that says what the first one of its method and settings says, too.
+    """
+    names, heads, same = _heads(entries, part, settings)
+    lines = [(h, backend_of(one.row), words) for h, one in heads if measured(one.row) and (words := line(one))]
+    if is_short:
+        first = {head: words for head, _, words in reversed(lines)}
+        lines = [(head, name, w) for head, name, w in lines if w is first[head] or w != first[head]]
+    columns = dict.fromkeys(name for *_, words in lines for name in words)
+    kept = [name for name in columns if any(words[name] != NONE for *_, words in lines)]
+    body = tuple((*head, backend, *(words[name] for name in kept)) for head, backend, words in lines)
+    # Of a detail, and of what is short, another table of the same rows says why
+    why = () if detail or is_short else tuple(reasons([one.row for one in entries]))
+    return Table(title, (*names, "backend", *kept), body, (*notes, *same, *why), detail) if body or why else None
 
 
-def _fits(words: Sequence[str], line: Sequence[str]) -> bool:
-    return all(word in (NONE, other) for word, other in zip(words, line, strict=True))
+def _heads(
+    entries: Sequence[Entry], part: str, settings: Sequence[str]
+) -> tuple[list[str], list[tuple[tuple[str, ...], Entry]], list[str]]:
+    """Return the columns that tell lines apart, each entry with what stands there, and what all have in common."""
+    names: dict[str, Callable[[Row], str]] = {"method": method_of}
+    if part:
+        names[part] = part_of
+    same = []
+    for key in settings:
+        values = [value for value in dict.fromkeys(_setting(one.row, key) for one in entries) if value != NONE]
+        if len(values) > 1:
+            names[key] = partial(_setting, key=key)
+        elif values:
+            same.append(f"{key} {values[0]}")
+    heads = [(tuple(name(one.row) for name in names.values()), one) for one in entries]
+    return list(names), heads, [f"all rows: {', '.join(same)}"] if same else []
 
 
 def _setting(row: Row, key: str) -> str:
     value = getattr(row.identity, key)
-    return NONE if value is None else _words(str(value))
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return NONE if value is None else in_words(str(value))
 
 
 # --- What rows are called ---
+
+
+def in_words(name: str) -> str:
+    """Return a name as a reader has it."""
+    return name.replace("_", " ")
 
 
 def measured(row: Row) -> bool:
@@ -161,12 +144,7 @@ def is_eager(row: Row) -> bool:
 
 
 def backend_of(row: Row) -> str:
-    """Return backend, precision and device as a reader calls them.
-
-    >>> from samkit.benchmarks.record.rows import Identity
-    >>> backend_of(Absent("latency", Identity("sam", "onnxruntime", "cuda", "fp16", stage="click"), "", False))
-    'ONNX Runtime fp16 (CUDA)'
-    """
+    """Return backend, precision and device as a reader calls them."""
     who = row.identity
     where = " (CUDA)" if who.device == "cuda" and who.backend != "tensorrt" else ""
     return f"{BACKENDS.get(who.backend) or who.backend_title or who.backend} {who.precision}{where}"
@@ -179,44 +157,41 @@ def method_of(row: Row) -> str:
 
 def part_of(row: Row) -> str:
     """Return the graph or the stage of a row."""
-    return _words(row.identity.graph or str(row.identity.stage))
+    return in_words(row.identity.graph or str(row.identity.stage))
 
 
 def by_backend(rows: Iterable[Row]) -> list[str]:
     """Return the backends of rows in the order of columns."""
-    order = list(BACKENDS)
-    keys = set()
-    for row in rows:
+
+    def place(row: Row) -> tuple[str, int, bool, str]:
         who = row.identity
-        place = order.index(who.backend) if who.backend in order else len(order)
-        keys.add((who.device, place, who.precision != "fp32", backend_of(row)))
-    return [key[-1] for key in sorted(keys)]
+        return who.device, [*BACKENDS, who.backend].index(who.backend), who.precision != "fp32", backend_of(row)
+
+    return list(dict.fromkeys(map(backend_of, sorted(rows, key=place))))
 
 
-def reasons(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return each reason why rows have no figures, once, with the backends it is of.
+def failures(rows: Iterable[Row]) -> list[str]:
+    """Return what gates found, each sentence once."""
+    return list(dict.fromkeys(sentence for row in rows for sentence in getattr(row, "failures", ())))
+
+
+def reasons(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield each reason why rows have no figures, once, with the backends it is of.
 
     The first few graphs or stages follow, unless it is why nothing at all ran there.
     """
     without: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if isinstance(row, Absent):
-            without.setdefault((_words(row.word), row.reason), []).append(row)
-    found = []
+            without.setdefault((in_words(row.word), row.reason), []).append(row)
     for (word, why), lost in without.items():
         backends = list(dict.fromkeys(map(backend_of, lost)))
         places = list(dict.fromkeys(f"{method_of(row)} {part_of(row)}" for row in lost))
         is_all = len(places) > 1 and len(lost) == sum(backend_of(row) in backends for row in rows)
         first = ", ".join(places[:3]) + f" and {len(places) - 3} more" * (len(places) > 3)
-        found.append(f"{word}: {', '.join(backends)}: {why}{'' if is_all else f' ({first})'}")
-    return tuple(found)
+        yield f"{word}: {', '.join(backends)}: {why}{'' if is_all else f' ({first})'}"
 
 
-def worst_of(rows: Iterable[AnyRow], key: str) -> AnyRow:
+def worst_of(rows: Sequence[AnyRow], key: str) -> AnyRow:
     """Return the first of the rows in which one of FIGURES is worst; nan is worse than anything."""
-
-    def rank(row: AnyRow) -> float:
-        good: float = FIGURES[key].sign * find(row, key)
-        return -math.inf if math.isnan(good) else good
-
-    return min(rows, key=rank)
+    return rows[int(np.argmin([FIGURES[key].sign * find(row, key) for row in rows]))]  # argmin takes the first nan

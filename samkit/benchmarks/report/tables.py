@@ -1,6 +1,6 @@
 """Tables of runs, made of their JSON alone: the same ones are printed, written into Markdown and set in the report.
 
-What a table is stands in table.py, what is in those of each kind in layouts.py, what papers print in papers.py.
+What a table is stands in table.py, what is in those of each kind in kinds.py, what papers print in papers.py.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import Any
 from samkit.benchmarks.record.figures import DETECTOR_METRICS, FIGURES, METRICS, NONE, number
 from samkit.benchmarks.record.rows import Absent, AccuracyRow, LatencyRow, Row
 from samkit.benchmarks.record.run import Run
-from samkit.benchmarks.report.layouts import LAYOUTS, entries_of, is_compared, peers
+from samkit.benchmarks.report.kinds import entries_of, is_compared, tables_of
 from samkit.benchmarks.report.table import (
     Table,
     backend_of,
     by_backend,
+    in_words,
     is_eager,
     method_of,
     part_of,
@@ -26,12 +27,6 @@ from samkit.json_records import find
 
 WIDTH = 200
 """Columns of a print that no terminal shows."""
-
-
-def tables_of(run: Run) -> list[Table]:
-    """Return the tables of a run, those that would say nothing left out."""
-    entries = entries_of(run)
-    return [table for layout in LAYOUTS[run.kind] if (table := layout.table(entries)) is not None]
 
 
 # --- What stands above the tables of a run ---
@@ -98,21 +93,13 @@ def summary_tables(runs: Sequence[Run]) -> list[Table]:
     rows = [row for run in runs for row in run.rows]
     compared = [row for row in rows if row.kind == "accuracy" and is_compared(row)]
     timed = [row for row in rows if row.kind == "latency"]
-    parity = [_parity_line(name, [row for row in compared if backend_of(row) == name]) for name in by_backend(compared)]
-    speed = [
-        _speed_line(name, ratios, [row for row in timed if backend_of(row) == name])
-        for name, ratios in graph_ratios(timed).items()
-    ]
+    parity = tuple(_parity_line(name, compared) for name in by_backend(compared))
+    speed = tuple(_speed_line(name, ratios, timed) for name, ratios in graph_ratios(timed).items())
+    measures = ("methods", "worst Dice", "most voxels that differ", "worst HD95 [mm]")
     found = [
+        Table("Masks against PyTorch float32", ("backend", "gate", *measures), parity),
         Table(
-            "Masks against PyTorch float32",
-            ("backend", "gate", "methods", "worst Dice", "most voxels that differ", "worst HD95 [mm]"),
-            tuple(parity),
-        ),
-        Table(
-            "Time of graphs, times PyTorch eager float32",
-            ("backend", "graphs", "median", "fastest", "slowest"),
-            tuple(speed),
+            "Time of graphs, times PyTorch eager float32", ("backend", "graphs", "median", "fastest", "slowest"), speed
         ),
     ]
     return [table for table in found if table.rows]
@@ -120,6 +107,7 @@ def summary_tables(runs: Sequence[Run]) -> list[Table]:
 
 def _parity_line(backend: str, rows: Sequence[Row]) -> tuple[str, ...]:
     """Return the worst parity of a backend, over all methods."""
+    rows = [row for row in rows if backend_of(row) == backend]
     ran = [row for row in rows if isinstance(row, AccuracyRow)]
     lost = [row.is_failure for row in rows if isinstance(row, Absent)]
     if not ran:
@@ -137,28 +125,21 @@ def _parity_line(backend: str, rows: Sequence[Row]) -> tuple[str, ...]:
 
 def graph_ratios(rows: Sequence[Row]) -> dict[str, list[tuple[float, str]]]:
     """Return each graph's median over PyTorch eager's with its name, the fastest first, by backend."""
-    timed = [row for row in rows if isinstance(row, LatencyRow)]
-    eager = {peers(row): row for row in timed if is_eager(row)}
     found: dict[str, list[tuple[float, str]]] = {name: [] for name in by_backend(r for r in rows if not is_eager(r))}
-    for row in timed:
-        if row.identity.graph and not is_eager(row) and (base := eager.get(peers(row))):
+    for row, base in ((entry.row, entry.base) for entry in entries_of(rows)):
+        if base is not None and row.identity.graph and isinstance(row, LatencyRow) and not is_eager(row):
             ratio = row.times.p50_ms / base.times.p50_ms
             found[backend_of(row)].append((ratio, f"{method_of(row)} {part_of(row)}"))
     return {backend: sorted(ratios) for backend, ratios in found.items()}
 
 
-def median_ratio_of(ratios: Sequence[tuple[float, str]]) -> float:
-    """Return the median of what `graph_ratios` has of a backend."""
-    return median(ratio for ratio, _ in ratios)
-
-
 def _speed_line(backend: str, ratios: Sequence[tuple[float, str]], rows: Sequence[Row]) -> tuple[str, ...]:
     """Return how much faster or slower than PyTorch a backend is, over all graphs."""
     if not ratios:
-        absent = [row.word.replace("_", " ") for row in rows if isinstance(row, Absent)]
-        return (backend, absent[0] if len(absent) == len(rows) else "no ratio", NONE, NONE, NONE)
+        words = [in_words(row.word) if isinstance(row, Absent) else "" for row in rows if backend_of(row) == backend]
+        return (backend, words[0] if all(words) else "no ratio", NONE, NONE, NONE)
     ends = (f"{number(ratio, 2)}x ({where})" for ratio, where in (ratios[0], ratios[-1]))
-    return (backend, str(len(ratios)), f"{number(median_ratio_of(ratios), 2)}x", *ends)
+    return (backend, str(len(ratios)), f"{number(median(ratio for ratio, _ in ratios), 2)}x", *ends)
 
 
 # --- On a terminal ---

@@ -1,6 +1,6 @@
 """Backends, which run the graphs of exports: one file with a `BACKEND` each, and its name in the list here.
 
-Commands, sessions and benchmarks know those of this list and no other; docs/adding-a-backend.md adds one.
+Commands, sessions and benchmarks know those of this list and no other; docs/how-to/add-a-backend.md adds one.
 """
 
 from __future__ import annotations

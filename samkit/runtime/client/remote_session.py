@@ -89,7 +89,7 @@ class RemoteSession(Session):
         """
         if timeout is not None and not timeout > 0:
             raise PromptError(f"the time for one call is {timeout} s, it must be above 0; e.g. timeout=120")
-        self.address = address
+        self.address, self.target = address, str(address)
         self.timeout = DEFAULT_TIMEOUT if timeout is None else timeout
         """For one call [s]."""
         self._long_timeout = LONG_TIMEOUT if timeout is None else timeout
@@ -119,7 +119,6 @@ class RemoteSession(Session):
             self._take_picture(image)
         else:
             self._take_volumes(image)
-            self._affine = next(iter(image.values())).affine
 
     def _take_volumes(self, volumes: Volumes) -> None:
         named = self._in_order(volumes)
@@ -162,7 +161,6 @@ class RemoteSession(Session):
         replaces = None if self._set is None else self._set.token
         request = replace(request, nonce=secrets.token_hex(16), replaces=replaces)
         opened, _ = self._exchange.ask(request, None, tensors, timeout=self.timeout, patience=self.timeout)
-        self._affine = None
         turns = Turns(self._ask, mask, opened.turn)
         self._set = _Set(opened.token, turns, mask, opened.plane, opened.spacing)
 
@@ -313,7 +311,7 @@ class RemoteSession(Session):
         """End the session on the server and let go of the connection; does nothing the second time."""
         if self._exchange.is_closed:
             return
-        left, self._set, self._affine = self._set, None, None
+        left, self._set, self._study = self._set, None, None
         try:
             if left is not None:
                 with suppress(SamkitError, ConnectionLost):  # gone already, or it ends by itself: nobody will use it

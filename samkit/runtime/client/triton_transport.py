@@ -5,7 +5,7 @@
     answer = transport.call({"request": ...}, timeout=120.0)
 
 A call is one attempt; whoever calls decides whether another one is safe. No TLS here: a gateway before the server does
-that (docs/serving.md).
+that (docs/how-to/serve.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Print what a session's requests and answers are, as docs/serving.md has them."""
+"""Print what a session's requests and answers are, as docs/reference/server.md has them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Answers of a server: frozen records, written by it and read by a client.
 
-The labels that an answer speaks of come beside it, in the tensor `changed`. docs/serving.md has the records in tables,
-made from this file.
+The labels that an answer speaks of come beside it, in the tensor `changed`. docs/reference/server.md has the records in
+tables, made from this file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SAME = "install the same version of samkit on both sides"
 
 @dataclass(frozen=True, kw_only=True)
 class ServerAnswer(Record):
-    """What a server answers. A subclass says in its docstring what it is, and docs/serving.md repeats it."""
+    """What a server answers. A subclass says in its docstring what it is, and docs/reference/server.md repeats it."""
 
     called: ClassVar[str] = "the answer"
 

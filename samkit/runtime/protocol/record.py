@@ -5,8 +5,8 @@
         turn: Annotated[int, Key("number", "of the last change", read_count)]
 
 A record is frozen, and both ends use the same one: the sender writes it with `to_json`, the receiver reads it with
-`from_json`, and `tables.py` prints it for docs/serving.md. A key that nobody reads is refused, because it may have said
-what the others mean. Needs no more than the standard library.
+`from_json`, and `tables.py` prints it for docs/reference/server.md. A key that nobody reads is refused, because it may
+have said what the others mean. Needs no more than the standard library.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
 All but `describe` and `open` come with the session's token, a tensor of its own. What changes a session has a turn,
 counted from 1: the same request with the same turn, sent again after a lost connection, gets the same answer and
 happens once. Places are voxel indices of the scan's own array, counted from 0 at the centre of the first voxel, or
-pixels of a picture; with `world` RAS+ millimetres. docs/serving.md has all of them in tables, made from this file.
+pixels of a picture; with `world` RAS+ millimetres. docs/reference/server.md has all of them in tables, made from this
+file.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ Spoken: TypeAlias = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Request(Record, Generic[AnswerT]):
-    """What a client asks. A subclass says in its docstring what it does, and docs/serving.md repeats it."""
+    """What a client asks. A subclass says in its docstring what it does, and docs/reference/server.md repeats it."""
 
     op: ClassVar[str] = ""
     answer: ClassVar[type[ServerAnswer]]

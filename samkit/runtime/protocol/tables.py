@@ -1,4 +1,4 @@
-"""The tables of docs/serving.md that say what travels, made from the records themselves.
+"""The tables of docs/reference/server.md that say what travels, made from the records themselves.
 
     python -m samkit.runtime.protocol
 

@@ -4,13 +4,15 @@
         session.set_image("scan.nii.gz")
         update = session.click((60, 70, 30))
         session.undo()
+        session.save("mask.nii.gz")
 
 Prompts and masks are in the frame of the volume or picture as given. Nothing here needs more than numpy and nibabel; a
-picture needs Pillow.
+picture from a file, or in a notebook, needs Pillow.
 """
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,21 +20,32 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
 
 import numpy as np
 
-from samkit.errors import PromptError
+from samkit.errors import MissingDependencyError, PromptError
 from samkit.geometry import Index, Triple, Volume
-from samkit.imageio.reading import is_picture, read_picture, read_scan
+from samkit.imageio.gate import volumes_offered
+from samkit.imageio.in_memory import study_of
+from samkit.imageio.results import check_results, table_path, write_results
+from samkit.imageio.study import Study
+from samkit.imageio.writing import png_of
+from samkit.planes import PLANES
 from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, Prompt, SliceBox, SlicePoint
 from samkit.runtime.backends.runner import Closing
+from samkit.runtime.session.overlay import draw
 from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate
-from samkit.runtime.session.world import to_voxel
+from samkit.runtime.session.world import to_voxel_inside
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
     from samkit.manifest import ExportPlan
     from samkit.methods.method import Method
 
-Image: TypeAlias = str | Path | Volume | np.ndarray
-"""A file, or what was read from one: a Volume, or a picture (H, W) or (H, W, C) of intensities 0..255."""
+_LOG = logging.getLogger(__name__)
+
+Image: TypeAlias = Any
+"""A file's path; an image of nibabel or SimpleITK; an array (I, J, K) with its affine; a Volume; or a picture (H, W) or
+(H, W, C) of intensities 0..255."""
 Volumes: TypeAlias = Mapping[str, Volume]
 """By the method's sequences; the name is empty where the volume came without one."""
 
@@ -52,6 +65,11 @@ class ExportRecord(Protocol):
 class Session(Closing, ABC):
     """Set an image, prompt, look at the mask. Each act returns the mask after it, and what it changed.
 
+        session.set_image("scan.nii.gz")      # or a nibabel or SimpleITK image, or set_image(array, affine=affine)
+        update = session.click((60, 70, 30))  # voxel indices; click((x, y)) on a picture
+        update.mask                           # bool, on the scan's own array; session.undo() takes the click back
+        session.save("mask.nii.gz")           # where the scan lies; session.overlay() is a picture of it
+
     Nothing changes where an act is refused. An act that the method does not take raises PromptError.
     """
 
@@ -66,8 +84,11 @@ class Session(Closing, ABC):
     server_samkit: str | None = None
     """Version of samkit on the server that runs the graphs; None where this process does."""
 
-    _affine: np.ndarray | None = None
-    """Of the scan; None for a picture, and before anything is set."""
+    target: str = ""
+    """Which export, by its folder's name, or the server's address; empty where the session was made from runners."""
+
+    _study: Study | None = None
+    """What is set, as it was given; None before, after `close`, and where a server took what came over the wire."""
 
     # --- What it runs ---
 
@@ -108,13 +129,31 @@ class Session(Closing, ABC):
 
     # --- Acts ---
 
-    def set_image(self, image: Image | Mapping[str, Image], *, automatic: bool = True) -> MaskUpdate:
+    def set_image(
+        self,
+        image: Image | Mapping[str, Image],
+        *,
+        affine: ArrayLike | None = None,
+        volume: int | None = None,
+        automatic: bool = True,
+    ) -> MaskUpdate:
         """Take a new scan or picture, or one scan for each of the method's sequences; what was before is forgotten.
 
-        A method that needs no prompt segments at once, unless `automatic` is False; for any other the mask is empty.
-        Raises InputRefused, and GeometryError for a singular affine.
+            session.set_image("scan.nii.gz")                       # any file that sam-segment reads, or a picture
+            session.set_image(nibabel.load("scan.nii.gz"))         # or SimpleITK.ReadImage("scan.nrrd")
+            session.set_image(array, affine=affine)                # (I, J, K), and (4, 4) to RAS+ millimetres
+            session.set_image({"t1c": "a.nii.gz", "t2w": image})   # by sequence; arrays share one affine
+            session.set_image(pixels)                              # (H, W) or (H, W, 3), 0..255, for methods of slices
+
+        `volume` says which one is meant, 0 the first, where there are several along a fourth axis. An array is not
+        copied: leave it as it is while it is set. A method that needs no prompt segments at once, unless `automatic` is
+        False; for any other the mask is empty. Raises InputRefused for what no scan or picture may be, in memory as in
+        a file, PromptError for what is no image, OptionError for an affine or volume that means nothing.
         """
-        self._take(read_image(image))
+        with volumes_offered():
+            study = study_of(image, affine=affine, volume=volume, channels=len(self.sequences))
+        self._take(study.image)
+        self._study = study
         if automatic and self.is_automatic:
             return self.segment_automatically()
         return self.last_update()
@@ -130,7 +169,7 @@ class Session(Closing, ABC):
         label = FOREGROUND if positive else BACKGROUND
         if len(index) == 2 and not world:
             return self.add(SlicePoint(float(index[0]), float(index[1]), label, structure))
-        return self.add(self._in_voxels(Point(_triple(index), label, structure), world))
+        return self.add(self._in_voxels(Point(_triple(index, world), label, structure), world))
 
     def box(
         self, first: Sequence[float], last: Sequence[float], *, world: bool = False, structure: str = ""
@@ -139,7 +178,7 @@ class Session(Closing, ABC):
         if len(first) == 2 and len(last) == 2 and not world:
             (x0, x1), (y0, y1) = (sorted((float(a), float(b))) for a, b in zip(first, last, strict=True))
             return self.add(SliceBox(x0, y0, x1, y1, structure))
-        return self.add(self._in_voxels(Box(_triple(first), _triple(last), structure), world))
+        return self.add(self._in_voxels(Box(_triple(first, world), _triple(last, world), structure), world))
 
     @abstractmethod
     def add(self, *prompts: Prompt, refine: bool = False) -> MaskUpdate:
@@ -229,6 +268,43 @@ class Session(Closing, ABC):
         """Return the first grid voxel of every crop in use; none on slices."""
         return ()
 
+    def save(self, path: str | Path) -> None:
+        """Write the mask as `sam-segment` does: .nii or .nii.gz, uint8, where the scan lies; .png of a picture.
+
+        A method that tells structures apart writes its label map, and a table of their sizes beside it, .tsv. An image
+        from a file or of nibabel lends the mask its header's forms and their codes. Raises PromptError where no image
+        is set, OptionError for another ending, InputRefused where a file of the scan would be overwritten.
+        """
+        labels, study, mask = self.labels(), self._given(), Path(path)
+        table = table_path(mask) if self.structures else None
+        check_results(mask, [table] if table is not None else [], study)
+        write_results(mask, table, labels, study, self.structures)
+
+    def overlay(self, *, plane: str | None = None) -> np.ndarray:
+        """Return a picture of the mask on the image: (H, W, 3), uint8, rows and columns of RGB.
+
+        It is the slice that shows most of the mask, the middle one where the mask is empty; of a picture all of it.
+        `plane` is axial, coronal or sagittal, by default the session's own, or axial: anterior on top and the patient's
+        right on the left. Pixels are square, slices below 256 pixels enlarged. A notebook shows it for the session.
+        """
+        return draw(self._given(), self.labels(), plane, default=self.plane or PLANES[0])
+
+    def _repr_png_(self) -> bytes | None:
+        """Return the overlay for a notebook; None where no image is set, or Pillow is missing, which is logged."""
+        if self._study is None:
+            return None
+        try:
+            return png_of(self.overlay())
+        except MissingDependencyError as error:
+            _LOG.warning("%s", error)
+            return None
+
+    def __repr__(self) -> str:
+        """Return what is open; names of scans may be patients'."""
+        where = f", {self.target}" if self.target else ""
+        what = "no image is set" if self._study is None else f"{self._study.size}, {len(self.steps)} step(s)"
+        return f"<{type(self).__name__}: {self.method.name}, {self.precision}{where}; {what}>"
+
     # --- What a kind of session does its own way ---
 
     @abstractmethod
@@ -237,36 +313,24 @@ class Session(Closing, ABC):
 
     def _refuse_picture(self) -> NoReturn:
         raise PromptError(
-            f"{self.method.name} works on volumes, and a picture is given; give a scan such as scan.nii.gz"
+            f"{self.method.name} works on volumes, and a picture is given; give a scan, such as scan.nii.gz or an "
+            "array (I, J, K) with its affine="
         )
+
+    def _given(self) -> Study:
+        if self._study is None:
+            raise PromptError("no image is set; call set_image first")
+        return self._study
 
     def _in_voxels(self, prompt: Point | Box, world: bool) -> Prompt:
         if not world:
             return prompt
-        if self._affine is None:
-            raise PromptError("millimetres need a scan, and none is set here; call set_image first")
-        return to_voxel(prompt, self._affine)
-
-
-def read_image(image: Image | Mapping[str, Image]) -> Volumes | np.ndarray:
-    """Return the volumes by name, or the one picture, that files hold; raises InputRefused."""
-    named = dict(image) if isinstance(image, Mapping) else {"": image}
-    if not named:
-        raise PromptError("no image is given; give a file, or one for each of the method's sequences")
-    first = next(iter(named.values()))
-    if len(named) == 1 and isinstance(first, np.ndarray):
-        return first
-    if len(named) == 1 and isinstance(first, (str, Path)) and is_picture(Path(first)):
-        return read_picture(Path(first))
-    return {name: _read(one) for name, one in named.items()}
-
-
-def _read(image: Image) -> Volume:
-    if isinstance(image, Volume):
-        return image
-    if isinstance(image, np.ndarray):
-        raise PromptError("one of several images is a bare array, and each needs its affine; give a Volume or a file")
-    return read_scan(Path(image)).volume
+        study = self._given()
+        if study.picture is not None:
+            raise PromptError(
+                "millimetres need a scan, and a picture is set; give pixels, {points x,y,+}", options=("points x,y,+",)
+            )
+        return to_voxel_inside(prompt, study.scan.volume)
 
 
 def taken(method: Method) -> str:
@@ -274,10 +338,8 @@ def taken(method: Method) -> str:
     return " or ".join(f"a {kind}" for kind in sorted(method.prompts)) or "no prompt at all"
 
 
-def _triple(place: Sequence[float]) -> Triple:
+def _triple(place: Sequence[float], world: bool) -> Triple:
     if len(place) != 3:
-        raise PromptError(
-            f"a place in a volume has three numbers and this one has {len(place)}; give i, j, k, or x, y, z with "
-            "world=True"
-        )
+        wanted = "x, y, z in millimetres" if world else "i, j, k, or x, y, z in millimetres with world=True"
+        raise PromptError(f"a place in a volume has three numbers and this one has {len(place)}; give {wanted}")
     return float(place[0]), float(place[1]), float(place[2])

@@ -15,14 +15,12 @@ from samkit.methods.method import Method
 from samkit.prompts import Prompt
 from samkit.runtime.backends.runner import Runner
 from samkit.runtime.loops.embeddings import ScanEmbeddings, own_embeddings
-from samkit.runtime.session.base import Image, Session, Volumes, read_image, taken
+from samkit.runtime.session.base import Session, Volumes, taken
 from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate
+from samkit.runtime.session.world import is_inside
 
 StateT = TypeVar("StateT")
-
-_ROUND_OFF = 1e-3
-"""Voxels that a click may lie outside the volume: world coordinates come with round-off."""
 
 
 class LocalSession(Session, Generic[StateT]):
@@ -88,17 +86,13 @@ class LocalSession(Session, Generic[StateT]):
 
     # --- Acts ---
 
-    def set_image(
-        self, image: Image | Mapping[str, Image], *, automatic: bool = True, embeddings: ScanEmbeddings | None = None
-    ) -> MaskUpdate:
-        """Take a new scan or picture, as every session; `embeddings` is its place in a store that sessions share.
+    def take(self, image: Volumes | np.ndarray, embeddings: ScanEmbeddings | None = None) -> None:
+        """Take what has passed a gate, as a server does: nobody will ask this session for a file or a picture of it.
 
-        By default the session has a store of its own.
+        `embeddings` is the scan's place in a store that sessions share; by default the session has one of its own.
         """
-        self._take(read_image(image), embeddings)
-        if automatic and self.is_automatic:
-            return self.segment_automatically()
-        return self.last_update()
+        self._take(image, embeddings)
+        self._study = None
 
     def add(self, *prompts: Prompt, refine: bool = False) -> MaskUpdate:
         """Apply prompts, in voxel indices of the volume or pixels of the picture, in the steps that `by_step` says.
@@ -171,11 +165,11 @@ class LocalSession(Session, Generic[StateT]):
         """Let go of runners, image and history."""
         for runner in self._runners.values():
             runner.close()
+        self._study = None
         self._forget()
 
     def _forget(self) -> None:
-        """Drop all steps, and what is known of the image."""
-        self._affine = None
+        """Drop all steps."""
         self._done.clear()
         self._undone.clear()
         self._before = self._last = None
@@ -189,7 +183,6 @@ class LocalSession(Session, Generic[StateT]):
             self._take_picture(image, place)
         else:
             self._take_volumes(image, place)
-            self._affine = next(iter(image.values())).affine
 
     @abstractmethod
     def _take_volumes(self, volumes: Volumes, embeddings: ScanEmbeddings) -> None:
@@ -221,7 +214,7 @@ class LocalSession(Session, Generic[StateT]):
 
 def check_inside(what: str, index: Sequence[float], shape: Sequence[int]) -> None:
     """Raise InputRefused unless `index`, where `what` is, lies in a volume (I, J, K) or a picture (W, H)."""
-    if all(-0.5 - _ROUND_OFF <= v <= n - 0.5 + _ROUND_OFF for v, n in zip(index, shape, strict=True)):
+    if is_inside(index, shape):
         return
     where = ", ".join(f"{v:g}" for v in index)
     sides = " x ".join(str(n) for n in shape)
@@ -229,7 +222,7 @@ def check_inside(what: str, index: Sequence[float], shape: Sequence[int]) -> Non
         raise InputRefused(
             "click-outside",
             f"{what} ({where}) lies outside the volume of {sides} voxels",
-            "give indices of the file's own array, counted from 0, or world millimetres with {world}",
+            "give indices of the scan's own array, counted from 0, or world millimetres with {world}",
             options=("world",),
         )
     raise InputRefused(

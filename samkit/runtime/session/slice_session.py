@@ -156,8 +156,8 @@ class SliceSession(LocalSession[SliceState]):
             raise InputRefused(
                 "missing-sequence",
                 f"{_and(missing)} missing: {needs}, and given is {given}",
-                f"add it, such as {{inputs}} {missing[0]}=FILE",
-                options=("inputs",),
+                f"add it, such as {{inputs {missing[0]}=FILE}}",
+                options=(f"inputs {missing[0]}=FILE",),
             )
         if unknown := [name for name in volumes if name not in self.sequences]:
             raise InputRefused(
@@ -250,15 +250,19 @@ class SliceSession(LocalSession[SliceState]):
         self._check_structure(prompt.structure)
         if opened.view is None:
             if not isinstance(prompt, (SlicePoint, SliceBox)):
-                raise PromptError("a picture has no third index; write a point as x,y,+ and a box as x0,y0,x1,y1")
+                raise PromptError(
+                    "a picture has no third index; a point is {points x,y,+} and a box {boxes x0,y0,x1,y1}",
+                    options=("points x,y,+", "boxes x0,y0,x1,y1"),
+                )
             placed: tuple[int, SlicePoint | SliceBox] = (0, prompt)
             for x, y in _corners(prompt):
                 check_inside(_CALLED[kind], (x, y), opened.shape[::-1])
         else:
             if isinstance(prompt, (SlicePoint, SliceBox)):
                 raise PromptError(
-                    "a point is written i,j,k,+ or i,j,k,- and a box i0,j0,k0,i1,j1,k1 in a volume; two indices are "
-                    "for pictures"
+                    "two indices are for pictures; in a volume a point is {points i,j,k,+} and a box {boxes "
+                    "i0,j0,k0,i1,j1,k1}",
+                    options=("points i,j,k,+", "boxes i0,j0,k0,i1,j1,k1"),
                 )
             placed = self._place_in_volume(prompt, opened.view, kind)
         for x, y in _corners(placed[1]):
@@ -295,7 +299,7 @@ class SliceSession(LocalSession[SliceState]):
     def _check_structure(self, name: str) -> None:
         if name and not self.structures:
             raise PromptError(
-                f"{self.method.name} tells no structures apart; give {{points}} or {{boxes}} without a name",
+                f"{self.method.name} tells no structures apart; give {{points}} or {{boxes}} without a structure",
                 options=("points", "boxes"),
             )
         if name and name not in self.structures:

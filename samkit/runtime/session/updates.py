@@ -39,6 +39,12 @@ class MaskUpdate:
         """What the call did, of several clicks the last one; None where it took no step: a scan was set, or steps were
         taken back or forgotten."""
 
+    def __repr__(self) -> str:
+        """Return how large the mask is, and the box that changed."""
+        size = f"{self.volume_ml:.4g} mL" if self.volume_ml is not None else f"{np.count_nonzero(self.labels)} pixels"
+        changed = ", ".join(f"{side.start}:{side.stop}" for side in self.changed)
+        return f"<MaskUpdate: mask of {size}, changed [{changed}]{f' by step {self.step.number}' if self.step else ''}>"
+
     @cached_property
     def labels(self) -> np.ndarray:
         """Return structure numbers, uint8, on the volume's own array; 1 where nothing is told apart.

@@ -24,7 +24,7 @@ from samkit.manifest import Manifest
 from samkit.methods.method import VolumeMethod
 from samkit.networks.sam3d_config import Sam3DConfig
 from samkit.precisions import BASE
-from samkit.prompts import Box, Point, Prompt, SliceBox, SlicePoint
+from samkit.prompts import EXAMPLE_POINT, Box, Point, Prompt, SliceBox, SlicePoint
 from samkit.runtime.backends.runner import Runner
 from samkit.runtime.loops.embeddings import ScanEmbeddings
 from samkit.runtime.loops.refinement import NO_LOGIT, Piece, Refiner, State
@@ -205,16 +205,18 @@ def volume_click(prompt: Prompt, method: str) -> Point:
     """Return `prompt` as the click in a volume that it has to be; raises PromptError, which names the method."""
     if isinstance(prompt, (Box, SliceBox)):
         raise PromptError(
-            f"{method} takes no box; click on the object, e.g. {{points}} 60,70,30,+", options=("points",)
+            f"{method} takes no box; click on the object, e.g. {{{EXAMPLE_POINT}}}", options=(EXAMPLE_POINT,)
         )
     if isinstance(prompt, SlicePoint):
         raise PromptError(
-            f"a point is written i,j,k,+ or i,j,k,- in a volume and this one has two indices, {prompt.x:g} and "
-            f"{prompt.y:g}; e.g. {{points}} 60,70,30,+",
-            options=("points",),
+            f"a click in a volume has three indices and this one has two, {prompt.x:g} and {prompt.y:g}; "
+            f"e.g. {{{EXAMPLE_POINT}}}",
+            options=(EXAMPLE_POINT,),
         )
     if prompt.structure:
-        raise PromptError(f"{method} tells no structures apart; give {{points}} without a name", options=("points",))
+        raise PromptError(
+            f"{method} tells no structures apart; give {{points}} without a structure", options=("points",)
+        )
     return prompt
 
 

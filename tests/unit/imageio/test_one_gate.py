@@ -11,8 +11,9 @@ import pytest
 from samkit.benchmarks.cases.folders import FolderCases
 from samkit.errors import InputRefused
 from samkit.export.calibration import find_calibration, read_calibration
+from samkit.imageio.study import read_study
 from samkit.methods import get_method
-from samkit.segment.inputs import read_inputs
+from samkit.segment.inputs import find_inputs
 from samkit.training.click_cases import check_cases, find_cases
 from samkit.training.slice_cases import check_slice_cases
 from samkit.training.slice_readers import find_slice_cases
@@ -71,7 +72,7 @@ def test_every_command_says_the_same(broken, name, train):
     method = get_method(name)
     config = method.sizes["tiny"]
     with pytest.raises(InputRefused) as refused:
-        read_inputs([str(scan)], method, config, {})
+        read_study(find_inputs([str(scan)], method, config, {}))
     sentence = str(refused.value)
     assert words in sentence
 

@@ -60,7 +60,7 @@ class Fake:
         pass
 
 with RemoteSession(Fake(), Address.parse("triton://localhost:8001/m-sam")) as session:
-    session.set_image(Volume(np.zeros((4, 5, 6), np.int16), np.eye(4)))
+    session.set_image(Volume(np.arange(120, dtype=np.int16).reshape(4, 5, 6), np.eye(4)))
     session.check(Point((1, 2, 0), 1))
     assert session.click((1, 2, 0)).mask.sum() == 2
     assert session.click((1.0, 2.0, 0.0), world=True).changed == (slice(1, 2), slice(2, 4), slice(0, 1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from samkit.errors import InputRefused, OptionError, PromptError
@@ -36,14 +38,32 @@ def test_options_of_the_place_are_taken(given):
 def test_a_prompt_is_needed_unless_the_method_finds_something_by_itself():
     for method in (VOLUMES, SLICES):
         with pytest.raises(PromptError, match="no click was given") as refused:
-            check_prompts([], method, propagate=False)
-        assert refused.value.options == ("points",)
+            check_prompts([], method, propagate=False, picture=False)
+        assert refused.value.sentence({"points": "--point"}.get).endswith("e.g. --point 60,70,30,+")
         with pytest.raises(InputRefused, match=r"none of the 1 click\(s\) is on the object"):
-            check_prompts([Point((1, 2, 3), BACKGROUND)], method, propagate=False)
-        check_prompts([Point((1, 2, 3), BACKGROUND), Point((1, 2, 3), FOREGROUND)], method, propagate=False)
-    check_prompts([], AUTOMATIC, propagate=False)
-    with pytest.raises(PromptError, match="no prompt that could lead on to other slices; leave propagate out"):
-        check_prompts([], AUTOMATIC, propagate=True)
+            check_prompts([Point((1, 2, 3), BACKGROUND)], method, propagate=False, picture=False)
+        check_prompts(
+            [Point((1, 2, 3), BACKGROUND), Point((1, 2, 3), FOREGROUND)], method, propagate=False, picture=False
+        )
+    check_prompts([], AUTOMATIC, propagate=False, picture=False)
+    with pytest.raises(PromptError, match="no prompt that could lead on to other slices; leave propagate"):
+        check_prompts([], AUTOMATIC, propagate=True, picture=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "picture", "example"),
+    [
+        ("m-sam", False, "--point 60,70,30,+"),
+        ("sam", True, "--point 60,70,+"),
+        ("boxes alone", False, "--box 40,52,30,88,97,30"),
+        ("boxes alone", True, "--box 40,52,88,97"),
+    ],
+)
+def test_an_example_is_one_that_the_method_takes_on_this_input(name, picture, example):
+    method = replace(SLICES, prompts=frozenset({"box"})) if name == "boxes alone" else get_method(name)
+    with pytest.raises(PromptError) as refused:
+        check_prompts([], method, propagate=False, picture=picture)
+    assert refused.value.sentence({"points": "--point", "boxes": "--box"}.get).endswith(f"e.g. {example}")
 
 
 def test_options_of_the_other_kind_of_method_are_refused():
@@ -59,6 +79,6 @@ def test_options_of_the_other_kind_of_method_are_refused():
 
 def test_options_of_scans_are_refused_beside_a_picture():
     check_picture({"world": False, "plane": None})
-    with pytest.raises(OptionError, match="world is for scans, and a picture is given") as refused:
+    with pytest.raises(OptionError, match="world=True is for scans, and a picture is given") as refused:
         check_picture({"plane": None, "world": True})
     assert refused.value.options == ("world",)

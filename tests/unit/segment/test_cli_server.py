@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from samkit.runtime import open_session
 from samkit.runtime.client import remote_session
 from samkit.segment import cli
 
@@ -203,3 +204,90 @@ def test_a_scan_beyond_the_servers_limit_is_input_refused(bright_export, served,
     assert code == 3
     assert "this server's limit is 1000" in err
     assert "open" not in transports[0].asked
+
+
+# --- Overlays, volumes of a series, and examples that fit ---
+
+
+def test_an_overlay_is_the_picture_that_the_session_shows(bright_export, served, sam_segment, scan, tmp_path):
+    served(bright_export)
+    for place, name in ((("--export", bright_export), "here.png"), (("--server", URL), "there.png")):
+        code, _, err = sam_segment(
+            *place, "-i", scan, "-o", tmp_path / "m.nii", "--point", "20,22,15,+", "--overlay", tmp_path / name
+        )
+        assert code == 0, err
+    with open_session(bright_export) as session:
+        session.set_image(scan)
+        session.click((20, 22, 15))
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "here.png")), session.overlay())
+    assert (tmp_path / "here.png").read_bytes() == (tmp_path / "there.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (("--overlay", "a.jpg"), 2, "'a.jpg' must end in .png"),
+        (("--overlay", "nowhere/a.png"), 3, "the folder of a.png does not exist"),
+        (("--overlay", "a.png", "--report", "a.png"), 2, "--overlay and --report name the same file"),
+    ],
+)
+def test_an_overlay_that_can_not_be_written_is_refused_first(bright_export, sam_segment, scan, words, code, sentence):
+    found, _, err = sam_segment(
+        "--export", bright_export, "-i", scan, "-o", scan.with_name("m.nii"), "--point", "20,22,15,+", *words
+    )
+    assert found == code
+    assert sentence in err
+    assert not scan.with_name("m.nii").exists()
+
+
+def test_a_volume_of_a_series_is_chosen_and_reported(bright_export, sam_segment, scan, tmp_path):
+    image = nibabel.load(scan)
+    array = np.asarray(image.dataobj)
+    series = nibabel.Nifti1Image(np.stack([array * 0 + array % 5, array], -1), image.affine, image.header)
+    nibabel.save(series, tmp_path / "series.nii.gz")
+    words = ("--export", bright_export, "--point", "20,22,15,+", "--report", tmp_path / "run.json")
+    masks = []
+    for name, volume in ((scan, ()), (tmp_path / "series.nii.gz", ("--volume", 1))):
+        code, _, err = sam_segment(*words, "-i", name, "-o", tmp_path / "mask.nii", *volume)
+        assert code == 0, err
+        masks.append((tmp_path / "mask.nii").read_bytes())
+
+    assert masks[0] == masks[1]
+    assert json.loads((tmp_path / "run.json").read_text())["volume"] == 1
+    for volume, sentence in (
+        ((), "is 40 x 44 x 30 x 2: more than one volume; say which one by --volume N, 0 is the first"),
+        (("--volume", 2), "holds 2 volume(s), and number 2 is asked for, counted from 0; give --volume from 0 to 1"),
+        (("--volume", -1), "'--volume'"),
+    ):
+        code, _, err = sam_segment(*words, "-i", tmp_path / "series.nii.gz", "-o", tmp_path / "no.nii", *volume)
+        assert code in (2, 3)
+        assert sentence in err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((), "no click was given, at least one on the object is needed; e.g. --point 60,70,+"),
+        (("--point", "10"), "a point is written x,y,+ or x,y,- and this one is '10'; e.g. --point 60,70,+"),
+        (("--box", "10"), "a box is written x0,y0,x1,y1 and this one is '10'; e.g. --box 40,52,88,97"),
+        (("--point", "1,2,3,+"), "a picture has no third index; a point is --point x,y,+ and a box --box x0,y0,x1,y1"),
+        (("--point", "1,2,+", "--volume", "0"), "--volume is for scans, and a picture is given; leave it out"),
+    ],
+)
+def test_a_picture_is_told_of_pixels(bright_slices, sam_segment, tmp_path, words, sentence):
+    Image.fromarray(np.full((30, 40), 200, np.uint8)).save(tmp_path / "a.png")
+    code, _, err = sam_segment("--export", bright_slices, "-i", tmp_path / "a.png", "-o", tmp_path / "m.png", *words)
+    assert code == 2
+    assert sentence in err
+
+
+def test_millimetres_are_told_in_millimetres_and_not_advised_again(bright_export, sam_segment, scan):
+    words = ("--export", bright_export, "-i", scan, "-o", scan.with_name("m.nii"))
+    code, _, err = sam_segment(*words, "--world", "--point", "500,0,0,+")
+    assert code == 3
+    assert "the click (500, 0, 0) mm lies outside the volume, which reaches from " in err
+    assert "--world" not in err
+    code, _, err = sam_segment(*words, "--point", "500,0,0,+")
+    assert code == 3
+    assert "the click (500, 0, 0) lies outside the volume of 40 x 44 x 30 voxels" in err
+    assert "or world millimetres with --world" in err

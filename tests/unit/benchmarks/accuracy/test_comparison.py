@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from samkit.benchmarks.accuracy.candidates import BACKENDS, Baseline, Candidate
-from samkit.benchmarks.accuracy.comparison import CandidateRun, Comparison, Expected
+from samkit.benchmarks.accuracy.candidates import BACKENDS, Baseline, Candidate, Compared
+from samkit.benchmarks.accuracy.comparison import CandidateRun, Expected, compare
 from samkit.benchmarks.accuracy.outcome import SAME, Outcome
 from samkit.benchmarks.accuracy.outputs import OutputCheck, Recording
 from samkit.benchmarks.accuracy.settings import AccuracySettings
@@ -62,18 +62,18 @@ def play(session, *sides, change=lambda click, prompting: prompting):
     outcome = Outcome(IDENTITY)
     baseline = SimpleNamespace(recording=Recording(), runners={})
     check = OutputCheck(baseline.recording, {}, "fp32", sees_session=False)
-    run = CandidateRun(Candidate("triton", BACKENDS["triton"], session, {}, check), outcome, user, SETTINGS)
-    run.begin()
-    labels, reached = user.nothing(), []
+    candidate = Candidate(BACKENDS["triton"], session, {}, {"centre": outcome}, check)
+    run = CandidateRun(candidate, user, SETTINGS)
+    labels, reached = np.zeros(SHAPE, np.uint8), []
     for click, side in enumerate(sides, start=1):
         prompting = change(click, user.prompt(click, labels))
         labels = cube(side)
         figures = measure_mask(labels > 0, TARGET, (1.0, 1.0, 1.0), tolerance_mm=SETTINGS.tolerance_mm)
         where = f"case 7, click {click} (centre)"
-        expected = Expected(click, where, labels, user.masks(labels), {"": figures})
+        expected = Expected(click, where, labels, np.zeros(SHAPE), {"": figures})
         reached.append(figures["dice"])
         run.answer(prompting, expected, baseline)
-    run.end(reached, "axial")
+    run.end(reached)
     return outcome, reached
 
 
@@ -117,14 +117,12 @@ def test_server_stops_where_a_mask_prompt_is_wanted_and_that_is_no_failure():
 @pytest.mark.parametrize(("anonymous", "name"), [(False, "case 7"), (True, "case 1")])
 def test_anonymous_cases_are_numbered(anonymous, name):
     method = get_method("m-sam")
-    export = SimpleNamespace(
-        method=method, config=method.sizes["small"], specs=(), digest="ab",
-        plan=SimpleNamespace(method="m-sam", size="small", weights=SimpleNamespace(kind="random")),
-    )  # fmt: skip
+    weights = SimpleNamespace(kind="random")
+    plan = SimpleNamespace(method="m-sam", size="small", weights=weights)
+    export = SimpleNamespace(method=method, config=method.sizes["small"], specs=(), digest="ab", plan=plan)
+    compared = Compared.of(export, SETTINGS.policies)
     session = Session(6, 9, 10)
     session.logits = lambda: np.zeros(SHAPE, np.float32)
-    baseline = Baseline("torch", BACKENDS["torch"], session, {}, Recording())
-    comparison = Comparison(export, baseline, [], replace(SETTINGS, anonymous=anonymous))
-    comparison.run([CASE])
-    (row,) = comparison.rows()
+    baseline = Baseline(BACKENDS["torch"], session, {}, compared.outcomes(BACKENDS["torch"]), Recording())
+    (row,), _ = compare(compared, baseline, [], [CASE], replace(SETTINGS, anonymous=anonymous))
     assert [unit.case for unit in row.cases] == [name]

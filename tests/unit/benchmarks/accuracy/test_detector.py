@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from samkit.benchmarks.accuracy.detector import Detection, Detector
+from samkit.benchmarks.accuracy.candidates import BACKENDS, Baseline, Candidate
+from samkit.benchmarks.accuracy.detector import Detection
+from samkit.benchmarks.accuracy.outcome import Outcome
 from samkit.benchmarks.accuracy.outputs import OutputCheck, Recording
 from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.record.rows import DETECTOR, Identity, read_row, to_dict
@@ -42,54 +44,59 @@ def subject():
     target = np.zeros((SIDE, SIDE, 4), bool)
     target[30:50, 40:60, 1:3] = True
     scan = Volume(np.where(target, 255, 0).astype(np.float32), np.diag([-1.0, -1, 1, 1]))
-    return Case("case 1", {"": scan}, {"": target})
+    return Case("case 1", {"": scan}, {"": target}, "axial")
+
+
+def opened(runner):
+    """Return what stands in a record of an opened export."""
+    return BACKENDS["onnxruntime"], None, {DETECTOR: runner}, {DETECTOR: Outcome(IDENTITY)}
 
 
 def shown(case, *runners):
-    """Return what was wanted after all slices were shown, PyTorch's detector, and those of `runners`."""
-    checks = [OutputCheck(Recording(), {DETECTOR: SPEC}, "fp32") for _ in runners]
-    found = [Detector(IDENTITY, runner, check) for runner, check in zip(runners, checks, strict=True)]
-    detection = Detection(baseline := Detector(IDENTITY, Finds()), found, SIDE)
+    """Return the rows of PyTorch's detector and those of `runners` after all slices were shown."""
+    recording = Recording()
+    check = {"recording": recording, "graphs": {DETECTOR: SPEC}, "precision": "fp32"}
+    candidates = [Candidate(*opened(runner), OutputCheck(**check)) for runner in runners]
+    detection = Detection(Baseline(*opened(Finds()), recording), candidates, SIDE)
     channels = case.volumes[""].array.transpose(2, 1, 0)[None].repeat(3, axis=0)
-    detection.show(case, channels, "axial")
-    return detection.wanted, baseline, found
+    detection.show(case, channels, 0)
+    return detection.rows()
 
 
 def test_detector_that_finds_what_pytorchs_finds_is_equal(subject):
-    wanted, _, (one,) = shown(subject, Finds())
-    row = one.to_row(wanted)
+    baseline, row = shown(subject, Finds())
     assert read_row(to_dict(row)) == row
-    assert len(wanted) == 2  # slices that are empty are not shown
+    assert row.slices_measured == 2  # slices that are empty are not shown
     assert (row.map50, row.map50_95, row.parity.dice, row.parity.flipped_voxels) == (1.0, 1.0, 1.0, 0)
-    assert one.check.failures == {}
+    assert row.failures == ()
+    assert (baseline.reference, baseline.parity) == (True, row.parity)
 
 
 def test_moved_box_is_found_out(subject):
-    wanted, _, (one,) = shown(subject, Finds(moved=5.0))
-    row = one.to_row(wanted)
+    _, row = shown(subject, Finds(moved=5.0))
     # 15 of 20 columns are shared: an IoU of 0.6, right at 0.50, 0.55 and 0.60
     assert (row.map50, row.map50_95) == (1.0, 0.3)
     assert (row.parity.dice, row.parity.flipped_voxels, row.parity.hd95_mm) == (0.75, 200, 5.0)
-    assert one.check.failures[DETECTOR].where == "case 1, slice 1"
+    (sentence,) = row.failures
+    assert "case 1, slice 1: " in sentence
 
 
 def test_unsure_box_counts_for_the_mean_precision_alone(subject):
-    wanted, _, (one,) = shown(subject, Finds(score=0.1))
-    row = one.to_row(wanted)
+    _, row = shown(subject, Finds(score=0.1))
     assert (row.map50, row.parity.dice) == (1.0, 0.0)
 
 
 def test_nan_finds_nothing_and_breaks(subject):
-    wanted, _, (one,) = shown(subject, Finds(moved=math.nan))
-    assert one.to_row(wanted).map50 == 0
-    assert "relative error of nan" in one.check.failures[DETECTOR].measure
+    _, row = shown(subject, Finds(moved=math.nan))
+    assert row.map50 == 0
+    assert "relative error of nan" in row.failures[0]
 
 
 def test_boxes_of_a_picture_are_the_truth_where_they_are_given(subject):
     picture = np.zeros((SIDE, SIDE, 3), np.float32)
     picture[30:50, 40:60] = 255
     boxed = Case("case 1", {}, {}, picture=picture, boxes=np.array([[0, 0, 9, 9, 0]], np.float32))
-    detection = Detection(Detector(IDENTITY, Finds()), [], SIDE)
-    detection.show(boxed, picture.transpose(2, 0, 1)[:, None], "axial")
+    detection = Detection(Baseline(*opened(Finds()), Recording()), [], SIDE)
+    detection.show(boxed, picture.transpose(2, 0, 1)[:, None], 0)
     (row,) = detection.rows()
     assert (row.reference, row.map50) == (True, 0.0)

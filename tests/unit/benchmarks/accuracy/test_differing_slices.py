@@ -9,7 +9,7 @@ from PIL import Image
 
 from samkit.benchmarks.accuracy.differing_slices import MOST_PIXELS, worst_slice
 from samkit.benchmarks.cases.case import Case
-from samkit.benchmarks.cases.simulated_user import SimulatedUser, recipe_of
+from samkit.benchmarks.cases.simulated_user import SimulatedUser
 from samkit.geometry import Volume
 from samkit.methods import get_method
 
@@ -19,7 +19,7 @@ SHAPE = (30, 20, 10)
 def user_on(volumes, picture, target, name="m-sam", policy="centre"):
     method = get_method(name)
     case = Case("case 1", volumes, {"": target}, picture=picture)
-    return SimulatedUser.of(case, policy, method, method.sizes["small"], recipe_of(method, "small"))
+    return SimulatedUser.of(case, policy, method, method.sizes["small"], "small")
 
 
 def image(entry, key):
@@ -38,7 +38,7 @@ def test_slice_with_most_differing_voxels_is_shown(volume):
     ours = theirs.copy()
     ours[5, 5, 2] = 0
     ours[20:23, 12, 7] = 1
-    found = worst_slice(user_on({"": volume}, None, theirs > 0), "axial", 3, ours, theirs)
+    found = worst_slice(user_on({"": volume}, None, theirs > 0), 3, ours, theirs)
     assert [found.case, found.click, found.axis, found.index, found.flipped] == ["case 1", 3, "axial", 7, 3]
     shown, reference = image(found, "found"), image(found, "reference")
     assert shown.shape == reference.shape == image(found, "image").shape == (20, 30)
@@ -52,7 +52,7 @@ def test_slice_with_most_differing_voxels_is_shown(volume):
 def test_without_a_difference_the_slice_with_most_of_the_mask_is_shown(volume):
     mask = np.zeros(SHAPE, np.uint8)
     mask[5, 5, 1], mask[5:9, 5, 6] = 1, 1
-    found = worst_slice(user_on({"": volume}, None, mask > 0), "axial", 1, mask, mask)
+    found = worst_slice(user_on({"": volume}, None, mask > 0), 1, mask, mask)
     assert (found.index, found.flipped) == (6, 0)
 
 
@@ -61,7 +61,7 @@ def test_prompted_slice_is_shown_for_a_method_of_slices(volume):
     target[5:15, 5:15, 4] = True
     user = user_on({"": volume}, None, target, "medsam")
     theirs = user.target.astype(np.uint8)
-    found = worst_slice(user, "axial", 1, np.zeros_like(theirs), theirs)
+    found = worst_slice(user, 1, np.zeros_like(theirs), theirs)
     assert (found.axis, found.index, found.flipped) == ("axial", 4, 100)
 
 
@@ -73,7 +73,7 @@ def test_large_picture_is_cut_around_the_difference_and_stays_in_colour():
     ours[700, 650] = 1
     picture = np.zeros((side, side, 3), np.float32)
     picture[..., 1] = 99
-    found = worst_slice(user_on({}, picture, theirs > 0, "medsam"), "axial", 1, ours, theirs)
+    found = worst_slice(user_on({}, picture, theirs > 0, "medsam"), 1, ours, theirs)
     assert (found.axis, found.flipped) == ("picture", 1)
     assert image(found, "image").shape == (MOST_PIXELS, MOST_PIXELS, 3)
     assert (image(found, "image") == (0, 99, 0)).all()
@@ -88,6 +88,6 @@ def test_scattered_differences_are_cut_where_most_of_them_are():
     ours[0, 0] = 0
     ours[side - 1, side - 1] = ours[side - 9, side - 5] = 1
     picture = np.zeros((side, side, 3), np.float32)
-    found = worst_slice(user_on({}, picture, theirs > 0, "medsam"), "axial", 1, ours, theirs)
+    found = worst_slice(user_on({}, picture, theirs > 0, "medsam"), 1, ours, theirs)
     assert found.flipped == 3
     assert (image(found, "found") != image(found, "reference")).sum() == 2

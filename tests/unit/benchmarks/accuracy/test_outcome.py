@@ -17,7 +17,7 @@ def outcome(dice, own=None, parity=SAME):
     for case, values in dice.items():
         for click, value in enumerate(values, start=1):
             figures = {"dice": value, "hd95_mm": 1 / value if value else math.inf}
-            made.add(case, ClickFigures(click, figures, parity))
+            made.steps[case].append(ClickFigures(click, figures, parity))
             made.parities.append(parity)
     made.own_dice = {case: list(values) for case, values in (own or dice).items()}
     return made

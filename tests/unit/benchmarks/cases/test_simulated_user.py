@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from samkit.benchmarks.cases.case import Case
-from samkit.benchmarks.cases.simulated_user import POLICIES, Prompting, SimulatedUser, policies_of, recipe_of
+from samkit.benchmarks.cases.simulated_user import POLICIES, Prompting, SimulatedUser, policies_of
 from samkit.errors import InputRefused
 from samkit.geometry import Volume
 from samkit.methods import get_method
@@ -28,7 +28,7 @@ def scan(*corners, structure=""):
 
 def user_of(name, policy, case, number=0):
     method = get_method(name)
-    return SimulatedUser.of(case, policy, method, method.sizes["small"], recipe_of(method, "small"), number)
+    return SimulatedUser.of(case, policy, method, method.sizes["small"], "small", number)
 
 
 BLOCK = scan(((4, 2, 3), (13, 6, 11)))
@@ -46,7 +46,7 @@ BLOCK = scan(((4, 2, 3), (13, 6, 11)))
 )
 def test_policies_are_those_that_a_method_knows(name, policies):
     method = get_method(name)
-    assert policies_of(method, recipe_of(method, "small")) == policies
+    assert policies_of(method, "small") == policies
 
 
 @pytest.mark.parametrize("name", ["m-sam", "sam-med2d", "sam"])
@@ -64,7 +64,7 @@ def test_same_case_and_click_give_the_same_question(name, policy):
 def test_careful_reader_clicks_the_middle_in_the_scans_own_indices(name):
     user = user_of(name, "centre", scan(((6, 3, 5), (10, 7, 9))))
     (point,) = user.prompt(1, np.zeros(user.target.shape, bool)).prompts
-    across = 5 if user.slice is None else user.slice.view.file_index(user.slice.number)
+    across = 5 if user.view is None else user.view.file_index(user.place)
     assert point == Point((8.0, float(across), 7.0), FOREGROUND)
 
 
@@ -85,7 +85,7 @@ def test_slice_with_most_of_the_target_is_prompted_and_judged():
     case = scan(((4, 2, 3), (9, 3, 8)), ((4, 5, 3), (13, 5, 11)))
     user = user_of("medsam", "trained", case)
     view = PlaneView.of((20, 12, 16), AFFINE, "axial")
-    number = view.file_index(user.slice.number)
+    number = view.file_index(user.place)
     assert (view.axes[0], number) == (1, 5)
     assert int(user.target.sum()) == 10 * 9
     assert sorted(user.spacing_mm) == [1.0, 1.5]
@@ -167,4 +167,4 @@ def test_every_policy_is_listed():
     from samkit import list_methods
 
     methods = [get_method(name) for name in list_methods()]
-    assert {policy for m in methods for policy in policies_of(m, recipe_of(m, "full"))} == set(POLICIES)
+    assert {policy for m in methods for policy in policies_of(m, "full")} == set(POLICIES)

@@ -12,8 +12,8 @@ import pytest
 from samkit.benchmarks.record.figures import METRICS, number, overlap
 from samkit.benchmarks.report import tables
 from samkit.benchmarks.report.command import markdown
+from samkit.benchmarks.report.kinds import tables_of
 from samkit.benchmarks.report.papers import paper_tables
-from samkit.benchmarks.report.tables import tables_of
 from samkit.protocols.papers import FOLDER
 
 KINDS = ("accuracy", "latency", "load")
@@ -32,7 +32,7 @@ def find(found, title):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_row_of_a_table_has_as_many_cells_as_columns(kind, request):
-    found = tables.tables_of(request.getfixturevalue(f"{kind}_run"))
+    found = tables_of(request.getfixturevalue(f"{kind}_run"))
 
     assert found
     assert {len(row) - len(table.columns) for table in found for row in table.rows} == {0}
@@ -46,6 +46,17 @@ def test_what_was_not_run_and_what_failed_stand_in_their_columns_with_the_reason
     assert row["ONNX Runtime fp32"] == "50.3 (0.63x)"
     assert "not run: TensorRT fp16: no TensorRT here (m-sam small image encoder)" in table.notes
     assert "error: torch.compile fp32: no C++ compiler was found (m-sam small image encoder)" in table.notes
+
+
+@pytest.mark.parametrize(
+    ("backend", "called"), [("onnxruntime", "ONNX Runtime fp16 (CUDA)"), ("tensorrt", "TensorRT fp16")]
+)
+def test_a_column_says_where_a_backend_ran_unless_it_runs_there_alone(made, backend, called):
+    row = made.latency("sam", backend, 5, "fp16", graph="image_encoder") | {"device": "cuda"}
+
+    ((found,), _) = find(tables_of(made.run("latency", [row])), "Time of each graph: median")
+
+    assert called in found
 
 
 def test_ratios_are_of_the_same_graph_with_the_same_threads(made):
@@ -185,7 +196,7 @@ def test_every_metric_of_a_table_is_defined_in_markdown(accuracy_run):
 
 
 def test_the_documentation_has_every_metric_as_it_is_defined(accuracy_run):
-    text = (Path(__file__).parents[4] / "docs/benchmarks.md").read_text()
+    text = (Path(__file__).parents[4] / "docs/explanation/benchmarks.md").read_text()
     lines = markdown([accuracy_run]).partition("## What the metrics are\n\n")[2].splitlines()
 
     assert len(lines) > len(METRICS)

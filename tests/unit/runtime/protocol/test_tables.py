@@ -1,4 +1,4 @@
-"""What docs/serving.md says of requests, answers and errors is what the records say."""
+"""What docs/reference/server.md says of requests, answers and errors is what the records say."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 from samkit.runtime.protocol.requests import REQUESTS
 from samkit.runtime.protocol.tables import tables
 
-PAGE = Path(__file__).parents[4] / "docs" / "serving.md"
+PAGE = Path(__file__).parents[4] / "docs" / "reference" / "server.md"
 
 
 @pytest.mark.parametrize("name", sorted(tables()))
 def test_page_has_the_table_that_the_records_make(name):
     assert f"\n\n{tables()[name]}\n\n" in PAGE.read_text(), (
-        f"docs/serving.md differs in the table of {name}; python -m samkit.runtime.protocol prints it"
+        f"docs/reference/server.md differs in the table of {name}; python -m tools.pages writes it"
     )
 
 

@@ -182,15 +182,20 @@ def test_volume_must_be_set_first(session):
         session.add(click())
 
 
-@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4, 1)])
-def test_volume_must_have_three_axes(session, shape):
-    with pytest.raises(GeometryError, match="three axes"):
+@pytest.mark.parametrize(("shape", "words"), [((4, 4), "a slice, not a volume"), ((4, 4, 4, 2), "more than one")])
+def test_volume_must_have_three_axes(session, shape, words):
+    with pytest.raises(InputRefused, match=words):
         session.set_image(Volume(np.zeros(shape), np.eye(4)))
+    with pytest.raises(GeometryError, match="three axes"):
+        session.take({"": Volume(np.zeros(shape), np.eye(4))})
 
 
 def test_singular_volume_is_refused(session):
+    singular = Volume(ball(), np.diag([1.0, 0.0, 1.0, 1.0]))
+    with pytest.raises(InputRefused, match="singular"):
+        session.set_image(singular)
     with pytest.raises(GeometryError, match="singular"):
-        session.set_image(Volume(ball(), np.diag([1.0, 0.0, 1.0, 1.0])))
+        session.take({"": singular})
 
 
 def test_session_carries_the_manifest_of_its_export(session, bright_export):

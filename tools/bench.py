@@ -94,7 +94,7 @@ CUDA: Mapping[str, Measure] = {
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--keep-exports", is_flag=True, help="Measure those that are there; else they are made again.")
 @click.option("--dry-run", is_flag=True, help="Print the commands and stop.")
-def suite(out: Path, data: Path | None, names: tuple[str, ...], device: str, keep_exports: bool, dry_run: bool) -> None:
+def bench(out: Path, data: Path | None, names: tuple[str, ...], device: str, keep_exports: bool, dry_run: bool) -> None:
     """Export, measure, report."""
     if data is not None and device != "cpu":
         raise click.UsageError("--data is measured on the CPU; for a GPU call sam-bench accuracy --data --device cuda")
@@ -207,4 +207,4 @@ def _named(commands: Sequence[Command]) -> str:
 
 
 if __name__ == "__main__":
-    run_command(suite, "bench")
+    run_command(bench, "bench")

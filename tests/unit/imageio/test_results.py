@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from samkit.imageio.results import table_path, write_table
 from samkit.imageio.writing import write_picture
-from samkit.segment.outputs import table_path, write_table
 
 LABELS = np.array([[0, 1, 1], [2, 0, 0]], np.uint8)
 

@@ -1,0 +1,188 @@
+"""What a session is given instead of a file: nibabel's and SimpleITK's images, arrays with an affine, pictures.
+
+All of it passes the gate that files pass, and is refused in the same sentences. SimpleITK is never imported for that:
+who has an image of it has imported it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.nifti1 import Nifti1Header, Nifti1Pair
+from nibabel.spatialimages import SpatialImage
+
+from samkit.errors import InputRefused, OptionError, PromptError
+from samkit.geometry import Volume
+from samkit.imageio.forms import Forms
+from samkit.imageio.gate import MAX_VOXELS, PLAIN_NUMBERS, admit_scan, pick_volume
+from samkit.imageio.itk import is_image, stored_image
+from samkit.imageio.nifti import read_voxels, unit_of
+from samkit.imageio.pictures import MAX_PIXELS
+from samkit.imageio.reader import Reader, Stored
+from samkit.imageio.reading import read_scan
+from samkit.imageio.scan import Scan
+from samkit.imageio.study import Study, read_study
+
+COLOURS = 4
+"""An array of three axes without an affine is a picture where the last one has so many channels at most."""
+_TAKEN = (
+    "a file's path, a nibabel or SimpleITK image, a numpy array with its affine=, a picture (H, W) or (H, W, 3), or a "
+    "dict of them by sequence"
+)
+_MATRIX = "the affine, (4, 4), from voxel indices (i, j, k) to RAS+ millimetres"
+_NIBABEL = Reader("nibabel", (), repair="repair its affine first")
+_SIMPLEITK = Reader("SimpleITK", (), repair="repair its direction and spacing first")
+_ARRAY = Reader("numpy", (), repair=f"give {_MATRIX}")
+
+
+def study_of(image: Any, *, affine: Any = None, volume: int | None = None, channels: int = COLOURS) -> Study:
+    """Return what is given to a session as a study; one that is a study has passed the gate, and is returned as it is.
+
+    `image` is a path, a nibabel or SimpleITK image, a Volume, a numpy array, or a dict of them by sequence. Arrays
+    share `affine` (4, 4), voxel index to RAS+ [mm]; without it an array (H, W), or (H, W, C) of at most `channels`, is
+    a picture, 0..255. `volume` is which one, from 0 on, where there are several along a fourth axis. No array is
+    copied where its type may stay. Raises InputRefused at the gate, PromptError for anything else, OptionError for an
+    affine that nothing needs.
+    """
+    if isinstance(image, Study):
+        return image
+    named: dict[str, Any] = dict(image) if isinstance(image, Mapping) else {"": image}
+    if not named:
+        raise PromptError("no image is given; give a file, or one for each of the method's sequences")
+    if unnamed := [name for name in named if not isinstance(name, str)]:
+        raise PromptError(
+            f"{unnamed[0]!r:.40} is no name of a sequence; give a dict such as {{'t1c': ..., 't2w': ...}}"
+        )
+    for name, one in named.items():
+        if not (isinstance(one, (str, os.PathLike, SpatialImage, Volume, np.ndarray)) or is_image(one)):
+            raise PromptError(f"{_called('image', name)} is of the type {type(one).__name__}; give {_TAKEN}")
+        if affine is not None and not isinstance(one, np.ndarray):
+            raise OptionError(
+                f"affine is given, and {_called('image', name)} is no array but has its own; leave it out"
+            )
+    files = {name: Path(one) for name, one in named.items() if isinstance(one, (str, os.PathLike))}
+    if len(files) == len(named):
+        return read_study(files, volume=volume)
+    if len(named) == 1 and affine is None and _is_picture(first := next(iter(named.values())), channels):
+        if volume is not None:
+            raise OptionError("{volume} is for scans, and a picture is given; leave it out", options=("volume",))
+        return Study({}, {}, _checked_picture(first))
+    scans = {name: _read(one, name, affine, volume) for name, one in named.items()}
+    return Study(files, scans, None, volume)
+
+
+def _read(image: Any, sequence: str, affine: Any, volume: int | None) -> Scan:
+    """Return one image as a scan; raises InputRefused."""
+    if isinstance(image, (str, os.PathLike)):
+        return read_scan(Path(image), volume=volume)
+    files: tuple[Path, ...] = ()
+    if isinstance(image, SpatialImage):
+        stored, kind = _of_nibabel(image, _called("image", sequence)), _NIBABEL
+        files = tuple(Path(held.filename) for held in image.file_map.values() if held.filename)
+    elif is_image(image):
+        stored, kind = stored_image(image, _called("image", sequence)), _SIMPLEITK
+    elif isinstance(image, Volume):
+        stored, kind = _of_array(image.array, image.affine, _called("volume", sequence)), _ARRAY
+    else:
+        called = f"the array for {sequence}" if sequence else "the array"
+        if affine is None:
+            raise InputRefused(
+                "no-affine",
+                f"{called} is {' x '.join(map(str, image.shape))} and does not say where its voxels lie",
+                f"give {_MATRIX}: set_image(array, affine=affine)",
+            )
+        stored, kind = _of_array(image, affine, called), _ARRAY
+    scan = admit_scan(stored if volume is None else pick_volume(stored, volume), kind, MAX_VOXELS)
+    return replace(scan, files=files)
+
+
+def _called(what: str, sequence: str) -> str:
+    return f"the {what} for {sequence}" if sequence else f"the {what} given"
+
+
+def _of_nibabel(image: SpatialImage, called: str) -> Stored:
+    """Return what nibabel's image states: what a file of it would, and the same voxels as from its file."""
+    data, shape, affine, forms, unit = image.dataobj, tuple(image.shape), image.affine, None, "mm"
+    if isinstance(image, Nifti1Pair):
+        header = _header_when_saved(image)
+        affine, forms, unit = header.get_best_affine(), Forms.of_header(header), unit_of(header)
+
+    def read(number: int) -> np.ndarray:
+        if isinstance(data, ArrayProxy):
+            return read_voxels(data, shape[:3], number)
+        return _one_of(np.asanyarray(data), number)
+
+    dtype = data.dtype if isinstance(data, (ArrayProxy, np.ndarray)) else image.get_data_dtype()
+    return Stored(called, shape, _wide(dtype), affine, lambda: read(0), unit=unit, forms=forms, voxels_of=read)
+
+
+def _header_when_saved(image: Nifti1Pair) -> Nifti1Header:
+    """Return the header that nibabel would write: the image's affine counts where the header has another."""
+    header = image.header.copy()
+    if image.affine is not None and not np.allclose(image.affine, header.get_best_affine()):
+        header.set_sform(image.affine, code="aligned")
+        header.set_qform(image.affine, code="unknown")
+    return header
+
+
+def _of_array(array: np.ndarray, affine: Any, called: str) -> Stored:
+    try:
+        matrix = np.array(affine, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputRefused(
+            "singular-affine", f"the affine of {called} is no array of numbers", _ARRAY.repair
+        ) from error
+    array = np.asarray(array)
+    return Stored(
+        called, array.shape, _wide(array.dtype), matrix, lambda: _one_of(array, 0),
+        voxels_of=lambda number: _one_of(array, number),
+    )  # fmt: skip
+
+
+def _wide(dtype: np.dtype) -> np.dtype:
+    """Return the type that is judged: float16 becomes float32 without loss, which no format of scans holds."""
+    return np.dtype(np.float32) if dtype == np.float16 else dtype
+
+
+def _one_of(array: np.ndarray, number: int) -> np.ndarray:
+    """Return a volume (I, J, K) of an array whose further axes count volumes, the fourth fastest."""
+    return array if array.ndim <= 3 else array.reshape(*array.shape[:3], -1, order="F")[..., number]
+
+
+# --- Pictures ---
+
+
+def _is_picture(image: Any, channels: int) -> bool:
+    if not isinstance(image, np.ndarray):
+        return False
+    return image.ndim == 2 or (image.ndim == 3 and image.shape[2] <= max(channels, COLOURS))
+
+
+def _checked_picture(array: np.ndarray) -> np.ndarray:
+    """Return a picture (H, W) or (H, W, C), float32, 0..255; raises InputRefused."""
+    if array.dtype.kind not in "uif":
+        raise InputRefused("bad-datatype", f"the picture given holds {array.dtype.name} pixels", PLAIN_NUMBERS)
+    if array.size > MAX_PIXELS * math.prod(array.shape[2:]):
+        sides = " x ".join(map(str, array.shape))
+        raise InputRefused("too-large", f"the picture given is {sides}, the limit is {MAX_PIXELS}", "make it smaller")
+    values = np.asarray(array, np.float32)
+    if broken := int((~np.isfinite(values)).sum()):
+        raise InputRefused(
+            "not-finite", f"{broken} of {values.size} values of the picture given are NaN or infinite", "replace them"
+        )
+    low, high = values.min(initial=0), values.max(initial=0)
+    if low < 0 or high > 255 or (array.dtype.kind == "f" and 0 < high <= 1):
+        raise InputRefused(
+            "picture-range",
+            f"the picture given has values up to {high:g}{f' and down to {low:g}' if low < 0 else ''}, and black to "
+            "white is 0 to 255",
+            "scale it first, or give a scan with its affine=",
+        )
+    return values
