@@ -95,8 +95,7 @@ class SessionTimer:
     mask: np.ndarray | None = None
 
     @property
-    def opening(self) -> dict[str, Any]:
-        """Return what `open_reader` is given."""
+    def _opening(self) -> dict[str, Any]:
         return {name: getattr(self.identity, name) for name in ("backend", "precision", "device", "threads")}
 
     def warm_up(self, opened: ExitStack) -> None:
@@ -107,7 +106,7 @@ class SessionTimer:
     def _open(self, opened: ExitStack) -> None:
         if lack := get_backend(self.identity.backend).missing(self.export, self.identity.precision):
             raise MissingDependencyError(lack)
-        session = opened.enter_context(open_reader(self.export.folder, **self.opening))
+        session = opened.enter_context(open_reader(self.export.folder, **self._opening))
         _, self.mask = visit(session, self.case)
         self.session = session
 
@@ -117,7 +116,7 @@ class SessionTimer:
             for stage, seconds in visit(self.session, self.case)[0].items():
                 self.seconds[stage] += seconds
         start = time.perf_counter()
-        with open_reader(self.export.folder, **self.opening) as session:
+        with open_reader(self.export.folder, **self._opening) as session:
             loaded = time.perf_counter()
             study = read_study(self.files)
             segment_study(session, study, self.case.clicks)
@@ -131,7 +130,7 @@ class SessionTimer:
         if "cold_start" in self.absent:
             return
         prompts = [prompt_json(point) for point in self.case.clicks[:1]]
-        where = {"export": self.export.folder, "files": self.files, "opening": self.opening}
+        where = {"export": self.export.folder, "files": self.files, "opening": self._opening}
         failure = f"{self.identity.backend} {self.identity.precision} gave no first mask"
         try:
             seconds, found = call_alone(first_mask, failure, prompts=prompts, **where)

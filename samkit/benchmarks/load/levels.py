@@ -102,12 +102,12 @@ def reader_rows(endpoint: Endpoint, work: Workload, machine: Machine) -> Iterato
     scans, stage = count(1), judged_stage(method)
     for mode in work.modes:
         at = partial(_at, endpoint.identity, mode, work)
-        levels, stopped = climb(partial(_level, endpoint, case, at(), work.seconds, scans, machine), work, stage)
+        levels, ended = climb(partial(_level, endpoint, case, at(), work.seconds, scans, machine), work, stage)
         *rows, last = (row for level in levels for row in level_rows(level, at(), case, work.limit_ms))
         yield from rows
-        yield replace(last, note=f"{method.name}, {mode}: {stopped or end_of(levels[-1], work, stage)}")
+        yield replace(last, note=f"{method.name}, {mode}: {ended}")
         for readers in work.sessions[len(levels) :]:
-            yield Absent("load", at(sessions=readers, stage=stage), f"not tried: {stopped}", is_failure=False)
+            yield Absent("load", at(sessions=readers, stage=stage), f"not tried: {ended}", is_failure=False)
         if SESSIONS in work.scaling:
             growing = GROWING if len(case.clicks) > 1 else GROWING[:1]
             for call, samples in over_sessions(levels, growing).items():
@@ -123,13 +123,21 @@ def judged_stage(method: Method) -> str:
 
 
 def climb(run: Callable[[int], LoadLevel], work: Workload, stage: str) -> tuple[list[LoadLevel], str]:
-    """Return the levels that were run, and why they went no further; the list of sessions may have ended."""
+    """Return the levels that were run, and why they went no further, or what became of the last that was asked for."""
     levels: list[LoadLevel] = []
     for readers in work.sessions:
-        levels.append(run(readers))
-        if stopped := why_stop(levels[-1], stage, work.limit_ms):
-            return levels, stopped
-    return levels, ""
+        levels.append(level := run(readers))
+        with_readers = f"with {readers} reader{'s' * (readers > 1)}"
+        if level.errors:
+            return levels, f"{with_readers} {level.failures}"
+        if (p95 := level.p95_ms(stage)) > work.limit_ms:
+            slow = f"the 95th percentile of a {stage} was {p95:.0f} ms, above the limit of {work.limit_ms:g}"
+            return levels, f"{with_readers} {slow}"
+    last, most = levels[-1], f"with {levels[-1].readers}, the most that were asked for,"
+    if last.samples[stage]:
+        return levels, f"{most} {stage}s stayed within {work.limit_ms:g} ms at p95"
+    lack = f"no {stage} came up in {last.seconds:.0f} s, so nothing is known of its time; give --seconds more"
+    return levels, f"{most} {lack}"
 
 
 def _level(
@@ -143,24 +151,6 @@ def _level(
     logger.info("%s, %s, %d at once: p95 [ms] %s; %.2f clicks/s", own.method, own.mode, readers, slowest,
                 level.clicks_per_second)  # fmt: skip
     return level
-
-
-def why_stop(level: LoadLevel, stage: str, limit_ms: float) -> str | None:
-    """Return why more readers make no sense after a level, None where they do."""
-    with_readers = f"with {level.readers} reader{'s' * (level.readers > 1)}"
-    if level.errors:
-        return f"{with_readers} {level.failures}"
-    if (p95 := level.p95_ms(stage)) > limit_ms:
-        return f"{with_readers} the 95th percentile of a {stage} was {p95:.0f} ms, above the limit of {limit_ms:g}"
-    return None
-
-
-def end_of(level: LoadLevel, work: Workload, stage: str) -> str:
-    """Return what became of the last level that was asked for, where nothing stopped it before."""
-    most = f"with {level.readers}, the most that were asked for,"
-    if level.samples[stage]:
-        return f"{most} {stage}s stayed within {work.limit_ms:g} ms at p95"
-    return f"{most} no {stage} came up in {level.seconds:.0f} s, so nothing is known of its time; give --seconds more"
 
 
 # --- Rows ---

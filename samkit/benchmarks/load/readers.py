@@ -169,10 +169,9 @@ def run_level(readers: Sequence[VirtualReader], seconds: float, pid: int | None 
             try:
                 for work in [pool.submit(reader.work, seconds) for reader in readers]:
                     work.result()
-            except BaseException:  # a bug, or Ctrl-C: nobody waits for the others' time to end
+            finally:  # after a bug, or Ctrl-C, nobody waits for the others' time to end
                 for reader in readers:
                     reader.stop()
-                raise
         took, own = time.perf_counter() - start, time.process_time() - own
         whole = took * (os.cpu_count() or 1)
         figures: dict[str, Any] = {"client_cpu_share": significant(own / whole, 3)}
