@@ -39,7 +39,7 @@ from rich.console import Console
 from rich.table import Table
 
 from samkit.benchmarks.cases.case import Case
-from samkit.benchmarks.cases.phantom_scans import COST_SHAPES, click_on, cost_case, numbered, with_clicks
+from samkit.benchmarks.cases.phantom_scans import COST_SHAPES, brighter, click_on, cost_case, with_clicks
 from samkit.benchmarks.measure.machine import PRODUCT_GFLOP, load, matrix_product, processor, versions
 from samkit.benchmarks.measure.processes import memory_of
 from samkit.benchmarks.measure.turns import seconds_of, take_round, take_turns
@@ -345,7 +345,7 @@ def measure_first_masks(
     busy = load()
 
     def turn(target: str | Path, states: Sequence[str]) -> list[dict[str, float]]:
-        volume, found = numbered(case.first, next(numbers)), []
+        volume, found = brighter(case, next(numbers)).first, []
         with ExitStack() as opened:
             for _ in states:
                 before = encoder.runs()
@@ -391,7 +391,7 @@ def measure_memory(pid: int, target: str, case: Case, sessions: int, numbers: co
     start = time.perf_counter()
     for number in range(1, sessions + 1):
         with open_session(target) as session:
-            session.set_image(numbered(case.first, next(numbers)))
+            session.set_image(brighter(case, next(numbers)).first)
             click_on(session, case.clicks[0])
         if number % EVERY == 0:
             readings.append({"sessions": number, **memory_of(pid)})

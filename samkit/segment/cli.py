@@ -24,7 +24,7 @@ from samkit.precisions import BASE, PRECISIONS
 from samkit.prompts import parse_box, parse_point, parse_structure, read_prompts
 from samkit.runtime.backends import BACKENDS, DEFAULT, device_names
 from samkit.runtime.client.remote_session import DEFAULT_TIMEOUT, LONG_TIMEOUT
-from samkit.runtime.session.world import to_voxel_inside
+from samkit.runtime.session.world import to_voxel
 from samkit.segment.checks import check_method, check_picture, check_place, check_prompts
 from samkit.segment.inputs import find_inputs
 from samkit.segment.outputs import Outputs
@@ -285,7 +285,8 @@ def segment(
             check_picture({"world": world, **of_slices, "logits_path": logits_path})
         outputs.check(study, (*([clicks] if clicks else []), *place.files))
         if world:
-            prompts = [to_voxel_inside(prompt, study.scan.volume) for prompt in prompts]
+            scan = study.scan.volume
+            prompts = [to_voxel(prompt, scan.affine, scan.array.shape) for prompt in prompts]
         read = time.perf_counter()
         _LOG.info("%s", study)
 

@@ -63,7 +63,7 @@ class HostedSession:
             case AskState():
                 return self._reply(self.session.update_from_empty())
             case Check():
-                self.session.check(*in_voxels(request.prompts, self.affine, world=request.world))
+                self.session.check(*in_voxels(request.prompts, self.affine, self.shape, world=request.world))
                 return Nothing(), nothing()
         raise PromptError(f"{request.op} is no request to a session that is open; send another op")
 
@@ -89,7 +89,7 @@ class HostedSession:
             case Click() | BoxCorners() | Add():
                 if len(self.session.steps) >= MOST_STEPS:
                     raise PromptError(f"this session has {MOST_STEPS} steps, as many as a server remembers; reset it")
-                return self.session.add(*in_voxels(request.prompts, self.affine, world=request.world))
+                return self.session.add(*in_voxels(request.prompts, self.affine, self.shape, world=request.world))
             case SegmentAutomatically():
                 return self.session.segment_automatically()
             case Propagate():

@@ -79,7 +79,7 @@ def preprocess(served: Served, tensors: Tensors, prompts: object, options: objec
         raise PromptError(f"the options are {options!r:.100}, needed is a JSON object; e.g. {{}}")
     asked = EnsembleOptions.from_json(options)
     array, affine = read_scan(tensors, asked.sequences, served.limits.max_voxels)
-    given = in_voxels(prompts_from_json(prompts, "the request"), affine, world=asked.world)
+    given = in_voxels(prompts_from_json(prompts, "the request"), affine, array.shape[1:], world=asked.world)
     served.session({}, asked)  # or raises for options of the other kind
     prepared, placed = steps_of(served).prepare(asked, volumes_of(array, affine, asked.sequences), given)
     task = {

@@ -61,13 +61,15 @@ def volumes_of(array: np.ndarray, affine: np.ndarray, names: Sequence[str]) -> d
     return {name: Volume(voxels, affine) for name, voxels in zip(names or ("",), array, strict=True)}
 
 
-def in_voxels(prompts: Sequence[Prompt], affine: np.ndarray | None, *, world: bool) -> list[Prompt]:
-    """Return prompts in voxel indices; with `world` they are RAS+ millimetres, and `affine` says where.
+def in_voxels(
+    prompts: Sequence[Prompt], affine: np.ndarray | None, shape: Sequence[int], *, world: bool
+) -> list[Prompt]:
+    """Return prompts in voxel indices; with `world` they are RAS+ millimetres, of a scan of `affine` and `shape`.
 
-    Raises PromptError for millimetres of a picture, which has no affine.
+    Raises PromptError for millimetres of a picture, which has no affine, and InputRefused for those outside the scan.
     """
     if not world:
         return list(prompts)
     if affine is None:
         raise PromptError('millimetres need a scan, and a picture has none; send pixels without "world"')
-    return [to_voxel(prompt, affine) for prompt in prompts]
+    return [to_voxel(prompt, affine, shape) for prompt in prompts]

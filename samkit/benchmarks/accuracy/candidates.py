@@ -11,11 +11,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from samkit.benchmarks.accuracy.gate import GraphCall
-from samkit.benchmarks.accuracy.outcome import Outcome
+from samkit.benchmarks.accuracy.outcome import GraphCall, Outcome
 from samkit.benchmarks.accuracy.outputs import ObservedRunner, OutputCheck, Recording
 from samkit.benchmarks.accuracy.settings import AccuracySettings
 from samkit.benchmarks.cases.simulated_user import policies_of
@@ -42,15 +41,9 @@ BASELINE = next(iter(BACKENDS))
 
 
 def default_backends(device: str) -> tuple[str, ...]:
-    """Return what runs when nobody asks for anything; what is not there gets a row that says so.
-
-    A backend that has a device of its own runs on another one where that is asked for.
-    """
-    return tuple(
-        name
-        for name, variant in BACKENDS.items()
-        if name == TRITON or variant.device in (device, get_backend(variant.backend).devices[0])
-    )
+    """Return what runs when nobody asks: each backend on its own device, and on this one if it can."""
+    own = {name: get_backend(one.backend).devices[0] for name, one in BACKENDS.items() if name != TRITON}
+    return tuple(name for name, one in BACKENDS.items() if name == TRITON or one.device in (device, own[name]))
 
 
 def check_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -63,25 +56,28 @@ def check_names(names: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Compared:
-    """An export that is compared, with all that follows from it for every backend."""
+    """An export that is compared, with all that follows from it, and from what was asked, for every backend."""
 
     export: Export
+    settings: AccuracySettings
     graphs: Mapping[str, GraphSpec]
     """By name, those that it has files of."""
     policies: tuple[str, ...]
     """Those of its method that were asked for."""
+    recording: Recording = field(default_factory=Recording)
+    """What PyTorch's graphs were given and gave."""
 
     @classmethod
-    def of(cls, export: Export, policies: Iterable[str]) -> Compared:
-        """Return an export as it is compared by `policies`; raises PromptError where its method knows none of them."""
+    def of(cls, export: Export, settings: AccuracySettings) -> Compared:
+        """Return an export as it is compared; raises PromptError where its method knows none of the policies."""
         known = policies_of(export.method, export.plan.size)
-        if not set(known) & set(policies):
+        policies = tuple(name for name in known if name in settings.policies)
+        if not policies:
             raise PromptError(
-                f"{export.method.name} knows the policies {', '.join(known)} and not {', '.join(policies)}; "
+                f"{export.method.name} knows the policies {', '.join(known)} and not {', '.join(settings.policies)}; "
                 "name one of them"
             )
-        graphs = {graph.name: graph for graph in export.specs}
-        return cls(export, graphs, tuple(name for name in known if name in policies))
+        return cls(export, settings, {graph.name: graph for graph in export.specs}, policies)
 
     def identity(self, variant: Variant, **part: str) -> Identity:
         """Return the identity of a row; `part` is the graph, or the stage and the policy."""
@@ -102,7 +98,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Opened:
-    """An export, opened on one backend, and what is noted of it."""
+    """An export, opened on one backend, and what is noted of it; the baseline is the PyTorch originals."""
 
     variant: Variant
     session: Session
@@ -113,44 +109,33 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Baseline(Opened):
-    """The PyTorch originals, with what their graphs were given and gave."""
-
-    recording: Recording
-
-
-@dataclass(frozen=True)
 class Candidate(Opened):
     """What is compared with the baseline."""
 
     check: OutputCheck
 
 
-def open_baseline(compared: Compared, settings: AccuracySettings, held: ExitStack) -> Baseline:
+def open_baseline(compared: Compared, held: ExitStack) -> Opened:
     """Return the originals of an export, which `held` closes; raises as `original_network` does."""
-    export, device = compared.export, settings.device
-    network = original_network(export.plan, device=device, threads=settings.threads)
+    export, recording, device = compared.export, compared.recording, compared.settings.device
+    network = original_network(export.plan, device=device, threads=compared.settings.threads)
     from samkit.runtime.backends.torch_runner import TorchRunner  # it imports PyTorch, which is here by now
 
     runners = original_runners(network, export.plan, device)
-    unprompted: dict[str, Runner] = {
-        name: TorchRunner(network, graph, device)
-        for name, graph in compared.graphs.items()
-        if graph.is_rewrite and graph.works_for is None
-    }
-    recording = Recording(list(unprompted.values()))
     session = make_session(export, _observed(runners, recording.take, export), BASE.name)
     held.callback(session.close)
+    for graph in export.specs:
+        if graph.is_rewrite and graph.works_for is None:
+            runners[graph.name] = TorchRunner(network, graph, device)
+            recording.unprompted.append(runners[graph.name])
     variant = replace(BACKENDS[BASELINE], device=device)
-    return Baseline(variant, session, runners | unprompted, compared.outcomes(variant), recording)
+    return Opened(variant, session, runners, compared.outcomes(variant))
 
 
-def open_candidate(
-    name: str, compared: Compared, recording: Recording, settings: AccuracySettings, held: ExitStack
-) -> Candidate | Absent:
+def open_candidate(name: str, compared: Compared, held: ExitStack) -> Candidate | Absent:
     """Return a backend's session on an export, which `held` closes, or why there is none."""
-    export, variant, threads = compared.export, BACKENDS[name], settings.threads
-    check = OutputCheck(recording, compared.graphs, variant.precision, sees_session=name != TRITON)
+    export, variant, settings, graphs = compared.export, BACKENDS[name], compared.settings, compared.graphs
+    check = OutputCheck(compared.recording, graphs, variant.precision, sees_session=name != TRITON)
     session: Session
     runners: dict[str, Runner]
     is_missing = False
@@ -158,18 +143,18 @@ def open_candidate(
         if name == TRITON:
             url, session = _serve(export, settings.server, held)
             address = Address.parse(url)
-            runners = {key: held.enter_context(ServedRunner(address, one)) for key, one in compared.graphs.items()}
+            runners = {key: held.enter_context(ServedRunner(address, graph)) for key, graph in graphs.items()}
         else:
             is_missing = get_backend(variant.backend).missing(export, variant.precision) is not None
             if (why := missing_files(export, variant.precision)) is not None:
                 return compared.absent(variant, why, is_failure=False)
             if (emulator := find_emulator(variant)) is None:
-                runners = open_runners(export, variant, threads)[0]
+                runners = open_runners(export, variant, settings.threads)[0]
             else:
                 work = Path(held.enter_context(tempfile.TemporaryDirectory()))
                 runners = {
-                    key: emulator(export.path(key, variant.precision), one, work, threads=threads)
-                    for key, one in compared.graphs.items()
+                    key: emulator(export.path(key, variant.precision), graph, work, threads=settings.threads)
+                    for key, graph in graphs.items()
                 }
             session = make_session(export, _observed(runners, check.take, export), variant.precision)
             held.callback(session.close)

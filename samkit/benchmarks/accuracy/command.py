@@ -1,12 +1,8 @@
 """`sam-bench accuracy`: every backend's masks beside PyTorch float32's and the truth, per case and click; a gate.
 
-For each export, each case and each of the reader's policies (`simulated_user`) the PyTorch originals are clicked on,
-and every backend gets the same clicks: so each mask has one to be compared with. Where a mask differs, the backend is
-clicked on once more on its own errors. Every output of every graph is compared, too (`outputs`). All figures are
-written before the exit code says whether a limit broke.
-
-Files that changed since their export are refused before anything else. An export that can't be measured among others
-is a row that says why, and fails the gate.
+For each export, case and policy of the reader (`simulated_user`) the PyTorch originals are clicked on, and all backends
+get the same clicks: so each mask has one to be compared with. Where a mask differs, the backend is clicked on once more
+on its own errors. Every output of every graph is compared, too (`outputs`).
 
 What a run holds of the data: `slices` of a row are parts of images, `notes` may name files that were left out, and
 `command` has the folder as it was typed. Cases are called by their place in the folder, never by a file. So share a run
@@ -38,7 +34,7 @@ from samkit.benchmarks.accuracy.candidates import (
     open_candidate,
 )
 from samkit.benchmarks.accuracy.comparison import compare
-from samkit.benchmarks.accuracy.gate import what_broke
+from samkit.benchmarks.accuracy.outcome import what_broke
 from samkit.benchmarks.accuracy.settings import AccuracySettings
 from samkit.benchmarks.cases.folders import FolderCases
 from samkit.benchmarks.cases.phantom_scans import phantom_cases
@@ -127,14 +123,14 @@ def measure_accuracy(exports: Sequence[Path], settings: AccuracySettings) -> Run
     started = datetime.now(UTC)
     backends = [get_backend(BACKENDS[name].backend) for name in settings.backends if name != TRITON]
     opened = [Export.open(folder, engines=any(one.checks_bytes for one in backends)) for folder in exports]
-    all_compared = [Compared.of(export, settings.policies) for export in opened]
+    all_compared = [Compared.of(export, settings) for export in opened]
     rows: list[Row] = []
     notes: list[str] = []
     with Machine(settings.threads, settings.device) as machine:
         for compared in all_compared:
             name = compared.export.method.name
             try:
-                found, remarks = _compare(compared, settings)
+                found, remarks = _compare(compared)
             except SamkitError as error:
                 if len(opened) == 1:
                     raise
@@ -152,29 +148,26 @@ def measure_accuracy(exports: Sequence[Path], settings: AccuracySettings) -> Run
     return finished_run("accuracy", started, [describe_export(one.manifest) for one in opened], facts, rows, notes)
 
 
-def _compare(compared: Compared, settings: AccuracySettings) -> tuple[list[Row], list[str]]:
+def _compare(compared: Compared) -> tuple[list[Row], list[str]]:
     """Return the rows of one export, and remarks on them; raises SamkitError where there is nothing to compare."""
-    method, config, most = compared.export.method, compared.export.config, settings.cases
+    method, config, settings = compared.export.method, compared.export.config, compared.settings
     log.info("%s: opening %s", method.name, ", ".join(settings.backends))
     with ExitStack() as held:
-        baseline = open_baseline(compared, settings, held)
-        others = [
-            open_candidate(name, compared, baseline.recording, settings, held)
-            for name in settings.backends
-            if name != BASELINE
-        ]
+        baseline = open_baseline(compared, held)
+        others = [open_candidate(name, compared, held) for name in settings.backends if name != BASELINE]
         candidates = [one for one in others if isinstance(one, Candidate)]
-        folder = settings.data and FolderCases(settings.data, method, config, most, label=settings.label)
-        cases = folder or phantom_cases(method, config, most)
-        rows, notes = compare(compared, baseline, candidates, cases, settings)
-    rows += [*(one for one in others if isinstance(one, Absent)), *_left_out(compared, settings.backends)]
+        folder = settings.data and FolderCases(settings.data, method, config, settings.cases, label=settings.label)
+        cases = folder or phantom_cases(method, config, settings.cases)
+        rows, notes = compare(compared, baseline, candidates, cases)
+    rows += [*(one for one in others if isinstance(one, Absent)), *_left_out(compared)]
     remarks = folder.remarks if folder else []
     if settings.anonymous and remarks:
         remarks = [f"{len(remarks)} remarks on the files of the data are left out, because they may name somebody"]
     return rows, [*remarks, *notes]
 
 
-def _left_out(compared: Compared, backends: Sequence[str]) -> list[Absent]:
+def _left_out(compared: Compared) -> list[Absent]:
     """Return a row for each backend that nobody asked for and that tables have a column for."""
-    left_out = [one for name, one in BACKENDS.items() if name not in backends and one.device == "cuda"]
+    asked = compared.settings.backends
+    left_out = [one for name, one in BACKENDS.items() if name not in asked and one.device == "cuda"]
     return [compared.absent(variant, "not among --backends", is_failure=False) for variant in left_out]

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from samkit.benchmarks.accuracy.candidates import Baseline, Candidate, Compared
+from samkit.benchmarks.accuracy.candidates import Candidate, Compared, Opened
 from samkit.benchmarks.accuracy.detector import Detection
 from samkit.benchmarks.accuracy.differing_slices import worst_slice
-from samkit.benchmarks.accuracy.gate import Deviation, mask_fault
-from samkit.benchmarks.accuracy.outcome import SAME
+from samkit.benchmarks.accuracy.outcome import SAME, Deviation, mask_fault
 from samkit.benchmarks.accuracy.settings import AccuracySettings
 from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.simulated_user import AUTOMATIC, Prompting, SimulatedUser
@@ -27,16 +26,13 @@ from samkit.errors import GeometryError, InputRefused, SamkitError
 from samkit.export.emulation import first_non_finite
 from samkit.masks import dice
 from samkit.metrics import compare_masks, measure_mask
+from samkit.runtime.backends.runner import Runner
 
 log = logging.getLogger(__name__)
 
 
 def compare(
-    compared: Compared,
-    baseline: Baseline,
-    candidates: Sequence[Candidate],
-    cases: Iterable[Case],
-    settings: AccuracySettings,
+    compared: Compared, baseline: Opened, candidates: Sequence[Candidate], cases: Iterable[Case]
 ) -> tuple[list[Row], list[str]]:
     """Return the rows of every policy that met a case, and of detectors; and what a reader of them must know.
 
@@ -48,13 +44,13 @@ def compare(
     if DETECTOR in compared.graphs:
         detection = Detection(baseline, candidates, config.detector.image)  # type: ignore[attr-defined]
     for number, case in enumerate(cases):
-        if settings.anonymous:
+        if compared.settings.anonymous:
             case = replace(case, name=f"case {number + 1}")
         log.info("%s: %s", method.name, case.name)
         for policy in compared.policies if case.targets else ():
             try:
                 user = SimulatedUser.of(case, policy, method, config, size, number)
-                _prompt(user, baseline, candidates, settings)
+                _prompt(compared, baseline, candidates, user)
             except (InputRefused, GeometryError) as error:
                 notes.append(f"{case.name} left out ({policy}): {error}")
         if detection is not None:
@@ -70,23 +66,22 @@ def compare(
     for one in candidates:
         _name_node(one, compared)
     masks = [
-        opened.outcomes[policy].to_row(baseline.outcomes[policy], settings.clicks)
+        opened.outcomes[policy].to_row(baseline.outcomes[policy], compared.settings.clicks)
         for policy in policies
         for opened in (baseline, *candidates)
     ]
     return [*masks, *detectors], notes
 
 
-def _prompt(
-    user: SimulatedUser, baseline: Baseline, candidates: Sequence[Candidate], settings: AccuracySettings
-) -> None:
+def _prompt(compared: Compared, baseline: Opened, candidates: Sequence[Candidate], user: SimulatedUser) -> None:
     """Prompt the baseline, and let every candidate answer the same; then each one on its own errors."""
+    settings, recording = compared.settings, compared.recording
     baseline.session.set_image(user.case.image, automatic=False)
     outcome = baseline.outcomes[user.policy]
     runs = [CandidateRun(one, user, settings) for one in candidates]
     reached: list[float] = []
     number = 0
-    baseline.recording.start()
+    recording.start()
     try:
         for number, prompting, labels in user.click_on(baseline.session, settings.clicks):
             click = 0 if user.policy == AUTOMATIC else number
@@ -103,8 +98,8 @@ def _prompt(
                 reached.append(figures[user.structure]["dice"])
             expected = Expected(click, where, labels, user.region(baseline.session.logits()), figures)
             for run in runs:
-                run.answer(prompting, expected, baseline)
-            baseline.recording.start()
+                run.answer(prompting, expected, baseline.runners)
+            recording.start()
     except InputRefused as error:
         outcome.notes.append(f"{user.case.name}, click {number + 1}: the reader stopped, {error}")
     if reached:
@@ -154,7 +149,7 @@ class CandidateRun:
             self._give_up(f"{user.case.name}, setting the scan", error)
 
     @np.errstate(all="ignore")  # nan and infinities of a broken graph; the check has seen them
-    def answer(self, prompting: Prompting, expected: Expected, baseline: Baseline) -> None:
+    def answer(self, prompting: Prompting, expected: Expected, originals: Mapping[str, Runner]) -> None:
         """Answer what PyTorch answered, and note how far off it is."""
         check, where = self._one.check, expected.where
         if not self._is_live:
@@ -166,7 +161,7 @@ class CandidateRun:
         try:
             with check.expecting(where):
                 labels = self._user.apply(prompting, self._one.session)
-            check.compare_apart(baseline.runners, self._one.runners, where)
+            check.compare_apart(originals, self._one.runners, where)
         except SamkitError as error:
             self._give_up(where, error)
             return

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from samkit.benchmarks.accuracy.candidates import Baseline, Candidate
-from samkit.benchmarks.accuracy.gate import GraphCall
+from samkit.benchmarks.accuracy.candidates import Candidate, Opened
+from samkit.benchmarks.accuracy.outcome import GraphCall
 from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.record.rows import DETECTOR, AccuracyRow
 from samkit.benchmarks.record.statistics import significant
@@ -25,7 +26,7 @@ _LOW, _SURE = 0.001, 0.25
 class Detection:
     """Shows slices to the detectors of all backends, and notes what each one finds."""
 
-    def __init__(self, baseline: Baseline, candidates: Sequence[Candidate], side: int) -> None:
+    def __init__(self, baseline: Opened, candidates: Sequence[Candidate], side: int) -> None:
         """`side` is that of the detectors' input [pixels]."""
         self._baseline, self._candidates, self._side = baseline, candidates, side
         baseline.outcomes[DETECTOR].relative_error[DETECTOR] = 0.0
@@ -64,20 +65,12 @@ class Detection:
     def rows(self) -> list[AccuracyRow]:
         """Return a row for each detector; none where nothing was shown."""
         rows = []
-        for opened, found in zip((self._baseline, *self._candidates), self._found, strict=True):
+        for one, found in zip((self._baseline, *self._candidates), self._found, strict=True):
             if self._wanted:
-                outcome, scores = opened.outcomes[DETECTOR], detector_scores(found, self._wanted)
-                rows.append(
-                    AccuracyRow(
-                        outcome.identity,
-                        outcome.parity,
-                        reference=opened is self._baseline,
-                        failures=outcome.sentences,
-                        slices_measured=len(self._wanted),
-                        map50=significant(scores.map50),
-                        map50_95=significant(scores.map50_95),
-                    )
-                )
+                outcome, scores = one.outcomes[DETECTOR], detector_scores(found, self._wanted)
+                row = AccuracyRow(outcome.identity, outcome.parity, one is self._baseline, failures=outcome.sentences)
+                map50, map50_95 = significant(scores.map50), significant(scores.map50_95)
+                rows.append(replace(row, slices_measured=len(self._wanted), map50=map50, map50_95=map50_95))
         return rows
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
-
 import numpy as np
 
 from samkit.benchmarks.cases.simulated_user import SimulatedUser
-from samkit.benchmarks.record.rows import WorstSlice
+from samkit.benchmarks.record.rows import WorstSlice, to_png
 
 MOST_PIXELS = 256
 """Rows and columns of a picture: what is larger is cut around the disagreement, because scaling would hide a pixel."""
@@ -19,30 +16,27 @@ def worst_slice(user: SimulatedUser, click: int, found: np.ndarray, reference: n
 
     `found` and `reference` are label maps of what is judged.
     """
-    case = user.case
+    case, view, place = user.case, user.view, user.place
     # Of a scan's sequences the last: lesions show best there
-    scan = list(case.volumes.values())[-1].array if case.picture is None else case.picture
-    shown, axis, index, ours, theirs = scan, "picture", 0, found, reference
-    if user.view is not None:
-        shown, axis, index = user.region(scan), user.view.plane, user.view.file_index(user.place)
-    elif case.picture is None:
+    shown = list(case.volumes.values())[-1].array if case.picture is None else case.picture
+    if view is None and case.picture is None:
         view = case.view(case.plane or "axial")
-        stacks = [view.slices(array) for array in (scan, found, reference)]
-        counts = (stacks[1] != stacks[2]).sum(axis=(1, 2))
-        counts = counts if counts.any() else (stacks[2] > 0).sum(axis=(1, 2))
-        number = int(counts.argmax())
-        shown, ours, theirs = (stack[number] for stack in stacks)
-        axis, index = view.plane, view.file_index(number)
-    part = _part(ours, theirs)
+        found, reference = view.slices(found), view.slices(reference)
+        counts = (found != reference).sum(axis=(1, 2))
+        place = int((counts if counts.any() else (reference > 0).sum(axis=(1, 2))).argmax())
+        found, reference = found[place], reference[place]
+    if view is not None:
+        shown = view.slices(shown)[place]
+    part = _part(found, reference)
     return WorstSlice(
         case=case.name,
         click=click,
-        axis=axis,
-        index=index,
-        image=_png(_grey(shown)[part]),
-        reference=_png(255 * (theirs[part] > 0).astype(np.uint8)),
-        found=_png(255 * (ours[part] > 0).astype(np.uint8)),
-        flipped=int(np.count_nonzero(ours != theirs)),
+        axis="picture" if view is None else view.plane,
+        index=0 if view is None else view.file_index(place),
+        image=to_png(_grey(shown)[part]),
+        reference=to_png(255 * (reference[part] > 0).astype(np.uint8)),
+        found=to_png(255 * (found[part] > 0).astype(np.uint8)),
+        flipped=int(np.count_nonzero(found != reference)),
     )
 
 
@@ -66,11 +60,3 @@ def _grey(image: np.ndarray) -> np.ndarray:
     values = np.nan_to_num(np.asarray(image, np.float32))
     low, high = np.percentile(values, (1, 99))
     return (255 * np.clip((values - low) / max(float(high - low), 1e-6), 0, 1)).astype(np.uint8)
-
-
-def _png(image: np.ndarray) -> str:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(file, "PNG", optimize=True)
-    return base64.b64encode(file.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""What one backend did with all cases by one policy, and the row that becomes of it.
+"""What one backend did with all cases by one policy, what was too far from PyTorch, and the row that becomes of it.
 
 A row's figures are of the last click that each case got, which `clicks_done` tells, in the order of `cases`: a server
 that takes no mask as a prompt, or a backend that failed, stopped sooner than PyTorch, and its figures are like those
@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 
-from samkit.benchmarks.accuracy.gate import Deviation, GraphCall
 from samkit.benchmarks.record.rows import (
     Absent,
     AccuracyRow,
@@ -25,16 +26,66 @@ from samkit.benchmarks.record.rows import (
     ClickFigures,
     Identity,
     Parity,
-    Row,
     WorstSlice,
     summarise,
 )
+from samkit.benchmarks.record.run import Run
 from samkit.benchmarks.record.statistics import significant
+from samkit.export.parity import SMALL_MASK, masks_agree
+from samkit.precisions import Tolerance
+from samkit.runtime.backends.backend import Variant
 
 LEVELS = {f"{level:.2f}": level for level in (0.80, 0.85, 0.90)}
 """Dice that the clicks to it are counted of, as rows call them."""
 SAME: Mapping[str, float] = {"dice": 1.0, "flipped_voxels": 0, "hd95_mm": 0.0, "logit_difference": 0.0}
 """What PyTorch's own masks are to themselves."""
+
+
+@dataclass(frozen=True)
+class GraphCall:
+    """One run of one graph."""
+
+    graph: str
+    inputs: Mapping[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """The first thing that was not as it should be."""
+
+    where: str
+    """Case and click."""
+    graph: str
+    measure: str
+    """What was measured, found and needed."""
+    call: GraphCall | None = None
+    """What the graph was given, where its output is to blame."""
+    node: str | None = None
+    """The first node whose result is not finite, where one is not."""
+
+    def sentence(self, identity: Identity) -> str:
+        """Return all of it, of a backend whose row is of that identity."""
+        node = f"; the first node that is not finite is {self.node}" if self.node else ""
+        return (
+            f"{identity.method}, {self.graph} on {identity.backend} ({identity.precision}, {identity.device}), "
+            f"{self.where}: {self.measure}{node}"
+        )
+
+
+def mask_fault(parity: Mapping[str, float], size: int, tolerance: Tolerance) -> str | None:
+    """Return what is wrong with a mask of that `parity` (`metrics.compare_masks`), None where nothing is.
+
+    `size` is PyTorch's mask [voxels].
+    """
+    overlap, differing, distance = parity["dice"], int(parity["flipped_voxels"]), parity["hd95_mm"]
+    if masks_agree(differing, overlap, distance, size, tolerance):
+        return None
+    if size < SMALL_MASK and differing > tolerance.max_voxels:
+        return f"{differing} voxels other than PyTorch's {size}, needed are at most {tolerance.max_voxels}"
+    if size >= SMALL_MASK and not overlap >= tolerance.min_dice:
+        return f"Dice {overlap:.5f} against PyTorch's, needed is at least {tolerance.min_dice:g}"
+    return f"HD95 {distance:.3g} mm against PyTorch's, needed is at most {tolerance.max_hd95:g} mm"
 
 
 @dataclass
@@ -89,7 +140,7 @@ class Outcome:
             relative_error={name: significant(error, 3) for name, error in sorted(self.relative_error.items())},
         )
 
-    def to_row(self, baseline: Outcome, clicks: int) -> Row:
+    def to_row(self, baseline: Outcome, clicks: int) -> AccuracyRow | Absent:
         """Return the row; `baseline` holds the same of PyTorch, whose row says so."""
         if not self.parities:
             why = self.sentences[0] if self.failures else "no case could be compared; see notes"
@@ -116,7 +167,7 @@ class Outcome:
         )
 
     def _clicks_to(self, level: float) -> dict[str, int | None]:
-        """Return by case how many clicks on its own errors it took to reach a Dice, None where it never did."""
+        """Return by case how many clicks on its own errors it took to reach a Dice; None: it never did."""
         return {
             case: next((number for number, value in enumerate(dice, start=1) if value >= level), None)
             for case, dice in self.own_dice.items()
@@ -128,3 +179,28 @@ class Outcome:
         pairs = [(ours[case], theirs[case]) for case in ours.keys() & theirs.keys()]
         pairs = [pair for pair in pairs if pair != (None, None)]
         return max((math.inf if a is None or b is None else float(abs(a - b)) for a, b in pairs), default=None)
+
+
+def what_broke(run: Run, asked: Sequence[Variant]) -> tuple[str, ...]:
+    """Return what broke first in each export and backend of a run, in sentences.
+
+    One of `asked` that did not run is broken, too.
+    """
+    lines: dict[Any, tuple[float, str]] = {}
+    for row in run.rows:
+        one = row.identity
+        variant = Variant(one.backend, one.precision, one.device)
+        place = f"{one.method} on {one.backend} ({one.precision})"
+        if isinstance(row, AccuracyRow | Absent) and row.failures:
+            found = f"{row.failures[0]}; export again, and report it if it stays"
+        elif isinstance(row, Absent) and row.is_failure:
+            found = f"{place}: {row.reason}"
+        elif isinstance(row, Absent) and one.stage is not None and variant in asked:
+            found = f"{place} was asked for and not run: {row.reason}"
+        else:
+            continue
+        # Of several policies the one that met the first case
+        line = (float(row.failed_case or math.inf), found)
+        key = (one.method, one.manifest, variant)
+        lines[key] = min(lines.get(key, line), line, key=itemgetter(0))
+    return tuple(sentence for _, sentence in lines.values())

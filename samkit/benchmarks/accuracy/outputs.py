@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
-from samkit.benchmarks.accuracy.gate import Deviation, GraphCall
-from samkit.benchmarks.accuracy.outcome import Outcome
+from samkit.benchmarks.accuracy.outcome import Deviation, GraphCall, Outcome
 from samkit.export.parity import output_error
 from samkit.methods import GraphSpec
 from samkit.runtime.backends.runner import Closing, Runner
 from samkit.tensors import Tensor, on_host
 
+T = TypeVar("T", bound=Tensor)
 SESSION = "the session"
 """What is to blame where no graph can be told."""
 _FLAGS = ("point_labels", "has_mask_input")
@@ -35,23 +36,17 @@ class ObservedRunner(Closing):
         self._runner, self._observe = runner, observe
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        """Return what the runner does."""
-        outputs = self._runner.run(inputs)
-        self._show(inputs, outputs)
-        return outputs
+        return self._shown(inputs, self._runner.run(inputs))
 
     def run_keeping(self, inputs: Mapping[str, Tensor], kept: Collection[str]) -> dict[str, Tensor]:
-        """Return what the runner does."""
-        outputs = self._runner.run_keeping(inputs, kept)
-        self._show(inputs, outputs)
-        return outputs
+        return self._shown(inputs, self._runner.run_keeping(inputs, kept))
 
-    def _show(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+    def _shown(self, inputs: Mapping[str, Tensor], outputs: dict[str, T]) -> dict[str, T]:
         given, found = ({name: on_host(tensor) for name, tensor in side.items()} for side in (inputs, outputs))
         self._observe(GraphCall(self.graph.name, given, found))
+        return outputs
 
     def close(self) -> None:
-        """Close the runner."""
         self._runner.close()
 
 
@@ -170,7 +165,14 @@ class OutputCheck:
             self._probed.add(name)
             for how, probe in _probes(graph, given, expected):
                 if (name, how) not in probes:
-                    probes[name, how] = _answer(originals[expected.graph], probe, expected)
+                    # A fast form leaves some of the original's inputs out
+                    rows = max(len(value) for value in probe.values())
+                    more = {
+                        key: np.repeat(value, rows, axis=0) if len(value) == 1 else value
+                        for key, value in expected.inputs.items()
+                        if key not in probe
+                    }
+                    probes[name, how] = GraphCall(name, probe, originals[expected.graph].run({**more, **probe}))
                 self.compare(GraphCall(name, probe, runners[name].run(probe)), probes[name, how], where, how)
 
     def suspect(self) -> str:
@@ -180,14 +182,6 @@ class OutputCheck:
         """
         errors = self._outcome.relative_error if self.sees_session else {}
         return max(errors, key=lambda name: errors[name] / self._limits[name], default=SESSION)
-
-
-def _answer(original: Runner, probe: Mapping[str, np.ndarray], expected: GraphCall) -> GraphCall:
-    """Return what the original makes of a probe, whose inputs may be fewer: a fast form leaves some out."""
-    rows = max(len(value) for value in probe.values())
-    left_out = {key: value for key, value in expected.inputs.items() if key not in probe}
-    more = {key: np.repeat(value, rows, axis=0) if len(value) == 1 else value for key, value in left_out.items()}
-    return GraphCall(expected.graph, probe, original.run({**more, **probe}))
 
 
 def _probes(

@@ -1,4 +1,4 @@
-"""What `sam-bench accuracy` is asked for, the same for all exports of a run; fields are called as its options."""
+"""What `sam-bench accuracy` is asked for, the same for all exports of a run: the fields are its options."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ class AccuracySettings:
     backends: tuple[str, ...]
     """Of BACKENDS; those left out of which a table has a column get a row that says so."""
     data: Path | None = None
-    """A folder as `sam-train` reads it; None: phantoms."""
     label: int | None = None
-    """The value of the labels that counts; None: all above 0."""
     cases: int = 4
     clicks: int = 6
     policies: tuple[str, ...] = POLICIES
@@ -29,18 +27,13 @@ class AccuracySettings:
     """None: each precision's own. A mask under SMALL_MASK voxels is judged by the voxels that differ, as every export's
     parity. What is beyond the limits raises nothing: it is in the rows, as `failures`."""
     max_parity_hd95: float | None = None
-    """[mm]; None: one voxel along its longest edge."""
+    """[mm]"""
     tolerance_mm: float = TOLERANCE_MM
     device: str = "cpu"
-    """PyTorch's."""
     threads: int | None = None
-    """Of one operator on the CPU; None: all cores."""
     server: str | None = None
-    """URL of one that serves the export; None: one is started."""
     pictures: bool = True
-    """Whether the worst slice of each case is kept."""
     anonymous: bool = False
-    """Whether nothing is kept that may name somebody: no pictures, no names."""
 
     def tolerance(self, precision: str, spacing_mm: Sequence[float]) -> Tolerance:
         """Return what a mask of voxels of that size is held to, distances in mm."""

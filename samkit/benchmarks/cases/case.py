@@ -17,8 +17,7 @@ class Case:
     """Scans of one patient, or a picture, and what is true of them."""
 
     name: str
-    """Where it came from: `case 3` is the third of its folder, `phantom 900000` the phantom of that seed. Never a
-    file's name, because that may be a patient's."""
+    """`case 3` is the third of its folder, `phantom 900000` of that seed; never a file's: that may be a patient's."""
     volumes: Mapping[str, Volume]
     """By the method's sequences; the name is empty where it takes one grey volume. Empty for a picture."""
     targets: Mapping[str, np.ndarray]
@@ -29,10 +28,9 @@ class Case:
     picture: np.ndarray | None = None
     """(H, W, C) float32, 0..255; None for scans."""
     boxes: np.ndarray | None = None
-    """(n, 5) float32: x0, y0, x1, y1 [pixels from the picture's corner] and class, what a detector has to find. None
-    where masks say it."""
+    """(n, 5) float32: x0, y0, x1, y1 [pixels from the picture's corner] and class; None where masks say it."""
     clicks: tuple[Point, ...] = ()
-    """What a reader clicks on it, where that was decided beforehand."""
+    """Those of a reader, where they were decided beforehand."""
 
     @property
     def first(self) -> Volume:

@@ -1,14 +1,8 @@
 """Cases of a folder of the user's: whole scans or pictures, as a session takes them, with the truth beside them.
 
 Which files are scans, sequences, labels and structures is found as training finds it, and every scan passes the gate
-that `sam-segment` has:
-
-    methods               folders
-    m-sam, sam-med3d      images/ and labels/, a folder per case, a dataset.json; of several sequences GREY is taken
-    medsam-yolo,          a folder per case with all sequences, or pictures and masks with as many channels;
-      brainseg-dmif         medsam-yolo also images/ and labels/*.txt, boxes for its detector alone
-    lora-sam              FreeSurfer's .mgz, or NIfTI whose label values 1 to 12 are its structures in their order
-    the other four        volumes as m-sam, or pictures with their masks
+that `sam-segment` has. Methods that take one grey volume get GREY of several sequences, or a picture; those of several
+sequences take all of a case's folder, or pictures with as many channels; a detector alone takes boxes, labels/*.txt.
 
 A label with several values is one target, all of them together, where the method has no structures; pictures whose
 masks are named after what they show are one case for each name.

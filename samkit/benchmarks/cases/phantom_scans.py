@@ -1,8 +1,4 @@
-"""Phantoms as a method takes them: cases for accuracy, and cases on which a session's cost is measured.
-
-Clicks of a cost case are simulated once, on a session, and given again to every session that is measured: then no time
-of a simulation lies between them, and every run has the same.
-"""
+"""Phantoms as a method takes them: cases for accuracy, and cases on which a session's cost is measured."""
 
 from __future__ import annotations
 
@@ -24,12 +20,8 @@ from samkit.sequences import sequence_of
 ACCURACY_SEED = 900_000
 """The first of the phantoms that accuracy is measured on; no training, export or demonstration has seen them."""
 COST_SEED = 7
-COST_SHAPES: Mapping[str | None, Index] = {
-    None: (176, 208, 176),
-    "full": (96, 96, 96),
-    "small": (176, 208, 176),
-    "tiny": (48, 48, 48),
-}
+_HEAD = (176, 208, 176)
+COST_SHAPES: Mapping[str | None, Index] = {None: _HEAD, "full": (96, 96, 96), "small": _HEAD, "tiny": (48, 48, 48)}
 """Voxels of a cost case, of 1 mm, by the size of the network, None for a checkpoint's. That of `small` is as large as a
 clinical head scan. That of `full` fits into half a patch: masks of random weights reach everywhere, and on a larger
 scan would lead every click to many crops."""
@@ -37,8 +29,7 @@ scan would lead every click to many crops."""
 _SIDE, _STRUCTURES_SIDE = 96, 128
 """Voxels of 1 mm along each axis of a phantom for accuracy, as the demonstration weights know them."""
 _THICK = 4
-"""Every so many slices of it are kept for a method that goes through all of them: thick ones, as clinics have, and
-fewer."""
+"""Every so many slices are kept for a method that goes through all of them: thick ones, as clinics have, and fewer."""
 _SHOWN: Mapping[str, str] = {str(sequence_of(name)): name for name in SEQUENCES}
 """What a phantom calls each sequence."""
 
@@ -66,10 +57,7 @@ def phantom_cases(method: Method, config: Any, count: int) -> Iterator[Case]:
 
 
 def cost_case(method: Method, config: Any, shape: Index) -> Case:
-    """Return a phantom of that many voxels with its largest object, of a method of slices in one slice; no clicks yet.
-
-    Raises InputRefused for a sequence that phantoms do not have.
-    """
+    """Return a phantom of that many voxels with its largest object, which lies in one slice for a method of slices."""
     case, objects = _make(method, config, COST_SEED, shape, "flair")
     target = _largest(objects)
     if case.across is not None:
@@ -81,15 +69,15 @@ def cost_case(method: Method, config: Any, shape: Index) -> Case:
 def with_clicks(case: Case, session: Any, method: Method, clicks: int) -> Case:
     """Return a cost case with at most so many clicks, each in the middle of the worst error that `session` has left.
 
-    They are all in the target's slice where the method is one of slices, and none where it takes no points. The session
+    They are simulated once and given to every session that is measured: no time of a simulation lies between them. They
+    are all in the target's slice where the method is one of slices, and none where it takes no points. The session
     holds the case afterwards. Raises SamkitError where there is no error to click on.
     """
     session.set_image(case.image)
     if "point" not in method.prompts:
         return case
     ((structure, target),) = case.targets.items()
-    in_slice = () if case.across is None else tuple({0, 1, 2} - {case.across})
-    seen = target.any(axis=in_slice, keepdims=True) if in_slice else True
+    seen = case.across is None or target.any(axis=tuple({0, 1, 2} - {case.across}), keepdims=True)
     points: list[Point] = []
     mask = session.mask()
     while len(points) < clicks and (point := central_click(mask & seen, target)) is not None:
@@ -104,9 +92,6 @@ def click_on(session: Any, point: Point) -> np.ndarray:
     """Return the whole mask after a click."""
     mask: np.ndarray = session.click(point.index, point.label == FOREGROUND, structure=point.structure).mask
     return mask
-
-
-# --- What a phantom is made of ---
 
 
 def _make(method: Method, config: Any, seed: int, shape: Index, grey: str) -> tuple[Case, np.ndarray]:
@@ -137,18 +122,13 @@ def _largest(objects: np.ndarray) -> np.ndarray:
     return found
 
 
-# --- Cases made of others ---
-
-
 def brighter(case: Case, number: int) -> Case:
-    """Return the case with scans that no cache has seen, as `numbered` makes them."""
-    return replace(case, volumes={name: numbered(volume, number) for name, volume in case.volumes.items()})
+    """Return the case with scans that no cache has seen: every voxel of the object is brighter by `number`."""
 
+    def raised(array: np.ndarray) -> np.ndarray:
+        return np.where(array > 0, array + number, array).astype(array.dtype)
 
-def numbered(volume: Volume, number: int) -> Volume:
-    """Return a scan that no cache has seen: every voxel of the object is brighter by `number`, in the same dtype."""
-    array = volume.array
-    return Volume(np.where(array > 0, array + number, array).astype(array.dtype), volume.affine)
+    return replace(case, volumes={name: Volume(raised(one.array), one.affine) for name, one in case.volumes.items()})
 
 
 def padded(case: Case, shape: Index) -> Case:

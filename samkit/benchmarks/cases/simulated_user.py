@@ -3,16 +3,14 @@
 Three policies. `trained` prompts as the method learnt to be prompted: in volumes one uniform voxel of the error, on
 slices the first prompt of the recipe (a box or a point for each component) and then, where the recipe has error
 rounds, one uniform pixel of the error with the mask before as mask prompt. `centre` is deterministic: the middle of the
-largest error, again and again, on slices with the mask before, too. `automatic` gives no prompt.
-
-All chance comes from generators seeded by the case and the click, so every backend meets the same reader. A method of
-slices is prompted, and judged, on one slice of a volume: the one with most of the target.
+largest error, again and again. `automatic` gives no prompt. A method of slices is prompted, and judged, on one slice of
+a volume: the one with most of the target. All chance is seeded by case and click: every backend meets the same reader.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
 TRAINED, CENTRE, AUTOMATIC = "trained", "centre", "automatic"
 POLICIES = (TRAINED, CENTRE, AUTOMATIC)
 SEED = 2024
-"""What the reader's chance begins with."""
 
 
 def policies_of(method: Method, size: str | None) -> tuple[str, ...]:
@@ -76,7 +73,6 @@ class SimulatedUser:
     spacing_mm: tuple[float, ...]
     """Edge of a voxel or pixel of that region, along its axes."""
     recipe: SliceRecipe | None
-    """How a method of slices was trained."""
     number: int
     """Of the case; what chance is seeded with."""
     view: PlaneView | None = None
@@ -89,23 +85,22 @@ class SimulatedUser:
         cls, case: Case, policy: str, method: Method, config: Any, size: str | None, number: int = 0
     ) -> SimulatedUser:
         """Return who works on a case by one policy; raises InputRefused where there is nothing to prompt."""
-        recipe = _recipe_of(method, size)
         labels = {name: value for value, name in enumerate(method.structures(config), start=1)} or {"": 1}
+        recipe = _recipe_of(method, size)
+        user = cls(case, policy, "", labels, case.targets, case.spacing_mm, recipe, number)
         if policy == AUTOMATIC or not isinstance(method, SliceMethod):
-            return cls(case, policy, "", labels, case.targets, case.spacing_mm, recipe, number)
+            return user
         # Of many structures the largest alone is clicked on: each one would cost as much as all of an automatic pass
         structure = max(case.targets, key=lambda name: int(case.targets[name].sum()))
-        target, label = case.targets[structure], {structure: labels[structure]}
+        target = case.targets[structure]
         if not target.any():
             raise InputRefused("no-target", f"{case.name} has nothing to prompt", "leave it out, or name another label")
-        if case.picture is not None:
-            return cls(case, policy, structure, label, {structure: target}, case.spacing_mm, recipe, number)
-        view = case.view(method.plane)
-        place = int(view.slices(target).sum(axis=(1, 2)).argmax())
-        targets = {structure: np.ascontiguousarray(view.slices(target)[place])}
-        return cls(case, policy, structure, label, targets, view.pixel_mm, recipe, number, view, place)
-
-    # --- What is judged ---
+        if case.picture is None:
+            view = case.view(method.plane)
+            place = int(view.slices(target).sum(axis=(1, 2)).argmax())
+            user = replace(user, view=view, place=place, spacing_mm=view.pixel_mm)
+        judged = {structure: user.region(target)}
+        return replace(user, structure=structure, labels={structure: labels[structure]}, targets=judged)
 
     @property
     def target(self) -> np.ndarray:
@@ -124,14 +119,10 @@ class SimulatedUser:
         """Return what reports call one thing that is judged."""
         return f"{self.case.name}, {name}" if name else self.case.name
 
-    # --- What is prompted ---
-
     def most_clicks(self, clicks: int) -> int:
         """Return how many of `clicks` a reader makes at most: one where prompting again was never learnt."""
-        if self.policy == AUTOMATIC:
-            return 1
         is_refined = self.recipe is None or self.recipe.error_rounds > 0
-        return clicks if self.policy == CENTRE or is_refined else 1
+        return clicks if self.policy == CENTRE or (self.policy == TRAINED and is_refined) else 1
 
     def click_on(self, session: Session, clicks: int) -> Iterator[tuple[int, Prompting, np.ndarray]]:
         """Click on a session's own errors: yield the click, from 1, what was prompted, and the region's label map."""
@@ -169,13 +160,12 @@ class SimulatedUser:
         for part in components(self.target) or [self.target]:
             if kind == "point":
                 places, _ = random_point(part, rng)
-                x, y = (float(at) for at in places[0])
+                x, y = map(float, places[0])
                 yield SlicePoint(x, y, FOREGROUND, self.structure)
-                continue
-            box = jittered_box(part, rng, recipe.box_jitter) if kind == "box" else shifted_box(part, rng)
-            height, width = part.shape
-            x0, y0, x1, y1 = (float(at) for at in np.clip(box, 0, (width - 1, height - 1, width - 1, height - 1)))
-            yield SliceBox(x0, y0, x1, y1, self.structure)
+            else:
+                box = jittered_box(part, rng, recipe.box_jitter) if kind == "box" else shifted_box(part, rng)
+                x0, y0, x1, y1 = map(float, np.clip(box, 0, np.subtract(part.shape, 1)[[1, 0, 1, 0]]))
+                yield SliceBox(x0, y0, x1, y1, self.structure)
 
     def _in_case(self, prompt: SlicePoint | SliceBox) -> Prompt:
         """Return a prompt on the region as a session on the case takes it."""

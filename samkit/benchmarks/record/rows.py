@@ -7,6 +7,8 @@ in its place a sentence, `not_run` (nobody could have: no GPU) or `error` (it fa
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -167,6 +169,16 @@ class WorstSlice:
     """PyTorch's mask, 0 and 255."""
     found: str
     flipped: int
+
+
+def to_png(picture: Any, **options: Any) -> str:
+    """Return an array of 0 to 255, or a picture of Pillow's, as such a PNG; `options` as Pillow takes them."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    image = Image.fromarray(np.ascontiguousarray(picture)) if isinstance(picture, np.ndarray) else picture
+    image.save(file, "PNG", optimize=True, **options)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 @dataclass(frozen=True)

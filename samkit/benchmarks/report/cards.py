@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-import numpy as np
-
 from samkit.benchmarks.record.figures import interval, number, overlap
 from samkit.benchmarks.record.rows import Absent, AccuracyRow, LatencyRow, LoadRow
 from samkit.benchmarks.record.run import Run
@@ -41,9 +39,8 @@ def card_of(run: Run) -> Card:
     if lost:
         lines.append(f"{lost} of {len(run.rows)} rows: error")
     ran = {backend_of(row) for row in run.rows if not isinstance(row, Absent)}
-    missing = {backend_of(row) for row in absent if not row.is_failure} - ran
-    if missing:
-        lines.append(f"not run: {', '.join(missing) if len(missing) == 1 else f'{len(missing)} backends'}")
+    if missing := {backend_of(row) for row in absent if not row.is_failure} - ran:
+        lines.append(f"not run: {missing.pop() if len(missing) == 1 else f'{len(missing)} backends'}")
     return Card(headline, tuple(lines), state, None if run.kind == "accuracy" else run.machine.get("settled"))
 
 
@@ -68,7 +65,7 @@ def _latency(rows: Sequence[LatencyRow]) -> tuple[str, list[str], str]:
     lines = [f"{len(rows)} rows of {len(set(map(method_of, rows)))} methods"]
     medians = {name: median(ratio for ratio, _ in ratios) for name, ratios in graph_ratios(rows).items() if ratios}
     if medians:
-        fastest = min(medians, key=lambda backend: medians[backend])
+        fastest = min(medians, key=medians.__getitem__)
         lines.append(f"{fastest} takes {number(medians[fastest], 2)} of PyTorch eager's time, the median of graphs")
     clicks: dict[str, list[float]] = {}
     for row in rows:
@@ -76,28 +73,29 @@ def _latency(rows: Sequence[LatencyRow]) -> tuple[str, list[str], str]:
             clicks.setdefault(backend_of(row), []).append(row.times.p50_ms)
     if not clicks:
         return f"{len(rows)} timings", lines, ""
-    quickest = min(clicks, key=lambda backend: float(np.median(clicks[backend])))
-    least, most = (number(end(clicks[quickest])) for end in (min, max))
-    lines.insert(0, f"the median of each method, with {quickest}")
-    return f"A click takes {least if least == most else f'{least} to {most}'} ms", lines, ""
+    quickest = min(clicks, key=lambda backend: median(clicks[backend]))
+    ends = dict.fromkeys(number(end(clicks[quickest])) for end in (min, max))
+    return f"A click takes {' to '.join(ends)} ms", [f"the median of each method, with {quickest}", *lines], ""
 
 
 def _load(rows: Sequence[LoadRow]) -> tuple[str, list[str], str]:
-    scaled = [row for row in rows if row.scaling is not None]
+    scaled = [(row, row.scaling.exponent) for row in rows if row.scaling is not None]
     growth = [
-        f"{row.identity.method}: {part_of(row)}: exponent {interval(row.scaling.exponent)}"
-        for row in scaled
-        if row.scaling is not None and str(row.identity.stage).startswith("click")
+        f"{row.identity.method}: {part_of(row)}: exponent {interval(exponent)}"
+        for row, exponent in scaled
+        if str(row.identity.stage).startswith("click")
     ]
     clicking = {row.identity.method for row in rows if row.identity.stage == "click"}
     levels = [
         row
-        for row in rows
+        for row in sorted(rows, key=lambda row: row.identity.sessions or 0)
         if row.identity.sessions and row.identity.stage == ("click" if row.identity.method in clicking else "scan")
     ]
     if not levels:
         return f"{len(scaled)} growths of cost", growth, ""
-    held = sorted((row for row in levels if _is_held(row)), key=lambda row: row.identity.sessions or 0)
+    # So many readers are held where all of them were answered, and in time
+    answered = [row for row in levels if not any(row.errors.values())]
+    held = [row for row in answered if row.times.p95_ms <= (math.inf if row.limit_ms is None else row.limit_ms)]
     best = {(row.identity.method, row.identity.mode or "closed"): row for row in held}
     lines = [
         f"{method}, {mode}: {row.identity.sessions}, p95 of a {row.identity.stage} {number(row.times.p95_ms)} ms"
@@ -107,10 +105,5 @@ def _load(rows: Sequence[LoadRow]) -> tuple[str, list[str], str]:
         lines.append(f"{beyond} level{'s' * (beyond > 1)} beyond the limit, or with errors")
     if not held:
         return "No reader was held", lines + growth, "bad"
-    most_held = held[-1].identity.sessions or 0
-    return f"{most_held} reader{'s' * (most_held > 1)} held at once", lines + growth, ""
-
-
-def _is_held(row: LoadRow) -> bool:
-    """Return whether so many readers were answered, all of them and in time."""
-    return not any(row.errors.values()) and row.times.p95_ms <= (math.inf if row.limit_ms is None else row.limit_ms)
+    most = held[-1].identity.sessions
+    return f"{most} reader{'s' * (most != 1)} held at once", lines + growth, ""

@@ -8,20 +8,18 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
+from PIL import Image, ImageColor
 from scipy import ndimage
 
-from samkit.benchmarks.record.rows import AccuracyRow, WorstSlice
+from samkit.benchmarks.record.rows import AccuracyRow, WorstSlice, to_png
 from samkit.benchmarks.record.run import Run
 from samkit.benchmarks.report.table import backend_of, method_of
 from samkit.errors import InputRefused
 
-MASK = (0, 158, 115)
-ONLY_PYTORCH = (230, 159, 0)
-ONLY_EXPORT = (86, 180, 233)
+MASK, ONLY_PYTORCH, ONLY_EXPORT = "#009e73", "#e69f00", "#56b4e9"
 """Colours of Okabe and Ito, which colour-blind readers tell apart."""
 SHADE = 150
 """How dark the rest is where differences are shown, 0 to 255."""
@@ -34,8 +32,8 @@ class Panel:
     title: str
     overlay: str = ""
     """PNG in base64, laid over the image."""
-    key: tuple[tuple[str, str], ...] = ()
-    """Colours and what they mean."""
+    key: Mapping[str, str] = field(default_factory=dict)
+    """By what they mean, the colours."""
     box: tuple[int, int, int, int] | None = None
     """Where the differences are: x, y, width, height [pixels]."""
 
@@ -46,21 +44,14 @@ class PicturedCase:
 
     id: str
     method: str
-    case: str
-    where: str
     backend: str
-    flipped: int
+    worst: WorstSlice
     others: str
     """What the other rows of the case say."""
     image: str
-    width: int
-    height: int
+    size: tuple[int, int]
+    """Width and height [pixels]."""
     panels: tuple[Panel, ...]
-
-    @property
-    def stroke(self) -> float:
-        """Return the width of a line that is as wide on every picture [pixels]."""
-        return round(max(self.width, self.height) / 150, 2)
 
 
 def cases_of(run: Run, name: str) -> Iterator[PicturedCase]:
@@ -72,15 +63,29 @@ def cases_of(run: Run, name: str) -> Iterator[PicturedCase]:
                 found.setdefault((method_of(row), worst.case), []).append((row, worst))
     for place, ((method, case), entries) in enumerate(found.items(), 1):
         row, worst = max(entries, key=lambda entry: entry[1].flipped)
-        yield _case(f"{name}-slice-{place}", method, case, row, worst, _others(row, entries))
+        pictures = [_read(text, case) for text in (worst.image, worst.reference, worst.found)]
+        if len({picture.size for picture in pictures}) > 1:
+            raise InputRefused("no-picture", f"the pictures of {case} have several sizes", "measure the run again")
+        image, *masks = pictures
+        mask, export = (np.asarray(picture.convert("L")) > 127 for picture in masks)
+        yield PicturedCase(
+            id=f"{name}-slice-{place}",
+            method=method,
+            backend=_row_words(row),
+            worst=worst,
+            others=_others([(other, one) for other, one in entries if other is not row]),
+            image=to_png(image),
+            size=image.size,
+            panels=_panels(mask, export, worst.flipped),
+        )
 
 
-def _others(row: AccuracyRow, entries: Sequence[tuple[AccuracyRow, WorstSlice]]) -> str:
+def _others(entries: Sequence[tuple[AccuracyRow, WorstSlice]]) -> str:
     """Return how many voxels differ in the other rows of a case, each on its own worst slice; empty without others."""
-    others = {_row_words(other): worst.flipped for other, worst in entries if other is not row}
-    same = [words for words, flipped in others.items() if not flipped]
-    words = [f"{words}: {flipped}" for words, flipped in others.items() if flipped]
-    words += [f"none in {', '.join(same)}"] if same else []
+    others = {_row_words(row): worst.flipped for row, worst in entries}
+    words = [f"{name}: {flipped}" for name, flipped in others.items() if flipped]
+    if same := [name for name, flipped in others.items() if not flipped]:
+        words.append(f"none in {', '.join(same)}")
     return f"Elsewhere: {'; '.join(words)}." if words else ""
 
 
@@ -88,97 +93,54 @@ def _row_words(row: AccuracyRow) -> str:
     return f"{backend_of(row)} ({row.identity.policy})" if row.identity.policy else backend_of(row)
 
 
-def _case(name: str, method: str, case: str, row: AccuracyRow, worst: WorstSlice, others: str) -> PicturedCase:
-    image, reference, found = (_read_picture(text, case) for text in (worst.image, worst.reference, worst.found))
-    ours, theirs = (picture.convert("L").point(lambda value: 255 * (value > 127)) for picture in (reference, found))
-    if not image.size == ours.size == theirs.size:
-        raise InputRefused("no-picture", f"the pictures of {case} have several sizes", "measure the run again")
-    mask, export = (np.asarray(picture) > 0 for picture in (ours, theirs))
+def _panels(mask: np.ndarray, export: np.ndarray, flipped: int) -> tuple[Panel, ...]:
+    """Return the panels of PyTorch's mask and the export's, of which `flipped` voxels are said to differ."""
     differing = mask ^ export
-    colours = {"PyTorch alone": ONLY_PYTORCH, "export alone": ONLY_EXPORT}
-    panels = (
+    shown = np.count_nonzero(differing)
+    if shown == flipped:
+        title = "difference" if shown else "difference: none"
+    else:
+        # Beyond the picture's edge, or between two structures
+        title = f"difference: {shown} of {flipped} seen here"
+    # Single pixels are made larger, so that a reader sees them on a large picture
+    side = 2 * (max(mask.shape) // 150) + 1
+    alone = {
+        colour: ndimage.binary_dilation(part, np.ones((side, side), bool))
+        for colour, part in ((ONLY_PYTORCH, mask & ~export), (ONLY_EXPORT, export & ~mask))
+    }
+    key = {"PyTorch alone": ONLY_PYTORCH, "export alone": ONLY_EXPORT} if shown else {}
+    return (
         Panel("image"),
         Panel("PyTorch's mask", _overlay({MASK: mask})),
         Panel("the export's mask", _overlay({MASK: export})),
-        Panel(
-            _difference_title(int(np.count_nonzero(differing)), worst.flipped),
-            _overlay({ONLY_PYTORCH: _seen(mask & ~export), ONLY_EXPORT: _seen(export & ~mask)}, SHADE, solid=True),
-            tuple((_css(colour), words) for words, colour in colours.items()) if differing.any() else (),
-            _box(differing),
-        ),
+        Panel(title, _overlay(alone, shade=SHADE, opacity=255), key, _box(differing)),
     )
-    return PicturedCase(
-        name, method, case, _where(worst), _row_words(row), worst.flipped, others, _png(image),
-        image.width, image.height, panels,
-    )  # fmt: skip
 
 
-def _difference_title(shown: int, flipped: int) -> str:
-    """Return what the last panel shows: voxels may differ beyond the picture's edge, or between two structures."""
-    if shown == flipped:
-        return "difference" if shown else "difference: none"
-    return f"difference: {shown} of {flipped} seen here"
-
-
-def _seen(mask: np.ndarray) -> np.ndarray:
-    """Return a mask whose single pixels a reader can see on a large picture, by making them larger."""
-    size = 2 * (max(mask.shape) // 150) + 1
-    return ndimage.binary_dilation(mask, np.ones((size, size), bool))
-
-
-def _where(worst: WorstSlice) -> str:
-    """Return the click and the slice of a disagreement; a picture has no slices."""
-    click = f"click {worst.click}" if worst.click else "before any click"
-    return click if worst.axis == "picture" else f"{click}, {worst.axis} slice {worst.index}"
-
-
-def _read_picture(text: str, case: str) -> Any:
-    from PIL import Image
-
+def _read(text: str, case: str) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG",))
         return picture.convert("RGB" if picture.mode not in ("L", "1") else "L")
     except (OSError, ValueError, SyntaxError, TypeError) as error:
-        raise InputRefused(
-            "no-picture", f"a picture of {case} can't be read ({error})", "measure the run again"
-        ) from error
+        why = f"a picture of {case} can't be read ({error})"
+        raise InputRefused("no-picture", why, "measure the run again") from error
 
 
-def _png(picture: Any) -> str:
-    file = io.BytesIO()
-    picture.save(file, "PNG", optimize=True)
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def _overlay(masks: Mapping[tuple[int, int, int], np.ndarray], shade: int = 0, *, solid: bool = False) -> str:
+def _overlay(masks: Mapping[str, np.ndarray], *, shade: int = 0, opacity: int = 130) -> str:
     """Return a PNG that is clear (or black by `shade`, 0 to 255) but for the masks, which have their colours."""
-    from PIL import Image
-
-    shape = next(iter(masks.values())).shape
-    numbers = np.zeros(shape, np.uint8)
-    palette = [0, 0, 0]
-    opacity = [shade]
-    for place, (colour, mask) in enumerate(masks.items(), 1):
+    numbers = np.zeros(next(iter(masks.values())).shape, np.uint8)
+    for place, mask in enumerate(masks.values(), 1):
         numbers[mask] = place
-        palette += colour
-        opacity.append(255 if solid else 130)
     picture = Image.fromarray(numbers, "P")
-    picture.putpalette(palette)
-    file = io.BytesIO()
-    picture.save(file, "PNG", optimize=True, transparency=bytes(opacity))
-    return base64.b64encode(file.getvalue()).decode()
+    picture.putpalette(b"".join(bytes(ImageColor.getrgb(colour)) for colour in ("#000000", *masks)))
+    return to_png(picture, transparency=bytes((shade, *(opacity for _ in masks))))
 
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
     """Return x, y, width and height [pixels] of a frame a little outside a mask; None where it would lead nowhere."""
-    if not mask.any():
+    if (edges := Image.fromarray(mask).getbbox()) is None:
         return None
-    rows, columns = np.nonzero(mask)
     room = max(2, max(mask.shape) // 40)
-    x, y = int(columns.min()) - room, int(rows.min()) - room
-    width, height = int(columns.max()) + 1 + room - x, int(rows.max()) + 1 + room - y
-    return (x, y, width, height) if 4 * width * height < mask.size else None
-
-
-def _css(colour: tuple[int, int, int]) -> str:
-    return "#" + bytes(colour).hex()
+    left, top, right, bottom = edges
+    width, height = right - left + 2 * room, bottom - top + 2 * room
+    return (left - room, top - room, width, height) if 4 * width * height < mask.size else None

@@ -28,7 +28,12 @@ class Failure(Record):
         Key("text", "the sentence with options as `{name}`, where it speaks of some", readers.read_optional_text),
     ] = None
     options: Annotated[
-        tuple[str, ...], Key("list of texts", "those names; a command writes its flags for them", readers.read_names)
+        tuple[str, ...],
+        Key(
+            "list of texts",
+            "what stands in those braces: an option, and a value where one is shown; a command writes its flags",
+            readers.read_names,
+        ),
     ] = ()
     code: Annotated[
         str | None, Key("text", "of `InputRefused`: the stable word for programs", readers.read_optional_text)

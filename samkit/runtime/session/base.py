@@ -33,7 +33,7 @@ from samkit.runtime.backends.runner import Closing
 from samkit.runtime.session.overlay import draw
 from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate
-from samkit.runtime.session.world import to_voxel_inside
+from samkit.runtime.session.world import to_voxel
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -330,7 +330,8 @@ class Session(Closing, ABC):
             raise PromptError(
                 "millimetres need a scan, and a picture is set; give pixels, {points x,y,+}", options=("points x,y,+",)
             )
-        return to_voxel_inside(prompt, study.scan.volume)
+        volume = study.scan.volume
+        return to_voxel(prompt, volume.affine, volume.array.shape)
 
 
 def taken(method: Method) -> str:

@@ -18,21 +18,28 @@ BYTES = np.arange(24, dtype=np.uint8).reshape(1, 2, 3, 4)
 
 def test_prompts_in_millimetres_become_voxels():
     sent = [Point((20, 30, -5), FOREGROUND), Box((20, 30, -5), (18.8, 29.1, -4))]
-    point, box = in_voxels(sent, AFFINE, world=True)
+    point, box = in_voxels(sent, AFFINE, (2, 3, 4), world=True)
 
     assert np.allclose(point.index, (0, 0, 0))
     assert np.allclose((box.first, box.last), ((0, 0, 0), (1, 1, 1)))
 
 
+def test_millimetres_outside_the_scan_are_refused_as_they_were_sent():
+    with pytest.raises(
+        InputRefused, match=r"the click \(99, 30, -5\) mm lies outside the volume, which reaches from 17"
+    ):
+        in_voxels([Point((99, 30, -5), FOREGROUND)], AFFINE, (2, 3, 4), world=True)
+
+
 def test_prompts_in_voxels_stay_bit_for_bit():
     sent = [Point((0.1 + 0.2, 1e-300, 3.0), FOREGROUND, "liver"), SlicePoint(4.0, 5.0, FOREGROUND)]
 
-    assert in_voxels(sent, AFFINE, world=False) == sent
+    assert in_voxels(sent, AFFINE, (2, 3, 4), world=False) == sent
 
 
 def test_picture_has_no_millimetres():
     with pytest.raises(PromptError, match="a picture has none"):
-        in_voxels([SlicePoint(4.0, 5.0, FOREGROUND)], None, world=True)
+        in_voxels([SlicePoint(4.0, 5.0, FOREGROUND)], None, (2, 3), world=True)
 
 
 # --- Scans ---

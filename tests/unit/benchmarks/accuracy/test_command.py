@@ -10,10 +10,8 @@ import pytest
 from samkit.benchmarks import cli
 from samkit.benchmarks.accuracy import command as accuracy
 from samkit.benchmarks.accuracy.candidates import BACKENDS, Compared, check_names, default_backends, open_candidate
-from samkit.benchmarks.accuracy.gate import what_broke
-from samkit.benchmarks.accuracy.outputs import Recording
+from samkit.benchmarks.accuracy.outcome import what_broke
 from samkit.benchmarks.accuracy.settings import AccuracySettings
-from samkit.benchmarks.cases.simulated_user import POLICIES
 from samkit.benchmarks.record.rows import read_row
 from samkit.benchmarks.record.run import Measured, Run, load_run
 from samkit.errors import CheckpointError, OptionError, PromptError, SamkitError
@@ -82,7 +80,8 @@ def test_cuda_of_onnxruntime_runs_where_cuda_is_asked_for():
 
 
 def test_backends_that_nobody_asked_for_have_a_row(bright_export):
-    rows = accuracy._left_out(Compared.of(Export.open(bright_export), POLICIES), ["torch", "tensorrt"])
+    compared = Compared.of(Export.open(bright_export), AccuracySettings(("torch", "tensorrt")))
+    rows = accuracy._left_out(compared)
     found = {(row.identity.backend, row.identity.precision, row.identity.device) for row in rows}
     assert found == {(k.backend, k.precision, k.device) for k in BACKENDS.values() if k.device == "cuda"} - {
         ("tensorrt", "fp32", "cuda")
@@ -132,8 +131,8 @@ def test_export_that_cannot_be_measured_is_refused_alone_and_a_row_among_others(
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-fp16", "onnxruntime-fp16"])
 def test_what_an_export_has_no_files_for_is_missing_and_did_not_fail(name, bright_export):
     with ExitStack() as held:
-        compared = Compared.of(Export.open(bright_export), POLICIES)
-        absent = open_candidate(name, compared, Recording(), AccuracySettings((name,), threads=1), held)
+        compared = Compared.of(Export.open(bright_export), AccuracySettings((name,), threads=1))
+        absent = open_candidate(name, compared, held)
     one, wanted = absent.identity, BACKENDS[name]
     assert (one.backend, one.precision, one.device) == (wanted.backend, wanted.precision, wanted.device)
     assert not absent.is_failure

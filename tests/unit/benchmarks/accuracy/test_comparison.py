@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from samkit.benchmarks.accuracy.candidates import BACKENDS, Baseline, Candidate, Compared
+from samkit.benchmarks.accuracy.candidates import BACKENDS, Candidate, Compared, Opened
 from samkit.benchmarks.accuracy.comparison import CandidateRun, Expected, compare
 from samkit.benchmarks.accuracy.outcome import SAME, Outcome
 from samkit.benchmarks.accuracy.outputs import OutputCheck, Recording
@@ -60,8 +60,7 @@ def play(session, *sides, change=lambda click, prompting: prompting):
     method = get_method("m-sam")
     user = SimulatedUser.of(CASE, "centre", method, method.sizes["small"], None)
     outcome = Outcome(IDENTITY)
-    baseline = SimpleNamespace(recording=Recording(), runners={})
-    check = OutputCheck(baseline.recording, {}, "fp32", sees_session=False)
+    check = OutputCheck(Recording(), {}, "fp32", sees_session=False)
     candidate = Candidate(BACKENDS["triton"], session, {}, {"centre": outcome}, check)
     run = CandidateRun(candidate, user, SETTINGS)
     labels, reached = np.zeros(SHAPE, np.uint8), []
@@ -72,7 +71,7 @@ def play(session, *sides, change=lambda click, prompting: prompting):
         where = f"case 7, click {click} (centre)"
         expected = Expected(click, where, labels, np.zeros(SHAPE), {"": figures})
         reached.append(figures["dice"])
-        run.answer(prompting, expected, baseline)
+        run.answer(prompting, expected, {})
     run.end(reached)
     return outcome, reached
 
@@ -120,9 +119,9 @@ def test_anonymous_cases_are_numbered(anonymous, name):
     weights = SimpleNamespace(kind="random")
     plan = SimpleNamespace(method="m-sam", size="small", weights=weights)
     export = SimpleNamespace(method=method, config=method.sizes["small"], specs=(), digest="ab", plan=plan)
-    compared = Compared.of(export, SETTINGS.policies)
+    compared = Compared.of(export, replace(SETTINGS, anonymous=anonymous))
     session = Session(6, 9, 10)
     session.logits = lambda: np.zeros(SHAPE, np.float32)
-    baseline = Baseline(BACKENDS["torch"], session, {}, compared.outcomes(BACKENDS["torch"]), Recording())
-    (row,), _ = compare(compared, baseline, [], [CASE], replace(SETTINGS, anonymous=anonymous))
+    baseline = Opened(BACKENDS["torch"], session, {}, compared.outcomes(BACKENDS["torch"]))
+    (row,), _ = compare(compared, baseline, [], [CASE])
     assert [unit.case for unit in row.cases] == [name]

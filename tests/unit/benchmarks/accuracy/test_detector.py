@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from samkit.benchmarks.accuracy.candidates import BACKENDS, Baseline, Candidate
+from samkit.benchmarks.accuracy.candidates import BACKENDS, Candidate, Opened
 from samkit.benchmarks.accuracy.detector import Detection
 from samkit.benchmarks.accuracy.outcome import Outcome
 from samkit.benchmarks.accuracy.outputs import OutputCheck, Recording
@@ -54,10 +54,9 @@ def opened(runner):
 
 def shown(case, *runners):
     """Return the rows of PyTorch's detector and those of `runners` after all slices were shown."""
-    recording = Recording()
-    check = {"recording": recording, "graphs": {DETECTOR: SPEC}, "precision": "fp32"}
-    candidates = [Candidate(*opened(runner), OutputCheck(**check)) for runner in runners]
-    detection = Detection(Baseline(*opened(Finds()), recording), candidates, SIDE)
+    checks = [OutputCheck(Recording(), {DETECTOR: SPEC}, "fp32") for _ in runners]
+    candidates = [Candidate(*opened(runner), check) for runner, check in zip(runners, checks, strict=True)]
+    detection = Detection(Opened(*opened(Finds())), candidates, SIDE)
     channels = case.volumes[""].array.transpose(2, 1, 0)[None].repeat(3, axis=0)
     detection.show(case, channels, 0)
     return detection.rows()
@@ -96,7 +95,7 @@ def test_boxes_of_a_picture_are_the_truth_where_they_are_given(subject):
     picture = np.zeros((SIDE, SIDE, 3), np.float32)
     picture[30:50, 40:60] = 255
     boxed = Case("case 1", {}, {}, picture=picture, boxes=np.array([[0, 0, 9, 9, 0]], np.float32))
-    detection = Detection(Baseline(*opened(Finds()), Recording()), [], SIDE)
+    detection = Detection(Opened(*opened(Finds())), [], SIDE)
     detection.show(boxed, picture.transpose(2, 0, 1)[:, None], 0)
     (row,) = detection.rows()
     assert (row.reference, row.map50) == (True, 0.0)

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from samkit.benchmarks.accuracy.gate import GraphCall
-from samkit.benchmarks.accuracy.outcome import Outcome
+from samkit.benchmarks.accuracy.outcome import GraphCall, Outcome
 from samkit.benchmarks.accuracy.outputs import ObservedRunner, OutputCheck, Recording
 from samkit.benchmarks.record.rows import Identity
 from samkit.methods import GraphSpec, get_method, list_methods

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from samkit.benchmarks.cases.case import Case
-from samkit.benchmarks.cases.phantom_scans import ACCURACY_SEED, cost_case, numbered, phantom_cases, with_clicks
+from samkit.benchmarks.cases.phantom_scans import ACCURACY_SEED, brighter, cost_case, phantom_cases, with_clicks
 from samkit.errors import InputRefused, SamkitError
 from samkit.geometry import Volume
 from samkit.methods import SliceMethod, get_method, list_methods
@@ -79,11 +79,12 @@ def test_a_target_of_nothing_is_an_error():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int16", "uint8"])
-def test_numbered_scans_differ_and_their_air_stays(dtype):
+def test_brighter_scans_differ_and_their_air_stays(dtype):
     volume = Volume(np.array([[[0, 1, 200]]], dtype), np.eye(4))
+    case = Case("case 1", {"": volume}, {})
     numbers = count(1)
 
-    scans = [numbered(volume, next(numbers)).array for _ in range(3)]
+    scans = [brighter(case, next(numbers)).first.array for _ in range(3)]
 
     assert len({scan.tobytes() for scan in (volume.array, *scans)}) == 4
     assert all(scan.dtype == dtype and scan[0, 0, 0] == 0 for scan in scans)

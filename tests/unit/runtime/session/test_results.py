@@ -221,8 +221,8 @@ def test_a_place_in_millimetres_that_lies_outside_is_told_in_millimetres(volumes
     with pytest.raises(InputRefused) as refused:
         volumes.click((500, 0, 0), world=True)
     assert str(refused.value) == (
-        "the click (500, 0, 0) mm lies outside the volume, which reaches from -18 to 40, -9 to 30, -20 to 23 mm; "
-        "give RAS+ millimetres: x to the patient's right, y to the front, z up"
+        "the click (500, 0, 0) mm lies outside the volume, which reaches from -19 to 41, -9.5 to 30.5, -20.5 to 23.5 "
+        "mm; give RAS+ millimetres: x to the patient's right, y to the front, z up"
     )
     with pytest.raises(PromptError, match=r"has 2; give x, y, z in millimetres$"):
         volumes.click((5, 6), world=True)
