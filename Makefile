@@ -8,14 +8,13 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 BIN := .venv/bin
 
-.PHONY: venv demo test test-gpu test-tensorrt check bench weights release clean
+.PHONY: venv demo test test-fast test-gpu test-tensorrt check bench weights release clean
 
 venv: .venv/ready
 .venv/ready: pyproject.toml weights/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-ifeq (,$(findstring gpu,$(RUNTIME)))
-	$(BIN)/pip install --quiet --no-deps --extra-index-url $(TORCH_INDEX) 'torch==$(TORCH)+cpu'
-endif
+	case ",$(RUNTIME)," in *,gpu,*) ;; *) \
+	    $(BIN)/pip install --quiet --no-deps --extra-index-url $(TORCH_INDEX) 'torch==$(TORCH)+cpu' ;; esac
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(RUNTIME),formats,train,export,serve,bench,demo,dev]' -e ./weights
 	touch .venv/ready
 
@@ -23,7 +22,10 @@ demo: venv  ## export M-SAM, segment a phantom with clicks from a file, print wh
 	$(BIN)/python -m samkit.demo --out demo
 
 test: venv
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 20
+
+test-fast: venv  ## unit tests but those marked slow
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 20 -m "not slow" tests/unit samkit tools
 
 test-gpu: RUNTIME = gpu
 test-gpu: venv  ## everything that needs CUDA but not TensorRT; a test that can't run fails; then prints the timings

@@ -189,7 +189,8 @@ def _voxels(stored: Stored) -> np.ndarray:
 def _check_finite(array: np.ndarray, name: str) -> None:
     if array.dtype.kind != "f":
         return
-    broken = sum(int((~np.isfinite(array[:, :, k])).sum()) for k in range(array.shape[2]))
+    parts = array if array.flags.c_contiguous else np.moveaxis(array, 2, 0)  # as they lie in memory
+    broken = sum(int((~np.isfinite(part)).sum()) for part in parts)
     if broken:
         raise InputRefused(
             "not-finite",

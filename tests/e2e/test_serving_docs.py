@@ -112,14 +112,14 @@ def test_ops_are_those_of_the_server():
     with pytest.raises(PromptError) as refused:
         read_request({"op": "none of them"})
     known = re.search(r"known are (.*);", str(refused.value))[1].split(", ")
-    asked = [row for row in rows("Tensors") if len(row) == 4 and re.fullmatch(r"`[A-Z]\w+`", row[3])]
+    asked = [row for row in rows("Requests and answers") if len(row) == 4 and re.fullmatch(r"`[A-Z]\w+`", row[3])]
     assert {op for row in asked for op in named(row[0])} == set(known)
 
 
 def test_what_describe_says_is_what_the_page_lists(bright_slices):
     export = Export.open(bright_slices, verify=False)
     served = Served("sam", "fp32", export.digest, export, Limits())
-    (says,) = (row[2] for row in rows("Tensors") if row[0] == "`ExportDescription`")
+    (says,) = (row[2] for row in rows("Requests and answers") if row[0] == "`ExportDescription`")
     assert named(says) == list(served.describe().to_json())
 
 
@@ -127,7 +127,7 @@ def test_open_takes_what_the_page_lists():
     with pytest.raises(PromptError) as refused:
         read_request({"op": "open", "none of them": 1})
     known = re.search(r"it knows (.*);", str(refused.value))[1].split(", ")
-    (asked,) = (row[1] for row in rows("Tensors") if row[0] == "`open`")
+    (asked,) = (row[1] for row in rows("Requests and answers") if row[0] == "`open`")
     assert {"op", *named(asked)} == set(known)
 
 

@@ -1,15 +1,14 @@
 """Sessions on one export: the PyTorch originals, which are the baseline, and a candidate for each backend.
 
-The graphs of all of them are observed. On a CPU some precisions are judged by graphs that round and overflow as a
-device does (`find_emulator`): the backend would hide an overflow there. A session on a server runs its graphs there,
-where nobody sees the calls; but each graph is a model of its own there, too (`ServedRunner`), which can be asked what
-PyTorch was asked.
+The graphs of all are observed. On a CPU some precisions are judged by graphs that round and overflow as a device does
+(`find_emulator`), which the backend would hide. A session on a server runs its graphs where nobody sees the calls; but
+each graph is a model of its own there, too (`ServedRunner`), which can be asked what PyTorch was asked.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,23 +39,20 @@ asked for, and always runs."""
 BASELINE = next(iter(BACKENDS))
 
 
-def default_backends(device: str) -> tuple[str, ...]:
-    """Return what runs when nobody asks: each backend on its own device, and on this one if it can."""
-    own = {name: get_backend(one.backend).devices[0] for name, one in BACKENDS.items() if name != TRITON}
-    return tuple(name for name, one in BACKENDS.items() if name == TRITON or one.device in (device, own[name]))
-
-
-def check_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of backends, the baseline first; raises OptionError for an unknown one."""
-    wanted = dict.fromkeys(names)
-    if unknown := [name for name in wanted if name not in BACKENDS]:
+def choose_backends(named: Sequence[str], device: str) -> tuple[str, ...]:
+    """Return the names of what runs, the baseline first: what is `named`, else each backend on its own device, and on
+    `device` if it can. Raises OptionError for an unknown one.
+    """
+    if unknown := [name for name in named if name not in BACKENDS]:
         raise OptionError(f"the backend '{unknown[0]}' is not known; give {', '.join(BACKENDS)}")
-    return (BASELINE, *(name for name in wanted if name != BASELINE))
+    own = {name: get_backend(one.backend).devices[0] for name, one in BACKENDS.items() if name != TRITON}
+    fitting = [name for name, one in BACKENDS.items() if name == TRITON or one.device in (device, own[name])]
+    return tuple(dict.fromkeys((BASELINE, *(named or fitting))))
 
 
 @dataclass(frozen=True)
 class Compared:
-    """An export that is compared, with all that follows from it, and from what was asked, for every backend."""
+    """An export that is compared, and all that follows from it, and from what was asked, for every backend."""
 
     export: Export
     settings: AccuracySettings
@@ -78,6 +74,11 @@ class Compared:
                 "name one of them"
             )
         return cls(export, settings, {graph.name: graph for graph in export.specs}, policies)
+
+    @property
+    def baseline(self) -> Variant:
+        """Return what all others are compared with."""
+        return replace(BACKENDS[BASELINE], device=self.settings.device)
 
     def identity(self, variant: Variant, **part: str) -> Identity:
         """Return the identity of a row; `part` is the graph, or the stage and the policy."""
@@ -115,8 +116,20 @@ class Candidate(Opened):
     check: OutputCheck
 
 
-def open_baseline(compared: Compared, held: ExitStack) -> Opened:
-    """Return the originals of an export, which `held` closes; raises as `original_network` does."""
+def open_all(compared: Compared, held: ExitStack) -> tuple[Opened, list[Candidate], list[Absent]]:
+    """Return the originals, and what is compared with them, which `held` closes; and a row for each backend that could
+    not be opened, or that nobody asked for and tables have a column for. Raises as `original_network` does.
+    """
+    asked = compared.settings.backends
+    baseline = _open_baseline(compared, held)
+    others = [_open_candidate(name, compared, held) for name in asked if name != BASELINE]
+    left_out = [one for name, one in BACKENDS.items() if name not in asked and one.device == "cuda"]
+    absent = [one for one in others if isinstance(one, Absent)]
+    absent += [compared.absent(variant, "not among --backends", is_failure=False) for variant in left_out]
+    return baseline, [one for one in others if isinstance(one, Candidate)], absent
+
+
+def _open_baseline(compared: Compared, held: ExitStack) -> Opened:
     export, recording, device = compared.export, compared.recording, compared.settings.device
     network = original_network(export.plan, device=device, threads=compared.settings.threads)
     from samkit.runtime.backends.torch_runner import TorchRunner  # it imports PyTorch, which is here by now
@@ -128,12 +141,10 @@ def open_baseline(compared: Compared, held: ExitStack) -> Opened:
         if graph.is_rewrite and graph.works_for is None:
             runners[graph.name] = TorchRunner(network, graph, device)
             recording.unprompted.append(runners[graph.name])
-    variant = replace(BACKENDS[BASELINE], device=device)
-    return Opened(variant, session, runners, compared.outcomes(variant))
+    return Opened(compared.baseline, session, runners, compared.outcomes(compared.baseline))
 
 
-def open_candidate(name: str, compared: Compared, held: ExitStack) -> Candidate | Absent:
-    """Return a backend's session on an export, which `held` closes, or why there is none."""
+def _open_candidate(name: str, compared: Compared, held: ExitStack) -> Candidate | Absent:
     export, variant, settings, graphs = compared.export, BACKENDS[name], compared.settings, compared.graphs
     check = OutputCheck(compared.recording, graphs, variant.precision, sees_session=name != TRITON)
     session: Session

@@ -4,9 +4,8 @@ For each export, case and policy of the reader (`simulated_user`) the PyTorch or
 get the same clicks: so each mask has one to be compared with. Where a mask differs, the backend is clicked on once more
 on its own errors. Every output of every graph is compared, too (`outputs`).
 
-What a run holds of the data: `slices` of a row are parts of images, `notes` may name files that were left out, and
-`command` has the folder as it was typed. Cases are called by their place in the folder, never by a file. So share a run
-as you would share the scans, or measure with --anonymous, which leaves out pictures, names of files, and the folder.
+A run holds parts of images (`slices` of a row), maybe names of files that were left out (`notes`), and the folder as it
+was typed (`command`). Share it as you would share the scans, or measure with --anonymous, which leaves all of that out.
 """
 
 from __future__ import annotations
@@ -22,17 +21,7 @@ from typing import Any
 
 import click
 
-from samkit.benchmarks.accuracy.candidates import (
-    BACKENDS,
-    BASELINE,
-    TRITON,
-    Candidate,
-    Compared,
-    check_names,
-    default_backends,
-    open_baseline,
-    open_candidate,
-)
+from samkit.benchmarks.accuracy.candidates import BACKENDS, TRITON, Compared, choose_backends, open_all
 from samkit.benchmarks.accuracy.comparison import compare
 from samkit.benchmarks.accuracy.outcome import what_broke
 from samkit.benchmarks.accuracy.settings import AccuracySettings
@@ -40,14 +29,13 @@ from samkit.benchmarks.cases.folders import FolderCases
 from samkit.benchmarks.cases.phantom_scans import phantom_cases
 from samkit.benchmarks.cases.simulated_user import POLICIES
 from samkit.benchmarks.measure.machine import Machine, finished_run
-from samkit.benchmarks.record.rows import Absent, Row
+from samkit.benchmarks.record.rows import Row
 from samkit.benchmarks.record.run import Measured, Run, describe_export
 from samkit.command import show_progress
 from samkit.errors import OptionError, SamkitError
 from samkit.manifest import Export
 from samkit.precisions import BASE, PRECISIONS
 from samkit.runtime.backends import get_backend
-from samkit.runtime.backends.backend import Variant
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +63,7 @@ _UNSAID = (
 @click.option("--max-parity-hd95", type=click.FloatRange(min=0), metavar="MM",
               help="Largest HD95 of a mask against PyTorch's. Default: a voxel's longest edge.")  # fmt: skip
 @click.option("--tolerance-mm", default=AccuracySettings.tolerance_mm, show_default=True,
-              type=click.FloatRange(min=0, min_open=True),
-              help="How far apart two surfaces are one to NSD.")  # fmt: skip
+              type=click.FloatRange(0, min_open=True), help="How far apart two surfaces are one to NSD.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]), help="Of PyTorch.")
 @click.option("--threads", type=_COUNT, help="Of one operator on the CPU. Default: all cores.")
 @click.option("--server", metavar="URL",
@@ -95,8 +82,7 @@ def command(exports: tuple[Path, ...], backends: str | None, out: Path, **asked:
     """
     show_progress(quiet=False)
     named = [word.strip() for word in (backends or "").split(",") if word.strip()]
-    names = check_names(named) if named else default_backends(asked["device"])
-    settings = AccuracySettings(names, **asked)
+    settings = AccuracySettings(choose_backends(named, asked["device"]), **asked)
     if settings.server is not None and len(exports) > 1:
         raise OptionError(
             "{server} serves one export, and several are given; measure one at a time", options=("server",)
@@ -116,9 +102,8 @@ def command(exports: tuple[Path, ...], backends: str | None, out: Path, **asked:
 def measure_accuracy(exports: Sequence[Path], settings: AccuracySettings) -> Run:
     """Return a run with a row for each export, backend and policy, and for each detector.
 
-    Raises ManifestError for an export whose files changed, before anything else, PromptError for an export that knows
-    none of the policies. InputRefused for data that an export can't be measured on, and whatever keeps PyTorch's
-    originals from running, are raised where it is the only one; among several they are its row.
+    Raises ManifestError for an export whose files changed, before anything else, PromptError for one that knows none of
+    the policies. What keeps an export from being measured is raised where it is the only one, else it is its row.
     """
     started = datetime.now(UTC)
     backends = [get_backend(BACKENDS[name].backend) for name in settings.backends if name != TRITON]
@@ -135,8 +120,8 @@ def measure_accuracy(exports: Sequence[Path], settings: AccuracySettings) -> Run
                 if len(opened) == 1:
                     raise
                 log.warning("%s: %s", name, error)
-                original = Variant(BASELINE, BASE.name, settings.device)
-                rows.append(compared.absent(original, _UNSAID if settings.anonymous else error, is_failure=True))
+                why = _UNSAID if settings.anonymous else error
+                rows.append(compared.absent(compared.baseline, why, is_failure=True))
             else:
                 rows += found
                 notes += [f"{name}: {said}" for said in dict.fromkeys(remarks)]
@@ -153,21 +138,11 @@ def _compare(compared: Compared) -> tuple[list[Row], list[str]]:
     method, config, settings = compared.export.method, compared.export.config, compared.settings
     log.info("%s: opening %s", method.name, ", ".join(settings.backends))
     with ExitStack() as held:
-        baseline = open_baseline(compared, held)
-        others = [open_candidate(name, compared, held) for name in settings.backends if name != BASELINE]
-        candidates = [one for one in others if isinstance(one, Candidate)]
+        baseline, candidates, absent = open_all(compared, held)
         folder = settings.data and FolderCases(settings.data, method, config, settings.cases, label=settings.label)
         cases = folder or phantom_cases(method, config, settings.cases)
         rows, notes = compare(compared, baseline, candidates, cases)
-    rows += [*(one for one in others if isinstance(one, Absent)), *_left_out(compared)]
     remarks = folder.remarks if folder else []
     if settings.anonymous and remarks:
         remarks = [f"{len(remarks)} remarks on the files of the data are left out, because they may name somebody"]
-    return rows, [*remarks, *notes]
-
-
-def _left_out(compared: Compared) -> list[Absent]:
-    """Return a row for each backend that nobody asked for and that tables have a column for."""
-    asked = compared.settings.backends
-    left_out = [one for name, one in BACKENDS.items() if name not in asked and one.device == "cuda"]
-    return [compared.absent(variant, "not among --backends", is_failure=False) for variant in left_out]
+    return [*rows, *absent], [*remarks, *notes]

@@ -1,7 +1,5 @@
-"""One export: its baseline and its candidates over every case and policy, who answered what, noted in outcomes.
-
-The baseline is prompted first; each candidate then gets the same prompts, and what comes out is compared: outputs of
-graphs by `outputs`, masks here.
+"""One export over every case and policy: the baseline is prompted first, each candidate then gets the same prompts, and
+what comes out is compared and noted in outcomes: outputs of graphs by `outputs`, masks here.
 """
 
 from __future__ import annotations
@@ -65,11 +63,8 @@ def compare(
         )  # fmt: skip
     for one in candidates:
         _name_node(one, compared)
-    masks = [
-        opened.outcomes[policy].to_row(baseline.outcomes[policy], compared.settings.clicks)
-        for policy in policies
-        for opened in (baseline, *candidates)
-    ]
+    pairs = [(one.outcomes, policy) for policy in policies for one in (baseline, *candidates)]
+    masks = [outcomes[policy].to_row(baseline.outcomes[policy], compared.settings.clicks) for outcomes, policy in pairs]
     return [*masks, *detectors], notes
 
 
@@ -152,11 +147,10 @@ class CandidateRun:
     def answer(self, prompting: Prompting, expected: Expected, originals: Mapping[str, Runner]) -> None:
         """Answer what PyTorch answered, and note how far off it is."""
         check, where = self._one.check, expected.where
-        if not self._is_live:
-            return
-        if prompting.refine and not check.sees_session:
+        if self._is_live and prompting.refine and not check.sees_session:
             self._is_live = False
             self._outcome.notes.append(f"{where}: a server takes no mask of its own as a prompt, so it stopped here")
+        if not self._is_live:
             return
         try:
             with check.expecting(where):

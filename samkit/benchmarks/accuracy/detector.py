@@ -36,9 +36,7 @@ class Detection:
         """By backend and slice, (n, 6) x0, y0, x1, y1, score, class [pixels]."""
 
     def show(self, case: Case, channels: np.ndarray, number: int) -> None:
-        """Show every slice that is not empty of the case of that number: `channels` (C, slices, H, W), 0..255, as a
-        session has them.
-        """
+        """Show what is not empty of the case of that number: `channels` (C, slices, H, W), 0..255, of a session."""
         for one in self._candidates:
             one.check.begin(one.outcomes[DETECTOR], number)
         truth = _truth(case)

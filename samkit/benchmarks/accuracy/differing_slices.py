@@ -12,10 +12,7 @@ MOST_PIXELS = 256
 
 
 def worst_slice(user: SimulatedUser, click: int, found: np.ndarray, reference: np.ndarray) -> WorstSlice:
-    """Return the slice with most differing voxels, or where there are none with most of PyTorch's mask.
-
-    `found` and `reference` are label maps of what is judged.
-    """
+    """Return the slice on which most voxels of two label maps differ, or where none do with most of PyTorch's mask."""
     case, view, place = user.case, user.view, user.place
     # Of a scan's sequences the last: lesions show best there
     shown = list(case.volumes.values())[-1].array if case.picture is None else case.picture

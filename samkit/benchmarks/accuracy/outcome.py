@@ -1,9 +1,8 @@
 """What one backend did with all cases by one policy, what was too far from PyTorch, and the row that becomes of it.
 
-A row's figures are of the last click that each case got, which `clicks_done` tells, in the order of `cases`: a server
-that takes no mask as a prompt, or a backend that failed, stopped sooner than PyTorch, and its figures are like those
-that PyTorch had then. The parity is against PyTorch float32 at the same clicks, the worst of all. `relative_error` is
-of outputs of graphs, with errors built up over a session where its calls are seen, and on PyTorch's own inputs where a
+A row's figures are of the last click that each case got, which `clicks_done` tells: a server that takes no mask as a
+prompt, or a backend that failed, stopped sooner than PyTorch, and its figures are like those that PyTorch had then.
+`relative_error` has errors built up over a session where its calls are seen, and is on PyTorch's own inputs where a
 server hides them. `clicks_to` is of clicks on the backend's own errors, as a reader would set them, so that
 `click_drift` says what another mask does to the work; cases that it was not clicked on to the end are in neither.
 """

@@ -21,8 +21,6 @@ from samkit.runtime.backends.runner import Closing, Runner
 from samkit.tensors import Tensor, on_host
 
 T = TypeVar("T", bound=Tensor)
-SESSION = "the session"
-"""What is to blame where no graph can be told."""
 _FLAGS = ("point_labels", "has_mask_input")
 """Inputs that mean something else at half their value."""
 
@@ -77,8 +75,7 @@ class Recording:
 class OutputCheck:
     """Compares the calls of a candidate, as they come, with those of the originals at the same places.
 
-    What is found goes to the outcome that was begun last: the largest relative error of each graph's outputs, and the
-    first call beyond its tolerance.
+    The largest error of each graph, and the first call beyond its tolerance, go to the outcome that was begun last.
     """
 
     def __init__(
@@ -114,18 +111,12 @@ class OutputCheck:
             self._left = None
 
     def take(self, call: GraphCall) -> None:
-        """Compare one call, if it is of the same place: one graph, or two that do one work, outputs of one shape."""
+        """Compare one call, if it is of the same place: of a graph that does the same work, outputs of one shape."""
         if self._left is None:
             return
-        expected = self._left.pop(0) if self._left else None
-        if (
-            expected is not None
-            and self._graphs[call.graph].official == expected.graph
-            and all(
-                name in expected.outputs and value.shape == expected.outputs[name].shape
-                for name, value in call.outputs.items()
-            )
-        ):
+        expected = self._left.pop(0) if self._left else GraphCall("none", {}, {})
+        ours, theirs = ({name: value.shape for name, value in one.outputs.items()} for one in (call, expected))
+        if self._graphs[call.graph].official == expected.graph and ours.items() <= theirs.items():
             self.compare(call, expected, self._where)
         else:
             self.diverged, self._left = self._where, None
@@ -140,10 +131,9 @@ class OutputCheck:
             errors[call.graph] = float(np.maximum(errors.get(call.graph, 0.0), error))  # nan stays
             # `not <=`, because nan must fail
             if not error <= limit and self._outcome.broken_call is None:
-                found = (
-                    f"{name} has a relative error of {error:.1e} against PyTorch's{how}, needed is at most {limit:.0e}"
-                )
-                self._outcome.fail(Deviation(where, call.graph, found, call), self._case)
+                found = f"{name} has a relative error of {error:.1e} against PyTorch's{how}"
+                broken = Deviation(where, call.graph, f"{found}, needed is at most {limit:.0e}", call)
+                self._outcome.fail(broken, self._case)
 
     def compare_apart(self, originals: Mapping[str, Runner], runners: Mapping[str, Runner], where: str) -> None:
         """Run graphs on what the `originals` were given, and compare.
@@ -181,7 +171,7 @@ class OutputCheck:
         A server's graphs alone are compared, not what led to them, so there it is the session.
         """
         errors = self._outcome.relative_error if self.sees_session else {}
-        return max(errors, key=lambda name: errors[name] / self._limits[name], default=SESSION)
+        return max(errors, key=lambda name: errors[name] / self._limits[name], default="the session")
 
 
 def _probes(

@@ -55,8 +55,7 @@ class Case:
     @property
     def target(self) -> np.ndarray:
         """Return all that is to be found, of whatever structure, as one mask."""
-        found: np.ndarray = np.any(list(self.targets.values()), axis=0)
-        return found
+        return np.any(list(self.targets.values()), axis=0)
 
     def view(self, plane: str = "") -> PlaneView:
         """Return its volumes as slices of `plane`, by default of its own."""

@@ -38,9 +38,9 @@ class FolderCases:
     """What of a folder a method can be measured on; each case is read when it is asked for."""
 
     def __init__(self, folder: Path, method: Method, config: Any, most: int, *, label: int | None = None) -> None:
-        """Find the cases by names and headers; `label` is the value of a label that counts, else every one above 0.
+        """Find the cases by names and headers, of which `most` are taken, spread evenly over the folder; one that can't
+        be used gives its place to another. `label` is the value of a label that counts, else every one above 0.
 
-        At most `most` are taken, spread evenly over the folder; one that can't be used gives its place to another.
         Raises InputRefused where there is nothing of the method's kind.
         """
         self._folder, self._method, self._most, self._label = folder, method, most, label
@@ -112,7 +112,7 @@ class FolderCases:
             self.remarks.append(f"label values 1 to {len(structures)} are taken for {taken}")
         candidates: list[_Candidate] = []
         for number, case in enumerate(found.cases, start=1):
-            read = partial(self._read_slices, case, found.names, method)
+            read = partial(self._read_slices, case, found.names)
             # Organs of one picture have nothing to do with each other, as parts of one organ in a label have
             if case.label_values and len(found.names) > 1 and not structures:
                 values = sorted({value for value in case.label_values if self._label in (None, value)})
@@ -137,22 +137,18 @@ class FolderCases:
             "pixels of pictures have no known size: what is called mm here is pixels, NSD's tolerance, too"
         )
 
-    def _read_slices(
-        self, case: SliceCase, names: tuple[str, ...], method: SliceMethod, label: int | None, name: str
-    ) -> Case:
+    def _read_slices(self, case: SliceCase, names: tuple[str, ...], label: int | None, name: str) -> Case:
         loaded = case.load()
         if not case.plane:
             (picture,), (labels,) = loaded.images, loaded.labels
             if loaded.boxes is not None:
                 return Case(name, {}, {}, picture=picture, boxes=loaded.boxes[0])
             return Case(name, {}, self._targets(labels, names, label), picture=picture)
-        # The session scales and cuts by itself, so it gets the scans as they are; of training's slices the labels are
-        # used
+        # The session scales and cuts by itself, so it gets the scans as they are, and the labels are training's
         scans = zip(self._sequences or ("",), case.images, strict=True)
         volumes = {sequence: read_scan(path).volume for sequence, path in scans}
-        scan = Case(name, volumes, {}, method.plane)
-        labels = scan.view(case.plane).volume(loaded.labels)
-        return replace(scan, targets=self._targets(labels, names, label))
+        scan = Case(name, volumes, {}, case.plane)
+        return replace(scan, targets=self._targets(scan.view().volume(loaded.labels), names, label))
 
     def _targets(self, labels: np.ndarray, names: tuple[str, ...], label: int | None) -> dict[str, np.ndarray]:
         """Return a case's targets; raises InputRefused where there is nothing to prompt."""

@@ -20,11 +20,10 @@ from samkit.sequences import sequence_of
 ACCURACY_SEED = 900_000
 """The first of the phantoms that accuracy is measured on; no training, export or demonstration has seen them."""
 COST_SEED = 7
-_HEAD = (176, 208, 176)
+_HEAD = (176, 208, 176)  # as large as a clinical scan
 COST_SHAPES: Mapping[str | None, Index] = {None: _HEAD, "full": (96, 96, 96), "small": _HEAD, "tiny": (48, 48, 48)}
-"""Voxels of a cost case, of 1 mm, by the size of the network, None for a checkpoint's. That of `small` is as large as a
-clinical head scan. That of `full` fits into half a patch: masks of random weights reach everywhere, and on a larger
-scan would lead every click to many crops."""
+"""Voxels of a cost case, of 1 mm, by the size of the network, None for a checkpoint's. That of `full` fits into half a
+patch: masks of random weights reach everywhere, and on a larger scan would lead every click to many crops."""
 
 _SIDE, _STRUCTURES_SIDE = 96, 128
 """Voxels of 1 mm along each axis of a phantom for accuracy, as the demonstration weights know them."""
@@ -37,9 +36,9 @@ _SHOWN: Mapping[str, str] = {str(sequence_of(name)): name for name in SEQUENCES}
 def phantom_cases(method: Method, config: Any, count: int) -> Iterator[Case]:
     """Yield `count` phantoms as the method takes them, of the seeds ACCURACY_SEED and on.
 
-    What is to be found is the largest lesion where the method is prompted, all lesions where it looks for them by
-    itself, and the structures where it has names for them. Methods that go through every slice get thick ones. Raises
-    InputRefused for a sequence that phantoms do not have.
+    What is to be found is the largest lesion, all lesions where the method looks by itself, and the structures where it
+    has names for them. Methods that look by themselves get thick slices. Raises InputRefused for a sequence that
+    phantoms do not have.
     """
     names = method.structures(config)
     side = _STRUCTURES_SIDE if names else _SIDE
@@ -69,9 +68,8 @@ def cost_case(method: Method, config: Any, shape: Index) -> Case:
 def with_clicks(case: Case, session: Any, method: Method, clicks: int) -> Case:
     """Return a cost case with at most so many clicks, each in the middle of the worst error that `session` has left.
 
-    They are simulated once and given to every session that is measured: no time of a simulation lies between them. They
-    are all in the target's slice where the method is one of slices, and none where it takes no points. The session
-    holds the case afterwards. Raises SamkitError where there is no error to click on.
+    They are simulated once, so that no time of a simulation is measured: all in the target's slice, of a method of
+    slices, and none where it takes no points. Raises SamkitError where there is no error to click on.
     """
     session.set_image(case.image)
     if "point" not in method.prompts:
@@ -90,15 +88,11 @@ def with_clicks(case: Case, session: Any, method: Method, clicks: int) -> Case:
 
 def click_on(session: Any, point: Point) -> np.ndarray:
     """Return the whole mask after a click."""
-    mask: np.ndarray = session.click(point.index, point.label == FOREGROUND, structure=point.structure).mask
-    return mask
+    return session.click(point.index, point.label == FOREGROUND, structure=point.structure).mask
 
 
 def _make(method: Method, config: Any, seed: int, shape: Index, grey: str) -> tuple[Case, np.ndarray]:
-    """Return a phantom without targets, and its objects: structures where the method names any.
-
-    Objects are a volume of 0 and of each one's number. A method of one grey volume gets the sequence `grey`.
-    """
+    """Return a phantom without targets, of the sequence `grey` if one is taken, and the numbers of its objects."""
     plane = method.plane if isinstance(method, SliceMethod) else ""
     if method.structures(config):
         volume, objects = make_structures(seed, shape)
@@ -118,8 +112,7 @@ def _make(method: Method, config: Any, seed: int, shape: Index, grey: str) -> tu
 
 def _largest(objects: np.ndarray) -> np.ndarray:
     """Return the mask of the object with the most voxels."""
-    found: np.ndarray = objects == 1 + int(np.bincount(objects.ravel())[1:].argmax())
-    return found
+    return objects == 1 + int(np.bincount(objects.ravel())[1:].argmax())
 
 
 def brighter(case: Case, number: int) -> Case:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import median
+from typing import TypeAlias
 
 from samkit.benchmarks.record.figures import interval, number, overlap
 from samkit.benchmarks.record.rows import Absent, AccuracyRow, LatencyRow, LoadRow
@@ -13,17 +13,8 @@ from samkit.benchmarks.record.run import Run
 from samkit.benchmarks.report.table import backend_of, is_eager, method_of, part_of, worst_of
 from samkit.benchmarks.report.tables import graph_ratios
 
-
-@dataclass(frozen=True)
-class Card:
-    """A run at a glance."""
-
-    headline: str
-    lines: tuple[str, ...]
-    state: str = ""
-    """good, bad, or empty where nothing was judged."""
-    settled: bool | None = None
-    """None where nothing was timed."""
+Card: TypeAlias = tuple[str, list[str], str]
+"""Headline, lines, and state: good, bad, or empty where nothing was judged."""
 
 
 def card_of(run: Run) -> Card:
@@ -41,11 +32,11 @@ def card_of(run: Run) -> Card:
     ran = {backend_of(row) for row in run.rows if not isinstance(row, Absent)}
     if missing := {backend_of(row) for row in absent if not row.is_failure} - ran:
         lines.append(f"not run: {missing.pop() if len(missing) == 1 else f'{len(missing)} backends'}")
-    return Card(headline, tuple(lines), state, None if run.kind == "accuracy" else run.machine.get("settled"))
+    return headline, lines, state
 
 
-def _accuracy(rows: Sequence[AccuracyRow], lost: int, data: str) -> tuple[str, list[str], str]:
-    """Return headline, lines and state; `lost` rows more were to be compared, and failed before they could be."""
+def _accuracy(rows: Sequence[AccuracyRow], lost: int, data: str) -> Card:
+    """Return the card of rows; `lost` more were to be compared, and failed before they could be."""
     compared = [row for row in rows if not is_eager(row)]
     if not compared:
         return "Nothing was compared", [], "bad"
@@ -61,7 +52,7 @@ def _accuracy(rows: Sequence[AccuracyRow], lost: int, data: str) -> tuple[str, l
     return f"Gate passed in all {len(compared)} rows", lines, "good"
 
 
-def _latency(rows: Sequence[LatencyRow]) -> tuple[str, list[str], str]:
+def _latency(rows: Sequence[LatencyRow]) -> Card:
     lines = [f"{len(rows)} rows of {len(set(map(method_of, rows)))} methods"]
     medians = {name: median(ratio for ratio, _ in ratios) for name, ratios in graph_ratios(rows).items() if ratios}
     if medians:
@@ -78,7 +69,7 @@ def _latency(rows: Sequence[LatencyRow]) -> tuple[str, list[str], str]:
     return f"A click takes {' to '.join(ends)} ms", [f"the median of each method, with {quickest}", *lines], ""
 
 
-def _load(rows: Sequence[LoadRow]) -> tuple[str, list[str], str]:
+def _load(rows: Sequence[LoadRow]) -> Card:
     scaled = [(row, row.scaling.exponent) for row in rows if row.scaling is not None]
     growth = [
         f"{row.identity.method}: {part_of(row)}: exponent {interval(exponent)}"

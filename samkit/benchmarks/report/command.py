@@ -1,8 +1,7 @@
 """`sam-bench report`: one HTML file of any runs, made of their JSON alone, which asks no other host for anything.
 
-What is read first stands on top: what ran, whether the gate passed, how far from PyTorch, whether the machine was
-settled. Then one section for each run: plots, tables, and for each case the slice with the largest disagreement.
-Everything that comes from a run is escaped; a policy in the page forbids it scripts and every address.
+What is read first stands on top, then one section for each run. Everything that comes from a run is escaped; a policy
+in the page forbids it scripts and every address.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from samkit.benchmarks.report.plots import plots_of
 from samkit.benchmarks.report.table import failures
 from samkit.benchmarks.report.tables import definitions, facts, summary_tables
 from samkit.errors import MissingDependencyError
+from samkit.extras import how_to_install
 from samkit.protocols.papers import FOLDER
 
 _MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_|<>#"} | {"\n": " "})
@@ -61,16 +61,11 @@ def render(runs: Sequence[Run], papers: Path | None = None) -> str:
     Raises InputRefused where a picture in a run, or a file in `papers`, is none, and MissingDependencyError without
     Jinja2 or Matplotlib.
     """
+    cases = [list(cases_of(run, f"run-{place}")) for place, run in enumerate(runs, 1)]
     exports = [export for run in runs for export in run.exports]
-    demonstrated = [one for one in exports if one.get("demonstration") or one.get("weights") == "demonstration"]
-    return _fill(
-        "report.html.j2",
-        runs,
-        papers,
-        cases=[list(cases_of(run, f"run-{place}")) for place, run in enumerate(runs, 1)],
-        demonstrated=dict.fromkeys(export["method"] for export in demonstrated),
-        random=dict.fromkeys(export["method"] for export in exports if export.get("weights") == "random"),
-    )
+    demo = [one["method"] for one in exports if one.get("demonstration") or one.get("weights") == "demonstration"]
+    random = [one["method"] for one in exports if one.get("weights") == "random"]
+    return _fill("report.html.j2", runs, papers, cases=cases, demonstrated=demo, random=random)
 
 
 def markdown(runs: Sequence[Run], papers: Path | None = None) -> str:
@@ -85,7 +80,7 @@ def _fill(template: str, runs: Sequence[Run], papers: Path | None, **more: Any) 
     try:
         import jinja2
     except ImportError as error:
-        raise MissingDependencyError("the report needs Jinja2; pip install 'samkit[bench]'") from error
+        raise MissingDependencyError(f"the report needs Jinja2; {how_to_install('bench')}") from error
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=jinja2.select_autoescape(["html.j2"]),

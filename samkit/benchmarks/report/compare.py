@@ -104,14 +104,12 @@ def compare_runs(before: Run, after: Run, *, noise: float = NOISE, different_mac
     apart, OptionError for timings of different machines unless `different_machines`.
     """
     if before.kind != after.kind:
-        raise InputRefused(
-            "two-kinds", f"one run is of {before.kind}, the other of {after.kind}", "give two runs of one kind"
-        )
+        kinds = f"one run is of {before.kind}, the other of {after.kind}"
+        raise InputRefused("two-kinds", kinds, "give two runs of one kind")
     if before.kind == "accuracy" and before.data != after.data:
-        raise InputRefused(
-            "two-data-sets", f"one run was measured on {before.data}, the other on {after.data}", "measure both on one"
-        )
-    differences = "; ".join(machine_differences(before, after))
+        data = f"one run was measured on {before.data}, the other on {after.data}"
+        raise InputRefused("two-data-sets", data, "measure both on one")
+    differences = "; ".join(_machine_differences(before, after))
     if differences and before.kind != "accuracy" and not different_machines:
         raise OptionError(
             f"timings of different machines say nothing of the software ({differences}); measure both on one machine, "
@@ -127,8 +125,7 @@ def compare_runs(before: Run, after: Run, *, noise: float = NOISE, different_mac
     return sorted(changes, key=lambda change: (VERDICTS.index(change.verdict), -change.size, change.row, change.figure))
 
 
-def machine_differences(before: Run, after: Run) -> list[str]:
-    """Return in what the machines of two runs differ that timings depend on."""
+def _machine_differences(before: Run, after: Run) -> list[str]:
     ours, theirs = (
         {key: run.machine.get(key) for key in ("processor", "cores", "threads", "device")}
         | {"gpus": ", ".join(str(gpu.get("name")) for gpu in run.machine.get("gpus") or ()) or "none"}
@@ -137,16 +134,12 @@ def machine_differences(before: Run, after: Run) -> list[str]:
     return [f"{key} {ours[key]} and {theirs[key]}" for key in ours if ours[key] != theirs[key]]
 
 
-# --- One row ---
-
-
 def _by_identity(run: Run) -> Rows:
     found: Rows = {}
     for row in run.rows:
         if (key := row.identity.key()) in found:
-            raise InputRefused(
-                "double-row", f"two rows of {run.command_line} are both {_name(row)}", "measure each of them once"
-            )
+            double = f"two rows of {run.command_line} are both {_name(row)}"
+            raise InputRefused("double-row", double, "measure each of them once")
         found[key] = row
     return found
 
@@ -171,20 +164,25 @@ def _lone(rows: Rows, others: Rows, verdict: str, where: str) -> Iterator[Change
 def _compare(before: Row, after: Row, noise: float) -> Iterator[Change]:
     """Yield what became of each figure that both rows have."""
     name = _name(before)
-    if isinstance(after, Absent):
+    if isinstance(before, Absent) or isinstance(after, Absent):
+        whys = [f"{row.word.replace('_', ' ')}: {row.reason}" for row in (before, after) if isinstance(row, Absent)]
         if not isinstance(before, Absent):
-            why = f"{after.word.replace('_', ' ')}: {after.reason}"
-            yield Change(name, "", WORSE, f"was measured, and now {why}", math.inf)
-    elif isinstance(before, Absent):
-        why = f"{before.word.replace('_', ' ')}: {before.reason}"
-        yield Change(name, "", NEW, f"is measured now, and was {why}", 0.0)
+            yield Change(name, "", WORSE, f"was measured, and now {whys[0]}", math.inf)
+        elif not isinstance(after, Absent):
+            yield Change(name, "", NEW, f"is measured now, and was {whys[0]}", 0.0)
     elif isinstance(before, AccuracyRow) and isinstance(after, AccuracyRow):
         yield from _accuracy(name, before, after, noise)
     elif not isinstance(before, AccuracyRow) and not isinstance(after, AccuracyRow):
         yield from _times(name, before, after, noise)
         yield from _figures(name, before, after, noise)
-        if isinstance(before, LoadRow) and isinstance(after, LoadRow):
-            yield from _load(name, before, after, noise)
+    if isinstance(before, LoadRow) and isinstance(after, LoadRow):
+        failed = [sum(row.errors.values()) for row in (before, after)]
+        if any(failed):
+            yield _step(name, "errors", failed[0], failed[1], -1, 0)
+        if before.scaling is not None and after.scaling is not None:
+            old, new = before.scaling.exponent, after.scaling.exponent
+            apart = new.low > old.high + noise or new.high < old.low - noise
+            yield _step(name, "exponent", old.value, new.value, -1, 0 if apart else math.inf)
 
 
 def _times(name: str, before: LatencyRow | LoadRow, after: LatencyRow | LoadRow, noise: float) -> Iterator[Change]:
@@ -198,8 +196,8 @@ def _times(name: str, before: LatencyRow | LoadRow, after: LatencyRow | LoadRow,
             continue
         ratio = percentile_ratio(theirs, ours, percent)
         verdict = WORSE if ratio.low > 1 + noise else BETTER if ratio.high < 1 - noise else SAME
-        words = f"{number(find(before, key))} to {number(find(after, key))}, "
-        words += f"{ratio.value:.2f} times [{ratio.low:.2f}, {ratio.high:.2f}]"
+        ends = f"{number(find(before, key))} to {number(find(after, key))}"
+        words = f"{ends}, {ratio.value:.2f} times [{ratio.low:.2f}, {ratio.high:.2f}]"
         yield Change(name, FIGURES[key].name, verdict, words, abs(ratio.value - 1))
 
 
@@ -215,16 +213,6 @@ def _figures(name: str, before: Row, after: Row, noise: float) -> Iterator[Chang
                 margin = noise * abs(old) if figure.rounding is None else figure.rounding
                 title = f"{figure.name}, {part}" if part else figure.name
                 yield _step(name, title, old, new, figure.sign, margin)
-
-
-def _load(name: str, before: LoadRow, after: LoadRow, noise: float) -> Iterator[Change]:
-    failed = [sum(row.errors.values()) for row in (before, after)]
-    if any(failed):
-        yield _step(name, "errors", failed[0], failed[1], -1, 0)
-    if before.scaling is not None and after.scaling is not None:
-        old, new = before.scaling.exponent, after.scaling.exponent
-        apart = new.low > old.high + noise or new.high < old.low - noise
-        yield _step(name, "exponent", old.value, new.value, -1, 0 if apart else math.inf)
 
 
 def _step(name: str, title: str, before: float, after: float, sign: int, margin: float) -> Change:

@@ -25,10 +25,8 @@ from samkit.json_records import find
 TARGETS = ("0.80", "0.85", "0.90")
 FIRST = ("dice", "nsd", "hd95_mm", "volume_error_ml")
 """Metrics of the first table against the truth; the others are details."""
-FEW_CASES = 5
-"""Cases below which the interval of a mean is little more than the least and the greatest."""
-FEW = 3
-"""Samples below which a ratio has no interval."""
+FEW_CASES, FEW_SAMPLES = 5, 3
+"""Below which the interval of a mean is little more than the least and the greatest, and a ratio has no interval."""
 
 
 def tables_of(run: Run) -> list[Table]:
@@ -75,36 +73,25 @@ def _written(row: Row, *keys: str) -> dict[str, str]:
 
 
 def _accuracy(entries: Sequence[Entry]) -> Iterator[Table | None]:
-    masks = [one for one in entries if is_masks(one.row)]
+    masks = [one for one in entries if one.row.identity.graph != DETECTOR]
     compared = [one for one in masks if is_compared(one.row)]
-    yield table.pivot(
-        "Masks against PyTorch float32: worst Dice (most voxels that differ) of all cases and clicks",
-        compared, _parity_cell, _parity_notes(compared),
-    )  # fmt: skip
+    title = "Masks against PyTorch float32: worst Dice (most voxels that differ) of all cases and clicks"
+    yield table.pivot(title, compared, _parity_cell, _parity_notes(compared))
     yield table.listing("Masks against PyTorch float32: all measures at worst", compared, _parity_line, detail=True)
     others = [key for key in METRICS if key not in FIRST]
-    yield _truth("Masks against the truth", masks, FIRST)
-    yield _truth(
-        "Masks against the truth: other overlaps", masks, [k for k in others if METRICS[k].write is share], detail=True
-    )
-    yield _truth(
-        "Masks against the truth: other distances and sizes", masks, [k for k in others if METRICS[k].unit], detail=True
-    )
+    yield _truth("", masks, FIRST)
+    yield _truth(": other overlaps", masks, [key for key in others if METRICS[key].write is share], detail=True)
+    yield _truth(": other distances and sizes", masks, [key for key in others if METRICS[key].unit], detail=True)
     title = "Clicks to reach a Dice: median of the cases that did, and how many did"
     yield table.listing(title, masks, _clicks_line, is_short=True)
-    boxes = [one for one in entries if not is_masks(one.row)]
+    boxes = [one for one in entries if one.row.identity.graph == DETECTOR]
     title = "Detector: mean average precision against boxes of the truth"
     yield table.listing(title, boxes, _detector_line, _failed(boxes))
 
 
-def is_masks(row: Row) -> bool:
-    """Return whether a row is of masks, and not of a detector's boxes."""
-    return row.identity.graph != DETECTOR
-
-
 def is_compared(row: Row) -> bool:
     """Return whether a row is of masks that are compared with PyTorch's."""
-    return is_masks(row) and not (is_eager(row) and measured(row))
+    return row.identity.graph != DETECTOR and not (is_eager(row) and measured(row))
 
 
 def _last_clicks(row: AccuracyRow) -> str:
@@ -153,13 +140,11 @@ def _parity_line(entry: Entry) -> dict[str, str]:
 
 
 def _detector_line(entry: Entry) -> dict[str, str]:
-    boxes = {"boxes against PyTorch's: worst Dice": overlap(entry.row.parity.dice)}
-    return _written(entry.row, "map50", "map50_95") | boxes
+    dice = overlap(entry.row.parity.dice)
+    return {**_written(entry.row, "map50", "map50_95"), "boxes against PyTorch's: worst Dice": dice}
 
 
 def _truth(title: str, entries: Sequence[Entry], keys: Sequence[str], *, detail: bool = False) -> Table | None:
-    """Return a table of metrics against the truth."""
-
     def line(entry: Entry) -> dict[str, str]:
         figures = entry.row.figures
         cases = {"cases": number(len(entry.row.cases)), "after click": _last_clicks(entry.row)}
@@ -171,11 +156,10 @@ def _truth(title: str, entries: Sequence[Entry], keys: Sequence[str], *, detail:
         "differs from PyTorch as printed. Distances are infinite where one of two masks is empty; those cases are "
         "counted and left out of the mean"
     ]
+    few = f"of fewer than {FEW_CASES} cases the interval is little more than the least and the greatest of them"
     if any(0 < len(one.row.cases) < FEW_CASES and line(one) for one in entries if measured(one.row)):
-        notes.append(
-            f"of fewer than {FEW_CASES} cases the interval is little more than the least and the greatest of them"
-        )
-    return table.listing(title, entries, line, notes, detail=detail, is_short=True)
+        notes.append(few)
+    return table.listing(f"Masks against the truth{title}", entries, line, notes, detail=detail, is_short=True)
 
 
 def _mean(key: str, found: Summary) -> str:
@@ -202,12 +186,10 @@ def _clicks(counts: Sequence[int | None] | None) -> str:
 
 def _latency(entries: Sequence[Entry]) -> Iterator[Table | None]:
     for part, title in (("graph", "Time of each graph"), ("stage", "Time that a reader waits, by stage")):
-        of_part = [one for one in entries if getattr(one.row.identity, part) is not None]
+        found = [one for one in entries if getattr(one.row.identity, part) is not None]
         note = "in brackets: times PyTorch eager float32, of medians"
-        yield table.pivot(f"{title}: median [ms]", of_part, _median_cell, [note], part=part)
-        yield table.listing(
-            f"{title}: percentiles", of_part, _times_line, _times_notes(of_part), part=part, detail=True
-        )
+        yield table.pivot(f"{title}: median [ms]", found, _median_cell, [note], part=part)
+        yield table.listing(f"{title}: percentiles", found, _times_line, _times_notes(found), part=part, detail=True)
 
 
 def _median_cell(entry: Entry) -> str:
@@ -230,7 +212,7 @@ def _ratio(entry: Entry) -> str:
     if not (ours and theirs):
         return NONE
     ratio = percentile_ratio(ours, theirs)
-    return number(ratio.value) if min(len(ours), len(theirs)) < FEW else interval(ratio.rounded())
+    return number(ratio.value) if min(len(ours), len(theirs)) < FEW_SAMPLES else interval(ratio.rounded())
 
 
 def _times_notes(entries: Sequence[Entry]) -> Iterator[str]:
@@ -244,7 +226,8 @@ def _times_notes(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _load(entries: Sequence[Entry]) -> Iterator[Table | None]:
-    levels = sorted((one for one in entries if not _is_growth(one.row)), key=_level)
+    levels = [one for one in entries if not _is_growth(one.row)]
+    levels.sort(key=lambda one: (one.row.identity.method, str(one.row.identity.mode), one.row.identity.sessions or 0))
     pauses = [
         f"think: a reader looks for {number(pause)} s on average before the next click"
         for pause in sorted({one.row.identity.think_s for one in levels if one.row.identity.think_s})
@@ -257,11 +240,6 @@ def _load(entries: Sequence[Entry]) -> Iterator[Table | None]:
 def _is_growth(row: Row) -> bool:
     """Return whether a row is of how a cost grows; one without figures tells by its stage."""
     return (isinstance(row, LoadRow) and row.scaling is not None) or " over " in str(row.identity.stage)
-
-
-def _level(entry: Entry) -> tuple[str, str, int]:
-    who = entry.row.identity
-    return who.method, str(who.mode), who.sessions or 0
 
 
 def _level_line(entry: Entry) -> dict[str, str]:

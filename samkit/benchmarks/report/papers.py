@@ -51,10 +51,8 @@ def _beside(paper: Paper, runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
 
 def _ours(key: str, runs: Sequence[Run], method: str) -> Iterator[str]:
     """Yield our own figure of a metric, of each run and policy."""
-    for run in runs:
-        for row in run.rows:
-            if not isinstance(row, AccuracyRow) or row.identity.method != method or not is_eager(row):
-                continue
+    for run, row in ((one, row) for one in runs for row in one.rows):
+        if isinstance(row, AccuracyRow) and row.identity.method == method and is_eager(row):
             if key in DETECTOR_METRICS and (value := getattr(row, key)) is not None:
                 yield f"{run.data}: {share(value)}"
             elif key in row.figures:
@@ -66,12 +64,9 @@ def _printed(paper: Paper, table: PaperTable) -> Table:
     for column in table.columns:
         if column.why:
             doubts.setdefault(column.why, []).append(column.title)
-    named = [f"{', '.join(doubted)}: {why}" for why, doubted in doubts.items()]
-    count = f"n = {table.n}" if table.n else "n not given"
-    return Table(
-        f"{paper.method}, table {table.number}: {table.caption}",
-        tuple(column.title for column in table.columns),
-        tuple(tuple(NONE if cell is None else cell for cell in row) for row in table.rows),
-        (paper.citation, f"{table.data}; {count}", *([table.note] if table.note else []), *named),
-        detail=True,
-    )
+    doubted = [f"{', '.join(titles)}: {why}" for why, titles in doubts.items()]
+    data = f"{table.data}; {f'n = {table.n}' if table.n else 'n not given'}"
+    notes = (paper.citation, data, *filter(None, [table.note]), *doubted)
+    columns = tuple(column.title for column in table.columns)
+    rows = tuple(tuple(NONE if cell is None else cell for cell in row) for row in table.rows)
+    return Table(f"{paper.method}, table {table.number}: {table.caption}", columns, rows, notes, detail=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,8 +46,8 @@ class PicturedCase:
     method: str
     backend: str
     worst: WorstSlice
-    others: str
-    """What the other rows of the case say."""
+    others: Mapping[str, int]
+    """How many voxels differ in the other rows of the case."""
     image: str
     size: tuple[int, int]
     """Width and height [pixels]."""
@@ -67,40 +67,23 @@ def cases_of(run: Run, name: str) -> Iterator[PicturedCase]:
         if len({picture.size for picture in pictures}) > 1:
             raise InputRefused("no-picture", f"the pictures of {case} have several sizes", "measure the run again")
         image, *masks = pictures
-        mask, export = (np.asarray(picture.convert("L")) > 127 for picture in masks)
+        panels = _panels(*(np.asarray(picture.convert("L")) > 127 for picture in masks), flipped=worst.flipped)
+        # Each of the others on its own worst slice
+        others = {_row_words(other): one.flipped for other, one in entries if other is not row}
         yield PicturedCase(
-            id=f"{name}-slice-{place}",
-            method=method,
-            backend=_row_words(row),
-            worst=worst,
-            others=_others([(other, one) for other, one in entries if other is not row]),
-            image=to_png(image),
-            size=image.size,
-            panels=_panels(mask, export, worst.flipped),
+            f"{name}-slice-{place}", method, _row_words(row), worst, others, to_png(image), image.size, panels
         )
-
-
-def _others(entries: Sequence[tuple[AccuracyRow, WorstSlice]]) -> str:
-    """Return how many voxels differ in the other rows of a case, each on its own worst slice; empty without others."""
-    others = {_row_words(row): worst.flipped for row, worst in entries}
-    words = [f"{name}: {flipped}" for name, flipped in others.items() if flipped]
-    if same := [name for name, flipped in others.items() if not flipped]:
-        words.append(f"none in {', '.join(same)}")
-    return f"Elsewhere: {'; '.join(words)}." if words else ""
 
 
 def _row_words(row: AccuracyRow) -> str:
     return f"{backend_of(row)} ({row.identity.policy})" if row.identity.policy else backend_of(row)
 
 
-def _panels(mask: np.ndarray, export: np.ndarray, flipped: int) -> tuple[Panel, ...]:
+def _panels(mask: np.ndarray, export: np.ndarray, *, flipped: int) -> tuple[Panel, ...]:
     """Return the panels of PyTorch's mask and the export's, of which `flipped` voxels are said to differ."""
-    differing = mask ^ export
-    shown = np.count_nonzero(differing)
-    if shown == flipped:
-        title = "difference" if shown else "difference: none"
-    else:
-        # Beyond the picture's edge, or between two structures
+    shown = np.count_nonzero(mask ^ export)
+    title = "difference" if shown else "difference: none"
+    if shown != flipped:  # beyond the picture's edge, or between two structures
         title = f"difference: {shown} of {flipped} seen here"
     # Single pixels are made larger, so that a reader sees them on a large picture
     side = 2 * (max(mask.shape) // 150) + 1
@@ -113,7 +96,7 @@ def _panels(mask: np.ndarray, export: np.ndarray, flipped: int) -> tuple[Panel, 
         Panel("image"),
         Panel("PyTorch's mask", _overlay({MASK: mask})),
         Panel("the export's mask", _overlay({MASK: export})),
-        Panel(title, _overlay(alone, shade=SHADE, opacity=255), key, _box(differing)),
+        Panel(title, _overlay(alone, shade=SHADE, opacity=255), key, _box(mask ^ export)),
     )
 
 

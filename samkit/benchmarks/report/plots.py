@@ -12,7 +12,6 @@ import itertools
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from samkit.benchmarks.record.run import Run
 from samkit.benchmarks.record.statistics import mean_interval, spread
 from samkit.benchmarks.report.table import backend_of, by_backend, method_of, part_of
 from samkit.errors import MissingDependencyError
+from samkit.extras import how_to_install
 from samkit.json_records import find
 
 COLOURS: Mapping[str, str] = {
@@ -49,26 +49,19 @@ WIDTH = 11.0
 STYLE = Path(__file__).with_name("plots.mplstyle")
 
 
-@dataclass(frozen=True)
-class Plot:
-    """One picture of a section."""
+def plots_of(run: Run) -> list[tuple[str, str, str]]:
+    """Return title, caption and SVG text of each plot of a run, but of what has no figures.
 
-    title: str
-    caption: str
-    """How to read it."""
-    svg: str
-
-
-def plots_of(run: Run) -> list[Plot]:
-    """Return the plots of a run; none of what has no figures. Raises MissingDependencyError without Matplotlib."""
+    Raises MissingDependencyError without Matplotlib.
+    """
     try:
         from matplotlib import style
     except ImportError as error:
-        raise MissingDependencyError("plots need Matplotlib; pip install 'samkit[bench]'") from error
+        raise MissingDependencyError(f"plots need Matplotlib; {how_to_install('bench')}") from error
     measured = [row for row in run.rows if not isinstance(row, Absent)]
     with style.context(STYLE):
         return [
-            Plot(title, caption, _svg(draw(rows), name))
+            (title, caption, _svg(draw(rows), name))
             for name, title, caption, takes, draw in _PLOTS[run.kind]
             if (rows := list(filter(takes, measured)))
         ]
@@ -131,11 +124,10 @@ def _draw_times(rows: Sequence[LatencyRow]) -> Any:
             height += 1
         axes.axhline(height, color="#D0D0D0", linewidth=0.6)
         height += 1
-    axes.set_yticks(middles, list(groups))
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labeltop=True)
     axes.grid(visible=False, axis="y")
-    axes.set(ylim=(height - 0.5, -1), xlabel="time [ms], logarithmic")
+    axes.set(yticks=middles, yticklabels=groups, ylim=(height - 0.5, -1), xlabel="time [ms], logarithmic")
     _make_logarithmic(axes.xaxis)
     return _legend(figure, _backend_keys(rows, width=3), "upper")
 
@@ -239,21 +231,15 @@ def _make_logarithmic(axis: Any) -> None:
     """Make an axis logarithmic, with plain numbers at 1, 2 and 5 of each power of ten."""
     from matplotlib.ticker import LogLocator, NullLocator
 
+    def written(value: float, _: int) -> str:
+        size, unit = (1e6, "M") if value >= 1e6 else (1e3, "k") if value >= 1e4 else (1, "")
+        return f"{value / size:g}{unit}"
+
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 1e3 else (1.0,), numticks=30))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(lambda value, _: _short(value))
-
-
-def _short(value: float) -> str:
-    """Return a number as an axis has it.
-
-    >>> _short(0.05), _short(2000.0), _short(50000.0), _short(2e6)
-    ('0.05', '2000', '50k', '2M')
-    """
-    size, unit = (1e6, "M") if value >= 1e6 else (1e3, "k") if value >= 1e4 else (1, "")
-    return f"{value / size:g}{unit}"
+    axis.set_major_formatter(written)
 
 
 def _backend_keys(rows: Sequence[Row], **style: Any) -> list[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +29,6 @@ BACKENDS: Mapping[str, str] = {
 or by its name."""
 SETTINGS = ("policy", "threads", "batch", "points")
 """Fields of the identity that tell lines apart: those that differ between rows are columns, the others a sentence."""
-AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,6 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
-    """Sentences under it."""
     detail: bool = False
     """Whether a reader in a hurry can do without it."""
 
@@ -70,7 +68,7 @@ def pivot(
         if measured(one.row):
             words, fitting = cell(one), [head]
         else:
-            words = in_words(one.row.word)
+            words = spaced(one.row.word)
             fitting = [line for line in lines if all(a in (NONE, b) for a, b in zip(head, line, strict=True))]
         for line in fitting or [head]:
             lines.setdefault(line, {})[backend_of(one.row)] = words
@@ -122,14 +120,14 @@ def _heads(
 
 def _setting(row: Row, key: str) -> str:
     value = getattr(row.identity, key)
-    return NONE if value is None else in_words(str(value))
+    return NONE if value is None else spaced(str(value))
 
 
 # --- What rows are called ---
 
 
-def in_words(name: str) -> str:
-    """Return a name as a reader has it."""
+def spaced(name: str) -> str:
+    """Return a name as readers have it, with spaces."""
     return name.replace("_", " ")
 
 
@@ -157,7 +155,7 @@ def method_of(row: Row) -> str:
 
 def part_of(row: Row) -> str:
     """Return the graph or the stage of a row."""
-    return in_words(row.identity.graph or str(row.identity.stage))
+    return spaced(row.identity.graph or str(row.identity.stage))
 
 
 def by_backend(rows: Iterable[Row]) -> list[str]:
@@ -183,7 +181,7 @@ def reasons(rows: Sequence[Row]) -> Iterator[str]:
     without: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if isinstance(row, Absent):
-            without.setdefault((in_words(row.word), row.reason), []).append(row)
+            without.setdefault((spaced(row.word), row.reason), []).append(row)
     for (word, why), lost in without.items():
         backends = list(dict.fromkeys(map(backend_of, lost)))
         places = list(dict.fromkeys(f"{method_of(row)} {part_of(row)}" for row in lost))
@@ -192,6 +190,6 @@ def reasons(rows: Sequence[Row]) -> Iterator[str]:
         yield f"{word}: {', '.join(backends)}: {why}{'' if is_all else f' ({first})'}"
 
 
-def worst_of(rows: Sequence[AnyRow], key: str) -> AnyRow:
+def worst_of(rows: Sequence[Any], key: str) -> Any:
     """Return the first of the rows in which one of FIGURES is worst; nan is worse than anything."""
     return rows[int(np.argmin([FIGURES[key].sign * find(row, key) for row in rows]))]  # argmin takes the first nan

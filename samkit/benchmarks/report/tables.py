@@ -13,21 +13,8 @@ from samkit.benchmarks.record.figures import DETECTOR_METRICS, FIGURES, METRICS,
 from samkit.benchmarks.record.rows import Absent, AccuracyRow, LatencyRow, Row
 from samkit.benchmarks.record.run import Run
 from samkit.benchmarks.report.kinds import entries_of, is_compared, tables_of
-from samkit.benchmarks.report.table import (
-    Table,
-    backend_of,
-    by_backend,
-    in_words,
-    is_eager,
-    method_of,
-    part_of,
-    worst_of,
-)
+from samkit.benchmarks.report.table import Table, backend_of, by_backend, is_eager, method_of, part_of, spaced, worst_of
 from samkit.json_records import find
-
-WIDTH = 200
-"""Columns of a print that no terminal shows."""
-
 
 # --- What stands above the tables of a run ---
 
@@ -78,10 +65,8 @@ def _exports(exports: Iterable[Mapping[str, Any]]) -> str:
 
 def definitions() -> Table:
     """Return what each metric is."""
-    rows = tuple(
-        (metric.label, metric.unit or "share", metric.better or NONE, metric.definition, metric.source)
-        for metric in (*METRICS.values(), *DETECTOR_METRICS.values())
-    )
+    found = {**METRICS, **DETECTOR_METRICS}.values()
+    rows = tuple((one.label, one.unit or "share", one.better or NONE, one.definition, one.source) for one in found)
     return Table("What the metrics are", ("metric", "unit", "better", "definition", "source"), rows, detail=True)
 
 
@@ -92,17 +77,21 @@ def summary_tables(runs: Sequence[Run]) -> list[Table]:
     """Return what is read first: worst parity of each backend, and how much faster than PyTorch each is."""
     rows = [row for run in runs for row in run.rows]
     compared = [row for row in rows if row.kind == "accuracy" and is_compared(row)]
+    columns: tuple[str, ...] = (
+        "backend",
+        "gate",
+        "methods",
+        "worst Dice",
+        "most voxels that differ",
+        "worst HD95 [mm]",
+    )
+    lines = tuple(_parity_line(name, compared) for name in by_backend(compared))
+    parity = Table("Masks against PyTorch float32", columns, lines)
     timed = [row for row in rows if row.kind == "latency"]
-    parity = tuple(_parity_line(name, compared) for name in by_backend(compared))
-    speed = tuple(_speed_line(name, ratios, timed) for name, ratios in graph_ratios(timed).items())
-    measures = ("methods", "worst Dice", "most voxels that differ", "worst HD95 [mm]")
-    found = [
-        Table("Masks against PyTorch float32", ("backend", "gate", *measures), parity),
-        Table(
-            "Time of graphs, times PyTorch eager float32", ("backend", "graphs", "median", "fastest", "slowest"), speed
-        ),
-    ]
-    return [table for table in found if table.rows]
+    columns = ("backend", "graphs", "median", "fastest", "slowest")
+    lines = tuple(_speed_line(name, ratios, timed) for name, ratios in graph_ratios(timed).items())
+    speed = Table("Time of graphs, times PyTorch eager float32", columns, lines)
+    return [table for table in (parity, speed) if table.rows]
 
 
 def _parity_line(backend: str, rows: Sequence[Row]) -> tuple[str, ...]:
@@ -136,13 +125,10 @@ def graph_ratios(rows: Sequence[Row]) -> dict[str, list[tuple[float, str]]]:
 def _speed_line(backend: str, ratios: Sequence[tuple[float, str]], rows: Sequence[Row]) -> tuple[str, ...]:
     """Return how much faster or slower than PyTorch a backend is, over all graphs."""
     if not ratios:
-        words = [in_words(row.word) if isinstance(row, Absent) else "" for row in rows if backend_of(row) == backend]
+        words = [spaced(row.word) if isinstance(row, Absent) else "" for row in rows if backend_of(row) == backend]
         return (backend, words[0] if all(words) else "no ratio", NONE, NONE, NONE)
     ends = (f"{number(ratio, 2)}x ({where})" for ratio, where in (ratios[0], ratios[-1]))
     return (backend, str(len(ratios)), f"{number(median(ratio for ratio, _ in ratios), 2)}x", *ends)
-
-
-# --- On a terminal ---
 
 
 def show(run: Run) -> None:
@@ -154,7 +140,7 @@ def show(run: Run) -> None:
 
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
-        console.width = WIDTH
+        console.width = 200
     found = [*summary_tables([run]), *tables_of(run)]
     for table in found:
         if not table.detail:

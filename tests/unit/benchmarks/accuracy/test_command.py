@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from samkit.benchmarks import cli
+from samkit.benchmarks.accuracy import candidates
 from samkit.benchmarks.accuracy import command as accuracy
-from samkit.benchmarks.accuracy.candidates import BACKENDS, Compared, check_names, default_backends, open_candidate
+from samkit.benchmarks.accuracy.candidates import BACKENDS, Compared, choose_backends, open_all
 from samkit.benchmarks.accuracy.outcome import what_broke
 from samkit.benchmarks.accuracy.settings import AccuracySettings
 from samkit.benchmarks.record.rows import read_row
@@ -69,23 +70,33 @@ def test_backend_that_failed_is_a_failure_even_if_nobody_named_it():
 
 
 def test_pytorch_always_runs_and_comes_first():
-    assert check_names(["onnxruntime", "torch", "onnxruntime"]) == ("torch", "onnxruntime")
+    assert choose_backends(["onnxruntime", "torch", "onnxruntime"], "cpu") == ("torch", "onnxruntime")
     with pytest.raises(OptionError, match="'onnx' is not known; give torch, onnxruntime"):
-        check_names(["onnx"])
+        choose_backends(["onnx"], "cpu")
 
 
 def test_cuda_of_onnxruntime_runs_where_cuda_is_asked_for():
-    assert set(default_backends("cuda")) - set(default_backends("cpu")) == {"onnxruntime-cuda", "onnxruntime-cuda-fp16"}
-    assert "tensorrt" in default_backends("cpu")
+    on_cpu, on_cuda = (choose_backends([], device) for device in ("cpu", "cuda"))
+    assert set(on_cuda) - set(on_cpu) == {"onnxruntime-cuda", "onnxruntime-cuda-fp16"}
+    assert on_cpu[0] == "torch"
+    assert "tensorrt" in on_cpu
 
 
-def test_backends_that_nobody_asked_for_have_a_row(bright_export):
-    compared = Compared.of(Export.open(bright_export), AccuracySettings(("torch", "tensorrt")))
-    rows = accuracy._left_out(compared)
+def absent_of(export, monkeypatch, *backends):
+    """Return the rows of what can't be opened, with nothing in place of the originals."""
+    monkeypatch.setattr(candidates, "_open_baseline", lambda *_: None)
+    compared = Compared.of(Export.open(export), AccuracySettings(backends, threads=1))
+    with ExitStack() as held:
+        _, opened, absent = open_all(compared, held)
+    assert opened == []
+    return absent
+
+
+def test_backends_that_nobody_asked_for_have_a_row(bright_export, monkeypatch):
+    rows = absent_of(bright_export, monkeypatch, "torch", "tensorrt")
     found = {(row.identity.backend, row.identity.precision, row.identity.device) for row in rows}
-    assert found == {(k.backend, k.precision, k.device) for k in BACKENDS.values() if k.device == "cuda"} - {
-        ("tensorrt", "fp32", "cuda")
-    }
+    assert found == {(k.backend, k.precision, k.device) for k in BACKENDS.values() if k.device == "cuda"}
+    assert [row.reason == "not among --backends" for row in rows] == [False] + [True] * (len(found) - 1)
     assert [row.is_failure for row in rows] == [False] * len(rows)
 
 
@@ -116,7 +127,7 @@ def test_export_that_cannot_be_measured_is_refused_alone_and_a_row_among_others(
     def refuse(*_):
         raise CheckpointError("the checkpoint m_sam.pth is gone; put it back")
 
-    monkeypatch.setattr(accuracy, "open_baseline", refuse)
+    monkeypatch.setattr(accuracy, "open_all", refuse)
     still = SimpleNamespace(sample=lambda: None, describe=dict)
     monkeypatch.setattr(accuracy, "Machine", lambda *_: nullcontext(still))  # the real one measures for seconds
     with pytest.raises(CheckpointError):
@@ -129,10 +140,8 @@ def test_export_that_cannot_be_measured_is_refused_alone_and_a_row_among_others(
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-fp16", "onnxruntime-fp16"])
-def test_what_an_export_has_no_files_for_is_missing_and_did_not_fail(name, bright_export):
-    with ExitStack() as held:
-        compared = Compared.of(Export.open(bright_export), AccuracySettings((name,), threads=1))
-        absent = open_candidate(name, compared, held)
+def test_what_an_export_has_no_files_for_is_missing_and_did_not_fail(name, bright_export, monkeypatch):
+    absent, *_ = absent_of(bright_export, monkeypatch, "torch", name)
     one, wanted = absent.identity, BACKENDS[name]
     assert (one.backend, one.precision, one.device) == (wanted.backend, wanted.precision, wanted.device)
     assert not absent.is_failure

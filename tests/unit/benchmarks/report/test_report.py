@@ -233,6 +233,14 @@ def test_rows_without_any_figure_still_make_a_page(made):
         assert "it fell over" in render([run])
 
 
+def test_an_axis_of_times_has_short_numbers(made):
+    rows = [made.latency("sam", backend, ms, stage="click") for backend, ms in (("torch", 0.02), ("triton", 3e6))]
+
+    texts = [text for _, text in re.findall(r"<text([^>]*)>([^<]*)</text>", render([made.run("latency", rows)]))]
+
+    assert {"0.1", "1000", "10k", "1M"} <= set(texts)
+
+
 def test_samples_are_thinned_before_they_are_drawn(made):
     few, many = (
         render([made.run("latency", [made.latency("sam", "torch", 5, stage="click", count=count)])])
