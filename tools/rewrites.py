@@ -23,7 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from samkit.benchmarks.latency.baselines import torch_run
+from samkit.benchmarks.latency.candidates import torch_run
 from samkit.benchmarks.measure.graph_work import count_flops
 from samkit.benchmarks.measure.machine import PRODUCT_GFLOP, load, matrix_product, processor
 from samkit.benchmarks.measure.processes import measure_memory

@@ -2,8 +2,7 @@
 
 Graphs: each file of an export in ONNX Runtime against PyTorch eager, autocast, torch.compile and ONNX Runtime of
 `--no-fold`, with their share of what the machine can do at best, and their memory. Stages: cold start, load, encode,
-click, undo, end to end. With `--device cuda` it is the same on a GPU, with the TensorRT engines of an export that has
-some. What can't be measured here has rows that say why.
+click, undo, end to end. What can't be measured here has rows that say why.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,24 +19,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from samkit.benchmarks.latency.settings import BASELINES, COLD_STARTS, PARTS, LatencySettings
+from samkit.benchmarks.latency.settings import BASELINES, PARTS, LatencySettings
 from samkit.command import show_progress
 from samkit.errors import OptionError
 
 if TYPE_CHECKING:
-    from samkit.benchmarks.measure.machine import Machine
     from samkit.benchmarks.record.rows import Absent, LatencyRow
     from samkit.benchmarks.record.run import Measured, Run
-    from samkit.manifest import Export
 
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _COUNT = click.IntRange(min=1)
 logger = logging.getLogger(__name__)
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
     try:
-        found = tuple(dict.fromkeys(int(part) for part in value.split(",")))
+        found = tuple(dict.fromkeys(map(int, value.split(","))))
     except ValueError:
         raise click.BadParameter(f"'{value}' is not a list of numbers such as 1,4") from None
     if min(found) < 1:
@@ -46,8 +42,8 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 
 
 @click.command()
-@click.option("--export", "exports", multiple=True, required=True, type=_FOLDER,
-              help="Folder that sam-export wrote. Repeat it.")  # fmt: skip
+@click.option("--export", "exports", multiple=True, required=True, help="Folder that sam-export wrote. Repeat it.",
+              type=click.Path(exists=True, file_okay=False, path_type=Path))  # fmt: skip
 @click.option("--rounds", default=7, show_default=True, type=_COUNT, help="Turns of each backend.")
 @click.option("--threads", multiple=True, type=_COUNT, help="Repeat it to compare; default: all cores.")
 @click.option("--batch", "batches", default="1", show_default=True, callback=_numbers, help="Rows of a graph: 1,4.")
@@ -58,7 +54,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--graph", "graphs", multiple=True, help="One graph, such as image_encoder. Repeat it; default: all.")
 @click.option("--baseline", "--rival", "baselines", multiple=True, type=click.Choice(BASELINES), default=BASELINES,
               help="What graphs are compared with; default: all.")  # fmt: skip
-@click.option("--cold-starts", default=COLD_STARTS, show_default=True, type=click.IntRange(min=0))
+@click.option("--cold-starts", default=LatencySettings.cold_starts, show_default=True, type=click.IntRange(min=0))
 @click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), default=Path("bench/latency.json"),
               show_default=True, help="All samples, and what they were measured on.")  # fmt: skip
 def command(exports: tuple[Path, ...], out: Path, **asked: Any) -> Measured:
@@ -71,14 +67,12 @@ def command(exports: tuple[Path, ...], out: Path, **asked: Any) -> Measured:
 
     show_progress(quiet=False)
     readings = logging.getLogger("samkit.segment")
-    level = readings.level
-    readings.setLevel(logging.WARNING)  # each click of a timed reading would be a line
-    try:
+    with ExitStack() as quiet:
+        quiet.callback(readings.setLevel, readings.level)
+        readings.setLevel(logging.WARNING)  # each click of a timed reading would be a line
         run = replace(measure_latency(exports, LatencySettings(**asked)), command=("sam-bench", *sys.argv[1:]))
-    finally:
-        readings.setLevel(level)
-    failed = [row for row in run.rows if isinstance(row, Absent) and row.is_failure]
-    ours = [row for row in failed if row.identity.backend not in BASELINES]
+    absent = [row for row in run.rows if isinstance(row, Absent)]
+    ours = [row for row in absent if row.is_failure and row.identity.backend not in BASELINES]
     failures = tuple(
         f"{len(ours)} times are missing of what was exported, the first {first.identity.method} "
         f"{first.identity.graph or first.identity.stage} {first.identity.backend} {first.identity.precision}: "
@@ -89,26 +83,26 @@ def command(exports: tuple[Path, ...], out: Path, **asked: Any) -> Measured:
     return Measured(run, out, unsettled, failures)
 
 
-def measure_latency(exports: Sequence[Path], settings: LatencySettings | None = None) -> Run:
+def measure_latency(exports: Sequence[Path], settings: LatencySettings) -> Run:
     """Return the run of all `exports`.
 
     Raises MissingDependencyError without PyTorch or the device, ManifestError for a folder that is no export or was
     changed, OptionError for a graph that none of them has.
     """
-    from samkit.benchmarks.latency.baselines import check_device
-    from samkit.benchmarks.latency.candidates import rows_of_gpu
+    from samkit.benchmarks.latency.candidates import check_device, rows_of_gpu
+    from samkit.benchmarks.latency.graphs import GraphTimer
+    from samkit.benchmarks.latency.stages import time_stages
     from samkit.benchmarks.measure.machine import Machine, finished_run
     from samkit.benchmarks.record.run import describe_export
     from samkit.manifest import Export
 
-    settings = LatencySettings() if settings is None else settings
     check_device(settings.device)
     started = datetime.now(UTC)
     opened = [Export.open(folder) for folder in exports]
-    there = dict.fromkeys(name for export in opened for name in export.plan.graphs)
-    if unknown := [name for name in settings.graphs if name not in there]:
+    known = dict.fromkeys(name for export in opened for name in export.plan.graphs)
+    if unknown := [name for name in settings.graphs if name not in known]:
         raise OptionError(
-            f"none of these exports has a graph {unknown[0]}, they have {', '.join(there)}; name one with {{graphs}}",
+            f"none of these exports has a graph {unknown[0]}, they have {', '.join(known)}; name one with {{graphs}}",
             options=("graphs",),
         )
     rows: list[LatencyRow | Absent] = []
@@ -118,37 +112,25 @@ def measure_latency(exports: Sequence[Path], settings: LatencySettings | None = 
         for export in opened:
             for machine in machines:
                 began = time.perf_counter()
-                rows += _rows(export, machine, settings)
+                if {"graphs", "memory"} & set(settings.parts):
+                    with ExitStack() as held:
+                        rows += GraphTimer(export, machine, settings, held).rows()
+                if "stages" in settings.parts:
+                    rows += time_stages(export, machine, settings)
                 said = f"{export.plan.method} ({export.plan.size}), {machine.threads} threads"
                 logger.info("%s: %.0f s", said, time.perf_counter() - began)
         described = [machine.describe() for machine in machines]
     if settings.device == "cpu":
         rows += list(rows_of_gpu(rows))  # a list: what grows is not what is read
-    exports_described = [describe_export(export.manifest) for export in opened]
     note = "inputs of graphs are seeded, scans are phantoms; every backend was held to PyTorch eager's outputs first"
-    return finished_run("latency", started, exports_described, _together(described), rows, (note,))
-
-
-def _rows(export: Export, machine: Machine, settings: LatencySettings) -> Iterator[LatencyRow | Absent]:
-    """Yield the rows of one export, by as many threads as `machine` has."""
-    from samkit.benchmarks.latency.graphs import GraphTimer
-    from samkit.benchmarks.latency.stages import time_stages
-
-    if {"graphs", "memory"} & set(settings.parts):
-        with GraphTimer(export, machine, settings) as timer:
-            yield from timer.rows()
-    if "stages" in settings.parts:
-        yield from time_stages(export, machine, settings)
+    there = [describe_export(export.manifest) for export in opened]
+    return finished_run("latency", started, there, _together(described), rows, (note,))
 
 
 def _together(described: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the machine as the first number of threads found it, with what any of them found unsettled."""
-    unsettled = [f"{each['threads']} threads: {text}" for each in described for text in each["unsettled"]]
     if len(described) == 1:
         return described[0]
-    return {
-        **described[0],
-        "settled": not unsettled,
-        "unsettled": unsettled,
-        "at_threads": {str(each["threads"]): each for each in described},
-    }
+    unsettled = [f"{each['threads']} threads: {text}" for each in described for text in each["unsettled"]]
+    by_threads = {str(each["threads"]): each for each in described}
+    return described[0] | {"settled": not unsettled, "unsettled": unsettled, "at_threads": by_threads}

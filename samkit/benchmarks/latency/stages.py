@@ -16,7 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,16 @@ from typing import Any
 import numpy as np
 
 from samkit.benchmarks.cases.case import Case
-from samkit.benchmarks.cases.phantom_scans import phantom_cases
+from samkit.benchmarks.cases.phantom_scans import click_on, phantom_cases
 from samkit.benchmarks.cases.simulated_user import CENTRE, SimulatedUser
-from samkit.benchmarks.latency.candidates import attempt, candidates, identity_of, lack_of, note_on
+from samkit.benchmarks.latency.candidates import attempt, candidates, note_on
 from samkit.benchmarks.latency.cold_start import ORIGINAL, first_mask, open_reader
 from samkit.benchmarks.latency.settings import LatencySettings
 from samkit.benchmarks.measure.machine import Machine
 from samkit.benchmarks.measure.processes import call_alone
 from samkit.benchmarks.measure.turns import seconds_of, take_turns
 from samkit.benchmarks.record.rows import Absent, Identity, LatencyRow, Times
-from samkit.errors import SamkitError
+from samkit.errors import MissingDependencyError, SamkitError
 from samkit.geometry import Volume
 from samkit.imageio.study import read_study
 from samkit.imageio.writing import write_mask, write_volume
@@ -42,7 +42,7 @@ from samkit.masks import dice
 from samkit.methods import SliceMethod
 from samkit.precisions import BASE
 from samkit.prompts import FOREGROUND, Point, prompt_json
-from samkit.runtime.backends import Variant
+from samkit.runtime.backends import Variant, get_backend
 from samkit.runtime.session.base import Session
 from samkit.segment.segmenting import segment_study
 
@@ -52,22 +52,15 @@ LEAST_DICE = 0.9
 """Of a mask with PyTorch's: less is another mask, and not rounding."""
 
 
-@dataclass(frozen=True)
-class CaseOnDisk:
-    """A phantom with a reader's clicks, always on the same places whatever the answer, and where its files lie."""
-
-    case: Case
-    files: Mapping[str, Path]
-
-    @classmethod
-    def make(cls, export: Export, folder: Path) -> CaseOnDisk:
-        """Write a phantom for the method of an export into `folder`."""
-        case = next(phantom_cases(export.method, export.config, 1))
-        files = {}
-        for name, volume in case.volumes.items():
-            files[name] = folder / f"{name or 'scan'}.nii.gz"
-            write_volume(files[name], Volume(np.asarray(volume.array, np.float32), volume.affine))
-        return cls(replace(case, clicks=_clicks(case, export)), files)
+def write_case(export: Export, folder: Path) -> tuple[Case, dict[str, Path]]:
+    """Return a phantom for the method of an export, with a reader's clicks, always on the same places whatever the
+    answer, and the files of its scans, which are written into `folder`.
+    """
+    case = next(phantom_cases(export.method, export.config, 1))
+    files = {name: folder / f"{name or 'scan'}.nii.gz" for name in case.volumes}
+    for name, volume in case.volumes.items():
+        write_volume(files[name], Volume(np.asarray(volume.array, np.float32), volume.affine))
+    return replace(case, clicks=_clicks(case, export)), files
 
 
 def _clicks(case: Case, export: Export) -> tuple[Point, ...]:
@@ -88,11 +81,10 @@ class SessionTimer:
     """The sessions of one backend on one case, and how long a reader waited for them."""
 
     identity: Identity
-    on_disk: CaseOnDisk
-    folder: Path
-    """The export's."""
-    scratch: Path
-    """Where masks are written."""
+    export: Export
+    case: Case
+    files: Mapping[str, Path]
+    """Of the case's scans; masks are written beside them."""
     absent: dict[str, Absent] = field(default_factory=dict)
     """By stage, why there are no times."""
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -103,34 +95,32 @@ class SessionTimer:
     mask: np.ndarray | None = None
 
     @property
-    def opening(self) -> dict[str, Any]:
-        """Return what `open_reader` is given."""
+    def _opening(self) -> dict[str, Any]:
         return {name: getattr(self.identity, name) for name in ("backend", "precision", "device", "threads")}
 
     def warm_up(self, opened: ExitStack) -> None:
         """Open a session, which `opened` closes, and read in it once; notes what fails, and raises PyTorch's."""
-        found = attempt(self.identity, partial(self._warmed, opened))
-        if isinstance(found, Absent):
-            self.absent = dict.fromkeys(STAGES, found)
-        else:
-            self.session = found
+        failed = attempt(self.identity, partial(self._open, opened))
+        self.absent = {} if failed is None else dict.fromkeys(STAGES, failed)
 
-    def _warmed(self, opened: ExitStack) -> Session:
-        session = opened.enter_context(open_reader(self.folder, **self.opening))
-        _, self.mask = visit(session, self.on_disk.case)
-        return session
+    def _open(self, opened: ExitStack) -> None:
+        if lack := get_backend(self.identity.backend).missing(self.export, self.identity.precision):
+            raise MissingDependencyError(lack)
+        session = opened.enter_context(open_reader(self.export.folder, **self._opening))
+        _, self.mask = visit(session, self.case)
+        self.session = session
 
     def take_turn(self) -> None:
         """Read in the warm session, then do all that `sam-segment` does."""
         if self.session is not None:
-            for stage, seconds in visit(self.session, self.on_disk.case)[0].items():
+            for stage, seconds in visit(self.session, self.case)[0].items():
                 self.seconds[stage] += seconds
         start = time.perf_counter()
-        with open_reader(self.folder, **self.opening) as session:
+        with open_reader(self.export.folder, **self._opening) as session:
             loaded = time.perf_counter()
-            study = read_study(self.on_disk.files)
-            segment_study(session, study, self.on_disk.case.clicks)
-            write_mask(self.scratch / "mask.nii.gz", session.labels(), study.scan)
+            study = read_study(self.files)
+            segment_study(session, study, self.case.clicks)
+            write_mask(next(iter(self.files.values())).with_name("mask.nii.gz"), session.labels(), study.scan)
             written = time.perf_counter()
         self.seconds["load"].append(loaded - start)
         self.seconds["end_to_end"].append(written - start)
@@ -139,11 +129,11 @@ class SessionTimer:
         """Do it in a new process, unless that failed before."""
         if "cold_start" in self.absent:
             return
-        prompts = [prompt_json(point) for point in self.on_disk.case.clicks[:1]]
-        words = {"export": self.folder, "files": self.on_disk.files, "prompts": prompts, "opening": self.opening}
+        prompts = [prompt_json(point) for point in self.case.clicks[:1]]
+        where = {"export": self.export.folder, "files": self.files, "opening": self._opening}
         failure = f"{self.identity.backend} {self.identity.precision} gave no first mask"
         try:
-            seconds, found = call_alone(first_mask, failure, **words)
+            seconds, found = call_alone(first_mask, failure, prompts=prompts, **where)
         except SamkitError as error:
             self.absent["cold_start"] = Absent("latency", self.identity, str(error), is_failure=True)
         else:
@@ -165,44 +155,35 @@ class SessionTimer:
                 "least; find out why with sam-bench accuracy"
             )
             return Absent("latency", identity, fault, is_failure=True)
+        note = note_on(Variant(identity.backend, identity.precision, identity.device))
+        if (identity.backend, identity.device) == (ORIGINAL, "cuda"):
+            note = "PyTorch's sessions take embeddings to the host and back; its graphs do not"
         return LatencyRow(
             identity,
             Times.of(self.seconds[stage]),
             peak_mb=max(self.peaks_mb) if stage == "cold_start" else None,
-            clicks=len(self.on_disk.case.clicks),
-            scan=self.on_disk.case.shape,
-            note=self._note(),
+            clicks=len(self.case.clicks),
+            scan=self.case.shape,
+            note=note,
         )
-
-    def _note(self) -> str | None:
-        one = Variant(self.identity.backend, self.identity.precision, self.identity.device)
-        if (one.backend, one.device) == (ORIGINAL, "cuda"):
-            return "PyTorch's sessions take embeddings to the host and back; its graphs do not"
-        return note_on(one)
 
 
 def time_stages(export: Export, machine: Machine, settings: LatencySettings) -> Iterator[LatencyRow | Absent]:
     """Yield the rows of one export, on `machine`'s device with its threads; raises as opening the originals does."""
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as opened:
-        on_disk = CaseOnDisk.make(export, Path(scratch))
+        case, files = write_case(export, Path(scratch))
         timers = []
         for one in (Variant(ORIGINAL, BASE.name, machine.device), *candidates(export, settings)):
-            identity = identity_of(export, one, machine.threads)
-            timer = SessionTimer(identity, on_disk, export.folder, Path(scratch))
-            if (lack := lack_of(export, one) if one.backend != ORIGINAL else None) is None:
-                timer.warm_up(opened)
-            else:
-                timer.absent = dict.fromkeys(STAGES, Absent("latency", identity, lack, is_failure=False))
-            timers.append(timer)
-        there = {timer.identity: timer for timer in timers if timer.session is not None}
-        turns = {identity: timer.take_turn for identity, timer in there.items()}
-        take_turns(turns, settings.rounds, before=machine.sample)
-        take_turns({identity: timer.start_cold for identity, timer in there.items()}, settings.cold_starts)
-    expected = next((timer.mask for timer in there.values()), None)
+            identity = Identity.of(export.plan, export.digest, **asdict(one), threads=machine.threads)
+            timers.append(SessionTimer(identity, export, case, files))
+            timers[-1].warm_up(opened)
+        there = [timer for timer in timers if timer.session is not None]
+        take_turns({timer.identity: timer.take_turn for timer in there}, settings.rounds, before=machine.sample)
+        take_turns({timer.identity: timer.start_cold for timer in there}, settings.cold_starts)
     for timer in timers:
         for stage in STAGES:
             if stage != "cold_start" or settings.cold_starts:
-                yield timer.row(stage, expected)
+                yield timer.row(stage, there[0].mask if there else None)
 
 
 def visit(session: Session, case: Case) -> tuple[dict[str, list[float]], np.ndarray]:
@@ -211,12 +192,8 @@ def visit(session: Session, case: Case) -> tuple[dict[str, list[float]], np.ndar
     if not case.clicks:
         mask = session.segment_automatically().mask
         return {"encode": [session.steps[-1].seconds["encode"]]}, mask
-    clicks = [seconds_of(partial(_click, session, point)) for point in case.clicks]
+    clicks = [seconds_of(partial(click_on, session, point)) for point in case.clicks]
     encode = session.steps[0].seconds["encode"]
     mask = session.mask()
     undos = [seconds_of(lambda: session.undo().mask) for _ in case.clicks]
     return {"encode": [encode], "click": clicks[1:], "undo": undos}, mask
-
-
-def _click(session: Session, point: Point) -> np.ndarray:
-    return session.click(point.index, structure=point.structure).mask

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
+from itertools import chain, count, product
 from typing import Any
 
 from samkit.benchmarks.cases.case import Case
@@ -39,8 +39,6 @@ CALL_SECONDS = 60.0
 """How long a reader waits for one answer; later it is an error."""
 REST_SECONDS = 0.5
 """Between two levels: what was begun ends."""
-_ON_GPU = ("cuda", "tensorrt")
-
 logger = logging.getLogger(__name__)
 
 
@@ -70,9 +68,8 @@ class Endpoint:
                 f"{export.digest[:12]}; give the folder that is served, or leave {{exports}} out",
                 options=("exports",),
             )
-        on_gpu = any(name.lower().startswith(_ON_GPU) for names in providers.values() for name in names)
-        device = "cuda" if on_gpu else "cpu"
-        return cls(url, plan, Identity.of(plan, digest, TRITON, precision, device))
+        is_on_gpu = any(name.lower().startswith(("cuda", "tensorrt")) for name in chain(*providers.values()))
+        return cls(url, plan, Identity.of(plan, digest, TRITON, precision, "cuda" if is_on_gpu else "cpu"))
 
 
 def embedded_rows(export: Export, work: Workload, machine: Machine) -> list[LoadRow | Absent]:
@@ -87,28 +84,32 @@ def embedded_rows(export: Export, work: Workload, machine: Machine) -> list[Load
             return list(reader_rows(Endpoint(url, export.plan, identity, server.pid), work, machine))
     except (MissingDependencyError, ServingError) as error:
         stage, is_failure = judged_stage(export.method), isinstance(error, ServingError)
-        each = [(mode, readers) for mode in work.modes for readers in work.sessions]
-        there = [_at(identity, mode, work, sessions=readers, stage=stage) for mode, readers in each]
-        return [Absent("load", own, str(error), is_failure) for own in there]
+        return [
+            Absent("load", _at(identity, mode, work, sessions=readers, stage=stage), str(error), is_failure)
+            for mode, readers in product(work.modes, work.sessions)
+        ]
 
 
 def reader_rows(endpoint: Endpoint, work: Workload, machine: Machine) -> Iterator[LoadRow | Absent]:
     """Yield the rows of every level of every mode, and how calls grow with the readers where that is asked for."""
     method = get_method(endpoint.plan.method)
     logger.info("%s: clicks on a phantom ...", method.name)
+    case = cost_case(method, endpoint.plan.config, COST_SHAPES.get(endpoint.plan.size, COST_SHAPES[None]))
+    if isinstance(method, SliceMethod) and method.is_automatic:
+        case = repeated(case, AUTOMATIC_SLICES)
     with endpoint.open() as session:
-        case = with_clicks(_case(endpoint.plan, method), session, method, CLICKS)
+        case = with_clicks(case, session, method, CLICKS)
     scans, stage = count(1), judged_stage(method)
     for mode in work.modes:
         at = partial(_at, endpoint.identity, mode, work)
-        levels, stopped = climb(partial(_level, endpoint, case, at(), work.seconds, scans, machine), work, stage)
+        levels, ended = climb(partial(_level, endpoint, case, at(), work.seconds, scans, machine), work, stage)
         *rows, last = (row for level in levels for row in level_rows(level, at(), case, work.limit_ms))
         yield from rows
-        yield replace(last, note=f"{method.name}, {mode}: {stopped or end_of(levels[-1], work, stage)}")
+        yield replace(last, note=f"{method.name}, {mode}: {ended}")
         for readers in work.sessions[len(levels) :]:
-            yield Absent("load", at(sessions=readers, stage=stage), f"not tried: {stopped}", is_failure=False)
+            yield Absent("load", at(sessions=readers, stage=stage), f"not tried: {ended}", is_failure=False)
         if SESSIONS in work.scaling:
-            growing = [one for one in _met(case) if one in GROWING]
+            growing = GROWING if len(case.clicks) > 1 else GROWING[:1]
             for call, samples in over_sessions(levels, growing).items():
                 yield growth_row(at(), call, SESSIONS, samples)
 
@@ -118,29 +119,25 @@ def judged_stage(method: Method) -> str:
     return "scan" if isinstance(method, SliceMethod) and "point" not in method.prompts else "click"
 
 
-def _case(plan: ExportPlan, method: Method) -> Case:
-    """Return what readers open: a head, or of it a few slices where the method decides on each of them."""
-    case = cost_case(method, plan.config, COST_SHAPES.get(plan.size, COST_SHAPES[None]))
-    is_short = isinstance(method, SliceMethod) and method.is_automatic
-    return repeated(case, AUTOMATIC_SLICES) if is_short else case
-
-
-def _met(case: Case) -> tuple[str, ...]:
-    """Return the stages that a reader comes through."""
-    return STAGES if len(case.clicks) > 1 else STAGES[:2]
-
-
 # --- One level after the other ---
 
 
 def climb(run: Callable[[int], LoadLevel], work: Workload, stage: str) -> tuple[list[LoadLevel], str]:
-    """Return the levels that were run, and why they went no further; the list of sessions may have ended."""
+    """Return the levels that were run, and why they went no further, or what became of the last that was asked for."""
     levels: list[LoadLevel] = []
     for readers in work.sessions:
-        levels.append(run(readers))
-        if stopped := why_stop(levels[-1], stage, work.limit_ms):
-            return levels, stopped
-    return levels, ""
+        levels.append(level := run(readers))
+        with_readers = f"with {readers} reader{'s' * (readers > 1)}"
+        if level.errors:
+            return levels, f"{with_readers} {level.failures}"
+        if (p95 := level.p95_ms(stage)) > work.limit_ms:
+            slow = f"the 95th percentile of a {stage} was {p95:.0f} ms, above the limit of {work.limit_ms:g}"
+            return levels, f"{with_readers} {slow}"
+    last, most = levels[-1], f"with {levels[-1].readers}, the most that were asked for,"
+    if last.samples[stage]:
+        return levels, f"{most} {stage}s stayed within {work.limit_ms:g} ms at p95"
+    lack = f"no {stage} came up in {last.seconds:.0f} s, so nothing is known of its time; give --seconds more"
+    return levels, f"{most} {lack}"
 
 
 def _level(
@@ -150,39 +147,10 @@ def _level(
     machine.sample()
     crowd = [VirtualReader(number, case, endpoint.open, scans, own.think_s) for number in range(readers)]
     level = run_level(crowd, seconds, endpoint.pid)
-    met = ((stage, level.p95_ms(stage)) for stage in STAGES)
-    slowest = ", ".join(f"{stage} {p95:.0f}" for stage, p95 in met if p95 is not None)
+    slowest = ", ".join(f"{stage} {level.p95_ms(stage):.0f}" for stage in STAGES if level.samples[stage])
     logger.info("%s, %s, %d at once: p95 [ms] %s; %.2f clicks/s", own.method, own.mode, readers, slowest,
                 level.clicks_per_second)  # fmt: skip
     return level
-
-
-def why_stop(level: LoadLevel, stage: str, limit_ms: float) -> str | None:
-    """Return why more readers make no sense after a level, None where they do."""
-    with_readers = f"with {level.readers} reader{'s' * (level.readers > 1)}"
-    if level.errors:
-        return f"{with_readers} {errors_in_words(level.errors)}"
-    p95 = level.p95_ms(stage)
-    if p95 is not None and p95 > limit_ms:
-        return f"{with_readers} the 95th percentile of a {stage} was {p95:.0f} ms, above the limit of {limit_ms:g}"
-    return None
-
-
-def end_of(level: LoadLevel, work: Workload, stage: str) -> str:
-    """Return what became of the last level that was asked for, where nothing stopped it before."""
-    most = f"with {level.readers}, the most that were asked for,"
-    if level.samples[stage]:
-        return f"{most} {stage}s stayed within {work.limit_ms:g} ms at p95"
-    return f"{most} no {stage} came up in {level.seconds:.0f} s, so nothing is known of its time; give --seconds more"
-
-
-def errors_in_words(errors: Mapping[str, int]) -> str:
-    """Return what failed, as part of a sentence.
-
-    >>> errors_in_words({"AtCapacity": 3})
-    'calls failed: AtCapacity 3 times'
-    """
-    return f"calls failed: {', '.join(f'{name} {times} times' for name, times in sorted(errors.items()))}"
 
 
 # --- Rows ---
@@ -196,20 +164,22 @@ def _at(identity: Identity, mode: str, work: Workload, **more: Any) -> Identity:
 def level_rows(level: LoadLevel, identity: Identity, case: Case, limit_ms: float) -> list[LoadRow | Absent]:
     """Return one row for each stage that a reader comes through; what did not come up says so."""
     several = f"{len(case.volumes)} x " if len(case.volumes) > 1 else ""
-    shared = level.figures | {
+    shared: dict[str, Any] = {
+        **level.figures,
+        "seconds": level.seconds,
+        "errors": level.errors,
         "scan": f"{case.name}, {several}{' x '.join(map(str, case.shape))} {case.first.array.dtype.name}",
         "limit_ms": limit_ms,
         "clicks_per_second": significant(level.clicks_per_second, 4) if case.clicks else None,
     }
     rows: list[LoadRow | Absent] = []
-    for stage in _met(case):
+    for stage in STAGES if len(case.clicks) > 1 else STAGES[:2]:
         own, words = replace(identity, sessions=level.readers, stage=stage), stage.replace("_", " ")
         if level.samples[stage]:
             rows.append(LoadRow(own, Times.of(level.samples[stage], MOST_SAMPLES), **shared))
-        elif level.errors:
-            why = f"no {words} was answered, {errors_in_words(level.errors)}; see the server's log"
-            rows.append(Absent("load", own, why, is_failure=True))
-        else:
-            why = f"no {words} came up in {level.seconds:.0f} s; give --seconds more"
-            rows.append(Absent("load", own, why, is_failure=False))
+            continue
+        why = f"no {words} came up in {level.seconds:.0f} s; give --seconds more"
+        if level.errors:
+            why = f"no {words} was answered, {level.failures}; see the server's log"
+        rows.append(Absent("load", own, why, is_failure=bool(level.errors)))
     return rows

@@ -8,6 +8,7 @@ pauses and opens a new session. Readers are threads of one process, which runs o
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -56,10 +58,8 @@ class VirtualReader:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Get ready; nothing is opened yet.
-
-        `scans` says by how much the next scan is brighter (`brighter`); readers may share an `itertools.count`.
-        `think_s` is the mean time between calls [s], None for none. `sleep` and `clock` are for tests.
+        """Get ready; nothing is opened yet. `scans` says by how much the next scan is brighter (`brighter`), and may be
+        shared; `think_s` is the mean time between calls [s], None for none. `sleep` and `clock` are for tests.
         """
         self._case, self._open, self._scans, self._think_s = case, open_session, scans, think_s
         self._rng = np.random.default_rng([0x4EAD, number])
@@ -73,7 +73,7 @@ class VirtualReader:
 
     @property
     def holds_a_scan(self) -> bool:
-        """Return whether the server keeps a session for this reader."""
+        """Return whether the server keeps a scan of this reader."""
         return self._clicks is not None
 
     def work(self, seconds: float) -> None:
@@ -110,19 +110,16 @@ class VirtualReader:
         if self._session is None:
             self._session = self._timed("open", self._open)
         elif self._clicks is None or self._clicks == len(points):
-            self._next_scan(self._session)
+            scan = brighter(self._case, next(self._scans))  # made before the clock starts
+            self._timed("scan", partial(self._session.set_image, scan.image))
+            self._clicks = 0
         elif self._clicks > 1 and self._rng.random() < UNDO_SHARE:
             self._timed("undo", self._session.undo)
             self._clicks -= 1
         else:
-            session, point = self._session, points[self._clicks]
-            self._timed("click" if self._clicks else "first_click", lambda: click_on(session, point))
+            stage = "click" if self._clicks else "first_click"
+            self._timed(stage, partial(click_on, self._session, points[self._clicks]))
             self._clicks += 1
-
-    def _next_scan(self, session: Session) -> None:
-        scan = brighter(self._case, next(self._scans))  # made before the clock starts
-        self._timed("scan", lambda: session.set_image(scan.image))
-        self._clicks = 0
 
     def _timed(self, stage: str, call: Callable[[], Result]) -> Result:
         start = self._clock()
@@ -142,29 +139,22 @@ class LoadLevel:
     """From the first call to the last answer."""
     errors: Mapping[str, int]
     """Calls that failed, by the error's type."""
-    sessions_held: int
-    """Readers with a scan on the server at the end."""
-    client_cpu_share: float
-    """Of all processors' time, what the process of the readers took."""
-    server_cpu_share: float | None = None
-    """What all processes of the server took; None where they are not known, as is their memory."""
-    server_rss_mb: float | None = None
-    server_pss_mb: float | None = None
-    """While all sessions were open."""
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """Return what a row of any stage says of the level, by the row's names."""
-        return {name: value for name, value in vars(self).items() if name not in ("readers", "samples")}
+    figures: Mapping[str, Any]
+    """What else a LoadRow says of it, by its names; without those of a server that is not on this machine."""
 
     @property
     def clicks_per_second(self) -> float:
         """Return how many clicks were answered, first ones too; the time is all there was, with that for scans."""
         return (len(self.samples["first_click"]) + len(self.samples["click"])) / self.seconds
 
-    def p95_ms(self, stage: str) -> float | None:
-        """Return the 95th percentile of a stage's times [ms]; None where it never came up."""
-        return Times.of(self.samples[stage]).p95_ms if self.samples[stage] else None
+    @property
+    def failures(self) -> str:
+        """Return what failed, as part of a sentence."""
+        return f"calls failed: {', '.join(f'{name} {times} times' for name, times in sorted(self.errors.items()))}"
+
+    def p95_ms(self, stage: str) -> float:
+        """Return the 95th percentile of a stage's times [ms]; nan where it never came up."""
+        return Times.of(self.samples[stage]).p95_ms if self.samples[stage] else math.nan
 
 
 def run_level(readers: Sequence[VirtualReader], seconds: float, pid: int | None = None) -> LoadLevel:
@@ -173,33 +163,26 @@ def run_level(readers: Sequence[VirtualReader], seconds: float, pid: int | None 
     `pid` is the server's process where it runs on this machine.
     """
     before = 0.0 if pid is None else processor_seconds(pid)
-    server = {}
     own, start = time.process_time(), time.perf_counter()
     try:
         with ThreadPoolExecutor(len(readers), thread_name_prefix="reader") as pool:
             try:
                 for work in [pool.submit(reader.work, seconds) for reader in readers]:
                     work.result()
-            except BaseException:  # a bug, or Ctrl-C: nobody waits for the others' time to end
+            finally:  # after a bug, or Ctrl-C, nobody waits for the others' time to end
                 for reader in readers:
                     reader.stop()
-                raise
         took, own = time.perf_counter() - start, time.process_time() - own
         whole = took * (os.cpu_count() or 1)
-        held = sum(reader.holds_a_scan for reader in readers)
+        figures: dict[str, Any] = {"client_cpu_share": significant(own / whole, 3)}
         if pid is not None:
             used, memory = max(0.0, processor_seconds(pid) - before), memory_of(pid)  # less where some ended
-            server = {"server_cpu_share": significant(used / whole, 3)}
-            server |= {f"server_{kind}_mb": memory[kind] for kind in ("rss", "pss")}
+            figures |= {"server_cpu_share": significant(used / whole, 3)}
+            figures |= {f"server_{kind}_mb": memory[kind] for kind in ("rss", "pss")}
+        figures["sessions_held"] = sum(reader.holds_a_scan for reader in readers)
     finally:
         for reader in readers:
             reader.leave()
-    return LoadLevel(
-        len(readers),
-        {stage: tuple(value for reader in readers for value in reader.samples[stage]) for stage in STAGES},
-        significant(took, 4),
-        dict(sum((reader.errors for reader in readers), Counter())),
-        held,
-        significant(own / whole, 3),
-        **server,
-    )
+    samples = {stage: tuple(value for reader in readers for value in reader.samples[stage]) for stage in STAGES}
+    errors = dict(sum((reader.errors for reader in readers), Counter()))
+    return LoadLevel(len(readers), samples, significant(took, 4), errors, figures)

@@ -11,17 +11,15 @@ VOLUME, SLICES, SESSIONS, CLICKS = SCALINGS = ("volume", "slices", "sessions", "
 
 @dataclass(frozen=True)
 class Workload:
-    """What readers are to do, and over what the growth of cost is fitted."""
+    """What readers are to do, and over what the growth of cost is fitted, as the options of the command say it."""
 
     sessions: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Readers of each level, in turn."""
     modes: tuple[str, ...] = MODES
     think_s: float = 2.0
-    """Mean time between two calls of a reader in the mode `think` [s]."""
+    """Mean time between two calls of a reader in the mode `think`."""
     seconds: float = 20.0
     """How long a level takes."""
     limit_ms: float = 1000.0
-    """Levels go up until the 95th percentile of clicks passes this [ms]."""
     scaling: tuple[str, ...] = SCALINGS
     rounds: int = 5
-    """Samples at each size."""

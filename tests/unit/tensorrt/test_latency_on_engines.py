@@ -5,6 +5,7 @@ TensorRT and pycuda are stand-ins: what is guarded is what is run and compared, 
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -41,8 +42,8 @@ def here(monkeypatch):
 
 def rows_of_graphs(folder, here):
     """The rows of all graphs on TensorRT."""
-    with GraphTimer(Export.open(folder), here, replace(ASKED, baselines=())) as timer:
-        rows = list(timer.rows())
+    with ExitStack() as held:
+        rows = list(GraphTimer(Export.open(folder), here, replace(ASKED, baselines=()), held).rows())
     assert {row.identity.device for row in rows if row.identity.backend == "onnxruntime"} == {"cpu"}
     return [row for row in rows if row.identity.backend == "tensorrt"]
 

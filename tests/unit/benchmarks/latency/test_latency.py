@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from samkit.benchmarks.cli import bench
-from samkit.benchmarks.latency import baselines, candidates, cold_start, stages
+from samkit.benchmarks.latency import candidates, cold_start, stages
 from samkit.benchmarks.latency import command as latency
 from samkit.benchmarks.latency import graphs as graph_rows
 from samkit.benchmarks.latency.candidates import rows_of_gpu
@@ -28,6 +29,7 @@ from samkit.export.export import run_export
 from samkit.export.plan import plan_export
 from samkit.manifest import Export
 from samkit.prompts import prompt_json
+from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
 
 pytestmark = pytest.mark.xdist_group("export")  # so that exports and rows are made once
 
@@ -47,7 +49,7 @@ def quick():
         patch.setattr(turns, "QUIET_SECONDS", 0.0)
         patch.setattr(machine, "COPIED_MB", 1)
         patch.setattr(machine, "SIDE", 64)
-        patch.setattr(baselines, "COMPILER", "eager")
+        patch.setattr(candidates, "COMPILER", "eager")
         yield patch
 
 
@@ -66,11 +68,11 @@ def run(tiny_export, quick):
 
 
 @contextmanager
-def timing(folder, *, binds=None, **asked):
+def timing(folder, **asked):
     """Give the timer of an export's graphs, one round, on one thread."""
     settings = LatencySettings(**{"rounds": 1, "parts": ("graphs",), **asked})
-    with machine.Machine(1) as here, GraphTimer(Export.open(folder), here, settings, binds=binds) as timer:
-        yield timer
+    with machine.Machine(1) as here, ExitStack() as held:
+        yield GraphTimer(Export.open(folder), here, settings, held)
 
 
 def of(run, **wanted):
@@ -158,9 +160,10 @@ def test_compiled_network_computes_the_same(sam_export, quick):
     assert rows["torch-compile"].times.p50_ms > 0
 
 
-def test_bound_tensors_give_the_same_outputs(tiny_export, quick):
+def test_bound_tensors_give_the_same_outputs(tiny_export, quick, monkeypatch):
     """As on CUDA: embeddings go from one runner to another without a copy."""
-    with timing(tiny_export, baselines=(), binds=True) as timer:
+    monkeypatch.setattr(graph_rows, "OnnxRuntimeRunner", partial(OnnxRuntimeRunner, binds=True))
+    with timing(tiny_export, baselines=()) as timer:
         rows = list(timer.rows())
     assert len(rows) == 4
     assert all(row.relative_error < (1e-5 if row.identity.precision == "fp32" else 5e-2) for row in rows)
@@ -177,8 +180,8 @@ def test_weights_stay_apart_from_lora(tiny_export, quick):
 def test_time_of_something_that_computes_another_thing_is_an_error(wrong, sam_export, quick, monkeypatch):
     honest = graph_rows._run
 
-    def planted(runner, inputs, device):
-        run = honest(runner, inputs, device)
+    def planted(runner, inputs):
+        run = honest(runner, inputs)
         return lambda: {name: wrong(value) for name, value in run().items()}
 
     monkeypatch.setattr(graph_rows, "_run", planted)
@@ -209,10 +212,10 @@ def test_what_torch_cannot_compile_is_an_error_row_and_the_others_have_their_tim
 def test_what_fails_is_an_error_row_and_the_others_have_their_times(sam_export, quick, monkeypatch):
     """ONNX Runtime's own errors are no SamkitError; nor is a broken export of --no-fold worth the whole run."""
 
-    def refuse(network, graph, path):
+    def refuse(network, graph, path, **asked):
         raise ExportError("no file of --no-fold")
 
-    monkeypatch.setattr(graph_rows, "write_official", refuse)
+    monkeypatch.setattr("samkit.export.graphs.write_graph", refuse)
     with timing(sam_export, baselines=("torch", "onnxruntime-no-fold"), graphs=("image_encoder",)) as timer:
         rows = by_backend(timer.rows())
 
@@ -279,9 +282,8 @@ def test_session_that_fails_is_an_error_and_the_others_have_their_times(sam_expo
 
 
 def first_mask(folder, scratch, **opening):
-    on_disk = stages.CaseOnDisk.make(Export.open(folder), scratch)
-    prompts = [prompt_json(on_disk.case.clicks[0])]
-    words = {"export": folder, "files": on_disk.files, "prompts": prompts, "opening": opening}
+    case, files = stages.write_case(Export.open(folder), scratch)
+    words = {"export": folder, "files": files, "prompts": [prompt_json(case.clicks[0])], "opening": opening}
     return call_alone(cold_start.first_mask, "no first mask came", **words)
 
 

@@ -72,7 +72,7 @@ def test_thinning_keeps_the_ends_and_the_middle():
 
 def test_levels_with_few_calls_of_a_stage_do_not_count_for_it():
     def level(readers, **samples):
-        return LoadLevel(readers, dict.fromkeys(STAGES, ()) | samples, 1.0, {}, readers, 0.1)
+        return LoadLevel(readers, dict.fromkeys(STAGES, ()) | samples, 1.0, {}, {})
 
     levels = [level(n, click=(0.1 * n,) * 9, scan=(0.1,) * 9 * (n == 1), undo=(0.1,)) for n in (1, 2, 4)]
 
