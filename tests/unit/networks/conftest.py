@@ -12,14 +12,18 @@ from samkit.methods import GraphSpec
 from samkit.tensors import Axis, TensorSpec
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """Networks start from the same numbers whatever ran before, alone or among others."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def noisy():
     """Return a function that adds noise to every weight and statistic, in float64, ready for evaluation.
 
-    What starts at zero or one would hide what it does; float64 keeps equalities out of rounding's shadow. Networks that
-    are built from here on start from the same numbers in whatever order tests run.
+    What starts at zero or one would hide what it does; float64 keeps equalities out of rounding's shadow.
     """
-    torch.manual_seed(0)
 
     def add(module, seed=0):
         generator = torch.Generator().manual_seed(seed)

@@ -11,6 +11,7 @@ from samkit.networks.lora import LoraLinear
 from samkit.networks.sam2d import Sam2D
 from samkit.networks.sam2d_config import Sam2DConfig
 from samkit.prompts import ABSENT, PADDING
+from support.gradients import without_gradient
 from support.segment_anything_modeling import modeling as modeling_package
 
 TINY = Sam2DConfig(
@@ -249,7 +250,8 @@ def test_every_parameter_but_the_unused_gets_a_gradient():
     feed["has_mask_input"][1] = 1
     masks, iou = network.decode(**{**feed, "image_embeddings": network.encode(image)})
     (masks.square().sum() + iou.sum()).backward()
-    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+    # A constant added to all keys of an attention changes nothing.
+    assert [name for name in without_gradient(network) if not name.endswith("k_proj.bias")] == []
 
 
 # --- Parameter counts of the papers ---
