@@ -248,6 +248,7 @@ def test_keep_list_of_another_network_is_refused(small):
         convert_to_fp16(graph, ["elsewhere"])
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("export")
 @pytest.mark.parametrize("graph", ["image_encoder", "mask_decoder"])
 def test_real_graphs_are_mostly_float16(tiny_export, graph, small):

@@ -79,6 +79,7 @@ def test_norm_is_upstreams_on_the_last_axis(noisy):
             torch.testing.assert_close(norm(x), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topology", ["code", "paper"])
 def test_exported_pair_equals_the_whole_step(topology, noisy, tmp_path):
     """On a grid of 3 x 3 x 3 with tables that are not zero, against PyTorch in float64."""

@@ -106,6 +106,7 @@ def test_masks_that_nobody_reads_are_not_made(grid, made):
         assert first.decode(image).shape[1] == MASKS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", GRIDS)
 def test_exported_decoder_equals_torch(grid, made, exported):
     decoder = made(grid).float()

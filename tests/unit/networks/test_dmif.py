@@ -190,6 +190,7 @@ def test_sam_of_other_sizes_is_refused():
         dmif_from_sam({"model.0.conv.weight": torch.zeros(1)}, TINY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared_encoder", [False, True])
 def test_graphs_give_what_the_network_gives(shared_encoder, noisy, exported):
     network = noisy(BrainSegDmif(changed(shared_encoder=shared_encoder))).float()

@@ -14,7 +14,7 @@ from samkit.networks.sam2d import Sam2D
 from samkit.networks.sam2d_config import Sam2DConfig
 from samkit.prompts import ABSENT, PADDING
 
-pytestmark = pytest.mark.xdist_group("export2d")  # so that each graph is made once
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("export2d")]  # so that each graph is made once
 
 CONFIG = Sam2DConfig(
     image=96, width=24, heads=3, depth=2, window=4, global_blocks=(1,), channels=32, decoder_heads=4, decoder_mlp=48,

@@ -144,6 +144,7 @@ def test_other_files_are_refused():
         lmsfe_from_sam_med2d(sam_med2d_state(), TINY, torch.zeros(1, 16, 16, 12))
 
 
+@pytest.mark.slow
 def test_graph_gives_what_the_network_gives(network, exported):
     network.float().freeze()
     run, operators = exported(network, "image_encoder", images().float())

@@ -116,6 +116,7 @@ def graph(network, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_exported_graph_holds_simple_operators(graph):
     model = onnx.load(graph)
     onnx.checker.check_model(model, full_check=True)
@@ -124,6 +125,7 @@ def test_exported_graph_holds_simple_operators(graph):
     assert "BatchNormalization" not in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 320, 320), (1, 640, 480), (3, 96, 64), (1, 32, 1280)])
 def test_exported_graph_takes_every_size(network, graph, shape):
     batch, height, width = shape

@@ -25,7 +25,7 @@ from samkit.methods.method import GraphSpec
 from samkit.runtime.backends import tensorrt_library
 from samkit.tensors import Axis, TensorSpec
 
-pytestmark = pytest.mark.xdist_group("export")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("export")]
 
 
 def content(folder):

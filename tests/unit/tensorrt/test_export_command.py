@@ -11,7 +11,7 @@ from samkit.export import cli
 from samkit.export import export as export_module
 from samkit.manifest import Manifest
 
-pytestmark = pytest.mark.xdist_group("export")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("export")]
 
 
 @pytest.fixture

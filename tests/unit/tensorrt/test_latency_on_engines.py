@@ -20,7 +20,7 @@ from samkit.export.engines import build_engines
 from samkit.manifest import Export, Manifest
 from samkit.runtime.backends import tensorrt_library
 
-pytestmark = pytest.mark.xdist_group("export")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("export")]
 ASKED = LatencySettings(rounds=1, parts=("graphs",), engines=True)
 
 

@@ -24,7 +24,7 @@ from samkit.runtime.backends import pycuda_device, tensorrt_library
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.runtime.backends.tensorrt_runner import TensorRTRunner, fill_points
 
-pytestmark = pytest.mark.xdist_group("export")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("export")]
 
 
 @pytest.fixture

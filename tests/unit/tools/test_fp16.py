@@ -88,6 +88,7 @@ def test_file_without_the_functions_is_no_recipe(tmp_path):
         fp16.read_recipe(path)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("export")
 def test_row_sums_up_what_the_manifest_says(tiny_export, monkeypatch):
     manifest = Manifest.load(tiny_export)

@@ -13,7 +13,7 @@ from samkit.runtime.backends.runner import check_inputs
 from tools import rewrites
 from tools.rewrite_goals import CASES, FIGURES, FORMULATIONS, Goal
 
-pytestmark = pytest.mark.xdist_group("benchmarks")  # so that the record is made once
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("benchmarks")]  # so that the record is made once
 
 
 @pytest.fixture(scope="module")

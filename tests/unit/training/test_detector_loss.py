@@ -131,6 +131,7 @@ def test_half_precision_maps_give_the_same_loss():
     torch.testing.assert_close(half, full, rtol=0.01, atol=0)
 
 
+@pytest.mark.slow
 def test_one_picture_is_learnt():
     """Bright rectangles of two classes on noise: 140 steps, and they are found where they are.
 

@@ -126,6 +126,7 @@ def test_fitted_anchors_fit_small_boxes_and_are_sorted(kinds):
     assert anchors.shape == old.shape
 
 
+@pytest.mark.slow
 def test_training_finds_the_rectangles_and_keeps_the_average():
     torch.manual_seed(0)
     threads = torch.get_num_threads()

@@ -185,6 +185,7 @@ def test_config_fits_the_files_of_a_click_method(bright_export):
         assert_fits_file(manifest.path(bright_export, graph.name, "fp32"), graph)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("export")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_config_fits_the_files_of_a_real_export(tiny_export, precision):

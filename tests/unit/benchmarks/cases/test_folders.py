@@ -199,6 +199,7 @@ REAL = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "folder", "count", "spacing"), REAL)
 def test_real_folders_are_read(name, folder, count, spacing, shared):
     method = get_method(name)

@@ -31,7 +31,7 @@ from samkit.manifest import Export
 from samkit.prompts import prompt_json
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
 
-pytestmark = pytest.mark.xdist_group("export")  # so that exports and rows are made once
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("export")]  # so that exports and rows are made once
 
 QUICK = tuple(name for name in BASELINES if name != "torch-compile")
 """Those that every graph meets here; torch.compile takes many seconds for each, and has a test of its own."""
