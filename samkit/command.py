@@ -11,13 +11,14 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NoReturn
 
 import click
 
 from samkit.errors import OptionError, SamkitError
+from samkit.extras import how_to_install
 
 
 class _Lines(logging.Handler):
@@ -55,10 +56,11 @@ def show_progress(quiet: bool, *, name: str = "", timed: bool = False) -> None:
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
-def run_command(command: click.Command, name: str) -> NoReturn:
+def run_command(command: click.Command, name: str, extras: Sequence[str] = ()) -> NoReturn:
     """Run `command` on sys.argv under the name of its entry point and exit; failures are one line on stderr.
 
-    An entry point's `main` is this one call, so all commands fail alike.
+    An entry point's `main` is this one call, so all commands fail alike. `extras` of samkit install what the command
+    imports when it runs: a package that is missing is a sentence, too.
     """
     try:
         command.main(prog_name=name, standalone_mode=False)
@@ -71,6 +73,11 @@ def run_command(command: click.Command, name: str) -> NoReturn:
         _fail(name, f"{error.format_message().rstrip('.')}; see {name} --help", 2)
     except click.ClickException as error:
         _fail(name, error.format_message(), error.exit_code)
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package == "samkit" or not extras:
+            raise
+        _fail(name, f"{package} is not installed, and this needs it; {how_to_install(*extras)}", 1)
     except (click.Abort, KeyboardInterrupt):
         _fail(name, "interrupted", 130)
     sys.exit(0)

@@ -184,7 +184,7 @@ def _draw(path: Path, scan: Volume, lesion: np.ndarray, mask: np.ndarray, clicks
 
 def main() -> None:
     """Run the command."""
-    run_command(demo, "demo")
+    run_command(demo, "demo", extras=("bench", "export", "cpu", "serve"))
 
 
 if __name__ == "__main__":

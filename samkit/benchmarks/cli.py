@@ -71,7 +71,7 @@ def finish(measured: Measured | None) -> None:
 
 def main() -> None:
     """Run `sam-bench`."""
-    run_command(bench, "sam-bench")
+    run_command(bench, "sam-bench", extras=("bench", "export", "cpu"))
 
 
 if __name__ == "__main__":

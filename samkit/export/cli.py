@@ -179,7 +179,7 @@ def _announce(sentence: str) -> None:
 
 def main() -> None:
     """Run `sam-export`."""
-    run_command(export, "sam-export")
+    run_command(export, "sam-export", extras=("export", "cpu"))
 
 
 if __name__ == "__main__":

@@ -335,7 +335,7 @@ def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
 
 def main() -> None:
     """Run the command."""
-    run_command(segment, "sam-segment")
+    run_command(segment, "sam-segment", extras=("cpu",))
 
 
 if __name__ == "__main__":

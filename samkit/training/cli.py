@@ -120,7 +120,7 @@ def _check_dependencies() -> None:
 
 def main() -> None:
     """Run `sam-train`."""
-    run_command(command, "sam-train")
+    run_command(command, "sam-train", extras=("train",))
 
 
 if __name__ == "__main__":

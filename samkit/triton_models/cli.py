@@ -160,7 +160,7 @@ def _print_endpoints(repository: Path, grpc: str, http: str, metrics: str) -> No
 
 def main() -> None:
     """Run `sam-serve`."""
-    run_command(serve, "sam-serve")
+    run_command(serve, "sam-serve", extras=("cpu", "serve"))
 
 
 if __name__ == "__main__":

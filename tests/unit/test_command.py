@@ -16,7 +16,7 @@ from samkit import errors
 from samkit.command import run_command, show_progress
 
 
-def end(monkeypatch, capsys, raised=None, arguments=()):
+def end(monkeypatch, capsys, raised=None, arguments=(), extras=()):
     @click.command()
     @click.option("--number", type=int)
     def command(number):
@@ -25,7 +25,7 @@ def end(monkeypatch, capsys, raised=None, arguments=()):
 
     monkeypatch.setattr(sys, "argv", ["sam-test", *arguments])
     with pytest.raises(SystemExit) as stopped:
-        run_command(command, "sam-test")
+        run_command(command, "sam-test", extras=extras)
     return stopped.value.code, capsys.readouterr().err
 
 
@@ -57,6 +57,21 @@ def test_usage_errors_point_to_the_help(monkeypatch, capsys, arguments):
 
 def test_help_is_no_failure(monkeypatch, capsys):
     assert end(monkeypatch, capsys, arguments=["--help"])[0] == 0
+
+
+def test_a_package_that_is_missing_is_a_sentence_that_says_how_to_install_it(monkeypatch, capsys):
+    missing = ModuleNotFoundError("No module named 'scipy.ndimage'", name="scipy.ndimage")
+
+    code, said = end(monkeypatch, capsys, missing, extras=("bench", "cpu"))
+
+    assert code == 1
+    assert said.startswith("sam-test: scipy is not installed, and this needs it; pip install ")
+    assert "[bench,cpu]'" in said
+
+
+def test_a_missing_module_of_our_own_is_a_bug(monkeypatch, capsys):
+    with pytest.raises(ModuleNotFoundError):
+        end(monkeypatch, capsys, ModuleNotFoundError("gone", name="samkit.gone"), extras=("cpu",))
 
 
 def test_bug_keeps_its_traceback(monkeypatch, capsys):
