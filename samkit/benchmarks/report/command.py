@@ -17,7 +17,6 @@ from samkit.benchmarks.report.cards import card_of
 from samkit.benchmarks.report.kinds import tables_of
 from samkit.benchmarks.report.papers import paper_tables
 from samkit.benchmarks.report.pictures import cases_of
-from samkit.benchmarks.report.plots import plots_of
 from samkit.benchmarks.report.table import failures
 from samkit.benchmarks.report.tables import definitions, facts, summary_tables
 from samkit.errors import MissingDependencyError
@@ -59,7 +58,7 @@ def render(runs: Sequence[Run], papers: Path | None = None) -> str:
     """Return the page of runs, with the tables in the folder `papers`; the same runs give the same text.
 
     Raises InputRefused where a picture in a run, or a file in `papers`, is none, and MissingDependencyError without
-    Jinja2 or Matplotlib.
+    Jinja2 and Matplotlib.
     """
     cases = [list(cases_of(run, f"run-{place}")) for place, run in enumerate(runs, 1)]
     exports = [export for run in runs for export in run.exports]
@@ -71,7 +70,7 @@ def render(runs: Sequence[Run], papers: Path | None = None) -> str:
 def markdown(runs: Sequence[Run], papers: Path | None = None) -> str:
     """Return all tables of runs as Markdown, those of one run under what it is: the body of docs/results/benchmarks.md.
 
-    The tables in the folder `papers` stand at the end; raises what `render` does of them, and without Jinja2.
+    The tables in the folder `papers` stand at the end; raises what `render` does.
     """
     return _fill("report.md.j2", runs, papers).strip() + "\n"
 
@@ -79,8 +78,10 @@ def markdown(runs: Sequence[Run], papers: Path | None = None) -> str:
 def _fill(template: str, runs: Sequence[Run], papers: Path | None, **more: Any) -> str:
     try:
         import jinja2
+
+        from samkit.benchmarks.report.plots import plots_of
     except ImportError as error:
-        raise MissingDependencyError(f"the report needs Jinja2; {how_to_install('bench')}") from error
+        raise MissingDependencyError(f"the report needs Jinja2 and Matplotlib; {how_to_install('bench')}") from error
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=jinja2.select_autoescape(["html.j2"]),

@@ -15,15 +15,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.style
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
 from samkit.benchmarks.record.figures import FIGURES, interval
-from samkit.benchmarks.record.rows import Absent, AccuracyRow, LatencyRow, LoadRow, Row
+from samkit.benchmarks.record.rows import AccuracyRow, LatencyRow, LoadRow, Row
 from samkit.benchmarks.record.run import Run
 from samkit.benchmarks.record.statistics import mean_interval, spread
-from samkit.benchmarks.report.table import backend_of, by_backend, method_of, part_of
-from samkit.errors import MissingDependencyError
-from samkit.extras import how_to_install
+from samkit.benchmarks.report.table import backend_of, by_backend, measured, method_of, part_of
 from samkit.json_records import find
 
 COLOURS: Mapping[str, str] = {
@@ -50,20 +52,12 @@ STYLE = Path(__file__).with_name("plots.mplstyle")
 
 
 def plots_of(run: Run) -> list[tuple[str, str, str]]:
-    """Return title, caption and SVG text of each plot of a run, but of what has no figures.
-
-    Raises MissingDependencyError without Matplotlib.
-    """
-    try:
-        from matplotlib import style
-    except ImportError as error:
-        raise MissingDependencyError(f"plots need Matplotlib; {how_to_install('bench')}") from error
-    measured = [row for row in run.rows if not isinstance(row, Absent)]
-    with style.context(STYLE):
+    """Return title, caption and SVG text of each plot of a run, but of what has no figures."""
+    with matplotlib.style.context(STYLE):
         return [
             (title, caption, _svg(draw(rows), name))
             for name, title, caption, takes, draw in _PLOTS[run.kind]
-            if (rows := list(filter(takes, measured)))
+            if (rows := [row for row in run.rows if measured(row) and takes(row)])
         ]
 
 
@@ -120,7 +114,14 @@ def _draw_times(rows: Sequence[LatencyRow]) -> Any:
     for of_group in groups.values():
         middles.append(height + (len(of_group) - 1) / 2)
         for row in sorted(of_group, key=lambda row: order.index(backend_of(row))):
-            _draw_line(axes, row, height)
+            samples, colour = spread(row.times.samples_ms, MOST_TICKS), colour_of(row)
+            low, middle, high = np.percentile(row.times.samples_ms, (5, 50, 95))
+            axes.plot((low, high), (height, height), color=colour, linewidth=1.2, solid_capstyle="butt")
+            # One path with gaps: a path for each tick would make the file five times as large
+            x, y = np.repeat(samples, 3), np.tile((height - 0.22, height + 0.22, np.nan), len(samples))
+            axes.plot(x, y, color=colour, linewidth=0.6, alpha=0.6)
+            tall = height - 0.45, height + 0.45
+            axes.plot((middle, middle), tall, color=colour, linewidth=3, solid_capstyle="butt")
             height += 1
         axes.axhline(height, color="#D0D0D0", linewidth=0.6)
         height += 1
@@ -136,17 +137,6 @@ def _group(row: Row, rows: Sequence[Row]) -> str:
     given = {key: {find(other, key) for other in rows} - {None} for key in ("threads", "batch", "points")}
     more = [f"{key} {find(row, key)}" for key, values in given.items() if len(values) > 1 and find(row, key) in values]
     return ", ".join((f"{method_of(row)} {part_of(row)}", *more))
-
-
-def _draw_line(axes: Any, row: LatencyRow, height: float) -> None:
-    samples = spread(row.times.samples_ms, MOST_TICKS)
-    low, middle, high = np.percentile(row.times.samples_ms, (5, 50, 95))
-    colour = colour_of(row)
-    axes.plot((low, high), (height, height), color=colour, linewidth=1.2, solid_capstyle="butt")
-    # One path with gaps: a path for each tick would make the file five times as large
-    x, y = np.repeat(samples, 3), np.tile((height - 0.22, height + 0.22, np.nan), len(samples))
-    axes.plot(x, y, color=colour, linewidth=0.6, alpha=0.6)
-    axes.plot((middle, middle), (height - 0.45, height + 0.45), color=colour, linewidth=3, solid_capstyle="butt")
 
 
 # --- Load ---
@@ -215,8 +205,6 @@ def _draw_growth(rows: Sequence[LoadRow]) -> Any:
 
 def _panels(count: int, columns: int, height: float, *, margin: float = 0.8, **more: Any) -> tuple[Any, list[Any]]:
     """Return a figure and so many axes of that height [inches], `columns` in a row."""
-    from matplotlib.figure import Figure
-
     across = min(count, columns)
     down = -(-count // across)
     width = WIDTH * max(across, 2) / columns if count < columns else WIDTH
@@ -229,7 +217,6 @@ def _panels(count: int, columns: int, height: float, *, margin: float = 0.8, **m
 
 def _make_logarithmic(axis: Any) -> None:
     """Make an axis logarithmic, with plain numbers at 1, 2 and 5 of each power of ten."""
-    from matplotlib.ticker import LogLocator, NullLocator
 
     def written(value: float, _: int) -> str:
         size, unit = (1e6, "M") if value >= 1e6 else (1e3, "k") if value >= 1e4 else (1, "")
@@ -249,8 +236,6 @@ def _backend_keys(rows: Sequence[Row], **style: Any) -> list[Any]:
 
 
 def _key(name: str, colour: str, dash: str = "-", *, width: float = 2, marker: str = "") -> Any:
-    from matplotlib.lines import Line2D
-
     return Line2D([], [], color=colour, linestyle=dash, linewidth=width, marker=marker, label=name)
 
 
@@ -264,8 +249,6 @@ def _legend(figure: Any, keys: Sequence[Any], place: str = "lower") -> Any:
 
 def _svg(figure: Any, name: str) -> str:
     """Return a figure as SVG for a page: without prologue, and without ids that nothing in it refers to."""
-    import matplotlib
-
     file = io.StringIO()
     # Without metadata, in which Matplotlib names itself, with addresses
     with matplotlib.rc_context({"svg.hashsalt": f"samkit {name}"}):
