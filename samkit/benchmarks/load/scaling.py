@@ -81,7 +81,7 @@ def growth_rows(export: Export, work: Workload, machine: Machine) -> Iterator[Lo
     identity = Identity.of(export.plan, export.digest, DEFAULT.name, BASE.name, "cpu")
     with open_session(export.folder) as session:
         case = cost_case(export.method, export.config, SHAPES.get(export.plan.size, SHAPE))
-        case = case if case.across is None else repeated(case, 1)
+        case = case if case.across is None else repeated(case, STACKS[0])
         case = with_clicks(case, session, export.method, MOST_CLICKS)
         for over in wanted:
             machine.sample()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from samkit.benchmarks.cases.phantom_scans import padded, repeated
 from samkit.benchmarks.load import scaling
 from samkit.benchmarks.load.readers import STAGES, LoadLevel
 from samkit.benchmarks.load.scaling import growth_row
+from samkit.benchmarks.load.workload import CLICKS, SLICES, Workload
 from samkit.benchmarks.record.rows import Identity, read_row, to_dict
 from samkit.errors import SamkitError
 from samkit.geometry import Volume, voxel_to_world
+from samkit.manifest import Export
 from samkit.prompts import Point
 
 IDENTITY = Identity("m-sam", "onnxruntime", "cpu", "fp32")
@@ -188,3 +191,13 @@ def test_figures_make_a_row():
     assert read_row(to_dict(row)) == row
     assert row.identity.stage == "first click over volume"
     assert (row.scaling.over, row.scaling.unit) == ("volume [voxels]", "voxels")
+
+
+def test_a_real_session_takes_the_stacks_that_growth_is_measured_on(bright_slices):
+    """The gate judges what lies in memory, too: a stack of one slice would be refused there."""
+    work = Workload(scaling=(SLICES, CLICKS), rounds=1)
+
+    rows = list(scaling.growth_rows(Export.open(bright_slices), work, SimpleNamespace(sample=lambda: None)))
+
+    assert [row.identity.stage for row in rows] == ["propagate over slices", "click over clicks"]
+    assert all(row.scaling is not None for row in rows)
