@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import median
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from samkit.benchmarks.record.figures import interval, number, overlap
 from samkit.benchmarks.record.rows import Absent, AccuracyRow, LatencyRow, LoadRow
 from samkit.benchmarks.record.run import Run
-from samkit.benchmarks.report.table import backend_of, is_eager, method_of, part_of, worst_of
+from samkit.benchmarks.report.table import backend_of, is_eager, measured, method_of, part_of, worst_of
 from samkit.benchmarks.report.tables import graph_ratios
 
 Card: TypeAlias = tuple[str, list[str], str]
@@ -19,18 +19,16 @@ Card: TypeAlias = tuple[str, list[str], str]
 
 def card_of(run: Run) -> Card:
     """Return what a run came to."""
+    ran: list[Any] = [row for row in run.rows if measured(row)]
     absent = [row for row in run.rows if isinstance(row, Absent)]
     lost = sum(row.is_failure for row in absent)
     if run.kind == "accuracy":
-        headline, lines, state = _accuracy([row for row in run.rows if isinstance(row, AccuracyRow)], lost, run.data)
-    elif run.kind == "latency":
-        headline, lines, state = _latency([row for row in run.rows if isinstance(row, LatencyRow)])
+        headline, lines, state = _accuracy(ran, lost, run.data)
     else:
-        headline, lines, state = _load([row for row in run.rows if isinstance(row, LoadRow)])
+        headline, lines, state = _latency(ran) if run.kind == "latency" else _load(ran)
     if lost:
         lines.append(f"{lost} of {len(run.rows)} rows: error")
-    ran = {backend_of(row) for row in run.rows if not isinstance(row, Absent)}
-    if missing := {backend_of(row) for row in absent if not row.is_failure} - ran:
+    if missing := {backend_of(row) for row in absent if not row.is_failure} - set(map(backend_of, ran)):
         lines.append(f"not run: {missing.pop() if len(missing) == 1 else f'{len(missing)} backends'}")
     return headline, lines, state
 
@@ -71,17 +69,12 @@ def _latency(rows: Sequence[LatencyRow]) -> Card:
 
 def _load(rows: Sequence[LoadRow]) -> Card:
     scaled = [(row, row.scaling.exponent) for row in rows if row.scaling is not None]
-    growth = [
-        f"{row.identity.method}: {part_of(row)}: exponent {interval(exponent)}"
-        for row, exponent in scaled
-        if str(row.identity.stage).startswith("click")
-    ]
+    clicks = [(row, exponent) for row, exponent in scaled if str(row.identity.stage).startswith("click")]
+    growth = [f"{row.identity.method}: {part_of(row)}: exponent {interval(exponent)}" for row, exponent in clicks]
     clicking = {row.identity.method for row in rows if row.identity.stage == "click"}
-    levels = [
-        row
-        for row in sorted(rows, key=lambda row: row.identity.sessions or 0)
-        if row.identity.sessions and row.identity.stage == ("click" if row.identity.method in clicking else "scan")
-    ]
+    waits = {row.identity.method: "click" if row.identity.method in clicking else "scan" for row in rows}
+    levels = [row for row in rows if row.identity.sessions and row.identity.stage == waits[row.identity.method]]
+    levels.sort(key=lambda row: row.identity.sessions or 0)
     if not levels:
         return f"{len(scaled)} growths of cost", growth, ""
     # So many readers are held where all of them were answered, and in time

@@ -19,7 +19,7 @@ from samkit.benchmarks.record.rows import DETECTOR, AccuracyRow, LoadRow, Row, S
 from samkit.benchmarks.record.run import Run
 from samkit.benchmarks.record.statistics import percentile_ratio
 from samkit.benchmarks.report import table
-from samkit.benchmarks.report.table import Entry, Table, backend_of, failures, is_eager, measured, method_of, part_of
+from samkit.benchmarks.report.table import Entry, Table, backend_of, is_eager, measured, method_of, part_of
 from samkit.json_records import find
 
 TARGETS = ("0.80", "0.85", "0.90")
@@ -86,7 +86,7 @@ def _accuracy(entries: Sequence[Entry]) -> Iterator[Table | None]:
     yield table.listing(title, masks, _clicks_line, is_short=True)
     boxes = [one for one in entries if one.row.identity.graph == DETECTOR]
     title = "Detector: mean average precision against boxes of the truth"
-    yield table.listing(title, boxes, _detector_line, _failed(boxes))
+    yield table.listing(title, boxes, _detector_line)
 
 
 def is_compared(row: Row) -> bool:
@@ -120,11 +120,6 @@ def _parity_notes(entries: Sequence[Entry]) -> Iterator[str]:
         places.setdefault((backend_of(row), why), []).append(f"{method_of(row)} {row.identity.policy}")
     for (backend, why), where in places.items():
         yield f"to click ...: {backend} stopped sooner than PyTorch in {', '.join(where)}: {why}"
-    yield from _failed(entries)
-
-
-def _failed(entries: Sequence[Entry]) -> list[str]:
-    return [f"FAILED: {sentence}" for sentence in failures(one.row for one in entries)]
 
 
 def _parity_line(entry: Entry) -> dict[str, str]:
@@ -171,14 +166,13 @@ def _mean(key: str, found: Summary) -> str:
 
 def _clicks_line(entry: Entry) -> dict[str, str]:
     clicks_to = entry.row.clicks_to
-    return {f"Dice {key}": _clicks(clicks_to.get(key)) for key in TARGETS} if any(clicks_to.values()) else {}
+    return {f"Dice {key}": _clicks(clicks_to.get(key, ())) for key in TARGETS} if any(clicks_to.values()) else {}
 
 
-def _clicks(counts: Sequence[int | None] | None) -> str:
-    if not counts:
-        return NONE
+def _clicks(counts: Sequence[int | None]) -> str:
     reached = [count for count in counts if count is not None]
-    return f"{number(median(reached)) if reached else 'not reached'} ({len(reached)} of {len(counts)})"
+    words = f"{number(median(reached)) if reached else 'not reached'} ({len(reached)} of {len(counts)})"
+    return words if counts else NONE
 
 
 # --- Times ---

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageColor
@@ -26,19 +26,6 @@ SHADE = 150
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One of the four pictures of a case."""
-
-    title: str
-    overlay: str = ""
-    """PNG in base64, laid over the image."""
-    key: Mapping[str, str] = field(default_factory=dict)
-    """By what they mean, the colours."""
-    box: tuple[int, int, int, int] | None = None
-    """Where the differences are: x, y, width, height [pixels]."""
-
-
-@dataclass(frozen=True)
 class PicturedCase:
     """A case on the slice and with the backend that disagree with PyTorch the most."""
 
@@ -51,7 +38,12 @@ class PicturedCase:
     image: str
     size: tuple[int, int]
     """Width and height [pixels]."""
-    panels: tuple[Panel, ...]
+    panels: Mapping[str, str]
+    """By title what is laid over the image, PNG in base64; the first is the image alone, the last the difference."""
+    key: Mapping[str, str]
+    """By what they mean, the colours of the difference."""
+    box: tuple[int, int, int, int] | None
+    """Where the difference is: x, y, width, height [pixels]; None where a frame would lead nowhere."""
 
 
 def cases_of(run: Run, name: str) -> Iterator[PicturedCase]:
@@ -63,41 +55,40 @@ def cases_of(run: Run, name: str) -> Iterator[PicturedCase]:
                 found.setdefault((method_of(row), worst.case), []).append((row, worst))
     for place, ((method, case), entries) in enumerate(found.items(), 1):
         row, worst = max(entries, key=lambda entry: entry[1].flipped)
-        pictures = [_read(text, case) for text in (worst.image, worst.reference, worst.found)]
-        if len({picture.size for picture in pictures}) > 1:
+        image, *pictures = (_read(text, case) for text in (worst.image, worst.reference, worst.found))
+        if any(picture.size != image.size for picture in pictures):
             raise InputRefused("no-picture", f"the pictures of {case} have several sizes", "measure the run again")
-        image, *masks = pictures
-        panels = _panels(*(np.asarray(picture.convert("L")) > 127 for picture in masks), flipped=worst.flipped)
-        # Each of the others on its own worst slice
-        others = {_row_words(other): one.flipped for other, one in entries if other is not row}
+        mask, export = (np.asarray(picture.convert("L")) > 127 for picture in pictures)
+        shown = np.count_nonzero(mask ^ export)
+        title = "difference" if shown else "difference: none"
+        if shown != worst.flipped:  # beyond the picture's edge, or between two structures
+            title = f"difference: {shown} of {worst.flipped} seen here"
+        # Single pixels are made larger, so that a reader sees them on a large picture
+        side = 2 * (max(mask.shape) // 150) + 1
+        parts = {ONLY_PYTORCH: mask & ~export, ONLY_EXPORT: export & ~mask}
+        alone = {colour: ndimage.binary_dilation(part, np.ones((side, side), bool)) for colour, part in parts.items()}
         yield PicturedCase(
-            f"{name}-slice-{place}", method, _row_words(row), worst, others, to_png(image), image.size, panels
+            id=f"{name}-slice-{place}",
+            method=method,
+            backend=_row_words(row),
+            worst=worst,
+            # Each on its own worst slice
+            others={_row_words(other): one.flipped for other, one in entries if other is not row},
+            image=to_png(image),
+            size=image.size,
+            panels={
+                "image": "",
+                "PyTorch's mask": _overlay({MASK: mask}),
+                "the export's mask": _overlay({MASK: export}),
+                title: _overlay(alone, shade=SHADE, opacity=255),
+            },
+            key={"PyTorch alone": ONLY_PYTORCH, "export alone": ONLY_EXPORT} if shown else {},
+            box=_box(mask ^ export),
         )
 
 
 def _row_words(row: AccuracyRow) -> str:
     return f"{backend_of(row)} ({row.identity.policy})" if row.identity.policy else backend_of(row)
-
-
-def _panels(mask: np.ndarray, export: np.ndarray, *, flipped: int) -> tuple[Panel, ...]:
-    """Return the panels of PyTorch's mask and the export's, of which `flipped` voxels are said to differ."""
-    shown = np.count_nonzero(mask ^ export)
-    title = "difference" if shown else "difference: none"
-    if shown != flipped:  # beyond the picture's edge, or between two structures
-        title = f"difference: {shown} of {flipped} seen here"
-    # Single pixels are made larger, so that a reader sees them on a large picture
-    side = 2 * (max(mask.shape) // 150) + 1
-    alone = {
-        colour: ndimage.binary_dilation(part, np.ones((side, side), bool))
-        for colour, part in ((ONLY_PYTORCH, mask & ~export), (ONLY_EXPORT, export & ~mask))
-    }
-    key = {"PyTorch alone": ONLY_PYTORCH, "export alone": ONLY_EXPORT} if shown else {}
-    return (
-        Panel("image"),
-        Panel("PyTorch's mask", _overlay({MASK: mask})),
-        Panel("the export's mask", _overlay({MASK: export})),
-        Panel(title, _overlay(alone, shade=SHADE, opacity=255), key, _box(mask ^ export)),
-    )
 
 
 def _read(text: str, case: str) -> Image.Image:
@@ -120,7 +111,7 @@ def _overlay(masks: Mapping[str, np.ndarray], *, shade: int = 0, opacity: int = 
 
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Return x, y, width and height [pixels] of a frame a little outside a mask; None where it would lead nowhere."""
+    """Return a frame a little outside a mask."""
     if (edges := Image.fromarray(mask).getbbox()) is None:
         return None
     room = max(2, max(mask.shape) // 40)

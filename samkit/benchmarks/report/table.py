@@ -73,9 +73,10 @@ def pivot(
         for line in fitting or [head]:
             lines.setdefault(line, {})[backend_of(one.row)] = words
     rows = [one.row for one in entries]
+    found = (f"FAILED: {sentence}" for sentence in failures(rows))
     columns = by_backend(rows)
     body = tuple((*head, *(words.get(name, NONE) for name in columns)) for head, words in lines.items())
-    return Table(title, (*names, *columns), body, (*notes, *same, *reasons(rows))) if body else None
+    return Table(title, (*names, *columns), body, (*notes, *found, *same, *reasons(rows))) if body else None
 
 
 def listing(
@@ -96,17 +97,17 @@ def listing(
     kept = [name for name in columns if any(words[name] != NONE for *_, words in lines)]
     body = tuple((*head, backend, *(words[name] for name in kept)) for head, backend, words in lines)
     # Of a detail, and of what is short, another table of the same rows says why
-    why = () if detail or is_short else tuple(reasons([one.row for one in entries]))
-    return Table(title, (*names, "backend", *kept), body, (*notes, *same, *why), detail) if body or why else None
+    rows = [] if detail or is_short else [one.row for one in entries]
+    why = tuple(reasons(rows))
+    said = (*notes, *(f"FAILED: {sentence}" for sentence in failures(rows)), *same, *why)
+    return Table(title, (*names, "backend", *kept), body, said, detail) if body or why else None
 
 
 def _heads(
     entries: Sequence[Entry], part: str, settings: Sequence[str]
 ) -> tuple[list[str], list[tuple[tuple[str, ...], Entry]], list[str]]:
     """Return the columns that tell lines apart, each entry with what stands there, and what all have in common."""
-    names: dict[str, Callable[[Row], str]] = {"method": method_of}
-    if part:
-        names[part] = part_of
+    names: dict[str, Callable[[Row], str]] = {"method": method_of, **({part: part_of} if part else {})}
     same = []
     for key in settings:
         values = [value for value in dict.fromkeys(_setting(one.row, key) for one in entries) if value != NONE]

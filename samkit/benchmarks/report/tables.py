@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from samkit.benchmarks.record.figures import DETECTOR_METRICS, FIGURES, METRICS, NONE, number
-from samkit.benchmarks.record.rows import Absent, AccuracyRow, LatencyRow, Row
+from samkit.benchmarks.record.rows import Absent, AccuracyRow, Row
 from samkit.benchmarks.record.run import Run
 from samkit.benchmarks.report.kinds import entries_of, is_compared, tables_of
 from samkit.benchmarks.report.table import Table, backend_of, by_backend, is_eager, method_of, part_of, spaced, worst_of
@@ -55,7 +55,6 @@ def _before_and_after(name: str, pair: Mapping[str, Any] | None) -> str | None:
 
 
 def _exports(exports: Iterable[Mapping[str, Any]]) -> str:
-    """Return which exports took part, those of one size and one kind of weights together."""
     found: dict[str, list[str]] = {}
     for export in exports:
         kind = f"{export.get('size') or 'own size'}, {export.get('weights')} weights"
@@ -77,25 +76,21 @@ def summary_tables(runs: Sequence[Run]) -> list[Table]:
     """Return what is read first: worst parity of each backend, and how much faster than PyTorch each is."""
     rows = [row for run in runs for row in run.rows]
     compared = [row for row in rows if row.kind == "accuracy" and is_compared(row)]
-    columns: tuple[str, ...] = (
-        "backend",
-        "gate",
-        "methods",
-        "worst Dice",
-        "most voxels that differ",
-        "worst HD95 [mm]",
-    )
-    lines = tuple(_parity_line(name, compared) for name in by_backend(compared))
-    parity = Table("Masks against PyTorch float32", columns, lines)
     timed = [row for row in rows if row.kind == "latency"]
-    columns = ("backend", "graphs", "median", "fastest", "slowest")
-    lines = tuple(_speed_line(name, ratios, timed) for name, ratios in graph_ratios(timed).items())
-    speed = Table("Time of graphs, times PyTorch eager float32", columns, lines)
+    parity = Table(
+        "Masks against PyTorch float32",
+        ("backend", "gate", "methods", "worst Dice", "most voxels that differ", "worst HD95 [mm]"),
+        tuple(_parity_line(name, compared) for name in by_backend(compared)),
+    )
+    speed = Table(
+        "Time of graphs, times PyTorch eager float32",
+        ("backend", "graphs", "median", "fastest", "slowest"),
+        tuple(_speed_line(name, ratios, timed) for name, ratios in graph_ratios(timed).items()),
+    )
     return [table for table in (parity, speed) if table.rows]
 
 
 def _parity_line(backend: str, rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return the worst parity of a backend, over all methods."""
     rows = [row for row in rows if backend_of(row) == backend]
     ran = [row for row in rows if isinstance(row, AccuracyRow)]
     lost = [row.is_failure for row in rows if isinstance(row, Absent)]
@@ -114,16 +109,15 @@ def _parity_line(backend: str, rows: Sequence[Row]) -> tuple[str, ...]:
 
 def graph_ratios(rows: Sequence[Row]) -> dict[str, list[tuple[float, str]]]:
     """Return each graph's median over PyTorch eager's with its name, the fastest first, by backend."""
-    found: dict[str, list[tuple[float, str]]] = {name: [] for name in by_backend(r for r in rows if not is_eager(r))}
-    for row, base in ((entry.row, entry.base) for entry in entries_of(rows)):
-        if base is not None and row.identity.graph and isinstance(row, LatencyRow) and not is_eager(row):
-            ratio = row.times.p50_ms / base.times.p50_ms
-            found[backend_of(row)].append((ratio, f"{method_of(row)} {part_of(row)}"))
+    entries = [entry for entry in entries_of(rows) if not is_eager(entry.row)]
+    found: dict[str, list[tuple[float, str]]] = {name: [] for name in by_backend(entry.row for entry in entries)}
+    for row, base in ((entry.row, entry.base) for entry in entries):
+        if base is not None and row.identity.graph and not isinstance(row, Absent):
+            found[backend_of(row)].append((row.times.p50_ms / base.times.p50_ms, f"{method_of(row)} {part_of(row)}"))
     return {backend: sorted(ratios) for backend, ratios in found.items()}
 
 
 def _speed_line(backend: str, ratios: Sequence[tuple[float, str]], rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return how much faster or slower than PyTorch a backend is, over all graphs."""
     if not ratios:
         words = [spaced(row.word) if isinstance(row, Absent) else "" for row in rows if backend_of(row) == backend]
         return (backend, words[0] if all(words) else "no ratio", NONE, NONE, NONE)
