@@ -13,12 +13,11 @@ from typing import Any
 import click
 
 from samkit.benchmarks.record.run import Run, load_run
-from samkit.benchmarks.report.cards import card_of
 from samkit.benchmarks.report.kinds import tables_of
 from samkit.benchmarks.report.papers import paper_tables
 from samkit.benchmarks.report.pictures import cases_of
 from samkit.benchmarks.report.table import failures
-from samkit.benchmarks.report.tables import definitions, facts, summary_tables
+from samkit.benchmarks.report.tables import card_of, definitions, facts, summary_tables
 from samkit.errors import MissingDependencyError
 from samkit.extras import how_to_install
 from samkit.protocols.papers import FOLDER
@@ -37,8 +36,7 @@ _MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_|<>#"} | {"\n": " "}
 def command(files: tuple[Path, ...], out: Path, tables: Path | None, papers: Path | None) -> None:
     """Write one HTML file of the runs in FILES; it holds slices of the cases, unless they were measured without."""
     runs = [load_run(path) for path in files]
-    if papers is None and FOLDER.is_dir():
-        papers = FOLDER
+    papers = FOLDER if papers is None and FOLDER.is_dir() else papers
     if papers is None and any(run.kind == "accuracy" for run in runs):
         click.echo(
             "no figures of the papers: docs/results/papers of a checkout has them; give it with --papers", err=True
@@ -90,8 +88,7 @@ def _fill(template: str, runs: Sequence[Run], papers: Path | None, **more: Any) 
         lstrip_blocks=True,
     )
     environment.filters["plain"] = lambda text: text.translate(_MARKS)
-    environment.globals.update(
-        card_of=card_of, definitions=definitions, facts=facts, failures=failures, paper_tables=paper_tables,
-        plots_of=plots_of, summary_tables=summary_tables, tables_of=tables_of,
+    return environment.get_template(template).render(
+        runs=runs, folder=papers, card_of=card_of, definitions=definitions, facts=facts, failures=failures,
+        paper_tables=paper_tables, plots_of=plots_of, summary_tables=summary_tables, tables_of=tables_of, **more,
     )  # fmt: skip
-    return environment.get_template(template).render(runs=runs, folder=papers, **more)

@@ -152,12 +152,11 @@ def _name(row: Row) -> str:
 def _lone(rows: Rows, others: Rows, verdict: str, where: str) -> Iterator[Change]:
     """Yield a change for each of `rows` that `others` lack, and one for all of a method."""
     methods = set(map(method_of, others.values()))
-    lone = [row for key, row in rows.items() if key not in others]
-    for method, count in Counter(map(method_of, lone)).items():
+    for method, count in Counter(map(method_of, rows.values())).items():
         if method not in methods:
             yield Change(method, "", verdict, f"only in the run {where}, in {count} row{'s' * (count > 1)}", 0.0)
-    for row in lone:
-        if method_of(row) in methods:
+    for key, row in rows.items():
+        if key not in others and method_of(row) in methods:
             yield Change(_name(row), "", verdict, f"only in the run {where}", 0.0)
 
 
@@ -226,8 +225,8 @@ def _step(name: str, title: str, before: float, after: float, sign: int, margin:
 
 
 def _accuracy(name: str, before: AccuracyRow, after: AccuracyRow, noise: float) -> Iterator[Change]:
-    new_failures = [sentence for sentence in after.failures if sentence not in before.failures]
-    yield from (Change(name, "gate", WORSE, sentence, math.inf) for sentence in new_failures)
+    new = (sentence for sentence in after.failures if sentence not in before.failures)
+    yield from (Change(name, "gate", WORSE, sentence, math.inf) for sentence in new)
     ours, theirs = (
         {case.case: {step.click: step.figures for step in case.clicks} for case in row.cases} for row in (before, after)
     )

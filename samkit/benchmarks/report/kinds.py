@@ -65,7 +65,6 @@ def _peers(row: Row) -> tuple[tuple[str, Any], ...]:
 
 
 def _written(row: Row, *keys: str) -> dict[str, str]:
-    """Return some of FIGURES as a row has them, by column."""
     return {FIGURES[key].title: FIGURES[key].write(find(row, key)) for key in keys}
 
 

@@ -29,10 +29,11 @@ def paper_tables(runs: Sequence[Run], folder: Path | None) -> tuple[str, list[Ta
     papers = [paper for paper in load_papers(folder) if paper.method in methods] if folder is not None else []
     if not papers:
         return "", []
-    beside = tuple(line for paper in papers for line in _beside(paper, accuracy))
     columns = ("method", "table", "metric", "in the paper", "here, PyTorch eager, on other data")
-    tables = [Table("Figures of the papers beside ours; the data differ", columns, beside)] if beside else []
-    return NOTE, tables + [_printed(paper, table) for paper in papers for table in paper.tables]
+    lines = tuple(line for paper in papers for line in _beside(paper, accuracy))
+    beside = Table("Figures of the papers beside ours; the data differ", columns, lines)
+    printed = [_printed(paper, table) for paper in papers for table in paper.tables]
+    return NOTE, [table for table in (beside, *printed) if table.rows]
 
 
 def _beside(paper: Paper, runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
@@ -60,11 +61,8 @@ def _ours(key: str, runs: Sequence[Run], method: str) -> Iterator[str]:
 
 
 def _printed(paper: Paper, table: PaperTable) -> Table:
-    doubts: dict[str, list[str]] = {}
-    for column in table.columns:
-        if column.why:
-            doubts.setdefault(column.why, []).append(column.title)
-    doubted = [f"{', '.join(titles)}: {why}" for why, titles in doubts.items()]
+    whys = dict.fromkeys(column.why for column in table.columns if column.why)
+    doubted = [f"{', '.join(one.title for one in table.columns if one.why == why)}: {why}" for why in whys]
     data = f"{table.data}; {f'n = {table.n}' if table.n else 'n not given'}"
     notes = (paper.citation, data, *filter(None, [table.note]), *doubted)
     columns = tuple(column.title for column in table.columns)

@@ -48,12 +48,11 @@ CROSS = {"linestyle": "", "marker": "x", "markersize": 9, "markeredgewidth": 2, 
 """Where requests failed."""
 WIDTH = 11.0
 """Of a plot [inches of 72 points]; the page scales it."""
-STYLE = Path(__file__).with_name("plots.mplstyle")
 
 
 def plots_of(run: Run) -> list[tuple[str, str, str]]:
     """Return title, caption and SVG text of each plot of a run, but of what has no figures."""
-    with matplotlib.style.context(STYLE):
+    with matplotlib.style.context(Path(__file__).with_name("plots.mplstyle")):
         return [
             (title, caption, _svg(draw(rows), name))
             for name, title, caption, takes, draw in _PLOTS[run.kind]
@@ -75,10 +74,9 @@ def _draw_dice(rows: Sequence[AccuracyRow]) -> Any:
     figure, panels = _panels(len(methods), 4, 2.6, sharey=True)
     for axes, method in zip(panels, methods, strict=True):
         of_method = [row for row in rows if method_of(row) == method]
-        for place, backend in enumerate(by_backend(of_method)):
-            for row in of_method:
-                if backend_of(row) == backend:
-                    _draw_curve(axes, row, max(1.2, 4.8 - 1.2 * place), shade=0.3 / len(of_method))
+        order = by_backend(of_method)
+        for row in sorted(of_method, key=lambda row: order.index(backend_of(row))):
+            _draw_curve(axes, row, max(1.2, 4.8 - 1.2 * order.index(backend_of(row))), shade=0.3 / len(of_method))
         counts = sorted({len(row.dice_by_click[0]) for row in of_method})
         title = f"{method}, n = {' and '.join(map(str, counts))}"
         axes.set(title=title, xlabel="click (0: before any)", ylim=(-0.02, 1.02))
@@ -104,7 +102,6 @@ def _draw_curve(axes: Any, row: AccuracyRow, width: float, *, shade: float) -> N
 
 
 def _draw_times(rows: Sequence[LatencyRow]) -> Any:
-    """Draw a line for each row in groups of one method and part, on a logarithmic axis."""
     groups: dict[str, list[LatencyRow]] = {}
     for row in rows:
         groups.setdefault(_group(row, rows), []).append(row)
@@ -230,7 +227,6 @@ def _make_logarithmic(axis: Any) -> None:
 
 
 def _backend_keys(rows: Sequence[Row], **style: Any) -> list[Any]:
-    """Return a key for each backend, in the order of columns."""
     colours = {backend_of(row): colour_of(row) for row in rows}
     return [_key(name, colours[name], **style) for name in by_backend(rows)]
 

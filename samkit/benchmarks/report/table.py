@@ -10,11 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-from samkit.benchmarks.record.figures import FIGURES, NONE
+from samkit.benchmarks.record.figures import NONE
 from samkit.benchmarks.record.rows import EAGER, Absent, Row
-from samkit.json_records import find
 
 BACKENDS: Mapping[str, str] = {
     "torch": "PyTorch eager",
@@ -189,8 +186,3 @@ def reasons(rows: Sequence[Row]) -> Iterator[str]:
         is_all = len(places) > 1 and len(lost) == sum(backend_of(row) in backends for row in rows)
         first = ", ".join(places[:3]) + f" and {len(places) - 3} more" * (len(places) > 3)
         yield f"{word}: {', '.join(backends)}: {why}{'' if is_all else f' ({first})'}"
-
-
-def worst_of(rows: Sequence[Any], key: str) -> Any:
-    """Return the first of the rows in which one of FIGURES is worst; nan is worse than anything."""
-    return rows[int(np.argmin([FIGURES[key].sign * find(row, key) for row in rows]))]  # argmin takes the first nan
