@@ -100,8 +100,8 @@ class Times:
         """
         milliseconds = [1e3 * second for second in seconds]
         kept = milliseconds if most is None else spread(milliseconds, most)
-        percentiles = map(significant, np.percentile(milliseconds, (50, 95, 99)))
-        return cls(*percentiles, samples_ms=tuple(map(significant, kept)), count=len(milliseconds))
+        p50, p95, p99 = map(significant, np.percentile(milliseconds, (50, 95, 99)))
+        return cls(p50, p95, p99, samples_ms=tuple(map(significant, kept)), count=len(milliseconds))
 
     @property
     def n(self) -> int:
