@@ -38,7 +38,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.phantom_scans import COST_SHAPES, brighter, click_on, cost_case, with_clicks
 from samkit.benchmarks.measure.machine import PRODUCT_GFLOP, load, matrix_product, processor, versions
 from samkit.benchmarks.measure.processes import memory_of
@@ -53,6 +52,7 @@ from samkit.imageio.reading import read_scan
 from samkit.manifest import Export
 from samkit.methods import VolumeMethod, get_method, list_methods
 from samkit.prompts import Point, parse_point
+from samkit.protocols.case import Case
 from samkit.runtime import Session, open_session
 from samkit.triton_models.repository import write_repository
 from samkit.triton_models.server import EmbeddedServer

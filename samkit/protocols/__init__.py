@@ -1,1 +1,1 @@
-"""What papers say of themselves, as data: today their result tables, later how they split, prompt and measure."""
+"""What a measurement on patients is made of: a case, the simulated reader who prompts, and what papers print of it."""

@@ -16,13 +16,13 @@ from pathlib import Path
 from samkit.benchmarks.accuracy.outcome import GraphCall, Outcome
 from samkit.benchmarks.accuracy.outputs import ObservedRunner, OutputCheck, Recording
 from samkit.benchmarks.accuracy.settings import AccuracySettings
-from samkit.benchmarks.cases.simulated_user import policies_of
 from samkit.benchmarks.measure.originals import original_network, original_runners
 from samkit.benchmarks.record.rows import DETECTOR, Absent, Identity
 from samkit.errors import MissingDependencyError, OptionError, PromptError, SamkitError, ServingError
 from samkit.manifest import Export
 from samkit.methods import GraphSpec
 from samkit.precisions import BASE
+from samkit.protocols.simulated_user import policies_of
 from samkit.runtime.backends import bench_backends, find_emulator, get_backend, is_emulated, open_runners
 from samkit.runtime.backends.backend import Variant, missing_files
 from samkit.runtime.backends.runner import Runner, SubstituteRunner, add_substitutes

@@ -27,7 +27,6 @@ from samkit.benchmarks.accuracy.outcome import what_broke
 from samkit.benchmarks.accuracy.settings import AccuracySettings
 from samkit.benchmarks.cases.folders import FolderCases
 from samkit.benchmarks.cases.phantom_scans import phantom_cases
-from samkit.benchmarks.cases.simulated_user import POLICIES
 from samkit.benchmarks.measure.machine import Machine, finished_run
 from samkit.benchmarks.record.rows import Row
 from samkit.benchmarks.record.run import Measured, Run, describe_export
@@ -35,6 +34,7 @@ from samkit.command import show_progress
 from samkit.errors import OptionError, SamkitError
 from samkit.manifest import Export
 from samkit.precisions import BASE, PRECISIONS
+from samkit.protocols.simulated_user import POLICIES
 from samkit.runtime.backends import get_backend
 
 log = logging.getLogger(__name__)

@@ -17,13 +17,13 @@ from samkit.benchmarks.accuracy.detector import Detection
 from samkit.benchmarks.accuracy.differing_slices import worst_slice
 from samkit.benchmarks.accuracy.outcome import SAME, Deviation, mask_fault
 from samkit.benchmarks.accuracy.settings import AccuracySettings
-from samkit.benchmarks.cases.case import Case
-from samkit.benchmarks.cases.simulated_user import AUTOMATIC, Prompting, SimulatedUser
 from samkit.benchmarks.record.rows import DETECTOR, ClickFigures, Row
 from samkit.errors import GeometryError, InputRefused, SamkitError
 from samkit.export.emulation import first_non_finite
 from samkit.masks import dice
 from samkit.metrics import compare_masks, measure_mask
+from samkit.protocols.case import Case
+from samkit.protocols.simulated_user import AUTOMATIC, Prompting, SimulatedUser
 from samkit.runtime.backends.runner import Runner
 
 log = logging.getLogger(__name__)

@@ -9,13 +9,13 @@ import numpy as np
 
 from samkit.benchmarks.accuracy.candidates import Candidate, Opened
 from samkit.benchmarks.accuracy.outcome import GraphCall
-from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.record.rows import DETECTOR, AccuracyRow
 from samkit.benchmarks.record.statistics import significant
 from samkit.detections import Letterbox, non_max_suppression
 from samkit.errors import SamkitError
 from samkit.methods._slices import as_rgb
 from samkit.metrics import compare_masks
+from samkit.protocols.case import Case
 from samkit.training.box_labels import boxes_of
 from samkit.training.detector_metric import detector_scores
 

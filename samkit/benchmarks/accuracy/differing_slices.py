@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from samkit.benchmarks.cases.simulated_user import SimulatedUser
 from samkit.benchmarks.record.rows import WorstSlice, to_png
+from samkit.protocols.simulated_user import SimulatedUser
 
 MOST_PIXELS = 256
 """Rows and columns of a picture: what is larger is cut around the disagreement, because scaling would hide a pixel."""

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from samkit.benchmarks.cases.simulated_user import POLICIES
 from samkit.export.parity import SMALL_MASK
 from samkit.metrics import TOLERANCE_MM
 from samkit.precisions import PRECISIONS, Tolerance, get_precision
+from samkit.protocols.simulated_user import POLICIES
 
 
 @dataclass(frozen=True)

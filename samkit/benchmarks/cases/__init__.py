@@ -1,1 +1,1 @@
-"""What is segmented in a benchmark, and who clicks."""
+"""Cases of a benchmark: of a folder of scans or pictures, and phantoms."""

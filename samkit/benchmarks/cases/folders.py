@@ -18,10 +18,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from samkit.benchmarks.cases.case import Case
 from samkit.errors import GeometryError, InputRefused
 from samkit.imageio.reading import read_scan
 from samkit.methods import Method, SliceMethod
+from samkit.protocols.case import Case
 from samkit.training.click_cases import VolumeCase, find_cases, read_case
 from samkit.training.slice_cases import FoundCases, SliceCase
 from samkit.training.slice_readers import find_slice_cases

@@ -8,13 +8,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from samkit.benchmarks.cases.case import Case
 from samkit.clicks import central_click
 from samkit.errors import InputRefused, SamkitError
 from samkit.geometry import Index, Volume
 from samkit.methods import Method, SliceMethod
 from samkit.phantoms import SEQUENCES, make_phantom, make_structures
 from samkit.prompts import FOREGROUND, Point
+from samkit.protocols.case import Case
 from samkit.sequences import sequence_of
 
 ACCURACY_SEED = 900_000

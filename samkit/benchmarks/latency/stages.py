@@ -23,9 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.phantom_scans import click_on, phantom_cases
-from samkit.benchmarks.cases.simulated_user import CENTRE, SimulatedUser
 from samkit.benchmarks.latency.candidates import attempt, candidates, note_on
 from samkit.benchmarks.latency.cold_start import ORIGINAL, first_mask, open_reader
 from samkit.benchmarks.latency.settings import LatencySettings
@@ -42,6 +40,8 @@ from samkit.masks import dice
 from samkit.methods import SliceMethod
 from samkit.precisions import BASE
 from samkit.prompts import FOREGROUND, Point, prompt_json
+from samkit.protocols.case import Case
+from samkit.protocols.simulated_user import CENTRE, SimulatedUser
 from samkit.runtime.backends import Variant, get_backend
 from samkit.runtime.session.base import Session
 from samkit.segment.segmenting import segment_study

@@ -14,7 +14,6 @@ from functools import partial
 from itertools import chain, count, product
 from typing import Any
 
-from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.phantom_scans import COST_SHAPES, cost_case, repeated, with_clicks
 from samkit.benchmarks.load.readers import STAGES, LoadLevel, VirtualReader, run_level
 from samkit.benchmarks.load.scaling import MOST_SAMPLES, growth_row, over_sessions
@@ -26,6 +25,7 @@ from samkit.errors import MissingDependencyError, ServingError
 from samkit.manifest import Export, ExportPlan
 from samkit.methods import Method, SliceMethod, get_method
 from samkit.precisions import BASE
+from samkit.protocols.case import Case
 from samkit.runtime import Session, open_session
 
 TRITON = "triton"

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.phantom_scans import brighter, click_on
 from samkit.benchmarks.measure.processes import memory_of, processor_seconds
 from samkit.benchmarks.record.rows import Times
 from samkit.benchmarks.record.statistics import significant
 from samkit.errors import SamkitError
+from samkit.protocols.case import Case
 
 if TYPE_CHECKING:
     from samkit.runtime import Session

@@ -15,7 +15,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
-from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.phantom_scans import click_on, cost_case, padded, repeated, with_clicks
 from samkit.benchmarks.load.readers import LoadLevel
 from samkit.benchmarks.load.workload import CLICKS, SLICES, VOLUME, Workload
@@ -27,6 +26,7 @@ from samkit.errors import SamkitError
 from samkit.geometry import Index
 from samkit.manifest import Export
 from samkit.precisions import BASE
+from samkit.protocols.case import Case
 from samkit.runtime import Session, open_session
 from samkit.runtime.backends import DEFAULT
 

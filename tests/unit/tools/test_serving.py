@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.measure import turns
 from samkit.benchmarks.record.statistics import median_difference
 from samkit.errors import PromptError, SamkitError, ServingError
 from samkit.geometry import Volume
 from samkit.prompts import Point
+from samkit.protocols.case import Case
 from tools import serving
 
 CLICKS = (Point((0, 0, 0), 1), Point((1, 1, 1), 0))

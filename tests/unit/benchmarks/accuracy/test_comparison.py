@@ -11,13 +11,13 @@ from samkit.benchmarks.accuracy.comparison import CandidateRun, Expected, compar
 from samkit.benchmarks.accuracy.outcome import SAME, Outcome
 from samkit.benchmarks.accuracy.outputs import OutputCheck, Recording
 from samkit.benchmarks.accuracy.settings import AccuracySettings
-from samkit.benchmarks.cases.case import Case
-from samkit.benchmarks.cases.simulated_user import SimulatedUser
 from samkit.benchmarks.record.rows import Identity
 from samkit.errors import SamkitError
 from samkit.geometry import Volume
 from samkit.methods import get_method
 from samkit.metrics import measure_mask
+from samkit.protocols.case import Case
+from samkit.protocols.simulated_user import SimulatedUser
 
 SHAPE = (16, 16, 16)
 TARGET = np.zeros(SHAPE, bool)

@@ -9,10 +9,10 @@ from samkit.benchmarks.accuracy.candidates import BACKENDS, Candidate, Opened
 from samkit.benchmarks.accuracy.detector import Detection
 from samkit.benchmarks.accuracy.outcome import Outcome
 from samkit.benchmarks.accuracy.outputs import OutputCheck, Recording
-from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.record.rows import DETECTOR, Identity, read_row, to_dict
 from samkit.geometry import Volume
 from samkit.methods import get_method
+from samkit.protocols.case import Case
 from samkit.runtime.backends.runner import HostRunner
 
 METHOD = get_method("medsam-yolo")

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from samkit.benchmarks.accuracy.differing_slices import MOST_PIXELS, worst_slice
-from samkit.benchmarks.cases.case import Case
-from samkit.benchmarks.cases.simulated_user import SimulatedUser
 from samkit.geometry import Volume
 from samkit.methods import get_method
+from samkit.protocols.case import Case
+from samkit.protocols.simulated_user import SimulatedUser
 
 SHAPE = (30, 20, 10)
 

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.phantom_scans import ACCURACY_SEED, brighter, cost_case, phantom_cases, with_clicks
 from samkit.errors import InputRefused, SamkitError
 from samkit.geometry import Volume
 from samkit.methods import SliceMethod, get_method, list_methods
 from samkit.planes import PlaneView
+from samkit.protocols.case import Case
 
 SHAPE = (48, 48, 48)
 

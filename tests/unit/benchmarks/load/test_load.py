@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cli import bench
 from samkit.benchmarks.load import command as load
 from samkit.benchmarks.load import levels, scaling
@@ -26,6 +25,7 @@ from samkit.geometry import Volume
 from samkit.manifest import Export
 from samkit.methods import get_method
 from samkit.prompts import Point
+from samkit.protocols.case import Case
 
 IDENTITY = Identity("m-sam", "triton", "cpu", "fp32", mode="think", think_s=2.0)
 VOLUMES = {"": Volume(np.ones((2, 2, 2), np.float32), np.eye(4))}

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.load.readers import MOST_CALLS, VirtualReader, run_level
 from samkit.errors import AtCapacity, ServerUnreachable
 from samkit.geometry import Volume
 from samkit.prompts import Point
+from samkit.protocols.case import Case
 
 SCAN = Volume(np.array([[[0.0, 5.0]]]), np.eye(4))
 CASE = Case("two voxels", {"": SCAN}, {}, clicks=tuple(Point((0, 0, v), 1) for v in (0, 1, 1)))

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from samkit.benchmarks.cases.case import Case
 from samkit.benchmarks.cases.phantom_scans import padded, repeated
 from samkit.benchmarks.load import scaling
 from samkit.benchmarks.load.readers import STAGES, LoadLevel
@@ -19,6 +18,7 @@ from samkit.errors import SamkitError
 from samkit.geometry import Volume, voxel_to_world
 from samkit.manifest import Export
 from samkit.prompts import Point
+from samkit.protocols.case import Case
 
 IDENTITY = Identity("m-sam", "onnxruntime", "cpu", "fp32")
 VALUES = np.arange(1.0, 1 + 4 * 4 * 4).reshape(4, 4, 4)

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from samkit.benchmarks.cases.case import Case
-from samkit.benchmarks.cases.simulated_user import POLICIES, Prompting, SimulatedUser, policies_of
 from samkit.errors import InputRefused
 from samkit.geometry import Volume
 from samkit.methods import get_method
 from samkit.planes import PlaneView
 from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, SliceBox, SlicePoint
+from samkit.protocols.case import Case
+from samkit.protocols.simulated_user import POLICIES, Prompting, SimulatedUser, policies_of
 
 AFFINE = np.array([[0, 0, -1.5, 40], [-1.0, 0, 0, 30], [0, 3, 0, -20], [0, 0, 0, 1]])
 """Array axes along -y, z and -x: nothing is where a careless reader would look."""

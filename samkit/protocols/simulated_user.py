@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from samkit.benchmarks.cases.case import Case
 from samkit.clicks import central_click, deepest_error, next_click
 from samkit.errors import InputRefused
 from samkit.methods import Method, SliceMethod
 from samkit.methods.method import SliceRecipe
 from samkit.planes import PlaneView
 from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, Prompt, SliceBox, SlicePoint
+from samkit.protocols.case import Case
 from samkit.training.slice_prompts import components, error_points, jittered_box, random_point, shifted_box
 
 if TYPE_CHECKING:
