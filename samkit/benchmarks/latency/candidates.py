@@ -46,9 +46,6 @@ Run: TypeAlias = Callable[[], Mapping[str, Any]]
 """One run with its copies: outputs by name, tensors of samkit or of PyTorch, where a session has them."""
 
 
-# --- Who takes turns ---
-
-
 def candidates(export: Export, settings: LatencySettings) -> list[Variant]:
     """Return what is timed of an export on the device that is asked for, in all precisions that it was written in."""
     return [

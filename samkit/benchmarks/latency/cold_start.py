@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from samkit.benchmarks.latency.settings import EAGER
 from samkit.benchmarks.measure.originals import original_network, original_runners
 from samkit.benchmarks.measure.processes import resident_mb
 from samkit.imageio.study import read_study
@@ -17,15 +18,14 @@ from samkit.prompts import prompts_from_json
 from samkit.runtime.opening import make_session, open_export
 from samkit.runtime.session.base import Session
 
-ORIGINAL = "torch"
-"""The backend that is PyTorch on upstream's formulation, LoRA apart: not what `open_export` calls by that name."""
-
 
 def open_reader(
     folder: Path, *, backend: str, precision: str, device: str = "cpu", threads: int | None = None
 ) -> Session:
-    """Return a session on an export folder by ORIGINAL or a backend of `open_export`, and raise as they do."""
-    if backend != ORIGINAL:
+    """Return a session on an export folder by a backend of `open_export`, and raise as that does; EAGER is upstream's
+    formulation here, LoRA apart, and not what `open_export` calls by that name.
+    """
+    if backend != EAGER:
         return open_export(folder, backend=backend, precision=precision, device=device, threads=threads)
     export = Export.open(folder, verify=False)
     network = original_network(export.plan, device=device, threads=threads)

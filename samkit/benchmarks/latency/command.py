@@ -1,8 +1,6 @@
 """`sam-bench latency`: how long graphs take and how long a reader waits, beside PyTorch, by turns, on one machine.
 
-Graphs: each file of an export in ONNX Runtime against PyTorch eager, autocast, torch.compile and ONNX Runtime of
-`--no-fold`, with their share of what the machine can do at best, and their memory. Stages: cold start, load, encode,
-click, undo, end to end. What can't be measured here has rows that say why.
+`graphs.py` and `stages.py` say what of; what can't be measured here has rows that say why.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@ mask is there; `undo` takes one back; `end_to_end` opens, reads the scan, clicks
 has imported everything; `cold_start` is a new process until the first mask. Backends take turns, and the sessions that
 are clicked in are warm. A method that looks by itself decides on the whole scan in `end_to_end`, whoever clicks.
 
-The backends must come to the same mask; where one does not, or fails, its times are an error. On a CUDA device the
-TensorRT engines of the export take turns, too.
+The backends must come to the same mask; where one does not, or fails, its times are an error.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ import numpy as np
 
 from samkit.benchmarks.cases.phantom_scans import click_on, phantom_cases
 from samkit.benchmarks.latency.candidates import attempt, candidates, note_on
-from samkit.benchmarks.latency.cold_start import ORIGINAL, first_mask, open_reader
-from samkit.benchmarks.latency.settings import LatencySettings
+from samkit.benchmarks.latency.cold_start import first_mask, open_reader
+from samkit.benchmarks.latency.settings import EAGER, LatencySettings
 from samkit.benchmarks.measure.machine import Machine
 from samkit.benchmarks.measure.processes import call_alone
 from samkit.benchmarks.measure.turns import seconds_of, take_turns
@@ -156,7 +155,7 @@ class SessionTimer:
             )
             return Absent("latency", identity, fault, is_failure=True)
         note = note_on(Variant(identity.backend, identity.precision, identity.device))
-        if (identity.backend, identity.device) == (ORIGINAL, "cuda"):
+        if (identity.backend, identity.device) == (EAGER, "cuda"):
             note = "PyTorch's sessions take embeddings to the host and back; its graphs do not"
         return LatencyRow(
             identity,
@@ -173,7 +172,7 @@ def time_stages(export: Export, machine: Machine, settings: LatencySettings) -> 
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as opened:
         case, files = write_case(export, Path(scratch))
         timers = []
-        for one in (Variant(ORIGINAL, BASE.name, machine.device), *candidates(export, settings)):
+        for one in (Variant(EAGER, BASE.name, machine.device), *candidates(export, settings)):
             identity = Identity.of(export.plan, export.digest, **asdict(one), threads=machine.threads)
             timers.append(SessionTimer(identity, export, case, files))
             timers[-1].warm_up(opened)

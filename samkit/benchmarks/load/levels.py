@@ -109,9 +109,8 @@ def reader_rows(endpoint: Endpoint, work: Workload, machine: Machine) -> Iterato
         for readers in work.sessions[len(levels) :]:
             yield Absent("load", at(sessions=readers, stage=stage), f"not tried: {ended}", is_failure=False)
         if SESSIONS in work.scaling:
-            growing = GROWING if len(case.clicks) > 1 else GROWING[:1]
-            for call, samples in over_sessions(levels, growing).items():
-                yield growth_row(at(), call, SESSIONS, samples)
+            for call in GROWING if len(case.clicks) > 1 else GROWING[:1]:
+                yield growth_row(at(), call, SESSIONS, over_sessions(levels, call))
 
 
 def judged_stage(method: Method) -> str:

@@ -64,7 +64,8 @@ class VirtualReader:
         self._rng = np.random.default_rng([0x4EAD, number])
         self._sleep, self._clock = sleep, clock
         self._session: Session | None = None
-        self._is_stopped = False
+        self.is_stopped = False
+        """Whether it begins nothing more, whatever time is left; may be set from any thread."""
         self._clicks: int | None = None
         """How many of the case's clicks were clicked on this scan; None before there is one."""
         self.samples: dict[str, list[float]] = {stage: [] for stage in STAGES}
@@ -79,7 +80,7 @@ class VirtualReader:
         """Work for so long; a call that has begun is waited for. Raises what is no SamkitError."""
         until = self._clock() + seconds
         for _ in range(MOST_CALLS):
-            if self._is_stopped:
+            if self.is_stopped:
                 return
             if self._think_s is not None:
                 self._sleep(min(self._rng.exponential(self._think_s), max(0.0, until - self._clock())))
@@ -91,10 +92,6 @@ class VirtualReader:
                 self.errors[type(error).__name__] += 1
                 self.leave()
                 self._sleep(min(PAUSE_SECONDS, max(0.0, until - self._clock())))
-
-    def stop(self) -> None:
-        """Begin nothing more, whatever time is left; from any thread."""
-        self._is_stopped = True
 
     def leave(self) -> None:
         """Close the session, whatever state it is in."""
@@ -170,7 +167,7 @@ def run_level(readers: Sequence[VirtualReader], seconds: float, pid: int | None 
                     work.result()
             finally:  # after a bug, or Ctrl-C, nobody waits for the others' time to end
                 for reader in readers:
-                    reader.stop()
+                    reader.is_stopped = True
         took, own = time.perf_counter() - start, time.process_time() - own
         whole = took * (os.cpu_count() or 1)
         figures: dict[str, Any] = {"client_cpu_share": significant(own / whole, 3)}

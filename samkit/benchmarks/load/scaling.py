@@ -151,10 +151,10 @@ def over_clicks(session: Session, case: Case, rounds: int) -> dict[str, Samples]
     return {"click": dict(enumerate(zip(*found, strict=True), start=1))}
 
 
-def over_sessions(levels: Sequence[LoadLevel], stages: Sequence[str]) -> dict[str, Samples]:
-    """Return times of each stage over the readers of a level, levels with fewer than LEAST_SAMPLES left out."""
-    met = {stage: {float(level.readers): level.samples[stage] for level in levels} for stage in stages}
-    return {stage: {x: s for x, s in of.items() if len(s) >= LEAST_SAMPLES} for stage, of in met.items()}
+def over_sessions(levels: Sequence[LoadLevel], stage: str) -> Samples:
+    """Return times of a stage over the readers of a level, levels with fewer than LEAST_SAMPLES left out."""
+    met = {float(level.readers): level.samples[stage] for level in levels}
+    return {readers: seconds for readers, seconds in met.items() if len(seconds) >= LEAST_SAMPLES}
 
 
 _OVER = {VOLUME: over_volume, SLICES: over_slices, CLICKS: over_clicks}

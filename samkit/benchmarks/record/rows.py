@@ -64,8 +64,8 @@ class Identity:
     @classmethod
     def of(cls, plan: ExportPlan, digest: str, backend: str, precision: str, device: str, **more: Any) -> Identity:
         """Return the identity of a row on an export with that plan and digest of the manifest."""
-        names = {"method": plan.method, "size": plan.size, "weights": plan.weights.kind, "manifest": digest}
-        return cls(**names, backend=backend, precision=precision, device=device, **more)  # type: ignore[arg-type]
+        more |= {"size": plan.size, "weights": plan.weights.kind, "manifest": digest}
+        return cls(plan.method, backend, device, precision, **more)
 
     @property
     def settings(self) -> tuple[str, ...]:

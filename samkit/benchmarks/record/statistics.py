@@ -100,6 +100,5 @@ def _draws(count: int, seed: int = 0) -> np.ndarray:
 
 
 def _estimate(value: np.floating | np.ndarray, drawn: np.ndarray) -> Estimate:
-    """Return a figure with the percentiles of those that were drawn."""
     low, high = np.percentile(drawn, (50 - 50 * LEVEL, 50 + 50 * LEVEL))
     return Estimate(float(value), float(low), float(high))

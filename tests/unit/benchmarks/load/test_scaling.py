@@ -79,7 +79,7 @@ def test_levels_with_few_calls_of_a_stage_do_not_count_for_it():
 
     levels = [level(n, click=(0.1 * n,) * 9, scan=(0.1,) * 9 * (n == 1), undo=(0.1,)) for n in (1, 2, 4)]
 
-    found = scaling.over_sessions(levels, ("click", "scan", "undo"))
+    found = {stage: scaling.over_sessions(levels, stage) for stage in ("click", "scan", "undo")}
 
     click = growth_row(replace(IDENTITY, mode="closed"), "click", "sessions", found["click"])
     assert click.identity.stage == "click over sessions, closed"
