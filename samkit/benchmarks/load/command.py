@@ -1,8 +1,4 @@
-"""`sam-bench load`: readers on a Triton server, more and more of them, and how the cost of a call grows.
-
-Each export gets an embedded server of its own, on loopback, unless `--server` names one that runs. Scans are phantoms,
-and no reader gets one that the server has seen.
-"""
+"""`sam-bench load`: readers on a Triton server, more and more of them, and how the cost of a call grows."""
 
 from __future__ import annotations
 

@@ -119,9 +119,6 @@ def judged_stage(method: Method) -> str:
     return "scan" if isinstance(method, SliceMethod) and "point" not in method.prompts else "click"
 
 
-# --- One level after the other ---
-
-
 def climb(run: Callable[[int], LoadLevel], work: Workload, stage: str) -> tuple[list[LoadLevel], str]:
     """Return the levels that were run, and why they went no further, or what became of the last that was asked for."""
     levels: list[LoadLevel] = []
@@ -151,9 +148,6 @@ def _level(
     logger.info("%s, %s, %d at once: p95 [ms] %s; %.2f clicks/s", own.method, own.mode, readers, slowest,
                 level.clicks_per_second)  # fmt: skip
     return level
-
-
-# --- Rows ---
 
 
 def _at(identity: Identity, mode: str, work: Workload, **more: Any) -> Identity:

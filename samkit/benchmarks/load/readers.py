@@ -1,9 +1,8 @@
 """Virtual readers: each works through scans of its own in a session on a server, alone or beside others.
 
-A reader opens a scan, clicks where the case says, now and then takes a click back, and goes on to the next scan. What
-it does next is drawn by a generator that is seeded with its number, so that two runs do the same, but for how far they
-come. It waits before each call as a person does, exponentially distributed, or not at all. After a call that failed it
-pauses and opens a new session. Readers are threads of one process, which runs on the same machine as the server.
+What a reader does next is drawn by a generator that is seeded with its number, so that two runs do the same, but for
+how far they come. It waits before each call as a person does, exponentially distributed, or not at all. Readers are
+threads of one process, which runs on the same machine as the server.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """How the time of a call grows: with the size of the volume, with slices, with sessions, with clicks.
 
-Volumes are one head in more and more air, because a session only crops; slices are one slice over and over; clicks are
-those of one case, on embeddings that are there. All in-process but for sessions, which come from the readers on a
-server. Sizes take turns in every round.
+Volumes are one head in more and more air, because a session only crops; slices are one slice over and over. All
+in-process but for sessions, which come from the readers on a server. Sizes take turns in every round.
 """
 
 from __future__ import annotations
@@ -97,25 +96,18 @@ def growth_rows(export: Export, work: Workload, machine: Machine) -> Iterator[Lo
 def grown(over: str, session: Session, case: Case, identity: Identity, rounds: int) -> list[LoadRow | Absent]:
     """Return the rows of calls over one of VOLUME, SLICES and CLICKS, or one that says why there is nothing."""
     absent = partial(Absent, "load", replace(identity, stage=f"click over {over}"))
-    if why := _lacks(over, case):
+    lacks = {
+        VOLUME: case.across is not None and "works slice by slice; what counts is their number",
+        SLICES: case.across is None and "works on volumes, not on slices",
+        CLICKS: not case.clicks and "takes no clicks",
+    }
+    if why := lacks[over]:
         return [absent(f"{identity.method} {why}", is_failure=False)]
     try:
         found = _OVER[over](session, case, rounds)
     except SamkitError as error:
         return [absent(str(error), is_failure=True)]
     return [growth_row(identity, stage, over, samples) for stage, samples in found.items()]
-
-
-def _lacks(over: str, case: Case) -> str | None:
-    """Return why nothing can be timed over this, None where it can."""
-    if over == VOLUME and case.across is not None:
-        return "works slice by slice; what counts is their number"
-    if over == SLICES and case.across is None:
-        return "works on volumes, not on slices"
-    return "takes no clicks" if over == CLICKS and not case.clicks else None
-
-
-# --- Samples by stage ---
 
 
 def over_volume(session: Session, case: Case, rounds: int) -> dict[str, Samples]:

@@ -32,7 +32,6 @@ from samkit.extras import how_to_install
 from samkit.methods import GraphSpec
 from samkit.runtime.backends import BACKENDS
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
-from samkit.runtime.backends.runner import Closing
 from samkit.tensors import Axis, TensorSpec
 
 try:
@@ -77,18 +76,18 @@ def matrix_product(threads: int, device: str = "cpu") -> Iterator[Callable[[], o
         yield partial(runner.run_keeping, {"left": first, "right": first}, ("out",))
 
 
-class Machine(Closing):
+class Machine(ExitStack):
     """The machine during one run: made before the first timing, asked for limits in between, described at the end."""
 
     def __init__(self, threads: int | None = None, device: str = "cpu") -> None:
         """Note how busy it is now; raises MissingDependencyError where ONNX Runtime can't use `device`."""
+        super().__init__()
         self.threads = threads or os.cpu_count() or 1
         self.device = device
         self._load, self._clocks = load(), clocks()
         self._busy = psutil.cpu_percent(LOOK_SECONDS) / 100  # the load still counts what ended a minute ago
         self._stolen = _stolen()
-        self._opened = ExitStack()
-        self._product = self._opened.enter_context(matrix_product(self.threads, device))
+        self._product = self.enter_context(matrix_product(self.threads, device))
         # Ones: pages of zeros that nobody wrote are all the same page
         size, byte = COPIED_MB * 10**6, np.uint8
         self._copy = partial(np.copyto, np.ones(size, byte), np.ones(size, byte))
@@ -147,10 +146,6 @@ class Machine(Closing):
                 f"{MOST_STOLEN:.0%} moves timings"
             )
 
-    def close(self) -> None:
-        """Let go of the session's memory."""
-        self._opened.close()
-
 
 def processor() -> str:
     """Return name, family and model as `lscpu` has them, or what Python knows elsewhere."""
@@ -204,6 +199,7 @@ def finished_run(
 ) -> Run:
     """Return the run of `sam-bench KIND` that began at `started` and ends now."""
     here = str(Path(__file__).parent)
+    titles = {backend.name: backend.title for backend in BACKENDS}
     return Run(
         kind=kind,
         command=("sam-bench", kind),
@@ -212,16 +208,13 @@ def finished_run(
         exports=tuple(exports),
         machine=machine,
         versions=versions(),
-        rows=tuple(map(_titled, rows)),
+        # What its backend is called, because tables are made of a run's file alone
+        rows=tuple(
+            replace(row, identity=replace(row.identity, backend_title=titles.get(row.identity.backend))) for row in rows
+        ),
         commit=_said("git", "-C", here, "describe", "--always", "--exclude=*", "--dirty=+changes") or None,
         notes=tuple(notes),
     )
-
-
-def _titled(row: Row) -> Row:
-    """Return a row that says what its backend is called, because tables are made of a run's file alone."""
-    title = next((backend.title for backend in BACKENDS if backend.name == row.identity.backend), None)
-    return row if title is None else replace(row, identity=replace(row.identity, backend_title=title))
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:

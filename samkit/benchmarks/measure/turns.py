@@ -1,15 +1,15 @@
 """Several things measured by turns in one process, because a shared machine is never twice the same.
 
 Who begins moves on by one with every round. Before each turn nothing runs for a moment: the threads of ONNX Runtime go
-on spinning after a run, and would take the processor from whoever is next (PyTorch took twice as long for 50 ms).
-Python collects no garbage within a turn: it would be charged to whoever is at it. What is quick runs several times in
-its turn, so that it shows more than what the others left in the caches.
+on spinning after a run, and would take the processor from whoever is next (PyTorch took twice as long for 50 ms). What
+is quick runs several times in its turn, so that it shows more than what the others left in the caches.
 """
 
 from __future__ import annotations
 
 import gc
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -42,11 +42,11 @@ def take_turns(
 def take_round(turns: Mapping[Name, Callable[[], T]], number: int) -> dict[Name, T]:
     """Let everyone have one turn, in the order of round `number`, and return what each of them measured."""
     found: dict[Name, T] = {}
-    collects, names = gc.isenabled(), list(turns)
-    first = number % max(1, len(names))
-    for name in (*names[first:], *names[:first]):
+    collects, names = gc.isenabled(), deque(turns)
+    names.rotate(-number)
+    for name in names:
         time.sleep(QUIET_SECONDS)
-        gc.disable()
+        gc.disable()  # what it takes would be charged to whoever is at it
         try:
             found[name] = turns[name]()
         finally:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from samkit.benchmarks.record.figures import METRICS
-from samkit.benchmarks.record.statistics import Estimate, mean_interval, percentiles, significant, spread
+from samkit.benchmarks.record.statistics import Estimate, mean_interval, significant, spread
 from samkit.errors import SamkitError
 from samkit.json_records import flat, from_json, key, keys_of, to_json
 from samkit.manifest import ExportPlan
@@ -95,10 +95,13 @@ class Times:
 
     @classmethod
     def of(cls, seconds: Iterable[float], most: int | None = None) -> Times:
-        """Return the percentiles of some times [s], with `most` samples at most, spread evenly over them."""
+        """Return the percentiles of some times [s], between them by linear interpolation, with `most` samples at most,
+        spread evenly over them.
+        """
         milliseconds = [1e3 * second for second in seconds]
         kept = milliseconds if most is None else spread(milliseconds, most)
-        return cls(**percentiles(milliseconds), samples_ms=tuple(map(significant, kept)), count=len(milliseconds))
+        p50, p95, p99 = map(significant, np.percentile(milliseconds, (50, 95, 99)))
+        return cls(p50, p95, p99, samples_ms=tuple(map(significant, kept)), count=len(milliseconds))
 
     @property
     def n(self) -> int:

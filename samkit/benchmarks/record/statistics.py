@@ -14,7 +14,6 @@ import numpy as np
 
 RESAMPLES = 2000
 LEVEL = 0.95
-PERCENTS = (50, 95, 99)
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,6 @@ def spread(values: Sequence[float], most: int) -> list[float]:
     if len(ordered) <= most:
         return ordered
     return [ordered[round(number * (len(ordered) - 1) / max(1, most - 1))] for number in range(most)]
-
-
-def percentiles(milliseconds: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """Return p50_ms, p95_ms and p99_ms of times [ms], between samples by linear interpolation."""
-    found = np.percentile(milliseconds, PERCENTS)
-    return {f"p{percent}_ms": significant(value) for percent, value in zip(PERCENTS, found, strict=True)}
 
 
 def mean_interval(values: Sequence[float] | np.ndarray) -> Estimate:

@@ -161,7 +161,6 @@ def _lone(rows: Rows, others: Rows, verdict: str, where: str) -> Iterator[Change
 
 
 def _compare(before: Row, after: Row, noise: float) -> Iterator[Change]:
-    """Yield what became of each figure that both rows have."""
     name = _name(before)
     if isinstance(before, Absent) or isinstance(after, Absent):
         whys = [f"{row.word.replace('_', ' ')}: {row.reason}" for row in (before, after) if isinstance(row, Absent)]
@@ -235,8 +234,8 @@ def _accuracy(name: str, before: AccuracyRow, after: AccuracyRow, noise: float) 
         yield replace(change, note="" if is_same else "of other cases or clicks")
 
     # Against the truth, after the last click that both have
-    last = {case: max(ours[case].keys() & theirs[case].keys(), default=None) for case in ours if case in theirs}
-    steps = {case: (ours[case][click], theirs[case][click]) for case, click in last.items() if click is not None}
+    shared = {case: ours[case].keys() & theirs[case].keys() for case in ours if case in theirs}
+    steps = {case: (ours[case][max(clicks)], theirs[case][max(clicks)]) for case, clicks in shared.items() if clicks}
     for key, metric in METRICS.items():
         size = abs if metric.better == "zero" else float
         pairs = [(size(old[key]), size(new[key])) for old, new in steps.values() if key in old and key in new]

@@ -72,6 +72,7 @@ def _written(row: Row, *keys: str) -> dict[str, str]:
 
 
 def _accuracy(entries: Sequence[Entry]) -> Iterator[Table | None]:
+    boxes = [one for one in entries if one.row.identity.graph == DETECTOR]
     masks = [one for one in entries if one.row.identity.graph != DETECTOR]
     compared = [one for one in masks if is_compared(one.row)]
     title = "Masks against PyTorch float32: worst Dice (most voxels that differ) of all cases and clicks"
@@ -83,9 +84,7 @@ def _accuracy(entries: Sequence[Entry]) -> Iterator[Table | None]:
     yield _truth(": other distances and sizes", masks, [key for key in others if METRICS[key].unit], detail=True)
     title = "Clicks to reach a Dice: median of the cases that did, and how many did"
     yield table.listing(title, masks, _clicks_line, is_short=True)
-    boxes = [one for one in entries if one.row.identity.graph == DETECTOR]
-    title = "Detector: mean average precision against boxes of the truth"
-    yield table.listing(title, boxes, _detector_line)
+    yield table.listing("Detector: mean average precision against boxes of the truth", boxes, _detector_line)
 
 
 def is_compared(row: Row) -> bool:

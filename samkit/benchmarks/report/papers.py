@@ -51,7 +51,6 @@ def _beside(paper: Paper, runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
 
 
 def _ours(key: str, runs: Sequence[Run], method: str) -> Iterator[str]:
-    """Yield our own figure of a metric, of each run and policy."""
     for run, row in ((one, row) for one in runs for row in one.rows):
         if isinstance(row, AccuracyRow) and row.identity.method == method and is_eager(row):
             if key in DETECTOR_METRICS and (value := getattr(row, key)) is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageColor
@@ -25,29 +25,11 @@ SHADE = 150
 """How dark the rest is where differences are shown, 0 to 255."""
 
 
-@dataclass(frozen=True)
-class PicturedCase:
-    """A case on the slice and with the backend that disagree with PyTorch the most."""
+def cases_of(run: Run, name: str) -> Iterator[dict[str, Any]]:
+    """Yield what the page shows of each case of each method, from the row in which most voxels of a slice differ.
 
-    id: str
-    method: str
-    backend: str
-    worst: WorstSlice
-    others: Mapping[str, int]
-    """How many voxels differ in the other rows of the case."""
-    image: str
-    size: tuple[int, int]
-    """Width and height [pixels]."""
-    panels: Mapping[str, str]
-    """By title what is laid over the image, PNG in base64; the first is the image alone, the last the difference."""
-    key: Mapping[str, str]
-    """By what they mean, the colours of the difference."""
-    box: tuple[int, int, int, int] | None
-    """Where the difference is: x, y, width, height [pixels]; None where a frame would lead nowhere."""
-
-
-def cases_of(run: Run, name: str) -> Iterator[PicturedCase]:
-    """Yield each case of each method once, from the row in which most voxels of a slice differ."""
+    Pictures are PNG in base64, sizes and frames (x, y, width, height) in pixels.
+    """
     found: dict[tuple[str, str], list[tuple[AccuracyRow, WorstSlice]]] = {}
     for row in run.rows:
         if isinstance(row, AccuracyRow) and not row.reference:
@@ -67,24 +49,22 @@ def cases_of(run: Run, name: str) -> Iterator[PicturedCase]:
         side = 2 * (max(mask.shape) // 150) + 1
         parts = {ONLY_PYTORCH: mask & ~export, ONLY_EXPORT: export & ~mask}
         alone = {colour: ndimage.binary_dilation(part, np.ones((side, side), bool)) for colour, part in parts.items()}
-        yield PicturedCase(
-            id=f"{name}-slice-{place}",
-            method=method,
-            backend=_row_words(row),
-            worst=worst,
-            # Each on its own worst slice
-            others={_row_words(other): one.flipped for other, one in entries if other is not row},
-            image=to_png(image),
-            size=image.size,
-            panels={
+        yield {
+            "id": f"{name}-slice-{place}", "method": method, "backend": _row_words(row), "worst": worst,
+            # How many voxels differ in the other rows of the case, each on its own worst slice
+            "others": {_row_words(other): one.flipped for other, one in entries if other is not row},
+            "image": to_png(image), "size": image.size,
+            # By title what is laid over the image
+            "panels": {
                 "image": "",
                 "PyTorch's mask": _overlay({MASK: mask}),
                 "the export's mask": _overlay({MASK: export}),
                 title: _overlay(alone, shade=SHADE, opacity=255),
             },
-            key={"PyTorch alone": ONLY_PYTORCH, "export alone": ONLY_EXPORT} if shown else {},
-            box=_box(mask ^ export),
-        )
+            # Of the last one, the difference: what its colours mean, and a frame
+            "key": {"PyTorch alone": ONLY_PYTORCH, "export alone": ONLY_EXPORT} if shown else {},
+            "box": _box(mask ^ export),
+        }  # fmt: skip
 
 
 def _row_words(row: AccuracyRow) -> str:
@@ -111,7 +91,7 @@ def _overlay(masks: Mapping[str, np.ndarray], *, shade: int = 0, opacity: int = 
 
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Return a frame a little outside a mask."""
+    """Return a frame a little outside a mask; None where it would lead nowhere."""
     if (edges := Image.fromarray(mask).getbbox()) is None:
         return None
     room = max(2, max(mask.shape) // 40)

@@ -77,9 +77,8 @@ def _draw_dice(rows: Sequence[AccuracyRow]) -> Any:
         order = by_backend(of_method)
         for row in sorted(of_method, key=lambda row: order.index(backend_of(row))):
             _draw_curve(axes, row, max(1.2, 4.8 - 1.2 * order.index(backend_of(row))), shade=0.3 / len(of_method))
-        counts = sorted({len(row.dice_by_click[0]) for row in of_method})
-        title = f"{method}, n = {' and '.join(map(str, counts))}"
-        axes.set(title=title, xlabel="click (0: before any)", ylim=(-0.02, 1.02))
+        counts = " and ".join(map(str, sorted({len(row.dice_by_click[0]) for row in of_method})))
+        axes.set(title=f"{method}, n = {counts}", xlabel="click (0: before any)", ylim=(-0.02, 1.02))
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     for axes in panels[::4]:
         axes.set_ylabel("Dice to the truth")

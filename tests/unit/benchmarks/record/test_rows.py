@@ -109,3 +109,9 @@ def test_rows_that_differ_in_a_setting_are_not_the_same_row():
     assert sam.key(without=("backend", "precision")) == (
         ("method", "sam"), ("stage", "click"), ("device", "cpu"), ("sessions", 4),
     )  # fmt: skip
+
+
+def test_percentiles_of_times_are_between_samples():
+    times = Times.of(number / 1e3 for number in range(1, 102))
+
+    assert (times.p50_ms, times.p95_ms, times.p99_ms, times.n) == (51.0, 96.0, 100.0, 101)

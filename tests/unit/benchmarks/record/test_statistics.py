@@ -1,4 +1,4 @@
-"""Guards what is made of raw samples: percentiles, intervals, ratios and exponents that anyone gets again."""
+"""Guards what is made of raw samples: intervals, ratios and exponents that anyone gets again."""
 
 from __future__ import annotations
 
@@ -12,14 +12,9 @@ from samkit.benchmarks.record.statistics import (
     mean_interval,
     median_difference,
     percentile_ratio,
-    percentiles,
 )
 
 SAMPLES = np.random.default_rng(5).gamma(4.0, 2.0, 60)
-
-
-def test_percentiles_are_between_samples():
-    assert percentiles(list(range(1, 102))) == {"p50_ms": 51.0, "p95_ms": 96.0, "p99_ms": 100.0}
 
 
 def test_interval_of_a_mean_agrees_with_scipys_bootstrap():
