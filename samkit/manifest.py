@@ -329,12 +329,14 @@ class Export:
 def _how_to_export(path: Path) -> str:
     """Return the command that makes an export of what is there: a training run, a checkpoint, or nothing yet."""
     if path.is_file():
+        if (path.parent / FILE_NAME).is_file():
+            return f"it is a file of an export, whose folder {path.parent} is what you want"
         return f"it is a file; export it with sam-export --method M --checkpoint {path}"
     try:
         plan = json.loads((path / "run.json").read_text())["plan"]
         method, option = plan["method"], plan.get("part") or "checkpoint"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return f"make one with sam-export --method M --out {path}"
+        return f"check the path, or make one with sam-export --method M --out {path}"
     return f"it is the folder of a training run; export it with sam-export --method {method} --{option} {path}"
 
 

@@ -116,9 +116,11 @@ def _reader_of(path: Path) -> Reader:
     """Return the reader that the name means, ready to read; raises InputRefused and MissingDependencyError."""
     reader = _find_reader(path)
     if reader is None:
+        dicom = path.is_dir() or path.suffix.lower() in (".dcm", ".ima", "")
         raise InputRefused(
             "unknown-format", f"{path.name} is of no format that is known, by its name",
-            f"needed is one of {', '.join(SCAN_SUFFIXES + PICTURE_SUFFIXES)}",
+            f"needed is one of {', '.join(SCAN_SUFFIXES + PICTURE_SUFFIXES)}"
+            + "; convert DICOM first, for example with dcm2niix" * dicom,
         )  # fmt: skip
     if reader.module and find_spec(reader.module) is None:
         raise MissingDependencyError(

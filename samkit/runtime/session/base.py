@@ -163,22 +163,26 @@ class Session(Closing, ABC):
     ) -> MaskUpdate:
         """Click at (i, j, k), voxel indices, or (x, y) of a picture; with `world` at RAS+ millimetres.
 
-        `positive` is a click on the object, otherwise on background. Raises InputRefused for a click outside,
-        PromptError where the method takes no click.
+        `positive` is True for a click on the object, False for one on background. Raises InputRefused for a click
+        outside, PromptError where the method takes no click.
         """
-        label = FOREGROUND if positive else BACKGROUND
-        if len(index) == 2 and not world:
-            return self.add(SlicePoint(float(index[0]), float(index[1]), label, structure))
-        return self.add(self._in_voxels(Point(_triple(index, world), label, structure), world))
+        if not isinstance(positive, bool | np.bool_):
+            # A "-" would be true, and the click the contrary of what was meant
+            raise PromptError(f"positive is {positive!r}; give True for the object, or False for background")
+        label, place = FOREGROUND if positive else BACKGROUND, _numbers(index)
+        if len(place) == 2 and not world:
+            return self.add(SlicePoint(place[0], place[1], label, structure))
+        return self.add(self._in_voxels(Point(_triple(place, world), label, structure), world))
 
     def box(
         self, first: Sequence[float], last: Sequence[float], *, world: bool = False, structure: str = ""
     ) -> MaskUpdate:
         """Give two corners of a box, flat in a slice; raises as `click` does."""
-        if len(first) == 2 and len(last) == 2 and not world:
-            (x0, x1), (y0, y1) = (sorted((float(a), float(b))) for a, b in zip(first, last, strict=True))
+        one, other = _numbers(first), _numbers(last)
+        if len(one) == 2 and len(other) == 2 and not world:
+            (x0, x1), (y0, y1) = (sorted(pair) for pair in zip(one, other, strict=True))
             return self.add(SliceBox(x0, y0, x1, y1, structure))
-        return self.add(self._in_voxels(Box(_triple(first, world), _triple(last, world), structure), world))
+        return self.add(self._in_voxels(Box(_triple(one, world), _triple(other, world), structure), world))
 
     @abstractmethod
     def add(self, *prompts: Prompt, refine: bool = False) -> MaskUpdate:
@@ -302,8 +306,11 @@ class Session(Closing, ABC):
     def __repr__(self) -> str:
         """Return what is open; names of scans may be patients'."""
         where = f", {self.target}" if self.target else ""
-        what = "no image is set" if self._study is None else f"{self._study.size}, {len(self.steps)} step(s)"
-        return f"<{type(self).__name__}: {self.method.name}, {self.precision}{where}; {what}>"
+        steps = f"{len(self.steps)} step{'s' * (len(self.steps) != 1)}"
+        what = "no image is set" if self._study is None else f"{self._study.size}, {steps}"
+        loud = [words for warning in self.warnings if (words := warning.partition(",")[0]).isupper()]
+        warned = "".join(f"; {words}" for words in loud)
+        return f"<{type(self).__name__}: {self.method.name}, {self.precision}{where}; {what}{warned}>"
 
     # --- What a kind of session does its own way ---
 
@@ -339,8 +346,17 @@ def taken(method: Method) -> str:
     return " or ".join(f"a {kind}" for kind in sorted(method.prompts)) or "no prompt at all"
 
 
+def _numbers(place: Sequence[float]) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in place)
+    except (TypeError, ValueError):
+        raise PromptError(
+            f"a place is {place!r:.80}; give its numbers together, such as (60, 70, 30), or (x, y) on a picture"
+        ) from None
+
+
 def _triple(place: Sequence[float], world: bool) -> Triple:
     if len(place) != 3:
         wanted = "x, y, z in millimetres" if world else "i, j, k, or x, y, z in millimetres with world=True"
         raise PromptError(f"a place in a volume has three numbers and this one has {len(place)}; give {wanted}")
-    return float(place[0]), float(place[1]), float(place[2])
+    return place[0], place[1], place[2]

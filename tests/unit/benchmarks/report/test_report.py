@@ -13,7 +13,7 @@ import pytest
 from samkit.benchmarks.cli import main
 from samkit.benchmarks.report import command as report_command
 from samkit.benchmarks.report.command import render
-from samkit.errors import InputRefused
+from samkit.errors import InputRefused, MissingDependencyError
 from samkit.protocols.papers import FOLDER
 
 KINDS = ("accuracy", "latency", "load")
@@ -297,6 +297,14 @@ def test_a_report_imports_nothing_that_runs_a_network():
     code = "import sys, samkit.benchmarks.report.command as c; print({'torch', 'onnxruntime'} & set(sys.modules))"
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize("module", ["jinja2", "samkit.benchmarks.report.plots"])  # which imports Matplotlib
+def test_a_report_without_its_libraries_says_what_to_install(module, latency_run, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+
+    with pytest.raises(MissingDependencyError, match=r"needs Jinja2 and Matplotlib; pip install .*bench"):
+        render([latency_run])
 
 
 def test_figures_of_papers_come_from_a_folder_and_are_missed_aloud(accuracy_run, tmp_path, in_process, monkeypatch):

@@ -232,3 +232,19 @@ def test_a_kind_of_session_has_to_be_whole():
 
     with pytest.raises(TypeError, match="abstract"):
         Half()
+
+
+@pytest.mark.parametrize("positive", ["-", "negative", 0, None])
+def test_a_click_is_on_the_object_or_on_background_and_nothing_else(positive):
+    session = Recorder()
+    with pytest.raises(PromptError, match=r"positive is .*; give True for the object, or False for background"):
+        session.click((1, 2, 3), positive)
+
+
+@pytest.mark.parametrize("place", [24, ("a", "b", "c"), None, ((1, 2), (3, 4))])
+def test_a_place_that_is_no_numbers_is_refused_in_a_sentence(place):
+    session = Recorder()
+    with pytest.raises(PromptError, match=r"a place is .*; give its numbers together, such as \(60, 70, 30\)"):
+        session.click(place)
+    with pytest.raises(PromptError, match=r"a place is .*; give its numbers together"):
+        session.box(place, (1, 2, 3))

@@ -193,7 +193,7 @@ def test_one_line_says_what_is_open_and_names_no_scan(volumes, scan, tmp_path):
     update = volumes.click((20, 22, 12))
     line = repr(volumes)
 
-    assert "; 40 x 44 x 30 voxels of 1 x 1 x 2 mm, 1 step(s)>" in line
+    assert "; 40 x 44 x 30 voxels of 1 x 1 x 2 mm, 1 step" in line
     assert str(tmp_path) not in line
     assert "jane" not in line
     assert ("triton://localhost:8001/bright" in line) == isinstance(volumes, RemoteSession)
