@@ -22,7 +22,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from samkit.version import __version__
 
 if TYPE_CHECKING:
     from samkit import runtime
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from samkit.runtime.opening import open_session
     from samkit.runtime.session.base import Session
 
-__all__ = ["SamkitError", "Session", "get_method", "list_methods", "open_session", "runtime"]
+__all__ = ["SamkitError", "Session", "__version__", "get_method", "list_methods", "open_session", "runtime"]
 
 _HOMES = {
     "SamkitError": "errors",
@@ -51,4 +51,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return list(__all__)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from samkit import __version__
 from samkit.command import run_command
 from samkit.errors import SamkitError
+from samkit.version import __version__
 
 if TYPE_CHECKING:
     from samkit.benchmarks.record.run import Measured

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from samkit import __version__
 from samkit.command import run_command, show_progress
 from samkit.errors import MissingDependencyError
 from samkit.export.plan import OPSET, plan_export
@@ -16,6 +15,7 @@ from samkit.extras import how_to_install_demo
 from samkit.manifest import ExportPlan, Manifest
 from samkit.methods import get_method, list_methods
 from samkit.precisions import BASE, PRECISIONS
+from samkit.version import __version__
 
 
 def _precision_flags(command: Callable[..., None]) -> Callable[..., None]:

@@ -12,7 +12,6 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-import samkit
 from samkit.command import run_command, show_progress
 from samkit.geometry import Triple
 from samkit.imageio.gate import volumes_offered
@@ -32,6 +31,7 @@ from samkit.segment.place import View, in_folder, on_server
 from samkit.segment.report import provenance, write_report
 from samkit.segment.segmenting import segment_study
 from samkit.sequences import parse_pattern
+from samkit.version import __version__
 
 _LOG = logging.getLogger("samkit.segment.cli")  # by its name, which `python -m` would take away
 
@@ -90,7 +90,7 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(samkit.__version__, prog_name="sam-segment")
+@click.version_option(__version__, prog_name="sam-segment")
 @click.option(
     "--export",
     "export",

@@ -9,12 +9,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import samkit
 from samkit.imageio.study import Study
 from samkit.imageio.writing import replacing
 from samkit.manifest import Weights, file_sha256
 from samkit.prompts import Point, Prompt, SlicePoint, prompt_json
 from samkit.runtime.session.base import Session
+from samkit.version import __version__
 
 _PACKAGES = ("numpy", "scipy", "nibabel", "pillow", "onnxruntime", "onnxruntime-gpu", "torch")
 _CLIENT_PACKAGES = ("numpy", "scipy", "nibabel", "pillow", "tritonclient")
@@ -34,7 +34,7 @@ def provenance(session: Session, study: Study, prompts: Sequence[Prompt], mask_p
     )
     return {
         "mask": mask_path.name,
-        "samkit": samkit.__version__,
+        "samkit": __version__,
         "manifest_sha256": session.manifest.digest,
         "weights": _weights(plan.weights),
         "other_weights": {name: _weights(weights) for name, weights in plan.others.items()},

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from samkit import __version__
 from samkit.command import run_command, show_progress
 from samkit.errors import MissingDependencyError
 from samkit.extras import how_to_install
@@ -17,6 +16,7 @@ from samkit.methods.method import Method, SliceMethod, SliceRecipe
 from samkit.networks.sam2d_config import ARCHS
 from samkit.sequences import parse_pattern
 from samkit.training.plan import plan_training, recipes_of
+from samkit.version import __version__
 
 _LAYOUTS = ("volumes", "images", "freesurfer", "boxes")
 

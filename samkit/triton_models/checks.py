@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import samkit
 from samkit.errors import ManifestError, SamkitError
 from samkit.extras import how_to_install
 from samkit.manifest import Manifest, file_sha256
@@ -19,6 +18,7 @@ from samkit.runtime.client import tritonclient_library
 from samkit.triton_models.model_config import DTYPES, ONNX_FILE, check_config, check_python_config, parse_config
 from samkit.triton_models.record import ENSEMBLE, ONNXRUNTIME, PYTHON, TENSORRT, Repository, ServedExport
 from samkit.triton_models.server_files import SHARED_BYTES, SHARED_MEMORY, check_numpy, find_server
+from samkit.version import __version__
 
 _BOUND_TO = {"tensorrt": "TensorRT", "gpu": "GPU", "compute_capability": "compute capability"}
 """What an engine runs on alone, as its manifest has it."""
@@ -61,9 +61,9 @@ def _unreadable(path: object, error: OSError) -> str:
 
 
 def _in_record(record: Repository, folder: Path) -> Iterator[str]:
-    if record.samkit != samkit.__version__:
+    if record.samkit != __version__:
         yield (
-            f"{folder} was written by samkit {record.samkit}, and here is {samkit.__version__}, whose models may "
+            f"{folder} was written by samkit {record.samkit}, and here is {__version__}, whose models may "
             "understand each other in other ways; write the repository again"
         )
     if foreign := sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name not in record.models):

@@ -9,10 +9,10 @@ from types import FrameType
 
 import click
 
-from samkit import __version__
 from samkit.command import run_command, show_progress
 from samkit.errors import ServingError
 from samkit.precisions import BASE, PRECISIONS
+from samkit.version import __version__
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _PORT = click.IntRange(0, 65535)

@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import samkit
 from samkit.errors import ManifestError, ServingError
 from samkit.manifest import FILE_NAME as MANIFEST_FILE
 from samkit.manifest import Export, Manifest, engine_file, file_sha256
@@ -38,6 +37,7 @@ from samkit.triton_models.model_config import (
     python_config,
 )
 from samkit.triton_models.record import ENSEMBLE, FILE_NAME, ONNXRUNTIME, PYTHON, TENSORRT, Repository, ServedExport
+from samkit.version import __version__
 
 NAME_FORM = re.compile(r"[a-z][a-z0-9_]*")
 MODELS = Path(__file__).parent / "models"
@@ -107,7 +107,7 @@ def write_repository(
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as work:
             new = Path(work) / "new"
             new.mkdir()  # inside of the temporary folder, which nobody else could read
-            record = Repository(samkit.__version__, {s.name: _write_export(s, new, limits) for s in sources})
+            record = Repository(__version__, {s.name: _write_export(s, new, limits) for s in sources})
             record.save(new)
             _move(new, out, Path(work) / "old")
     except OSError as error:

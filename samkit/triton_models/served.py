@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import samkit
 from samkit.manifest import Export
 from samkit.methods.method import GraphSpec, Method, SliceMethod
 from samkit.networks.config import NetworkConfig
@@ -21,6 +20,7 @@ from samkit.runtime.session.slice_session import SliceSession
 from samkit.runtime.session.volume_session import VolumeSession
 from samkit.triton_models.bls_runner import BlsRunner
 from samkit.triton_models.limits import Limits
+from samkit.version import __version__
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Served:
         session = self.session({}, ScanOptions())
         return ExportDescription(
             protocol=PROTOCOL,
-            samkit=samkit.__version__,
+            samkit=__version__,
             method=self.method.name,
             kind="slices" if self.is_slices else "volume",
             precision=self.precision,

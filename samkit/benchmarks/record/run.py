@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from samkit import __version__
 from samkit.benchmarks.record.rows import Row, read_row, to_dict
 from samkit.errors import InputRefused, SamkitError
 from samkit.json_records import from_json, to_json
 from samkit.manifest import Manifest
+from samkit.version import __version__
 
 SCHEMA_VERSION = 1
 Facts = Mapping[str, Any]

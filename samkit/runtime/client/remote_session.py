@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-import samkit
 from samkit.errors import InputRefused, PromptError, SamkitError
 from samkit.geometry import Index, Triple, Volume
 from samkit.prompts import Prompt
@@ -50,6 +49,7 @@ from samkit.runtime.session.base import Session, Volumes, taken
 from samkit.runtime.session.registration import check_co_registered
 from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate
+from samkit.version import __version__
 
 if TYPE_CHECKING:
     from samkit.methods.method import Method
@@ -298,11 +298,11 @@ class RemoteSession(Session):
     def warnings(self) -> tuple[str, ...]:
         """Return what a user must be told about weights and server, before anything is segmented."""
         told = self._described
-        if told.samkit == samkit.__version__:
+        if told.samkit == __version__:
             return told.warnings
         return (
             *told.warnings,
-            f"the server runs samkit {told.samkit}, and this is {samkit.__version__}: masks may differ",
+            f"the server runs samkit {told.samkit}, and this is {__version__}: masks may differ",
         )
 
     # --- Life ---

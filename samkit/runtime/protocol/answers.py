@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-import samkit
 from samkit.errors import PromptError, ServingError
 from samkit.geometry import Triple
 from samkit.runtime.protocol import readers
 from samkit.runtime.protocol.record import Key, Record
 from samkit.runtime.protocol.version import PROTOCOL
 from samkit.runtime.session.steps import Step
+from samkit.version import __version__
 
 if TYPE_CHECKING:
     from samkit.manifest import ExportPlan
@@ -39,7 +39,7 @@ class ServerAnswer(Record):
             return cls.from_json(data)
         except PromptError as error:
             raise ServingError(
-                f"{server} does not answer as samkit {samkit.__version__} reads it ({error}); {SAME}"
+                f"{server} does not answer as samkit {__version__} reads it ({error}); {SAME}"
             ) from error
 
 
@@ -112,7 +112,7 @@ class ExportDescription(ServerAnswer):
             theirs = f"samkit {version:.40}" if isinstance(version, str) else "an unknown version of samkit"
             speaks = "no numbered protocol" if spoken is None else f"protocol {spoken!r:.20}"
             raise ServingError(
-                f"{server} runs {theirs} and speaks {speaks}, and samkit {samkit.__version__} here speaks protocol "
+                f"{server} runs {theirs} and speaks {speaks}, and samkit {__version__} here speaks protocol "
                 f"{PROTOCOL}; {SAME}"
             )
         return super().from_server(data, server)

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, TypeAlias, TypeVar
 
-import samkit
 from samkit.errors import PromptError, ServingError
 from samkit.geometry import Triple
 from samkit.prompts import Prompt, prompts_from_json
@@ -23,6 +22,7 @@ from samkit.runtime.protocol import readers
 from samkit.runtime.protocol.answers import Changed, ExportDescription, Nothing, Opened, ServerAnswer
 from samkit.runtime.protocol.record import Key, Record
 from samkit.runtime.protocol.version import PROTOCOL
+from samkit.version import __version__
 
 AnswerT = TypeVar("AnswerT", bound=ServerAnswer)
 
@@ -306,7 +306,7 @@ def read_request(data: object) -> Request[Any]:
     spoken = data.get("protocol")  # before all else: what the rest means depends on it
     if isinstance(spoken, int) and spoken != PROTOCOL and "protocol" in REQUESTS[op].keys():  # noqa: SIM118
         raise ServingError(
-            f"this client speaks protocol {spoken}, and the server's samkit {samkit.__version__} speaks {PROTOCOL}; "
+            f"this client speaks protocol {spoken}, and the server's samkit {__version__} speaks {PROTOCOL}; "
             "install the same version of samkit on both sides"
         )
     return REQUESTS[op].from_json(data)
