@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -124,9 +125,11 @@ def run_page(page, found, folder, instead):
 
 
 def run(command, *more):
-    """Run a command line of ours in a process; what it prints goes into the failure."""
+    """Run a command line of ours in a process, tools as in the clone's root; what it prints goes into the failure."""
     program, *others = words(command)
-    done = subprocess.run([str(BIN / program), *others, *more], capture_output=True, text=True, check=False)
+    tools = {"PYTHONPATH": str(ROOT)} if command.startswith("python -m tools.") else {}
+    line = [str(BIN / program), *others, *more]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env={**os.environ, **tools})
     assert done.returncode == 0, f"{command}: {done.stderr}"
 
 
