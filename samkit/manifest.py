@@ -242,7 +242,7 @@ class Manifest:
             there = [one.name for one in PRECISIONS if graph_file(graph, one.name) in files]
             raise ManifestError(
                 f"{folder} has no {graph} in {precision}, it has {', '.join(there) or 'no such graph'}; "
-                f"export again with --{precision}"
+                f"export again with sam-export --{precision}"
                 if precision != BASE.name
                 else f"{folder} has no graph '{graph}'; export again"
             )

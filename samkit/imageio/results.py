@@ -20,7 +20,10 @@ def check_results(mask: Path, others: Iterable[Path], study: Study, sources: Ite
     wanted = MASK_SUFFIXES if study.picture is None else (PICTURE_SUFFIX,)
     if not mask.name.endswith(wanted):
         kind = "scan" if study.picture is None else "picture"
-        raise OptionError(f"the mask of a {kind} must end in {' or '.join(wanted)}, and it is '{mask.name}'")
+        raise OptionError(
+            f"the mask of a {kind} must end in {' or '.join(wanted)}, and it is '{mask.name}'; "
+            f"call it {mask.stem}{wanted[-1]}"
+        )
     kept = (*study.sources, *sources)
     for path in (mask, *others):
         check_output(path, kept)

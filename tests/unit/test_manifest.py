@@ -60,7 +60,7 @@ def test_broken_manifest_is_a_sentence(folder, text):
 
 
 def test_missing_precision_names_what_there_is(folder):
-    with pytest.raises(ManifestError, match="it has fp32; export again with --fp16"):
+    with pytest.raises(ManifestError, match="it has fp32; export again with sam-export --fp16"):
         Manifest.load(folder).path(folder, "mask_decoder", "fp16")
 
 

@@ -42,8 +42,9 @@ class MaskUpdate:
     def __repr__(self) -> str:
         """Return how large the mask is, and the box that changed."""
         size = f"{self.volume_ml:.4g} mL" if self.volume_ml is not None else f"{np.count_nonzero(self.labels)} pixels"
-        changed = ", ".join(f"{side.start}:{side.stop}" for side in self.changed)
-        return f"<MaskUpdate: mask of {size}, changed [{changed}]{f' by step {self.step.number}' if self.step else ''}>"
+        box = ", ".join(f"{side.start}:{side.stop}" for side in self.changed)
+        changed = f"changed [{box}]" if all(side.start < side.stop for side in self.changed) else "nothing changed"
+        return f"<MaskUpdate: mask of {size}, {changed}{f' by step {self.step.number}' if self.step else ''}>"
 
     @cached_property
     def labels(self) -> np.ndarray:

@@ -299,7 +299,7 @@ def test_memory_of_a_cold_start_is_not_that_of_its_parent(sam_export, tmp_path):
 def test_cold_start_that_fails_says_so(sam_export, tmp_path, capfd):
     with pytest.raises(SamkitError, match="no first mask came; the message of its process stands above"):
         first_mask(sam_export, tmp_path, backend="onnxruntime", precision="fp16")
-    assert "export again with --fp16" in capfd.readouterr().err
+    assert "export again with sam-export --fp16" in capfd.readouterr().err
 
 
 # --- The run and the command ---
