@@ -41,6 +41,7 @@ def worst(ours, theirs):
     return max(float((a - b).norm() / b.norm()) for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topology", ["code", "paper"])
 @pytest.mark.parametrize("folded", [True, False])
 def test_anchored_step_equals_the_whole_one(topology, folded, noisy):
