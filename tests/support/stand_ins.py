@@ -52,6 +52,16 @@ class Encoder(HostRunner):
         return {"image_embeddings": embeddings}
 
 
+def grown(bright, inputs):
+    """The mask of cells (8, 8, 8) after a click: what is bright and connected to it joins, or what lies beyond goes."""
+    cell = tuple(np.floor((inputs["point_coords"][0, 0] + 0.5) / 4).astype(int).clip(0, 7))
+    mask = inputs["mask_input"][0, 0] > 0
+    if inputs["point_labels"][0, 0] == FOREGROUND:
+        labels, _ = ndimage.label(bright)
+        return mask | ((labels == labels[cell]) & bright)
+    return mask & (np.indices((8, 8, 8))[0] < cell[0])
+
+
 class Decoder(HostRunner):
     """Foreground: bright cells connected to the point, and what the mask prompt says. Background: takes off."""
 
@@ -61,15 +71,7 @@ class Decoder(HostRunner):
     def run(self, inputs):
         check_inputs(self.graph, inputs)
         cells = inputs["image_embeddings"].reshape(-1)[:512].reshape(8, 8, 8)
-        bright = cells > 0
-        cell = tuple(np.floor((inputs["point_coords"][0, 0] + 0.5) / 4).astype(int).clip(0, 7))
-        mask = inputs["mask_input"][0, 0] > 0
-        if inputs["point_labels"][0, 0] == FOREGROUND:
-            labels, _ = ndimage.label(bright)
-            mask = mask | ((labels == labels[cell]) & bright)
-        else:
-            mask = mask & (np.indices((8, 8, 8))[0] < cell[0])
-        logits = np.where(mask, 5.0, -5.0) + cells / 8 + inputs["mask_input"][0, 0] / 64
+        logits = np.where(grown(cells > 0, inputs), 5.0, -5.0) + cells / 8 + inputs["mask_input"][0, 0] / 64
         return {
             "low_res_masks": logits.astype(np.float32)[None, None],
             "iou_predictions": np.zeros((1, 1), np.float32),

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import ndimage
 
 from samkit.errors import ExportError, InputRefused
 from samkit.geometry import crop, upsample
@@ -20,6 +19,7 @@ from samkit.prompts import BACKGROUND, FOREGROUND, Point
 from samkit.runtime.backends.runner import HostRunner, check_inputs
 from samkit.runtime.loops import refinement
 from samkit.runtime.loops.refinement import NO_LOGIT, Refiner, State
+from support.stand_ins import grown
 
 PATCH = 32
 CONFIG = Sam3DConfig(patch=PATCH, spacing=(1, 1, 1), channels=72, width=24, depth=1, heads=2, window=2, adapter="code")
@@ -57,14 +57,7 @@ class Grower(HostRunner):
         check_inputs(self.graph, inputs)
         self.seen.append(inputs)
         bright = inputs["image_embeddings"].reshape(-1)[:512].reshape(8, 8, 8) > 0.5
-        cell = tuple(np.floor((inputs["point_coords"][0, 0] + 0.5) / 4).astype(int).clip(0, 7))
-        mask = inputs["mask_input"][0, 0] > 0
-        if inputs["point_labels"][0, 0] == FOREGROUND:
-            labels, _ = ndimage.label(bright)
-            mask = mask | ((labels == labels[cell]) & bright)
-        else:
-            mask = mask & (np.indices((8, 8, 8))[0] < cell[0])
-        logits = np.where(mask, 5.0, -5.0).astype(np.float32)[None, None]
+        logits = np.where(grown(bright, inputs), 5.0, -5.0).astype(np.float32)[None, None]
         return {
             "low_res_masks": logits,
             "iou_predictions": np.zeros((1, 1), np.float32),
