@@ -28,7 +28,7 @@ from samkit.imageio.pictures import MAX_PIXELS
 from samkit.imageio.reader import Reader, Stored
 from samkit.imageio.reading import read_scan
 from samkit.imageio.scan import Scan
-from samkit.imageio.study import Study, read_study
+from samkit.imageio.study import Study, check_no_volume, read_study
 
 COLOURS = 4
 """An array of three axes without an affine is a picture where the last one has so many channels at most."""
@@ -71,8 +71,7 @@ def study_of(image: Any, *, affine: Any = None, volume: int | None = None, chann
     if len(files) == len(named):
         return read_study(files, volume=volume)
     if len(named) == 1 and affine is None and _is_picture(first := next(iter(named.values())), channels):
-        if volume is not None:
-            raise OptionError("{volume} is for scans, and a picture is given; leave it out", options=("volume",))
+        check_no_volume(volume)
         return Study({}, {}, _checked_picture(first))
     scans = {name: _read(one, name, affine, volume) for name, one in named.items()}
     return Study(files, scans, None, volume)

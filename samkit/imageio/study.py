@@ -80,6 +80,11 @@ def read_study(files: Mapping[str, Path], *, volume: int | None = None) -> Study
             "pictures", f"{len(files)} inputs are given, and {pictures[0].name} among them is a picture",
             "give one picture with a channel for each sequence",
         )  # fmt: skip
+    check_no_volume(volume)
+    return Study(files, {}, read_picture(pictures[0]))
+
+
+def check_no_volume(volume: int | None) -> None:
+    """Raise OptionError where a volume is chosen of a picture."""
     if volume is not None:
         raise OptionError("{volume} is for scans, and a picture is given; leave it out", options=("volume",))
-    return Study(files, {}, read_picture(pictures[0]))

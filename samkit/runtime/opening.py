@@ -131,28 +131,28 @@ def make_session(
     from samkit.runtime.session.volume_session import VolumeSession
 
     method, config, manifest = export.method, export.config, export.manifest
+    session: VolumeSession | SliceSession
     if isinstance(method, SliceMethod):
         if spacing is not None:
             raise OptionError(
                 f"{method.name} works on slices as they are and takes no spacing; leave {{spacing}} out",
                 options=("spacing",),
             )
-        slices = SliceSession(
+        session = SliceSession(
             method, config, runners, plane=plane, intensities=intensities, precision=precision, manifest=manifest
         )
-        slices.target = f"export {export.folder.name}"
-        return slices
-    if not isinstance(method, VolumeMethod) or not isinstance(config, Sam3DConfig):
-        raise ExportError(f"{method.name} is neither a method of slices nor of volumes; upgrade samkit")
-    if plane is not None or intensities is not None:
-        option = "plane" if plane is not None else "intensities"
-        raise OptionError(
-            f"{{{option}}} is for methods of slices, and {method.name} works on volumes; leave it out",
-            options=(option,),
+    elif isinstance(method, VolumeMethod) and isinstance(config, Sam3DConfig):
+        if plane is not None or intensities is not None:
+            option = "plane" if plane is not None else "intensities"
+            raise OptionError(
+                f"{{{option}}} is for methods of slices, and {method.name} works on volumes; leave it out",
+                options=(option,),
+            )
+        refinement = str(export.plan.refinement)
+        session = VolumeSession(
+            method, config, refinement, runners, spacing=spacing, precision=precision, manifest=manifest
         )
-    refinement = str(export.plan.refinement)
-    volumes = VolumeSession(
-        method, config, refinement, runners, spacing=spacing, precision=precision, manifest=manifest
-    )
-    volumes.target = f"export {export.folder.name}"
-    return volumes
+    else:
+        raise ExportError(f"{method.name} is neither a method of slices nor of volumes; upgrade samkit")
+    session.target = f"export {export.folder.name}"
+    return session

@@ -19,6 +19,7 @@ from samkit.benchmarks.latency.settings import AUTOCAST, COMPILE, EAGER, Latency
 from samkit.benchmarks.measure.machine import gpus
 from samkit.benchmarks.record.rows import Absent, Identity, Row
 from samkit.errors import MissingDependencyError
+from samkit.extras import how_to_install
 from samkit.manifest import Export
 from samkit.methods import GraphSpec
 from samkit.precisions import BASE, get_precision
@@ -105,7 +106,7 @@ def check_device(device: str) -> None:
         import torch
     except ImportError as error:
         raise MissingDependencyError(
-            "latency is compared with PyTorch's, which is not installed; pip install 'samkit[export,cpu]'"
+            f"latency is compared with PyTorch's, which is not installed; {how_to_install('export', 'cpu')}"
         ) from error
     if device == "cuda" and not torch.cuda.is_available():
         raise MissingDependencyError(

@@ -79,7 +79,10 @@ def _painted(shown: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _eroded(mask: np.ndarray, times: int) -> np.ndarray:
-    """Return a mask (H, W) without its outermost pixels; what lies beyond the picture counts as outside."""
+    """Return a mask (H, W) without its outermost pixels; what lies beyond the picture counts as outside.
+
+    Not by SciPy, which a client of a server has not.
+    """
     for _ in range(times):
         padded = np.pad(mask, 1)
         mask = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
