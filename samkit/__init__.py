@@ -12,7 +12,7 @@ server. `set_image` takes a file's path, an image of nibabel or SimpleITK, a num
 (4, 4) that leads from voxel index to RAS+ millimetres, or a picture (H, W) or (H, W, 3) for methods of slices. A click
 is a voxel index; `session.mask()` is the mask as an array, `session.overlay()` a picture of it. `list_methods()` names
 the methods, `help(samkit.open_session)` and `help(samkit.Session)` tell the rest. Failures are `SamkitError`s that say
-what to do.
+what to do; `help(samkit.errors)` has all kinds of them, and the exit code that each gives a command.
 
 Not a medical device. Nothing here needs torch, and names load when they are asked for.
 """
@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any
 from samkit.version import __version__
 
 if TYPE_CHECKING:
-    from samkit import runtime
+    from samkit import errors, runtime
     from samkit.errors import SamkitError
     from samkit.methods import get_method, list_methods
     from samkit.runtime.opening import open_session
     from samkit.runtime.session.base import Session
 
-__all__ = ["SamkitError", "Session", "__version__", "get_method", "list_methods", "open_session", "runtime"]
+__all__ = ["SamkitError", "Session", "__version__", "errors", "get_method", "list_methods", "open_session", "runtime"]
 
 _HOMES = {
     "SamkitError": "errors",
@@ -43,8 +43,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "runtime":
-        return import_module("samkit.runtime")
+    if name in ("errors", "runtime"):
+        return import_module(f"samkit.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'samkit' has no attribute '{name}'; it has {', '.join(__all__)}")
     return getattr(import_module(f"samkit.{_HOMES[name]}"), name)

@@ -96,13 +96,21 @@ def _image(value: str) -> str:
     return f'set_image({{"{name}": {image}, ...}})' if found else "inputs"
 
 
+def _argument(name: str) -> Callable[[str], str]:
+    def write(value: str) -> str:
+        numbers = value.replace(",", ", ")
+        return f"{name}=({numbers})" if "," in value else f"{name}={value}" if value else name
+
+    return write
+
+
 _CALLS: Mapping[str, Callable[[str], str]] = {
     "points": _click,
     "boxes": _box,
     "inputs": _image,
     "world": lambda value: "world=True",
     "propagate": lambda value: "propagate()",
-    "volume": lambda value: f"volume={value}" if value else "volume",
+    **{name: _argument(name) for name in ("volume", "spacing", "intensities", "threads", "timeout")},
 }
 """By the option's name, from its value; any other option is an argument of that name."""
 

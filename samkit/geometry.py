@@ -18,6 +18,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TypeAlias
 
 import numpy as np
@@ -69,6 +70,33 @@ def spacing_of(affine: np.ndarray) -> Triple:
     return float(a), float(b), float(c)
 
 
+def as_numbers(values: object, count: int) -> tuple[float, ...] | None:
+    """Return `values` as floats where they are `count` finite numbers in a row, else None; a text holds none.
+
+    >>> as_numbers([1, 2.5], 2), as_numbers("12", 2), as_numbers(1, 1)
+    ((1.0, 2.5), None, None)
+    """
+    try:
+        row: tuple[object, ...] = tuple(values)  # type: ignore[arg-type]  # what is no row is told by the error
+    except TypeError:
+        return None
+    numbers = tuple(float(one) for one in row if isinstance(one, Real) and not isinstance(one, bool))
+    return numbers if len(row) == len(numbers) == count and all(math.isfinite(one) for one in numbers) else None
+
+
+def checked_spacing(spacing: object) -> Triple:
+    """Return a voxel size [mm] as three floats; raises GeometryError for what is none."""
+    numbers = as_numbers(spacing, 3)
+    if numbers is None or min(numbers) <= 0:
+        example = "spacing 1.5,1.5,1.5"
+        raise GeometryError(
+            f"{{spacing}} is {spacing!r:.80}, needed are three positive numbers [mm]; e.g. {{{example}}}",
+            options=("spacing", example),
+        )
+    a, b, c = numbers
+    return a, b, c
+
+
 def voxel_ml_of(affine: np.ndarray) -> float:
     """Return the volume of one voxel [mL] of an array with `affine` (4, 4)."""
     return float(abs(np.linalg.det(affine[:3, :3]))) / 1000.0
@@ -87,7 +115,7 @@ def check_affine(affine: np.ndarray) -> None:
     edges = math.prod(spacing_of(affine))
     if edges == 0.0 or abs(np.linalg.det(matrix)) < 1e-3 * edges:
         raise GeometryError(
-            f"the affine is singular (voxel edges {spacing_of(affine)} mm span no volume); "
+            f"the affine is singular (voxel edges of {_by(spacing_of(affine))} mm span no volume); "
             "repair the file's sform or qform first"
         )
 
@@ -164,8 +192,7 @@ class Grid:
         Raises GeometryError for a singular affine and for a spacing that is not positive.
         """
         check_affine(file_affine)
-        if len(spacing) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing):
-            raise GeometryError(f"spacing is {spacing}, it must be three positive numbers [mm]; e.g. 1.5,1.5,1.5")
+        spacing = checked_spacing(spacing)
         orientation = io_orientation(file_affine)
         order = _file_axis_of_ras(orientation)
         ras_shape = [file_shape[axis] for axis in order]

@@ -16,8 +16,8 @@ from typing import Self
 import numpy as np
 from nibabel.orientations import io_orientation
 
-from samkit.errors import InputRefused
-from samkit.geometry import Index, Triple, check_affine, spacing_of
+from samkit.errors import InputRefused, OptionError
+from samkit.geometry import Index, Triple, as_numbers, check_affine, spacing_of
 
 PLANES = ("axial", "coronal", "sagittal")
 
@@ -27,6 +27,26 @@ _AXES = {
     "coronal": ((1, False), (2, True), (0, True)),
     "sagittal": ((0, False), (2, True), (1, True)),
 }
+
+
+def checked_plane(plane: object) -> str:
+    """Return the name of a plane; raises OptionError for what is none."""
+    if isinstance(plane, str) and plane in PLANES:
+        return plane
+    raise OptionError(f"the plane {plane!r:.80} is not known; give {{plane}} {', '.join(PLANES)}", options=("plane",))
+
+
+def checked_intensities(intensities: object) -> tuple[float, float]:
+    """Return what becomes black and what white as floats; raises OptionError for what are no such two numbers."""
+    numbers = as_numbers(intensities, 2)
+    if numbers is None or not numbers[0] < numbers[1]:
+        example = "intensities -160,240"
+        raise OptionError(
+            f"{{intensities}} are {intensities!r:.80}, needed are two numbers, what becomes black and, above it, what "
+            f"becomes white; e.g. {{{example}}}",
+            options=("intensities", example),
+        )
+    return numbers[0], numbers[1]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import gc
 import http.client
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -53,7 +54,7 @@ from samkit.manifest import Export
 from samkit.methods import VolumeMethod, get_method, list_methods
 from samkit.prompts import Point, parse_point
 from samkit.protocols.case import Case
-from samkit.runtime import Session, open_session
+from samkit.runtime import Session, open_session, opening
 from samkit.triton_models.repository import write_repository
 from samkit.triton_models.server import EmbeddedServer
 from tools.fp16 import read_recipe, write_weights
@@ -113,6 +114,7 @@ def serving(
 ) -> None:
     """Print one table for each part."""
     show_progress(quiet=False, timed=True)
+    logging.getLogger(opening.__name__).setLevel(logging.ERROR)  # hundreds of sessions would say what weights these are
     if (scan is None) != (not points):
         raise click.UsageError("--scan and --point go together: clicks on a phantom are simulated, on a scan given")
     if export is not None and recipe is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +116,7 @@ def admit_header(stored: Stored, reader: Reader, max_voxels: int) -> Index:
     """Return the shape (I, J, K) of an open file; raises InputRefused for what its header states."""
     name, shape = stored.name, stored.shape
     text = " x ".join(str(n) for n in shape)
+    check_not_empty(name, shape)
     if any(n > 1 for n in shape[3:]):
         raise InputRefused("not-3d", f"{name} is {text}: more than one volume", ONE_VOLUME)
     if len(shape) < 3 or min(shape[:3]) < 2:
@@ -143,6 +144,14 @@ def admit_header(stored: Stored, reader: Reader, max_voxels: int) -> Index:
     except GeometryError as error:
         raise InputRefused("singular-affine", f"{name}: {str(error).partition('; ')[0]}", reader.repair) from error
     return i, j, k
+
+
+def check_not_empty(name: str, shape: Sequence[int]) -> None:
+    """Raise InputRefused where an axis has no length."""
+    if 0 in shape:
+        raise InputRefused(
+            "empty", f"{name} is {' x '.join(str(n) for n in shape)}: it has no voxels", "give one that holds an image"
+        )
 
 
 PLAIN_NUMBERS = "convert it to integers or floats of up to 64 bits, one number per voxel"

@@ -21,7 +21,7 @@ from nibabel.spatialimages import SpatialImage
 from samkit.errors import InputRefused, OptionError, PromptError
 from samkit.geometry import Volume
 from samkit.imageio.forms import Forms
-from samkit.imageio.gate import MAX_VOXELS, PLAIN_NUMBERS, admit_scan, pick_volume
+from samkit.imageio.gate import MAX_VOXELS, PLAIN_NUMBERS, admit_scan, check_not_empty, pick_volume
 from samkit.imageio.itk import is_image, stored_image
 from samkit.imageio.nifti import read_voxels, unit_of
 from samkit.imageio.pictures import MAX_PIXELS
@@ -62,7 +62,10 @@ def study_of(image: Any, *, affine: Any = None, volume: int | None = None, chann
         )
     for name, one in named.items():
         if not (isinstance(one, (str, os.PathLike, SpatialImage, Volume, np.ndarray)) or is_image(one)):
-            raise PromptError(f"{_called('image', name)} is of the type {type(one).__name__}; give {_TAKEN}")
+            made = "; numpy.asarray(image) makes an array of it" if _is_like_an_array(one) else ""
+            raise PromptError(f"{_called('image', name)} is of the type {type(one).__name__}; give {_TAKEN}{made}")
+        if isinstance(one, np.ndarray):
+            check_not_empty(_array_called(name), one.shape)
         if affine is not None and not isinstance(one, np.ndarray):
             raise OptionError(
                 f"affine is given, and {_called('image', name)} is no array but has its own; leave it out"
@@ -90,7 +93,7 @@ def _read(image: Any, sequence: str, affine: Any, volume: int | None) -> Scan:
     elif isinstance(image, Volume):
         stored, kind = _of_array(image.array, image.affine, _called("volume", sequence)), _ARRAY
     else:
-        called = f"the array for {sequence}" if sequence else "the array"
+        called = _array_called(sequence)
         if affine is None:
             raise InputRefused(
                 "no-affine",
@@ -102,8 +105,17 @@ def _read(image: Any, sequence: str, affine: Any, volume: int | None) -> Scan:
     return replace(scan, files=files)
 
 
+def _is_like_an_array(image: Any) -> bool:
+    """Return whether numpy makes an array of it: a list, an image of Pillow, a tensor."""
+    return isinstance(image, (list, tuple)) or hasattr(image, "__array__") or hasattr(image, "__array_interface__")
+
+
 def _called(what: str, sequence: str) -> str:
     return f"the {what} for {sequence}" if sequence else f"the {what} given"
+
+
+def _array_called(sequence: str) -> str:
+    return f"the array for {sequence}" if sequence else "the array"
 
 
 def _of_nibabel(image: SpatialImage, called: str) -> Stored:

@@ -5,6 +5,8 @@ What each of the two needs is imported when it is wanted: a client of a server h
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,14 +15,17 @@ from typing import TYPE_CHECKING
 from samkit.errors import ExportError, OptionError
 from samkit.geometry import Triple
 from samkit.runtime.client.remote_session import open_remote_session
-from samkit.runtime.client.triton_transport import Address, is_url
+from samkit.runtime.client.triton_transport import GRPC, Address, is_url
 from samkit.runtime.session.base import Session
+from samkit.runtime.session.view import View
 
 if TYPE_CHECKING:
     from samkit.manifest import Export
     from samkit.runtime.backends.runner import Runner
     from samkit.runtime.session.slice_session import SliceSession
     from samkit.runtime.session.volume_session import VolumeSession
+
+_LOG = logging.getLogger(__name__)
 
 
 def open_session(
@@ -47,11 +52,22 @@ def open_session(
     Methods of slices also take `session.box(first, last)` and pictures, automatic ones segment as soon as an image is
     set; `help(session)` has all acts, `samkit.list_methods()` all methods.
 
-    With a folder, its files are checked against the manifest first, and `backend`, `device`, `precision` and `threads`
-    are those of `open_export`. With an address the server decides those four, and `timeout` [s] is how long one call
-    may take, by default DEFAULT_TIMEOUT, and LONG_TIMEOUT for one that works on many slices. `spacing` [mm] is for
-    methods of volumes, `plane` and `intensities` (what becomes black and white) for those of slices; each is by default
-    the method's own.
+    With a folder, its files are checked against the manifest first, and these say what runs them:
+
+    - `backend`: `onnxruntime`, which is the default, `onnxruntime-tensorrt`, `tensorrt` or `torch`
+    - `device`: `cpu` or `cuda`; by default the backend's own, `cpu` of `onnxruntime` and `torch`, else `cuda`
+    - `precision`: `fp32` or `fp16`, which an export has if it was made so; by default `fp16` on `cuda` where backend
+      and export have it, else `fp32`
+    - `threads`: of one operator on the CPU; by default all cores
+
+    With an address the server decides those four, and `timeout` [s] is how long one call may take: by default 120, and
+    3600 for one that works on many slices.
+
+    `spacing` [mm], three numbers, is for methods of volumes; `plane`, which is `axial`, `coronal` or `sagittal`, and
+    `intensities`, what becomes black and what white, are for those of slices. Each is by default the method's own.
+
+    What must be known of weights, backend and server (`session.warnings`: RANDOM WEIGHTS) is logged as warnings of
+    `samkit`, which Python shows on stderr where nothing else is set up. Failures are of `samkit.errors`.
     """
     if is_url(target):
         address = Address.parse(str(target))  # first: what is none may hold a password, and is not repeated
@@ -63,17 +79,28 @@ def open_session(
                 f"leave {'it' if len(decided) == 1 else 'them'} out",
                 options=decided,
             )
-        return open_remote_session(str(target), spacing=spacing, plane=plane, intensities=intensities, timeout=timeout)
-    return open_export(
-        target,
-        backend=backend,
-        device=device,
-        precision=precision,
-        threads=threads,
-        spacing=spacing,
-        plane=plane,
-        intensities=intensities,
-    )
+        session: Session = open_remote_session(
+            str(target), spacing=spacing, plane=plane, intensities=intensities, timeout=timeout
+        )
+    else:
+        if timeout is not None:
+            raise OptionError(
+                "{timeout} is for a server's answers, and an export in a folder waits for none; leave it out",
+                options=("timeout",),
+            )
+        session = open_export(
+            target,
+            backend=backend,
+            device=device,
+            precision=precision,
+            threads=threads,
+            spacing=spacing,
+            plane=plane,
+            intensities=intensities,
+        )
+    for warning in session.warnings:
+        _LOG.warning("%s: %s", session.target, warning)
+    return session
 
 
 def open_export(
@@ -97,8 +124,16 @@ def open_export(
     from samkit.manifest import Export
     from samkit.runtime import backends
 
-    record, device = backends.find_backend(backend or backends.DEFAULT.name, device, precision)
+    view = View.of(spacing, plane, intensities)  # all that a user says first: to open an export takes long
+    threads = backends.checked_threads(threads)
+    name = backends.DEFAULT.name if backend is None else backend
+    record, device = backends.find_backend(name, device, precision)
     if not isinstance(export, Export):
+        if not isinstance(export, (str, os.PathLike)):
+            raise OptionError(
+                f"the export is of the type {type(export).__name__}; give the folder that sam-export wrote, such as "
+                f"'exports/m-sam', or a server's address, such as '{GRPC}://127.0.0.1:8001/m-sam'"
+            )
         export = Export.open(export, verify=False)
     if not record.checks_bytes:
         export.verify()
@@ -108,7 +143,12 @@ def open_export(
         for runner in runners.values():
             opened.callback(runner.close)
         session = make_session(
-            export, runners, variant.precision, spacing=spacing, plane=plane, intensities=intensities
+            export,
+            runners,
+            variant.precision,
+            spacing=view.spacing,
+            plane=view.plane,
+            intensities=view.intensities,
         )
         session.warn(*warnings)
         opened.pop_all()  # the session closes them from here on

@@ -23,11 +23,12 @@ from samkit.precisions import BASE, PRECISIONS
 from samkit.prompts import parse_box, parse_point, parse_structure, read_prompts
 from samkit.runtime.backends import BACKENDS, DEFAULT, device_names
 from samkit.runtime.client.remote_session import DEFAULT_TIMEOUT, LONG_TIMEOUT
+from samkit.runtime.session.view import View
 from samkit.runtime.session.world import to_voxel
 from samkit.segment.checks import check_method, check_picture, check_place, check_prompts
 from samkit.segment.inputs import find_inputs
 from samkit.segment.outputs import Outputs
-from samkit.segment.place import View, in_folder, on_server
+from samkit.segment.place import in_folder, on_server
 from samkit.segment.report import provenance, write_report
 from samkit.segment.segmenting import segment_study
 from samkit.sequences import parse_pattern

@@ -8,24 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samkit.geometry import Triple
 from samkit.manifest import Export
 from samkit.methods.method import Method
 from samkit.runtime.backends import find_backend
 from samkit.runtime.client.remote_session import open_remote_session
 from samkit.runtime.opening import open_export
 from samkit.runtime.session.base import Session
-
-
-@dataclass(frozen=True)
-class View:
-    """How a session is to see scans; None is the method's own way."""
-
-    spacing: Triple | None = None
-    """Voxel size [mm] of the grid of methods of volumes."""
-    plane: str | None = None
-    intensities: tuple[float, float] | None = None
-    """What becomes black and white; with `plane` for methods of slices."""
+from samkit.runtime.session.view import View
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,9 @@ def test_options_are_data_and_their_names_in_the_text():
         ("world", "--world", "world=True"),
         ("propagate", "--propagate", "propagate()"),
         ("volume N", "--volume N", "volume=N"),
+        ("threads 2", "--threads 2", "threads=2"),
+        ("spacing 1.5,1,1", "--spacing 1.5,1,1", "spacing=(1.5, 1, 1)"),
+        ("spacing", "--spacing", "spacing"),
         ("keep_list FILE", "--keep-list FILE", "keep_list FILE"),
     ],
 )

@@ -26,9 +26,10 @@ from samkit.protocols.simulated_user import policies_of
 from samkit.runtime.backends import bench_backends, find_emulator, get_backend, is_emulated, open_runners
 from samkit.runtime.backends.backend import Variant, missing_files
 from samkit.runtime.backends.runner import Runner, SubstituteRunner, add_substitutes
+from samkit.runtime.client.remote_session import open_remote_session
 from samkit.runtime.client.served_runner import ServedRunner
 from samkit.runtime.client.triton_transport import Address
-from samkit.runtime.opening import make_session, open_session
+from samkit.runtime.opening import make_session
 from samkit.runtime.session.base import Session
 from samkit.triton_models.server import serve_export
 
@@ -180,7 +181,7 @@ def _serve(export: Export, server: str | None, held: ExitStack) -> tuple[str, Se
     if server is None:
         started = held.enter_context(serve_export(export.folder))
         server = f"triton://{started.grpc}/{export.plan.method}"
-    session = held.enter_context(open_session(server))
+    session = held.enter_context(open_remote_session(server))
     if session.manifest.digest != export.digest:
         raise ServingError(
             f"{server} serves another export of {session.method.name} (manifest {session.manifest.digest[:12]}) "

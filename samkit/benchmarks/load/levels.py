@@ -26,7 +26,8 @@ from samkit.manifest import Export, ExportPlan
 from samkit.methods import Method, SliceMethod, get_method
 from samkit.precisions import BASE
 from samkit.protocols.case import Case
-from samkit.runtime import Session, open_session
+from samkit.runtime import Session
+from samkit.runtime.client.remote_session import open_remote_session
 
 TRITON = "triton"
 GROWING = ("scan", "first_click", "click")
@@ -54,12 +55,12 @@ class Endpoint:
 
     def open(self) -> Session:
         """Return a session there."""
-        return open_session(self.url, timeout=CALL_SECONDS)
+        return open_remote_session(self.url, timeout=CALL_SECONDS)
 
     @classmethod
     def look_at(cls, url: str, export: Export | None = None) -> Endpoint:
         """Return what runs at `url`; raises ServingError where an `export` is given and it serves another."""
-        with open_session(url, timeout=CALL_SECONDS) as session:
+        with open_remote_session(url, timeout=CALL_SECONDS) as session:
             plan, digest = session.manifest.plan, session.manifest.digest
             providers, precision = session.providers, session.precision
         if export is not None and digest != export.digest:

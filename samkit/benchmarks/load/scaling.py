@@ -26,7 +26,7 @@ from samkit.geometry import Index
 from samkit.manifest import Export
 from samkit.precisions import BASE
 from samkit.protocols.case import Case
-from samkit.runtime import Session, open_session
+from samkit.runtime import Session, open_export
 from samkit.runtime.backends import DEFAULT
 
 FACTORS = (1.0, 4 / 3, 11 / 6, 2.5)
@@ -78,7 +78,7 @@ def growth_rows(export: Export, work: Workload, machine: Machine) -> Iterator[Lo
     if not (wanted := [over for over in work.scaling if over in _OVER]):
         return
     identity = Identity.of(export.plan, export.digest, DEFAULT.name, BASE.name, "cpu")
-    with open_session(export.folder) as session:
+    with open_export(export) as session:
         case = cost_case(export.method, export.config, SHAPES.get(export.plan.size, SHAPE))
         case = case if case.across is None else repeated(case, STACKS[0])
         case = with_clicks(case, session, export.method, MOST_CLICKS)

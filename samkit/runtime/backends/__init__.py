@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from numbers import Integral
 
 from samkit.errors import ExportError, OptionError
 from samkit.manifest import Export
@@ -20,6 +21,7 @@ __all__ = [
     "Backend",
     "Variant",
     "bench_backends",
+    "checked_threads",
     "default_precision",
     "device_names",
     "find_backend",
@@ -76,6 +78,18 @@ def find_backend(name: str, device: str | None, precision: str | None) -> tuple[
             f"the {name} backend runs {titles}, not {precision}; leave {{precision}} out", options=("precision",)
         )
     return backend, device
+
+
+def checked_threads(threads: object) -> int | None:
+    """Return a number of threads, None for all cores; raises OptionError for what is none."""
+    if threads is None:
+        return None
+    if isinstance(threads, Integral) and not isinstance(threads, bool) and int(threads) > 0:
+        return int(threads)
+    raise OptionError(
+        f"{{threads}} is {threads!r:.80}, needed is a whole number above 0, or none for all cores; e.g. {{threads 2}}",
+        options=("threads", "threads 2"),
+    )
 
 
 def default_precision(export: Export, backend: Backend, device: str) -> str:

@@ -12,6 +12,7 @@ from samkit.runtime.client.triton_transport import ConnectionLost, Transport
 from samkit.runtime.protocol import wire
 from samkit.runtime.protocol.answers import SAME, ServerAnswer
 from samkit.runtime.protocol.requests import Request
+from samkit.runtime.session.base import CLOSED
 
 AnswerT = TypeVar("AnswerT", bound=ServerAnswer)
 
@@ -87,7 +88,7 @@ class Exchange:
     def check_open(self) -> None:
         """Raise ServingError after `close`."""
         if self.is_closed:
-            raise ServingError("this session is closed, and calls need an open one; use open_session again")
+            raise ServingError(CLOSED)
 
     def close(self) -> None:
         """Let go of the connection."""

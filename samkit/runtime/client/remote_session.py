@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from samkit.errors import InputRefused, PromptError, SamkitError
-from samkit.geometry import Index, Triple, Volume
+from samkit.errors import InputRefused, OptionError, PromptError, SamkitError
+from samkit.geometry import Index, Triple, Volume, as_numbers
 from samkit.prompts import Prompt
 from samkit.runtime.client.exchange import Exchange
 from samkit.runtime.client.remote_mask import RemoteMask
@@ -46,9 +46,11 @@ from samkit.runtime.protocol.requests import (
 )
 from samkit.runtime.protocol.version import PROTOCOL
 from samkit.runtime.session.base import Session, Volumes, taken
+from samkit.runtime.session.places import check_prompts
 from samkit.runtime.session.registration import check_co_registered
 from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate
+from samkit.runtime.session.view import View
 from samkit.version import __version__
 
 if TYPE_CHECKING:
@@ -87,14 +89,18 @@ class RemoteSession(Session):
         `segment_automatically` and `propagate`. `plane`, `intensities` and `spacing` go to the server with every scan,
         which refuses those that its method does not have. `sleep` and `clock` are for tests.
         """
-        if timeout is not None and not timeout > 0:
-            raise PromptError(f"the time for one call is {timeout} s, it must be above 0; e.g. timeout=120")
-        self.address, self.target = address, str(address)
+        if timeout is not None and not _is_duration(timeout):
+            raise OptionError(
+                f"{{timeout}} is {timeout!r:.80}, needed is the time for one call, above 0 [s]; e.g. {{timeout 120}}",
+                options=("timeout", "timeout 120"),
+            )
+        view = View.of(spacing, plane, intensities)
+        self.target = str(address)
         self.timeout = DEFAULT_TIMEOUT if timeout is None else timeout
         """For one call [s]."""
         self._long_timeout = LONG_TIMEOUT if timeout is None else timeout
         self._exchange = Exchange(transport, address.server, sleep=sleep, clock=clock)
-        self._asked = Open(plane=plane, intensities=intensities, spacing=spacing, protocol=PROTOCOL)
+        self._asked = Open(plane=view.plane, intensities=view.intensities, spacing=view.spacing, protocol=PROTOCOL)
         """What every scan is opened with."""
         self._set: _Set | None = None
         self._described, _ = self._exchange.ask(
@@ -169,6 +175,7 @@ class RemoteSession(Session):
     def check(self, *prompts: Prompt) -> None:
         """Raise PromptError for prompts that the method does not take, InputRefused for those in a wrong place."""
         self._opened()
+        check_prompts(prompts)
         if prompts:
             self._ask(Check(prompts=tuple(prompts)))
 
@@ -190,6 +197,7 @@ class RemoteSession(Session):
             )
         if not prompts:
             raise PromptError(f"no prompt was given; give {taken(self.method)}")
+        check_prompts(prompts)
         return self._change(request_of(prompts))
 
     def _segment_automatically(self, report: Callable[[int, int], object] | None) -> MaskUpdate:
@@ -309,9 +317,9 @@ class RemoteSession(Session):
 
     def close(self) -> None:
         """End the session on the server and let go of the connection; does nothing the second time."""
-        if self._exchange.is_closed:
+        if self.is_closed:
             return
-        left, self._set, self._study = self._set, None, None
+        self.is_closed, left, self._set, self._study = True, self._set, None, None
         try:
             if left is not None:
                 with suppress(SamkitError, ConnectionLost):  # gone already, or it ends by itself: nobody will use it
@@ -339,10 +347,11 @@ class RemoteSession(Session):
         )
 
     def _opened(self) -> _Set:
+        return self._present(self._set)
+
+    def _check_open(self) -> None:
+        """Raise ServingError after `close`."""
         self._exchange.check_open()
-        if self._set is None:
-            raise PromptError("no image is set; call set_image first")
-        return self._set
 
 
 @dataclass(frozen=True)
@@ -355,6 +364,11 @@ class _Set:
     mask: RemoteMask
     plane: str | None
     spacing: Triple | None
+
+
+def _is_duration(seconds: object) -> bool:
+    numbers = as_numbers([seconds], 1)
+    return numbers is not None and numbers[0] > 0
 
 
 def open_remote_session(

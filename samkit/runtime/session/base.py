@@ -13,14 +13,15 @@ picture from a file, or in a notebook, needs Pillow.
 from __future__ import annotations
 
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
-from samkit.errors import MissingDependencyError, PromptError
+from samkit.errors import MissingDependencyError, OptionError, PromptError, SamkitError
 from samkit.geometry import Index, Triple, Volume
 from samkit.imageio.gate import volumes_offered
 from samkit.imageio.in_memory import study_of
@@ -31,6 +32,7 @@ from samkit.planes import PLANES
 from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, Prompt, SliceBox, SlicePoint
 from samkit.runtime.backends.runner import Closing
 from samkit.runtime.session.overlay import draw
+from samkit.runtime.session.places import check_corners, check_together, numbers_of, triple_of
 from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate
 from samkit.runtime.session.world import to_voxel
@@ -41,7 +43,12 @@ if TYPE_CHECKING:
     from samkit.manifest import ExportPlan
     from samkit.methods.method import Method
 
+T = TypeVar("T")
+
 _LOG = logging.getLogger(__name__)
+
+CLOSED = "this session is closed, and calls need an open one; use open_session again"
+"""What any call is told after `close`."""
 
 Image: TypeAlias = Any
 """A file's path; an image of nibabel or SimpleITK; an array (I, J, K) with its affine; a Volume; or a picture (H, W) or
@@ -70,7 +77,9 @@ class Session(Closing, ABC):
         update.mask                           # bool, on the scan's own array; session.undo() takes the click back
         session.save("mask.nii.gz")           # where the scan lies; session.overlay() is a picture of it
 
-    Nothing changes where an act is refused. An act that the method does not take raises PromptError.
+    Nothing changes where an act is refused. An act that the method does not take raises PromptError. `method`,
+    `precision`, `structures`, `sequences`, `is_automatic` and `manifest` say what was opened, `warnings` what has to be
+    known of it. `with` closes the session; after that every call is refused.
     """
 
     precision: str
@@ -86,6 +95,9 @@ class Session(Closing, ABC):
 
     target: str = ""
     """Which export, by its folder's name, or the server's address; empty where the session was made from runners."""
+
+    is_closed: bool = False
+    """Whether it was closed."""
 
     _study: Study | None = None
     """What is set, as it was given; None before, after `close`, and where a server took what came over the wire."""
@@ -132,8 +144,8 @@ class Session(Closing, ABC):
     def set_image(
         self,
         image: Image | Mapping[str, Image],
-        *,
         affine: ArrayLike | None = None,
+        *,
         volume: int | None = None,
         automatic: bool = True,
     ) -> MaskUpdate:
@@ -150,6 +162,7 @@ class Session(Closing, ABC):
         False; for any other the mask is empty. Raises InputRefused for what no scan or picture may be, in memory as in
         a file, PromptError for what is no image, OptionError for an affine or volume that means nothing.
         """
+        self._check_open()
         with volumes_offered():
             study = study_of(image, affine=affine, volume=volume, channels=len(self.sequences))
         self._take(study.image)
@@ -159,30 +172,32 @@ class Session(Closing, ABC):
         return self.last_update()
 
     def click(
-        self, index: Sequence[float], positive: bool = True, *, world: bool = False, structure: str = ""
+        self, index: Sequence[float], positive: bool = True, *apart: float, world: bool = False, structure: str = ""
     ) -> MaskUpdate:
         """Click at (i, j, k), voxel indices, or (x, y) of a picture; with `world` at RAS+ millimetres.
 
         `positive` is True for a click on the object, False for one on background. Raises InputRefused for a click
-        outside, PromptError where the method takes no click.
+        outside, PromptError where the method takes no click, and for numbers that come one by one, as `apart`.
         """
+        check_together(index, positive, apart)
         if not isinstance(positive, bool | np.bool_):
             # A "-" would be true, and the click the contrary of what was meant
             raise PromptError(f"positive is {positive!r}; give True for the object, or False for background")
-        label, place = FOREGROUND if positive else BACKGROUND, _numbers(index)
+        label, place = FOREGROUND if positive else BACKGROUND, numbers_of(index)
         if len(place) == 2 and not world:
             return self.add(SlicePoint(place[0], place[1], label, structure))
-        return self.add(self._in_voxels(Point(_triple(place, world), label, structure), world))
+        return self.add(self._in_voxels(Point(triple_of(place, world), label, structure), world))
 
     def box(
-        self, first: Sequence[float], last: Sequence[float], *, world: bool = False, structure: str = ""
+        self, first: Sequence[float], last: Sequence[float], *apart: float, world: bool = False, structure: str = ""
     ) -> MaskUpdate:
         """Give two corners of a box, flat in a slice; raises as `click` does."""
-        one, other = _numbers(first), _numbers(last)
+        check_corners(first, last, apart)
+        one, other = numbers_of(first), numbers_of(last)
         if len(one) == 2 and len(other) == 2 and not world:
             (x0, x1), (y0, y1) = (sorted(pair) for pair in zip(one, other, strict=True))
             return self.add(SliceBox(x0, y0, x1, y1, structure))
-        return self.add(self._in_voxels(Box(_triple(one, world), _triple(other, world), structure), world))
+        return self.add(self._in_voxels(Box(triple_of(one, world), triple_of(other, world), structure), world))
 
     @abstractmethod
     def add(self, *prompts: Prompt, refine: bool = False) -> MaskUpdate:
@@ -205,6 +220,7 @@ class Session(Closing, ABC):
 
         Slices that are zero everywhere stay background. `report` is called with slices done and their number.
         """
+        self._check_open()
         if not self.is_automatic:
             raise PromptError(f"{self.method.name} segments nothing without a prompt; give {taken(self.method)}")
         return self._segment_automatically(report)
@@ -219,6 +235,7 @@ class Session(Closing, ABC):
         Each part of a mask, its box enlarged by a tenth and two pixels to each side, prompts the next slice, until
         nothing of five pixels is left, the slice is empty, the volume ends, or the next slice has prompts of its own.
         """
+        self._check_open()
         raise PromptError(
             f"{self.method.name} works on volumes, and only masks of slices lead on to others; leave {{propagate}} out",
             options=("propagate",),
@@ -279,6 +296,10 @@ class Session(Closing, ABC):
         from a file or of nibabel lends the mask its header's forms and their codes. Raises PromptError where no image
         is set, OptionError for another ending, InputRefused where a file of the scan would be overwritten.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise OptionError(
+                f"the path of the mask is of the type {type(path).__name__}; give a file's, e.g. save('mask.nii.gz')"
+            )
         labels, study, mask = self.labels(), self._given(), Path(path)
         table = table_path(mask) if self.structures else None
         check_results(mask, [table] if table is not None else [], study)
@@ -308,6 +329,7 @@ class Session(Closing, ABC):
         where = f", {self.target}" if self.target else ""
         steps = f"{len(self.steps)} step{'s' * (len(self.steps) != 1)}"
         what = "no image is set" if self._study is None else f"{self._study.size}, {steps}"
+        what = "closed" if self.is_closed else what
         loud = [words for warning in self.warnings if (words := warning.partition(",")[0]).isupper()]
         warned = "".join(f"; {words}" for words in loud)
         return f"<{type(self).__name__}: {self.method.name}, {self.precision}{where}; {what}{warned}>"
@@ -325,9 +347,19 @@ class Session(Closing, ABC):
         )
 
     def _given(self) -> Study:
-        if self._study is None:
+        return self._present(self._study)
+
+    def _present(self, held: T | None) -> T:
+        """Return what is held of the image; raises PromptError where none is set, and as `_check_open` does."""
+        self._check_open()
+        if held is None:
             raise PromptError("no image is set; call set_image first")
-        return self._study
+        return held
+
+    def _check_open(self) -> None:
+        """Raise SamkitError after `close`."""
+        if self.is_closed:
+            raise SamkitError(CLOSED)
 
     def _in_voxels(self, prompt: Point | Box, world: bool) -> Prompt:
         if not world:
@@ -344,19 +376,3 @@ class Session(Closing, ABC):
 def taken(method: Method) -> str:
     """Return the prompts that a method takes, as one asks for them."""
     return " or ".join(f"a {kind}" for kind in sorted(method.prompts)) or "no prompt at all"
-
-
-def _numbers(place: Sequence[float]) -> tuple[float, ...]:
-    try:
-        return tuple(float(number) for number in place)
-    except (TypeError, ValueError):
-        raise PromptError(
-            f"a place is {place!r:.80}; give its numbers together, such as (60, 70, 30), or (x, y) on a picture"
-        ) from None
-
-
-def _triple(place: Sequence[float], world: bool) -> Triple:
-    if len(place) != 3:
-        wanted = "x, y, z in millimetres" if world else "i, j, k, or x, y, z in millimetres with world=True"
-        raise PromptError(f"a place in a volume has three numbers and this one has {len(place)}; give {wanted}")
-    return place[0], place[1], place[2]

@@ -16,6 +16,7 @@ from samkit.prompts import Prompt
 from samkit.runtime.backends.runner import Runner
 from samkit.runtime.loops.embeddings import ScanEmbeddings, own_embeddings
 from samkit.runtime.session.base import Session, Volumes, taken
+from samkit.runtime.session.places import check_prompts
 from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate
 from samkit.runtime.session.world import is_inside
@@ -76,7 +77,7 @@ class LocalSession(Session, Generic[StateT]):
         return tuple(warnings)
 
     def warn(self, *sentences: str) -> None:
-        """Add to the warnings: the backend's, which no manifest knows."""
+        """Add to the warnings; whoever opens a session adds the backend's, which no manifest knows."""
         self._warnings += sentences
 
     @property
@@ -111,8 +112,15 @@ class LocalSession(Session, Generic[StateT]):
             self._before = before
         return self.last_update()
 
+    def check(self, *prompts: Prompt) -> None:
+        """Raise PromptError for prompts that the method does not take, InputRefused for those in a wrong place."""
+        self._opened()
+        check_prompts(prompts)
+        self._check_places(prompts)
+
     def undo(self) -> MaskUpdate:
         """Take the last step back; the mask is bit for bit what it was before it."""
+        self._opened()
         if not self._done:
             raise PromptError("there is no click to undo; add one first")
         self._before, self._last = self._now, None
@@ -121,6 +129,7 @@ class LocalSession(Session, Generic[StateT]):
 
     def redo(self) -> MaskUpdate:
         """Take the last undo back."""
+        self._opened()
         if not self._undone:
             raise PromptError("there is no undone click; redo works right after undo")
         self._before, self._last = self._now, None
@@ -129,6 +138,7 @@ class LocalSession(Session, Generic[StateT]):
 
     def reset(self) -> MaskUpdate:
         """Forget all prompts; the volume and its embeddings stay."""
+        self._opened()
         self._before, self._last = self._now, None
         self._done.clear()
         self._undone.clear()
@@ -151,7 +161,7 @@ class LocalSession(Session, Generic[StateT]):
         return self._update_since(self._before, self._last)
 
     def update_from_empty(self) -> MaskUpdate:
-        """Return the present mask as if one act had made all of it, for somebody who knows none of the steps."""
+        """Return the present mask as if one act had made all of it, for a client who knows none of the steps."""
         return self._update_since(None, None)
 
     @property
@@ -165,7 +175,7 @@ class LocalSession(Session, Generic[StateT]):
         """Let go of runners, image and history."""
         for runner in self._runners.values():
             runner.close()
-        self._study = None
+        self.is_closed, self._study = True, None
         self._forget()
 
     def _forget(self) -> None:
@@ -191,6 +201,14 @@ class LocalSession(Session, Generic[StateT]):
     @abstractmethod
     def _take_picture(self, picture: np.ndarray, embeddings: ScanEmbeddings) -> None:
         """Take a picture (H, W) or (H, W, C) of intensities 0..255."""
+
+    @abstractmethod
+    def _opened(self) -> object:
+        """Return what is set; raises as `_present` does."""
+
+    @abstractmethod
+    def _check_places(self, prompts: Sequence[Prompt]) -> None:
+        """Raise for prompts that the method does not take, or in a wrong place."""
 
     @abstractmethod
     def _step_on(self, prompts: Sequence[Prompt], *, refine: bool) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from samkit.errors import OptionError
 from samkit.imageio.study import Study
-from samkit.planes import PLANES, PlaneView
+from samkit.planes import PLANES, PlaneView, checked_plane
 
 SMALLEST = 256
 """Rows or columns, whichever are fewer, that a picture has at least: smaller slices are enlarged."""
@@ -28,17 +28,15 @@ def draw(study: Study, labels: np.ndarray, plane: str | None, *, default: str = 
     last is shown, where lesions show best; grey goes from the slice's 1st to its 99th percentile. A picture is shown
     whole. Raises OptionError for a plane that is not known, or that a picture has not.
     """
-    if plane is not None and (plane not in PLANES or study.picture is not None):
-        known = "a picture has no planes; leave {plane} out"
-        if study.picture is None:
-            known = f"the plane '{plane}' is not known; give {{plane}} {', '.join(PLANES)}"
-        raise OptionError(known, options=("plane",))
+    if plane is not None and study.picture is not None:
+        raise OptionError("a picture has no planes; leave {plane} out", options=("plane",))
+    along = default if plane is None else checked_plane(plane)
     if study.picture is not None:
         shown, labels, pixel_mm = _of_picture(study.picture), labels, (1.0, 1.0)
     else:
         volume = list(study.scans.values())[-1].volume
         i, j, k = volume.array.shape
-        view = PlaneView.of((i, j, k), volume.affine, plane or default)
+        view = PlaneView.of((i, j, k), volume.affine, along)
         stack = view.slices(labels)
         counts = np.count_nonzero(stack, axis=(1, 2))
         number = int(counts.argmax()) if counts.any() else view.count // 2

@@ -23,7 +23,7 @@ from samkit.errors import InputRefused, PromptError
 from samkit.geometry import Triple, Volume
 from samkit.manifest import Manifest
 from samkit.methods.method import SliceMethod
-from samkit.planes import PLANES, PlaneView, scale_intensities
+from samkit.planes import PlaneView, checked_plane, scale_intensities
 from samkit.precisions import BASE
 from samkit.prompts import Box, Point, Prompt, SliceBox, SlicePoint
 from samkit.runtime.backends.runner import Runner
@@ -68,9 +68,7 @@ class SliceSession(LocalSession[SliceState]):
         """
         super().__init__(method, config, runners, precision, manifest)
         self._slice_method = method
-        self._plane = method.plane if plane is None else plane
-        if self._plane not in PLANES:
-            raise PromptError(f"the plane '{self._plane}' is not known; give {', '.join(PLANES)}")
+        self._plane = method.plane if plane is None else checked_plane(plane)
         self._intensities = intensities
         self._set: _Opened | None = None
 
@@ -167,9 +165,8 @@ class SliceSession(LocalSession[SliceState]):
 
     # --- Prompts ---
 
-    def check(self, *prompts: Prompt) -> None:
+    def _check_places(self, prompts: Sequence[Prompt]) -> None:
         """Raise PromptError for prompts that the method does not take, InputRefused for those in a wrong place."""
-        self._opened()
         for prompt in prompts:
             self.place(prompt)
 
@@ -342,9 +339,7 @@ class SliceSession(LocalSession[SliceState]):
         return self._done[-1][0] if self._done else SliceState()
 
     def _opened(self) -> _Opened:
-        if self._set is None:
-            raise PromptError("no image is set; call set_image first")
-        return self._set
+        return self._present(self._set)
 
     def close(self) -> None:
         """Let go of runners and volume."""

@@ -29,15 +29,8 @@ class MaskUpdate:
         step: Step | None = None,
     ) -> None:
         """Take functions for what is costly: they are called when somebody looks, and once."""
-        self._labels = labels
-        self._change = change
-        self.volume_ml = volume_ml
-        """Volume of the mask [mL]; None for a picture."""
-        self.iou = iou
-        """Predicted IoU of the masks on the last slice, where the method trained that head."""
-        self.step = step
-        """What the call did, of several clicks the last one; None where it took no step: a scan was set, or steps were
-        taken back or forgotten."""
+        self._labels, self._change = labels, change
+        self._volume_ml, self._iou, self._step = volume_ml, iou, step
 
     def __repr__(self) -> str:
         """Return how large the mask is, and the box that changed."""
@@ -45,6 +38,24 @@ class MaskUpdate:
         box = ", ".join(f"{side.start}:{side.stop}" for side in self.changed)
         changed = f"changed [{box}]" if all(side.start < side.stop for side in self.changed) else "nothing changed"
         return f"<MaskUpdate: mask of {size}, {changed}{f' by step {self.step.number}' if self.step else ''}>"
+
+    @property
+    def volume_ml(self) -> float | None:
+        """Return the volume of the mask [mL]; None for a picture."""
+        return self._volume_ml
+
+    @property
+    def iou(self) -> tuple[float, ...]:
+        """Return the predicted IoU of the masks on the last slice, where the method trained that head."""
+        return self._iou
+
+    @property
+    def step(self) -> Step | None:
+        """Return what the call did, of several clicks the last one: number, voxels, seconds, crops or slices.
+
+        None where it took no step: a scan was set, or steps were taken back or forgotten.
+        """
+        return self._step
 
     @cached_property
     def labels(self) -> np.ndarray:

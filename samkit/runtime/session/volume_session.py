@@ -95,7 +95,7 @@ class VolumeSession(LocalSession[_Clicked]):
                 "too-many-sequences", f"{self.method.name} takes one scan, and {len(volumes)} are given", "give one"
             )
         volume = next(iter(volumes.values()))
-        grid = self.grid_over(volume)
+        grid = self._grid_over(volume)
         patch = (self.config.patch,) * 3
 
         def read_box(origin: Index) -> np.ndarray:
@@ -110,7 +110,7 @@ class VolumeSession(LocalSession[_Clicked]):
     def _take_picture(self, picture: np.ndarray, embeddings: ScanEmbeddings) -> None:
         self._refuse_picture()
 
-    def grid_over(self, volume: Volume) -> Grid:
+    def _grid_over(self, volume: Volume) -> Grid:
         """Return the network's grid over a scan; raises GeometryError for a singular affine or spacing."""
         if volume.array.ndim != 3 or min(volume.array.shape) < 1:
             raise GeometryError(f"a volume has three axes (I, J, K), this one is {volume.array.shape}; pass one scan")
@@ -119,7 +119,7 @@ class VolumeSession(LocalSession[_Clicked]):
 
     # --- Clicks ---
 
-    def check(self, *prompts: Prompt) -> None:
+    def _check_places(self, prompts: Sequence[Prompt]) -> None:
         """Raise PromptError for what is no click in a volume, InputRefused for one outside."""
         shape = self._opened().volume.array.shape
         for prompt in prompts:
@@ -191,9 +191,7 @@ class VolumeSession(LocalSession[_Clicked]):
         return self._done[-1][0].state if self._done else State()
 
     def _opened(self) -> _Opened:
-        if self._set is None:
-            raise PromptError("no image is set; call set_image first")
-        return self._set
+        return self._present(self._set)
 
     def close(self) -> None:
         """Let go of runners and volume."""

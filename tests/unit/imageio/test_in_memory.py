@@ -244,6 +244,37 @@ def test_anything_else_is_told_by_its_type(image):
         study_of(image)
 
 
+class Tensor:
+    """What numpy makes an array of, without being one."""
+
+    def __array__(self, dtype=None, copy=None):
+        return values()
+
+
+@pytest.mark.parametrize("image", [[[1, 2], [3, 4]], (1, 2), Image.new("L", (3, 4)), Tensor()])
+def test_what_numpy_makes_an_array_of_is_told_so(image):
+    with pytest.raises(PromptError, match=r"is of the type \w+; .*; numpy\.asarray\(image\) makes an array of it$"):
+        study_of(image)
+
+
+@pytest.mark.parametrize("image", [7, None, b"a.nii"])
+def test_what_numpy_makes_no_image_of_is_not(image):
+    with pytest.raises(PromptError, match=r"by sequence$"):
+        study_of(image)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 5), (5, 0, 5, 2), (0, 5), (0,), (5, 5, 5, 0)])
+def test_an_array_without_voxels_is_told_so(shape):
+    sides = " x ".join(map(str, shape))
+    for affine in (None, np.eye(4)):
+        with pytest.raises(InputRefused, match=f"the array is {sides}: it has no voxels; give one") as refused:
+            study_of(np.zeros(shape), affine=affine)
+        assert refused.value.code == "empty"
+    if len(shape) > 2:
+        with pytest.raises(InputRefused, match=f"is {sides}: it has no voxels"):
+            study_of(nibabel.Nifti1Image(np.zeros(shape), np.eye(4)))
+
+
 def test_a_list_is_no_array_even_with_an_affine():
     with pytest.raises(PromptError, match="is of the type list"):
         study_of(values().tolist(), affine=OBLIQUE)

@@ -303,7 +303,7 @@ def test_air_is_refused_in_the_sessions_words(kind):
         ("volume", [], {"sequences": ["a", "b"]}, PromptError, "1 volumes are sent and 2 sequences"),
         ("slices", [], {}, PromptError, "segments nothing without a prompt"),
         ("slices", [], {"spacing": [1, 1, 1]}, OptionError, "takes no spacing"),
-        ("slices", [], {"plane": "oblique"}, PromptError, "'oblique' is not known"),
+        ("slices", [], {"plane": "oblique"}, OptionError, "'oblique' is not known"),
     ],
 )
 def test_what_makes_no_mask_is_refused(kind, prompts, options, error, words):

@@ -191,7 +191,7 @@ def served(monkeypatch, bright_export):
     session = SimpleNamespace(manifest=export.manifest, precision="fp32",
                               providers={"mask_decoder": ("CPUExecutionProvider",)})  # fmt: skip
 
-    monkeypatch.setattr(levels, "open_session", lambda url, timeout: nullcontext(session))
+    monkeypatch.setattr(levels, "open_remote_session", lambda url, timeout: nullcontext(session))
     return SimpleNamespace(session=session, export=export)
 
 

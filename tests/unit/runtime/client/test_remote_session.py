@@ -756,8 +756,9 @@ def test_calls_before_a_scan_say_what_is_missing(bright_export, connected, wired
     for call in (lambda: there.click((1, 2, 3)), there.undo, there.mask, there.last_update):
         with pytest.raises(PromptError, match="no image is set"):
             call()
-    with pytest.raises(PromptError, match="above 0"):
-        RemoteSession(wired(None), ADDRESS, timeout=0)
+    for timeout in (0, -1, "5", float("nan"), float("inf"), True):
+        with pytest.raises(OptionError, match=r"timeout is .*, needed is .* above 0 \[s\]; e\.g\. timeout=120$"):
+            RemoteSession(wired(None), ADDRESS, timeout=timeout)
 
 
 def test_a_description_of_another_kind_names_both_versions(wired):

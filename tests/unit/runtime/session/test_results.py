@@ -13,7 +13,6 @@ from PIL import Image
 import samkit
 from samkit.errors import InputRefused, OptionError, PromptError
 from samkit.runtime.client.remote_session import RemoteSession
-from samkit.runtime.client.triton_transport import Address
 
 FLIPPED = np.array([[0, 0, -2.0, 40], [-1.0, 0, 0, 30], [0, 1.0, 0, -20], [0, 0, 0, 1]])
 
@@ -22,17 +21,6 @@ def ball(shape=(40, 44, 30), centre=(20, 22, 12), radius=6.0):
     i, j, k = np.indices(shape)
     inside = (i - centre[0]) ** 2 + (j - centre[1]) ** 2 + (k - centre[2]) ** 2 < radius**2
     return (50 + (i + j + k) % 7 + 200 * inside).astype(np.int16)
-
-
-@pytest.fixture(params=["here", "there"])
-def volumes(request, bright_export, serve, wired):
-    """A session on volumes, in this process and on a server."""
-    if request.param == "here":
-        with samkit.open_session(bright_export) as session:
-            yield session
-    else:
-        with RemoteSession(wired(serve(bright_export)), Address.parse("triton://localhost:8001/bright")) as session:
-            yield session
 
 
 @pytest.fixture
@@ -201,7 +189,8 @@ def test_one_line_says_what_is_open_and_names_no_scan(volumes, scan, tmp_path):
     assert repr(update).endswith("] by step 1>")
     assert "jane" not in repr(update) + repr(volumes.steps)
     volumes.close()
-    assert "no image is set" in repr(volumes)
+    assert "; closed; RANDOM WEIGHTS>" in repr(volumes)
+    assert "no image is set" not in repr(volumes)
 
 
 def test_exports_and_methods_are_one_line(bright_export):

@@ -321,7 +321,7 @@ def test_option_of_the_other_kind_of_method_is_refused(bright_slices, bright_exp
         open_session(bright_slices, spacing=(1.0, 1.0, 1.0))
     with pytest.raises(OptionError, match=r"^plane is for methods of slices"):
         open_session(bright_export, plane="axial")
-    with pytest.raises(PromptError, match="axial, coronal, sagittal"):
+    with pytest.raises(OptionError, match="axial, coronal, sagittal"):
         open_session(bright_slices, plane="oblique")
 
 

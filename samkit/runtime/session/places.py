@@ -1,0 +1,80 @@
+"""Places and prompts as a person writes them in Python: numbers, or a sentence on how they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+
+from samkit.errors import PromptError
+from samkit.geometry import Triple, as_numbers
+from samkit.prompts import EXAMPLE_BOX, EXAMPLE_POINT, Box, Point, SliceBox, SlicePoint
+
+
+def check_prompts(prompts: Sequence[object]) -> None:
+    """Raise PromptError unless all are prompts, whose places are numbers, as many as there must be."""
+    for prompt in prompts:
+        match prompt:
+            case Point(index):
+                places = [as_numbers(index, 3)]
+            case Box(first, last):
+                places = [as_numbers(first, 3), as_numbers(last, 3)]
+            case SlicePoint(x, y):
+                places = [as_numbers((x, y), 2)]
+            case SliceBox(x0, y0, x1, y1):
+                places = [as_numbers((x0, y0, x1, y1), 4)]
+            case _:
+                places = [None]
+        if None in places:
+            bare = as_numbers(prompt, 3) or as_numbers(prompt, 2)
+            shown = EXAMPLE_POINT if bare is None else f"points {','.join(f'{number:g}' for number in bare)},+"
+            raise PromptError(
+                f"{prompt!r:.80} is no prompt; give {{{shown}}}, or to add(...) such as Point((60, 70, 30), 1) of "
+                "samkit.prompts",
+                options=(shown,),
+            )
+
+
+def check_together(index: object, positive: object, apart: Sequence[object]) -> None:
+    """Raise PromptError where the numbers of a click are given one by one."""
+    if apart or (_is_number(index) and _is_number(positive)):
+        numbers = [f"{value}" for value in (index, positive, *apart) if _is_number(value)]
+        shown = f"points {','.join(numbers)},+" if len(numbers) in (2, 3) else EXAMPLE_POINT
+        raise _one_by_one("click", (index, positive, *apart), shown)
+
+
+def check_corners(first: object, last: object, apart: Sequence[object]) -> None:
+    """Raise PromptError where the numbers of a box are given one by one."""
+    if apart:
+        numbers = [f"{value}" for value in (first, last, *apart) if _is_number(value)]
+        shown = f"boxes {','.join(numbers)}" if len(numbers) in (4, 6) else EXAMPLE_BOX
+        raise _one_by_one("box", (first, last, *apart), shown)
+
+
+def _one_by_one(act: str, given: Sequence[object], shown: str) -> PromptError:
+    return PromptError(
+        f"{act} was given {', '.join(f'{value!r:.20}' for value in given)}, and the numbers of a place go in together; "
+        f"give {{{shown}}}",
+        options=(shown,),
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def numbers_of(place: Sequence[float]) -> tuple[float, ...]:
+    """Return a place as floats; raises PromptError for what is none."""
+    try:
+        return tuple(float(number) for number in place)
+    except (TypeError, ValueError):
+        raise PromptError(
+            f"a place is {place!r:.80}; give its numbers together, such as (60, 70, 30), or (x, y) on a picture"
+        ) from None
+
+
+def triple_of(place: Sequence[float], world: bool) -> Triple:
+    """Return a place in a volume as three numbers; raises PromptError where there are others."""
+    if len(place) != 3:
+        wanted = "x, y, z in millimetres" if world else "i, j, k, or x, y, z in millimetres with world=True"
+        raise PromptError(f"a place in a volume has three numbers and this one has {len(place)}; give {wanted}")
+    return place[0], place[1], place[2]

@@ -1,0 +1,251 @@
+"""What a newcomer gets wrong in Python is told in a sentence, of a session on a folder and of one on a server."""
+
+from __future__ import annotations
+
+import pydoc
+import re
+
+import numpy as np
+import pytest
+
+import samkit
+from samkit.errors import GeometryError, OptionError, PromptError, SamkitError
+from samkit.methods import get_method
+from samkit.planes import PLANES
+from samkit.precisions import PRECISIONS
+from samkit.prompts import Box, Point, SliceBox, SlicePoint
+from samkit.runtime import MaskUpdate, RemoteSession, SliceSession, VolumeSession, opening
+from samkit.runtime.backends import BACKENDS, device_names
+from samkit.runtime.client.remote_session import DEFAULT_TIMEOUT, LONG_TIMEOUT
+
+BOTH = ["bright_export", "bright_slices"]
+
+
+def scan(shape=(30, 32, 28)):
+    i, j, k = np.indices(shape)
+    return (50 + (i + j + k) % 7 + 200 * ((i - 15) ** 2 + (j - 16) ** 2 + (k - 14) ** 2 < 40)).astype(np.int16)
+
+
+@pytest.fixture(params=BOTH)
+def session(request, open_anywhere):
+    """A session on volumes and one on slices, each in this process and on a server; no image is set."""
+    with open_anywhere(request.getfixturevalue(request.param)) as opened:
+        yield opened
+
+
+# --- Opening ---
+
+
+@pytest.mark.parametrize("threads", ["2", 0, -1, 1.5, True])
+def test_threads_are_counted(bright_export, threads):
+    with pytest.raises(
+        OptionError, match=r"^threads is .*, needed is a whole number above 0, .*; e\.g\. threads=2$"
+    ) as no:
+        samkit.open_session(bright_export, threads=threads)
+    assert "--threads 2" in no.value.sentence({"threads": "--threads"}.get)
+
+
+def test_numbers_of_numpy_are_numbers(open_anywhere, bright_export, bright_slices):
+    with samkit.open_session(bright_export, threads=np.int64(1)) as session:
+        assert session.providers
+    with open_anywhere(bright_export, spacing=np.array([1.5, 1.0, 1.0], np.float32)) as session:
+        session.set_image(scan(), np.eye(4))
+        assert session.spacing == (1.5, 1.0, 1.0)
+    with open_anywhere(bright_slices, intensities=[np.int16(0), 255]) as session:
+        session.set_image(scan(), np.eye(4))
+
+
+@pytest.mark.parametrize(
+    "spacing",
+    [1, (1, 1), "111", ("1", "1", "1"), (1, 0, 1), (1, -1, 1), (1, float("nan"), 1), (1, 1, float("inf")), {}],
+)
+def test_a_spacing_is_three_positive_numbers(open_anywhere, bright_export, spacing):
+    with pytest.raises(GeometryError) as refused:
+        open_anywhere(bright_export, spacing=spacing)
+    said = f"spacing is {spacing!r}, needed are three positive numbers [mm]; e.g. spacing=(1.5, 1.5, 1.5)"
+    assert str(refused.value) == said
+    assert refused.value.sentence({"spacing": "--spacing"}.get).endswith("e.g. --spacing 1.5,1.5,1.5")
+
+
+@pytest.mark.parametrize("plane", [3, "oblique", ["axial"]])
+def test_a_plane_is_one_of_three(open_anywhere, bright_slices, plane):
+    with pytest.raises(OptionError, match="is not known; give plane axial, coronal, sagittal"):
+        open_anywhere(bright_slices, plane=plane)
+
+
+@pytest.mark.parametrize("intensities", [5, (5,), (5, 5), (240, -160), ("0", "255"), (0, float("inf")), "05"])
+def test_intensities_are_two_numbers(open_anywhere, bright_slices, intensities):
+    with pytest.raises(OptionError, match=r"^intensities are .*, needed are two numbers") as refused:
+        open_anywhere(bright_slices, intensities=intensities)
+    assert str(refused.value).endswith("e.g. intensities=(-160, 240)")
+    assert refused.value.sentence({"intensities": "--intensities"}.get).endswith("e.g. --intensities -160,240")
+
+
+@pytest.mark.parametrize("target", [None, 3, b"exports/m-sam", get_method("sam")])
+def test_what_is_no_export_is_told_by_its_type(target):
+    with pytest.raises(
+        OptionError, match=rf"the export is of the type {type(target).__name__}; give the folder .*'triton://.*/m-sam'"
+    ):
+        samkit.open_session(target)
+
+
+def test_no_backend_is_not_the_default_one(bright_export):
+    with pytest.raises(SamkitError, match="backend '' is not known; backends are onnxruntime"):
+        samkit.open_session(bright_export, backend="")
+
+
+def test_a_timeout_beside_a_folder_is_refused(bright_export):
+    with pytest.raises(OptionError, match=r"^timeout is for a server's answers, and .*; leave it out$") as refused:
+        samkit.open_session(bright_export, timeout=120)
+    assert refused.value.options == ("timeout",)
+
+
+def test_what_must_be_known_is_logged_when_a_session_opens(open_anywhere, bright_export, caplog):
+    with open_anywhere(bright_export) as session:
+        told = [(record.name, record.levelname, record.getMessage()) for record in caplog.records]
+        assert session.warnings
+        assert told == [(opening.__name__, "WARNING", f"{session.target}: {warning}") for warning in session.warnings]
+    assert "RANDOM WEIGHTS, for timing and tests: the mask means nothing" in caplog.text
+
+
+# --- Places and prompts ---
+
+
+@pytest.mark.parametrize(
+    ("call", "instead"),
+    [
+        (lambda session: session.click(24, 24, 24), "click((24, 24, 24))"),
+        (lambda session: session.click(24, 24.5), "click((24, 24.5))"),
+        (lambda session: session.click(np.int64(24), 24, 24), "click((24, 24, 24))"),
+        (lambda session: session.click(24, 24, 24, False), "click((24, 24, 24))"),
+        (lambda session: session.click((24, 24, 24), True, False), "click((60, 70, 30))"),
+        (lambda session: session.box(1, 2, 3, 4, 5, 3), "box((1, 2, 3), (4, 5, 3))"),
+        (lambda session: session.box(1, 2, 3, 4), "box((1, 2), (3, 4))"),
+        (lambda session: session.box((1, 2), (3, 4), "liver"), "box((40, 52, 30), (88, 97, 30))"),
+    ],
+)
+def test_numbers_one_by_one_are_shown_together(session, call, instead):
+    session.set_image(scan(), np.eye(4))
+    with pytest.raises(PromptError, match="the numbers of a place go in together; give ") as refused:
+        call(session)
+    assert str(refused.value).endswith(f"; give {instead}")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "instead"),
+    [
+        ((15, 16, 14), "click((15, 16, 14))"),
+        ([15.5, 16], "click((15.5, 16))"),
+        (15, "click((60, 70, 30))"),
+        ("15,16,14,+", "click((60, 70, 30))"),
+        (Point(15, 16, 14), "click((60, 70, 30))"),
+        (Point((15, 16), 1), "click((60, 70, 30))"),
+        (Box((1, 2, 3), 4), "click((60, 70, 30))"),
+        (SlicePoint("15", 16, 1), "click((60, 70, 30))"),
+        (SliceBox(1, 2, 3, None), "click((60, 70, 30))"),
+    ],
+)
+def test_what_is_no_prompt_is_told(session, prompt, instead):
+    session.set_image(scan(), np.eye(4))
+    for act in (session.add, session.check):
+        with pytest.raises(PromptError, match="is no prompt; give ") as refused:
+            act(prompt)
+        assert f"; give {instead}, or to add(...) such as Point(" in str(refused.value)
+    assert session.steps == ()
+
+
+def test_the_path_of_a_mask_is_a_path(session):
+    session.set_image(scan(), np.eye(4))
+    for path in (None, 3, b"mask.nii.gz"):
+        with pytest.raises(
+            OptionError, match=rf"of the type {type(path).__name__}; give a file's, e\.g\. save\('mask\.nii\.gz'\)"
+        ):
+            session.save(path)
+
+
+def test_the_affine_needs_no_keyword(session):
+    session.set_image(scan(), np.diag([1, 1, 2, 1]))
+    same = session.click((15, 16, 14)).mask
+    session.set_image(scan(), affine=np.diag([1, 1, 2, 1]))
+    assert np.array_equal(session.click((15, 16, 14)).mask, same)
+
+
+# --- In the wrong order ---
+
+
+def test_before_an_image_every_act_says_that_none_is_set(session):
+    acts = [session.undo, session.redo, session.reset, session.mask, session.overlay, session.last_update]
+    acts += [lambda: session.click((1, 2, 3)), lambda: session.box((1, 2, 3), (4, 5, 3))]
+    acts += [
+        lambda: session.box((1, 2), (4, 5)),
+        lambda: session.add(Point((1, 2, 3), 1)),
+        lambda: session.save("m.nii"),
+    ]
+    for act in acts:
+        with pytest.raises(PromptError, match=r"^no image is set; call set_image first$"):
+            act()
+
+
+def test_after_close_every_act_says_that_it_is_closed(session, tmp_path):
+    session.set_image(scan(), np.eye(4))
+    session.click((15, 16, 14))
+    assert not session.is_closed
+    session.close()
+    session.close()
+    acts = [session.undo, session.redo, session.reset, session.mask, session.labels, session.overlay]
+    acts += [session.last_update, session.propagate, session.segment_automatically]
+    acts += [lambda: session.click((15, 16, 14)), lambda: session.set_image(scan(), np.eye(4))]
+    acts += [lambda: session.save(tmp_path / "mask.nii.gz"), lambda: session.box((1, 2, 3), (4, 5, 3))]
+    acts += [lambda: session.click((15, 16, 14), world=True), lambda: session.check(Point((1, 2, 3), 1))]
+    for act in acts:
+        with pytest.raises(SamkitError, match=r"^this session is closed, .*; use open_session again$"):
+            act()
+    assert session.is_closed
+    assert "; closed" in repr(session)
+    assert not list(tmp_path.iterdir())
+
+
+# --- Help ---
+
+
+def item(name):
+    """What `open_session` says in its list of one option."""
+    (said,) = re.findall(
+        rf"^    - `{name}`: (.*?)(?=\n    - |\n\n)", samkit.open_session.__doc__, re.MULTILINE | re.DOTALL
+    )
+    return said
+
+
+def test_help_lists_what_the_records_have():
+    backends, devices, precisions = (
+        [*re.findall(r"`([^`]+)`", item(name))] for name in ("backend", "device", "precision")
+    )
+    names = [backend.name for backend in BACKENDS]
+    assert backends == names
+    assert list(dict.fromkeys(name for name in devices if name not in names)) == list(device_names())
+    assert list(dict.fromkeys(name for name in precisions if name not in devices)) == [one.name for one in PRECISIONS]
+    own = re.search(r"the backend's own, `(.*?)` of (.*), else `(.*?)`", " ".join(item("device").split()))
+    first = {backend.name: backend.devices[0] for backend in BACKENDS}
+    listed = re.findall(r"`([^`]+)`", own[2])
+    assert {name: own[1] if name in listed else own[3] for name in first} == first
+    preferred = {one.name: sorted(one.preferred_on) for one in PRECISIONS if one.preferred_on}
+    assert preferred == {"fp16": ["cuda"]}
+    assert "by default `fp16` on `cuda` where backend" in " ".join(item("precision").split())
+    text = " ".join(samkit.open_session.__doc__.split())
+    assert f"by default {DEFAULT_TIMEOUT:g}, and {LONG_TIMEOUT:g} for one that works on many slices" in text
+    assert all(f"`{plane}`" in text for plane in PLANES)
+
+
+def test_help_tells_of_failures_and_updates():
+    assert "help(samkit.errors)" in pydoc.plain(pydoc.render_doc(samkit))
+    assert "exit code" in samkit.errors.__doc__.lower()
+    shown = " ".join(pydoc.plain(pydoc.render_doc(MaskUpdate)).split())
+    for words in ("volume of the mask [mL]", "predicted IoU", "what the call did"):
+        assert words in shown
+
+
+@pytest.mark.parametrize("kind", [VolumeSession, SliceSession, RemoteSession, MaskUpdate])
+def test_what_help_lists_says_what_it_is(kind):
+    for name in (name for name in dir(kind) if not name.startswith("_")):
+        member = getattr(kind, name)
+        assert isinstance(member, (str, bool, type(None))) or pydoc.getdoc(member), name
