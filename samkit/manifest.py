@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from samkit.errors import ManifestError
+from samkit.files import write_whole
 from samkit.methods import GraphSpec, Method, get_method
 from samkit.networks.config import NetworkConfig
 from samkit.precisions import BASE, PRECISIONS, get_precision
@@ -209,9 +210,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write the manifest in one move."""
-        part = folder / f"{FILE_NAME}.part"
-        part.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-        part.replace(folder / FILE_NAME)
+        write_whole(folder / FILE_NAME, json.dumps(self.to_dict(), indent=1) + "\n")
 
     @property
     def engine_files(self) -> frozenset[str]:

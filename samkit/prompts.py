@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from samkit.errors import PromptError
+from samkit.files import write_whole
 
 FOREGROUND, BACKGROUND = 1, 0
 PADDING = -1
@@ -179,7 +180,7 @@ def prompts_from_json(entries: object, source: str) -> list[Prompt]:
 
 def write_clicks(path: Path, points: Sequence[Point]) -> None:
     """Write what `read_prompts` reads."""
-    path.write_text(json.dumps([prompt_json(point) for point in points], indent=1) + "\n")
+    write_whole(path, json.dumps([prompt_json(point) for point in points], indent=1) + "\n")
 
 
 def prompt_json(prompt: Prompt) -> dict[str, Any]:

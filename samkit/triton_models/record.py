@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from samkit.errors import ManifestError
+from samkit.files import write_whole
 
 SCHEMA_VERSION = 1
 FILE_NAME = "samkit.json"
@@ -59,7 +60,7 @@ class Repository:
 
     def save(self, folder: Path) -> None:
         """Write the record into a repository that nobody serves yet."""
-        (folder / FILE_NAME).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        write_whole(folder / FILE_NAME, json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Repository:
