@@ -19,9 +19,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+<<<<<<< HEAD
 from samkit.errors import CheckpointError, SamkitError
 from samkit.json_files import read_json, take_version
 from samkit.json_records import from_json, read_value
+=======
+from samkit.errors import CheckpointError
+from samkit.files import cannot_write, make_folder, where_known, working_folder
+>>>>>>> main
 from samkit.manifest import file_sha256
 from samkit.methods import get_method
 from samkit.methods.method import Method, Part, State
@@ -98,6 +103,7 @@ def save_checkpoint(
     it is loaded.
     """
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     state = {
@@ -107,14 +113,18 @@ def save_checkpoint(
     }
     if any(not torch.isfinite(tensor).all() for tensor in state.values()):
         raise CheckpointError(f"weights hold NaN or Inf, {path.name} is not written; train with a lower learning rate")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    weights, facts = path.with_suffix(".safetensors.part"), path.with_suffix(".json.part")
-    save_file(state, weights)
-    info = replace(info, weights_sha256=file_sha256(weights))
-    facts.write_text(json.dumps(info.to_dict(), indent=1) + "\n")
-    weights.chmod(facts.stat().st_mode)  # safetensors writes for the owner alone
-    weights.replace(path)
-    facts.replace(path.with_suffix(".json"))
+    make_folder(path.parent)
+    try:
+        with working_folder(path.parent) as work:
+            weights, facts = work / "weights", work / "facts"
+            save_file(state, weights)
+            info = replace(info, weights_sha256=file_sha256(weights))
+            facts.write_text(json.dumps(info.to_dict(), indent=1) + "\n")
+            where_known(weights.chmod, facts.stat().st_mode)  # safetensors writes for the owner alone
+            weights.replace(path)
+            facts.replace(path.with_suffix(".json"))
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(path, error) from error
 
 
 def read_info(path: Path) -> CheckpointInfo | None:

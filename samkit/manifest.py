@@ -15,9 +15,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+<<<<<<< HEAD
 from samkit.errors import ManifestError, SamkitError
 from samkit.json_files import read_json, take_version
 from samkit.json_records import from_json, read_value
+=======
+from samkit.errors import ManifestError
+from samkit.files import write_whole
+>>>>>>> main
 from samkit.methods import GraphSpec, Method, get_method
 from samkit.networks.config import NetworkConfig
 from samkit.precisions import BASE, PRECISIONS, get_precision
@@ -261,9 +266,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write the manifest in one move."""
-        part = folder / f"{FILE_NAME}.part"
-        part.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-        part.replace(folder / FILE_NAME)
+        write_whole(folder / FILE_NAME, json.dumps(self.to_dict(), indent=1) + "\n")
 
     @property
     def engine_files(self) -> frozenset[str]:

@@ -18,7 +18,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from samkit.errors import PromptError
+<<<<<<< HEAD
 from samkit.json_files import read_json
+=======
+from samkit.files import write_whole
+>>>>>>> main
 
 FOREGROUND, BACKGROUND = 1, 0
 PADDING = -1
@@ -197,7 +201,7 @@ def prompts_from_json(entries: object, source: str) -> list[Prompt]:
 
 def write_clicks(path: Path, points: Sequence[Point]) -> None:
     """Write what `read_prompts` reads."""
-    path.write_text(json.dumps([prompt_json(point) for point in points], indent=1) + "\n")
+    write_whole(path, json.dumps([prompt_json(point) for point in points], indent=1) + "\n")
 
 
 def prompt_json(prompt: Prompt) -> dict[str, Any]:

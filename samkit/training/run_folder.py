@@ -22,7 +22,11 @@ from lightning.pytorch.callbacks import Callback
 
 from samkit.checkpoints import BEST, CheckpointInfo, save_checkpoint
 from samkit.errors import InputRefused
+<<<<<<< HEAD
 from samkit.json_files import read_json
+=======
+from samkit.files import working_folder, write_whole
+>>>>>>> main
 from samkit.training.run_module import RunModule
 
 RESUME = "last.ckpt"
@@ -182,10 +186,10 @@ class RunFolder(Callback):
         if due:
             module.best = max(module.best, self.last_metrics[module.decisive])
         # Written beside and moved, so that a kill while writing leaves the epoch before.
-        part = self.out / f"{RESUME}.part"
-        trainer.save_checkpoint(part, weights_only=False)
-        if trainer.is_global_zero:
-            part.replace(self.out / RESUME)
+        with working_folder(self.out) as work:
+            trainer.save_checkpoint(work / RESUME, weights_only=False)
+            if trainer.is_global_zero:
+                (work / RESUME).replace(self.out / RESUME)
 
 
 def read_metrics(out: Path) -> list[dict[str, str]]:
@@ -197,7 +201,5 @@ def read_metrics(out: Path) -> list[dict[str, str]]:
 
 
 def write_run(out: Path, facts: dict[str, Any]) -> None:
-    """Write run.json, atomically."""
-    part = out / f"{_FACTS}.part"
-    part.write_text(json.dumps(facts, indent=1) + "\n")
-    part.replace(out / _FACTS)
+    """Write run.json in one move."""
+    write_whole(out / _FACTS, json.dumps(facts, indent=1) + "\n")

@@ -12,9 +12,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+<<<<<<< HEAD
 from samkit.errors import ManifestError, SamkitError
 from samkit.json_files import read_json, take_version
 from samkit.json_records import from_json
+=======
+from samkit.errors import ManifestError
+from samkit.files import write_whole
+>>>>>>> main
 
 SCHEMA_VERSION = 1
 FILE_NAME = "samkit.json"
@@ -61,7 +66,7 @@ class Repository:
 
     def save(self, folder: Path) -> None:
         """Write the record into a repository that nobody serves yet."""
-        (folder / FILE_NAME).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        write_whole(folder / FILE_NAME, json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Repository:

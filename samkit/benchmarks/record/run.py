@@ -11,7 +11,11 @@ from typing import Any
 
 from samkit.benchmarks.record.rows import Row, read_row, to_dict
 from samkit.errors import InputRefused, SamkitError
+<<<<<<< HEAD
 from samkit.json_files import read_json, take_version
+=======
+from samkit.files import make_folder, write_whole
+>>>>>>> main
 from samkit.json_records import from_json, to_json
 from samkit.manifest import Manifest
 from samkit.version import __version__
@@ -71,10 +75,8 @@ class Run:
     def save(self, path: Path) -> None:
         """Write the file in one move; a folder that is missing is made."""
         data = {**to_json(replace(self, rows=())), "rows": [to_dict(row) for row in self.rows]}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        part.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
-        part.replace(path)
+        make_folder(path.parent)
+        write_whole(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
 @dataclass(frozen=True)
