@@ -19,14 +19,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-<<<<<<< HEAD
 from samkit.errors import CheckpointError, SamkitError
+from samkit.files import cannot_write, make_folder, where_known, working_folder
 from samkit.json_files import read_json, take_version
 from samkit.json_records import from_json, read_value
-=======
-from samkit.errors import CheckpointError
-from samkit.files import cannot_write, make_folder, where_known, working_folder
->>>>>>> main
 from samkit.manifest import file_sha256
 from samkit.methods import get_method
 from samkit.methods.method import Method, Part, State

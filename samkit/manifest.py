@@ -15,14 +15,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
 from samkit.errors import ManifestError, SamkitError
+from samkit.files import write_whole
 from samkit.json_files import read_json, take_version
 from samkit.json_records import from_json, read_value
-=======
-from samkit.errors import ManifestError
-from samkit.files import write_whole
->>>>>>> main
 from samkit.methods import GraphSpec, Method, get_method
 from samkit.networks.config import NetworkConfig
 from samkit.precisions import BASE, PRECISIONS, get_precision

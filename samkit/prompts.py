@@ -18,11 +18,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from samkit.errors import PromptError
-<<<<<<< HEAD
-from samkit.json_files import read_json
-=======
 from samkit.files import write_whole
->>>>>>> main
+from samkit.json_files import read_json
 
 FOREGROUND, BACKGROUND = 1, 0
 PADDING = -1

@@ -22,11 +22,8 @@ from lightning.pytorch.callbacks import Callback
 
 from samkit.checkpoints import BEST, CheckpointInfo, save_checkpoint
 from samkit.errors import InputRefused
-<<<<<<< HEAD
-from samkit.json_files import read_json
-=======
 from samkit.files import working_folder, write_whole
->>>>>>> main
+from samkit.json_files import read_json
 from samkit.training.run_module import RunModule
 
 RESUME = "last.ckpt"

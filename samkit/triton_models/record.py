@@ -12,14 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
 from samkit.errors import ManifestError, SamkitError
+from samkit.files import write_whole
 from samkit.json_files import read_json, take_version
 from samkit.json_records import from_json
-=======
-from samkit.errors import ManifestError
-from samkit.files import write_whole
->>>>>>> main
 
 SCHEMA_VERSION = 1
 FILE_NAME = "samkit.json"

@@ -11,11 +11,8 @@ from typing import Any
 
 from samkit.benchmarks.record.rows import Row, read_row, to_dict
 from samkit.errors import InputRefused, SamkitError
-<<<<<<< HEAD
-from samkit.json_files import read_json, take_version
-=======
 from samkit.files import make_folder, write_whole
->>>>>>> main
+from samkit.json_files import read_json, take_version
 from samkit.json_records import from_json, to_json
 from samkit.manifest import Manifest
 from samkit.version import __version__
