@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 BEST = "best.safetensors"
 """What `--checkpoint RUN` takes from a run's folder."""
+NOTHING = 0.005
+"""A metric below it, of 1 at best, reads 0.00."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,12 @@ class CheckpointInfo:
     """Of the weights beside this JSON, so that the two can't be mixed; `save_checkpoint` fills it in."""
     part: str = ""
     """The part of the network that these weights are, such as `detector`; empty for the whole one."""
+
+    @property
+    def found_nothing(self) -> bool:
+        """Return whether these weights found none of what their training held back; False where nobody says."""
+        values = [value for value in self.metrics.values() if isinstance(value, int | float)]
+        return bool(values) and max(values) < NOTHING
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""

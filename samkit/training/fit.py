@@ -145,9 +145,25 @@ def train(
         "best": best.metrics,
         "last": {k: v for k, v in folder.last_metrics.items() if k in module.metrics},
     }
+    if best.found_nothing:
+        facts["warnings"] = [f"{module.decisive} stayed at 0 on what is held back"]
+        # Nothing failed, and the run can go on; but who goes on to an export would have a network that finds nothing
+        if trainer.is_global_zero:
+            _log.warning("%s", _found_nothing(module.decisive, trainer.current_epoch))
     if trainer.is_global_zero:
         write_run(options.out, facts)
     return facts
+
+
+def _found_nothing(decisive: str, epochs: int) -> SamkitError:
+    """Return in a sentence, with options in it, what to do about weights that are of no use."""
+    return SamkitError(
+        f"NOTHING WAS LEARNT that shows on what is held back: {decisive} stayed at 0 in {epochs} epoch(s). Does the loss "
+        "in metrics.csv fall? Then train longer, by {resume} and {settings epochs=N}; else begin with {init}, or lower "
+        "{settings learning_rate=X}. Look at some cases, too: labels must lie on their images, and {label} be a value "
+        "that they hold",
+        options=("resume", "settings epochs=N", "init", "settings learning_rate=X", "label"),
+    )
 
 
 def _trainer(
