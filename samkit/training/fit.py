@@ -158,10 +158,10 @@ def train(
 def _found_nothing(decisive: str, epochs: int) -> SamkitError:
     """Return in a sentence, with options in it, what to do about weights that are of no use."""
     return SamkitError(
-        f"NOTHING WAS LEARNT that shows on what is held back: {decisive} stayed at 0 in {epochs} epoch(s). Does the loss "
-        "in metrics.csv fall? Then train longer, by {resume} and {settings epochs=N}; else begin with {init}, or lower "
-        "{settings learning_rate=X}. Look at some cases, too: labels must lie on their images, and {label} be a value "
-        "that they hold",
+        f"NOTHING WAS LEARNT that shows on what is held back: {decisive} stayed at 0 in {epochs} epoch(s). Does the "
+        "loss in metrics.csv fall? Then train longer, by {resume} and {settings epochs=N}; else begin with {init}, or "
+        "lower {settings learning_rate=X}. Look at some cases, too: labels must lie on their images, and {label} be a "
+        "value that they hold",
         options=("resume", "settings epochs=N", "init", "settings learning_rate=X", "label"),
     )
 
