@@ -57,6 +57,9 @@ def _pixels(path: Path) -> np.ndarray:
 
     with _open(path) as image:
         try:
+            if image.format == "PNG":
+                with _open(path) as whole:
+                    whole.verify()  # every part's sum, of which reading passes over those of the pixels
             upright = ImageOps.exif_transpose(image)
             if upright.mode not in ("1", "L", "RGB", "I", "I;16", "I;16B", "I;16L"):
                 upright = upright.convert("L" if upright.mode == "LA" else "RGB")
