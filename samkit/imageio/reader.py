@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from samkit.imageio.forms import Forms
+from samkit.imageio.pictures import StoredPicture
 
 GZIP = 1100
 """gzip can't shrink anything further than about 1030 times."""
@@ -17,7 +19,7 @@ _MOST_BEHIND = 2**26
 """Bytes behind the voxels that are unpacked to reach the end of a stream; more are no part of any format."""
 
 
-def read_to_end(file: IO[bytes], ahead: int = 0) -> None:
+def read_to_end(file: IO[bytes] | BufferedIOBase, ahead: int = 0) -> None:
     """Read what is left of a compressed stream: its sums of what was unpacked are compared at its end alone.
 
     `ahead` is how many bytes of voxels are among it. Raises what the stream raises where sums differ or are missing,
@@ -56,6 +58,8 @@ class Stored:
     """How many times smaller the file may be than what it holds: 1, or GZIP."""
     warnings: tuple[str, ...] = ()
     """What this format's header alone shows to be unusual."""
+    modality: str = ""
+    """CT, MR, ... in DICOM's short words; empty where the file does not say."""
     voxels_of: Callable[[int], np.ndarray] | None = None
     """Reads, as `voxels`, the volume of a number from 0 on, where there may be several; None where it can't."""
 
@@ -74,8 +78,9 @@ class Reader:
     """Ends of file names, in lower case; any case is taken."""
     volume: Callable[[Path], Stored] | None = None
     """Opens a volume; refuses what no file of this format may state. None where the format holds pictures."""
-    picture: Callable[[Path], np.ndarray] | None = None
-    """Reads a picture (H, W, C) float32, 0..255; None where the format holds volumes."""
+    picture: Callable[[Path], StoredPicture] | None = None
+    """Opens a picture; what it is as an image and as a mask is one rule for all formats. None where the format holds
+    volumes."""
     files: Callable[[Path], tuple[Path, ...]] = lambda path: (path,)
     """All files that reading touches, the one that was named among them; they need not exist."""
     module: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from samkit.segment.inputs import find_inputs
 from samkit.segment.outputs import Outputs
 from samkit.segment.place import in_folder, on_server
 from samkit.segment.report import provenance, write_report
-from samkit.segment.segmenting import segment_study
+from samkit.segment.segmenting import segment_study, tell
 from samkit.sequences import parse_pattern
 from samkit.version import __version__
 
@@ -294,10 +294,8 @@ def segment(
         session = place.open()
         ready = time.perf_counter()
         _LOG.info("%s in %s %s", place.method.name, session.precision, place.said)
-        warnings = [*study.warnings, *session.warnings]
-        _tell(warnings)
+        tell(session.warnings)
         done = segment_study(session, study, prompts, propagate=propagate)
-        _tell(done.warnings)
         segmented = time.perf_counter()
         outputs.write(session, study)
         end = time.perf_counter()
@@ -313,7 +311,7 @@ def segment(
             "clicks": len(prompts),
             **done.figures,
             "demonstration_weights": session.manifest.plan.is_demonstration,
-            "warnings": warnings + done.warnings,
+            "warnings": [*session.warnings, *done.warnings],
             "notice": NOTICE,
         }
         if report_path is not None:
@@ -323,11 +321,6 @@ def segment(
 
 def _is_given(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-
-
-def _tell(warnings: Sequence[str]) -> None:
-    for warning in warnings:
-        _LOG.info("warning: %s", warning)
 
 
 def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:

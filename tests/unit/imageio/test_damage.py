@@ -65,11 +65,9 @@ def test_no_flipped_bit_changes_what_is_read(name, holder, save, read, tmp_path)
 
 
 def content_of(found):
-    return [found.tobytes()] if isinstance(found, np.ndarray) else volume_content(getattr(found, "volume", found))
-
-
-def volume_content(volume):
-    return [volume.array.tobytes(), volume.affine.tobytes()]
+    """Return what a scan, a label or a picture holds."""
+    held = getattr(found, "volume", found)
+    return [held.array.tobytes(), np.asarray(getattr(held, "affine", 0)).tobytes()]
 
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.mgz"])
