@@ -20,7 +20,7 @@ from samkit.imageio.study import read_study
 from samkit.imageio.writing import MASK_SUFFIXES, PICTURE_SUFFIX
 from samkit.planes import PLANES
 from samkit.precisions import BASE, PRECISIONS
-from samkit.prompts import parse_box, parse_point, parse_structure, read_prompts
+from samkit.prompts import parse_box, parse_number, parse_point, parse_structure, read_prompts
 from samkit.runtime.backends import BACKENDS, DEFAULT, device_names
 from samkit.runtime.client.remote_session import DEFAULT_TIMEOUT, LONG_TIMEOUT
 from samkit.runtime.session.view import View
@@ -61,7 +61,7 @@ def _parse_spacing(context: click.Context, parameter: click.Parameter, value: st
     if value is None:
         return None
     try:
-        a, b, c = (float(part) for part in value.split(","))
+        a, b, c = (parse_number(part) for part in value.split(","))
     except ValueError:
         raise click.BadParameter(f"'{value}' is not x,y,z in mm, such as 1.5,1.5,1.5") from None
     if not all(0 < v < float("inf") for v in (a, b, c)):
@@ -73,7 +73,7 @@ def _parse_limits(context: click.Context, parameter: click.Parameter, value: str
     if value is None:
         return None
     try:
-        low, high = (float(part) for part in value.split(","))
+        low, high = (parse_number(part) for part in value.split(","))
     except ValueError:
         raise click.BadParameter(f"'{value}' is not LOW,HIGH, such as -160,240") from None
     if not -float("inf") < low < high < float("inf"):

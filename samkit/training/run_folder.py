@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import Callback
 from samkit.checkpoints import BEST, CheckpointInfo, save_checkpoint
 from samkit.errors import InputRefused
 from samkit.files import working_folder, write_whole
+from samkit.json_files import read_json
 from samkit.training.run_module import RunModule
 
 RESUME = "last.ckpt"
@@ -64,9 +65,9 @@ def _ended_early(out: Path) -> bool:
 def read_run(out: Path) -> dict[str, Any]:
     """Return the facts of a run's run.json; InputRefused where they are not there or not whole."""
     try:
-        facts: dict[str, Any] = json.loads((out / _FACTS).read_text())
+        facts: dict[str, Any] = read_json(out / _FACTS)
         _decisive(facts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputRefused(
             "bad-run",
             f"{_FACTS} in {out} does not say what was run ({error!r})",

@@ -12,6 +12,7 @@ from typing import Any
 from samkit.benchmarks.record.rows import Row, read_row, to_dict
 from samkit.errors import InputRefused, SamkitError
 from samkit.files import make_folder, write_whole
+from samkit.json_files import read_json, take_version
 from samkit.json_records import from_json, to_json
 from samkit.manifest import Manifest
 from samkit.version import __version__
@@ -89,11 +90,11 @@ class Measured:
 def load_run(path: Path) -> Run:
     """Return the run that `path` holds; raises InputRefused where it is none, or of a newer samkit."""
     try:
-        data = json.loads(path.read_text())
-        if (schema := data["schema_version"]) <= SCHEMA_VERSION:
-            rows = tuple(read_row(row) for row in data["rows"])
-            return replace(from_json(Run, {**data, "rows": []}, "the run"), rows=rows)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SamkitError) as error:
+        schema, data = take_version(read_json(path))
+        if schema <= SCHEMA_VERSION:
+            rows = tuple(read_row(row) for row in data.get("rows", ()))
+            return replace(from_json(Run, {**data, "rows": []}, "the run", schema_version=schema), rows=rows)
+    except (ValueError, TypeError, AttributeError, SamkitError) as error:
         raise InputRefused(
             "no-run", f"{path} holds no run of sam-bench ({error})", "give a file that sam-bench wrote with --json"
         ) from error
