@@ -39,6 +39,8 @@ BEST = "best.safetensors"
 LAST = "last.safetensors"
 _MARK = "samkit"
 """In the metadata of weights that samkit wrote, with its version: without their JSON they are no official file."""
+NOTHING = 0.005
+"""A metric below it, of 1 at best, reads 0.00."""
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +62,12 @@ class CheckpointInfo:
     """Of the weights beside this JSON, so that the two can't be mixed; `save_checkpoint` fills it in."""
     part: str = ""
     """The part of the network that these weights are, such as `detector`; empty for the whole one."""
+
+    @property
+    def found_nothing(self) -> bool:
+        """Return whether these weights found none of what their training held back; False where nobody says."""
+        values = [value for value in self.metrics.values() if isinstance(value, int | float)]
+        return bool(values) and max(values) < NOTHING
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""

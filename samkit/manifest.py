@@ -94,6 +94,19 @@ class ExportPlan:
         return any(weights.demonstration for weights in (self.weights, *self.others.values()))
 
     @property
+    def demonstration(self) -> str:
+        """Return the demonstration weights of this plan as a warning calls them; empty where there are none.
+
+        A part of the network may come from elsewhere than the rest, one's own training.
+        """
+        parts = [part.name for part in get_method(self.method).parts if part.name in self.others]
+        demo = [name for name in parts if self.others[name].demonstration]
+        own = [name for name in parts if name not in demo]
+        if self.weights.demonstration:
+            return "DEMONSTRATION WEIGHTS" + (f" BUT FOR THE {' AND '.join(own)}".upper() if own else "")
+        return f"DEMONSTRATION WEIGHTS IN THE {' AND '.join(demo)}".upper() if demo else ""
+
+    @property
     def precisions(self) -> tuple[str, ...]:
         """Return every precision that is written."""
         return tuple(dict.fromkeys((BASE.name, self.precision)))

@@ -103,7 +103,8 @@ def command(
     )
     task = find_task(data, plan, layout=layout, patterns=by_sequence)
     facts = train(plan, task, options, data_name=data.resolve().name, start=start)
-    click.echo(json.dumps({"run": str(out), "best": facts["best"], "seconds": facts["seconds"]}))
+    told = {"run": str(out), "best": facts["best"], "seconds": facts["seconds"], "warnings": facts.get("warnings", [])}
+    click.echo(json.dumps(told))
 
 
 def _starts(method: Method) -> str:
