@@ -93,7 +93,7 @@ Prompt: TypeAlias = Point | Box | SlicePoint | SliceBox
 
 # --- As text ---
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|nan)", re.ASCII | re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|[+-]?(inf|nan)", re.ASCII | re.IGNORECASE)
 
 
 def parse_number(text: str) -> float:
