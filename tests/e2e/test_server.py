@@ -6,6 +6,7 @@ import http.client
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -38,10 +39,16 @@ pytestmark = pytest.mark.xdist_group("server")  # so that the one that answers i
 TOGETHER = 4
 """Requests, of two crops each, that the encoder waits for before it runs."""
 
-IDLE = """
+MORTAL = """
+import os
+import samkit.triton_models.python_backend as backend
+
 class TritonPythonModel:
+    def initialize(self, args):
+        backend.begin(args["model_name"])
+
     def execute(self, requests):
-        raise ValueError("nobody asks this model")
+        os._exit(1)
 """
 FAILING = """
 class TritonPythonModel:
@@ -93,7 +100,7 @@ def repository(bright_export, graphs, tmp_path_factory):
     facts = {"samkit_name": "bright", "precision": "fp32", "manifest": digest, "engines": "", "max_voxels": "1000"}
     config = python_config("bright_preprocess", "preprocess", facts, slices=False)
     version = new_model(folder, "bright_preprocess", config)
-    (version / "model.py").write_text(IDLE)
+    (version / "model.py").write_text(MORTAL)
     Manifest.load(bright_export).save(version)
     models["bright_preprocess"] = PYTHON
     export = ServedExport("sam-med3d", "fp32", digest, models, {})
@@ -307,6 +314,48 @@ def test_metrics_are_on_loopback(server):
     status, text = ask(server.metrics.split("/")[2], "GET", "/metrics")
     assert status == 200
     assert b'nv_inference_request_success{model="bright_mask_decoder"' in text
+
+
+# --- Other users of the machine ---
+
+
+def as_nobody(*command):
+    """Return exit code and output of a command that another user runs."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be another user")
+    done = subprocess.run(command, user=65534, group=65534, extra_groups=[], capture_output=True, check=False)
+    return done.returncode, done.stdout
+
+
+def memory_of(server):
+    return set(SHARED_MEMORY.glob(f"{server._memory}*"))
+
+
+def test_another_user_reads_no_shared_memory_not_even_of_a_model_that_died_and_came_back(server, repository):
+    before = memory_of(server)
+    assert len(before) == len(Repository.load(repository).models)
+    assert_private(before)
+
+    library = tritonclient_library.grpc()
+    tensors = {"volume": np.zeros((1, 2, 2, 2), np.float32)}
+    with library.InferenceServerClient(server.grpc) as client, pytest.raises(library.InferenceServerException):
+        client.infer("bright_preprocess", tritonclient_library.as_inputs(library, tensors), client_timeout=60)
+    assert wait_until(lambda: memory_of(server) != before)
+    assert_private(memory_of(server))
+
+
+def assert_private(regions):
+    for region in regions:
+        assert wait_until(lambda region=region: region.stat().st_mode & 0o777 == 0o600)  # a model loads
+        assert as_nobody("head", "--bytes=1", region)[0] == 1
+
+
+def test_another_user_reads_neither_the_key_nor_the_server_s_folder(server):
+    code, arguments = as_nobody("cat", f"/proc/{server.pid}/cmdline")
+
+    assert code == 0
+    assert re.findall(rb"admin-key=([^\0]*)", arguments) == [b"*" * 43] * 2
+    assert as_nobody("ls", read_words(server.pid, "--backend-directory="))[0] != 0
 
 
 # --- How it starts and ends ---
