@@ -19,7 +19,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from samkit.errors import CheckpointError
+from samkit.errors import CheckpointError, SamkitError
+from samkit.files import cannot_write, make_folder, where_known, working_folder
+from samkit.json_files import read_json, take_version
+from samkit.json_records import from_json, read_value
 from samkit.manifest import file_sha256
 from samkit.methods import get_method
 from samkit.methods.method import Method, Part, State
@@ -96,6 +99,7 @@ def save_checkpoint(
     it is loaded.
     """
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     state = {
@@ -105,14 +109,18 @@ def save_checkpoint(
     }
     if any(not torch.isfinite(tensor).all() for tensor in state.values()):
         raise CheckpointError(f"weights hold NaN or Inf, {path.name} is not written; train with a lower learning rate")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    weights, facts = path.with_suffix(".safetensors.part"), path.with_suffix(".json.part")
-    save_file(state, weights)
-    info = replace(info, weights_sha256=file_sha256(weights))
-    facts.write_text(json.dumps(info.to_dict(), indent=1) + "\n")
-    weights.chmod(facts.stat().st_mode)  # safetensors writes for the owner alone
-    weights.replace(path)
-    facts.replace(path.with_suffix(".json"))
+    make_folder(path.parent)
+    try:
+        with working_folder(path.parent) as work:
+            weights, facts = work / "weights", work / "facts"
+            save_file(state, weights)
+            info = replace(info, weights_sha256=file_sha256(weights))
+            facts.write_text(json.dumps(info.to_dict(), indent=1) + "\n")
+            where_known(weights.chmod, facts.stat().st_mode)  # safetensors writes for the owner alone
+            weights.replace(path)
+            facts.replace(path.with_suffix(".json"))
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(path, error) from error
 
 
 def read_info(path: Path) -> CheckpointInfo | None:
@@ -121,19 +129,23 @@ def read_info(path: Path) -> CheckpointInfo | None:
     if path.suffix != ".safetensors" or not facts.is_file():
         return None
     try:
-        data = json.loads(facts.read_text())
-        version = data.pop("schema_version")
-        if version > SCHEMA_VERSION:
-            raise CheckpointError(
-                f"{facts.name} has schema {version}, this samkit reads up to {SCHEMA_VERSION}; upgrade samkit"
-            )
-        whole = get_method(data["method"]).sizes["full"]
-        described = getattr(whole, data["part"]) if data.get("part") else whole
-        return CheckpointInfo(**{**data, "config": type(described).from_dict(data["config"])})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        version, data = take_version(read_json(facts))
+        if version <= SCHEMA_VERSION:
+            method = get_method(read_value(str, data.get("method"), "its method"))
+            described = method.sizes["full"]
+            if part := read_value(str, data.get("part", ""), "its part"):
+                if part not in (one.name for one in method.parts):
+                    raise SamkitError(f"its part is {part!r:.40}, which {method.name} does not have")
+                described = getattr(described, part)
+            config = type(described).from_dict(data.pop("config", None))
+            return from_json(CheckpointInfo, data, "it", config=config)
+    except (ValueError, SamkitError) as error:
         raise CheckpointError(
-            f"{facts.name} beside the weights is not a checkpoint's JSON ({error!r}); restore it from the training run"
+            f"{facts.name} beside the weights is not a checkpoint's JSON ({error}); restore it from the training run"
         ) from error
+    raise CheckpointError(
+        f"{facts.name} has schema {version}, this samkit reads up to {SCHEMA_VERSION}; upgrade samkit"
+    )
 
 
 def load_network(path: Path, method: Method, others: Mapping[str, Path] = MappingProxyType({})) -> LoadedNetwork:

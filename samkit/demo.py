@@ -23,6 +23,7 @@ from rich.table import Table
 from samkit.clicks import central_click
 from samkit.command import run_command
 from samkit.errors import ExportError, ParityError
+from samkit.files import make_folder
 from samkit.geometry import Volume
 from samkit.imageio.reading import read_label
 from samkit.imageio.writing import write_volume
@@ -47,7 +48,7 @@ def demo(out: Path) -> None:
     """Export, segment, compare with the truth, draw; then serve the export and compare both ways."""
     find_server()  # what the last part needs, said before minutes of work
     check_numpy()
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     export = out / METHOD
     console = Console(width=110)
     console.rule("1. sam-export --method m-sam --fp16")

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from samkit.errors import SamkitError
@@ -74,36 +75,43 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def from_json(cls: type[Record], data: Mapping[str, Any], called: str) -> Record:
-    """Return the record that `to_json` made `data` of; raises SamkitError, which calls it `called`."""
+def from_json(cls: type[Record], data: object, called: str, **known: Any) -> Record:
+    """Return the record that `to_json` made `data` of; raises SamkitError, which calls it `called`.
+
+    `known` are fields that the caller has read, by their names.
+    """
+    if not isinstance(data, Mapping):
+        raise SamkitError(f"{called} is {str(data)[:60]!r}, and an object is needed")
     left = dict(data)
-    record: Record = _take(cls, left, called)
+    record: Record = _take(cls, left, called, known)
     if left:
-        known = ", ".join(sorted(keys_of(cls)))
-        raise SamkitError(f"{called} has {', '.join(map(repr, left))}, which nothing reads; known are {known}")
+        keys = ", ".join(sorted(keys_of(cls)))
+        raise SamkitError(f"{called} has {', '.join(map(repr, left)):.200}, which nothing reads; known are {keys}")
     return record
 
 
-def _take(cls: Any, left: dict[str, Any], called: str) -> Any:
+def _take(cls: Any, left: dict[str, Any], called: str, known: Mapping[str, Any] = MappingProxyType({})) -> Any:
     """Return a record of what it finds in `left`, which is taken out."""
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = dict(known)
     lacking = []
     rest: list[str] = []
     for field in fields(cls):
         kind = _types(cls)[field.name]
         name = field.metadata.get(_KEY, field.name)
+        if field.name in known:
+            continue
         if field.metadata.get(_FLAT) and is_dataclass(kind):
             given[field.name] = _take(kind, left, called)
         elif field.metadata.get(_FLAT):
             rest.append(field.name)
         elif name in left:
-            given[field.name] = _read(kind, left.pop(name), f"{name} of {called}")
+            given[field.name] = read_value(kind, left.pop(name), f"{name} of {called}")
         elif field.default is MISSING and field.default_factory is MISSING:
             lacking.append(name)
     if lacking:
         raise SamkitError(f"{called} lacks {', '.join(lacking)}")
     for field_name in rest:
-        given[field_name] = _read(_types(cls)[field_name], dict(left), called)
+        given[field_name] = read_value(_types(cls)[field_name], dict(left), called)
         left.clear()
     return cls(**given)
 
@@ -113,32 +121,41 @@ def _types(cls: Any) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
-def _read(kind: Any, value: Any, called: str) -> Any:
-    """Return a value as its type has it."""
+def read_value(kind: Any, value: Any, called: str) -> Any:
+    """Return a value of JSON as a field of this type holds it; raises SamkitError, which calls it `called`."""
     origin, inner = get_origin(kind), get_args(kind)
-    if isinstance(value, Mapping) and list(value) == ["number"] and value["number"] in _NUMBERS:
-        value = _NUMBERS[value["number"]]
+    is_named = isinstance(value, Mapping) and list(value) == ["number"] and str(value["number"]) in _NUMBERS
+    if is_named and kind in (float, Any):
+        return _NUMBERS[str(value["number"])]
     if kind is Any:
         return _plain(value)
     if origin is Union or type(None) in inner:
-        return None if value is None else _read(next(one for one in inner if one is not type(None)), value, called)
+        return None if value is None else read_value(next(one for one in inner if one is not type(None)), value, called)
     if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_read(inner[0], held, called) for held in value)
-    if origin is not None and origin is not tuple and isinstance(value, Mapping):
-        return {name: _read(inner[1], held, f"{name} in {called}") for name, held in value.items()}
-    if is_dataclass(kind) and isinstance(value, Mapping):
+        kinds = [inner[0]] * len(value) if inner[1:] == (...,) else inner
+        if len(kinds) == len(value):
+            return tuple(read_value(one, held, called) for one, held in zip(kinds, value, strict=True))
+    elif origin is not None and origin is not tuple and isinstance(value, Mapping):
+        return {name: read_value(inner[1], held, f"{name:.60} in {called}") for name, held in value.items()}
+    elif is_dataclass(kind) and isinstance(value, Mapping):
         record: Any = kind
         return from_json(record, value, called)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    elif origin is None and _is(kind, value):
         return value
-    if origin is None and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
-        return value
-    needed = _CALLED.get(kind, "a list" if origin is tuple else "an object")
+    needed = _CALLED.get(kind, _tuple(inner) if origin is tuple else "an object")
     raise SamkitError(f"{called} is {str(value)[:60]!r}, and {needed} is needed")
+
+
+def _is(kind: Any, value: Any) -> bool:
+    return isinstance(value, (float, int) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+
+
+def _tuple(inner: tuple[Any, ...]) -> str:
+    return "a list" if inner[1:] == (...,) else f"a list of {len(inner)}"
 
 
 def _plain(value: Any) -> Any:
     """Return JSON of no known type, with the numbers that JSON does not have."""
     if isinstance(value, Mapping):
-        return {name: _read(Any, held, name) for name, held in value.items()}
-    return [_read(Any, held, "") for held in value] if isinstance(value, list) else value
+        return {name: read_value(Any, held, name) for name, held in value.items()}
+    return [read_value(Any, held, "") for held in value] if isinstance(value, list) else value

@@ -15,7 +15,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from samkit.errors import ManifestError
+from samkit.errors import ManifestError, SamkitError
+from samkit.files import write_whole
+from samkit.json_files import read_json, take_version
+from samkit.json_records import from_json, read_value
 from samkit.methods import GraphSpec, Method, get_method
 from samkit.networks.config import NetworkConfig
 from samkit.precisions import BASE, PRECISIONS, get_precision
@@ -111,25 +114,52 @@ class ExportPlan:
         return {key: FROM_CHECKPOINT if value is None else value for key, value in data.items()}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> ExportPlan:
-        """Return the plan that `to_dict` wrote."""
-        known: dict[str, Any] = {
+    def from_dict(cls, data: object) -> ExportPlan:
+        """Return the plan that `to_dict` wrote; raises ManifestError for one that is not wholly as it must be."""
+        if not isinstance(data, dict):
+            raise ManifestError(f"a plan is {str(data)[:40]!r}, needed is a JSON object; export again")
+        known = {
             key: None if value == FROM_CHECKPOINT else value
             for key, value in data.items()
-            if key not in ("files", "tensors")  # both follow from the rest
+            if key not in ("config", "files", "tensors")  # the last two follow from the rest
         }
-        known["weights"] = Weights(**known["weights"])
-        known["others"] = {name: Weights(**entry) for name, entry in known.get("others", {}).items()}
-        for name in ("calibration", "keep_list"):
-            if name in known:
-                known[name] = GivenFile(**known[name])
-        config_class = type(get_method(known["method"]).sizes["full"])
-        known["config"] = known["config"] and config_class.from_dict(known["config"])
-        known["graphs"] = tuple(known["graphs"])
+        try:
+            method = get_method(read_value(str, known.get("method"), "method of the plan"))
+            network = data.get("config")
+            config = None if network in (None, FROM_CHECKPOINT) else type(method.sizes["full"]).from_dict(network)
+            plan = from_json(cls, known, "the plan", config=config)
+        except SamkitError as error:
+            raise ManifestError(f"{error.text}; export again", options=error.options) from error
+        if problems := plan._problems(method):
+            raise ManifestError(f"the plan can't be of an export: {'; '.join(problems)}; export again")
+        return plan
+
+    def _problems(self, method: Method) -> list[str]:
+        """Return what no export of `method` says, one clause each."""
+        kinds, sizes = ("checkpoint", "demonstration", "random"), (None, *method.sizes)
         names = [precision.name for precision in PRECISIONS]
-        if known["precision"] not in names:
-            raise ValueError(f"precision {known['precision']!r} is none of {', '.join(names)}")
-        return cls(**known)
+        exist = None if self.config is None else [graph.name for graph in method.graphs(self.config)]
+        wrong_kinds = {one.kind for one in (self.weights, *self.others.values())} - set(kinds)
+        return [
+            text
+            for wrong, text in (
+                (wrong_kinds, f"weights are {sorted(wrong_kinds)!s:.60}, none of {', '.join(kinds)}"),
+                (self.size not in sizes, f"size {self.size!r:.40} is none of {', '.join(method.sizes)}"),
+                (
+                    self.refinement not in (None, *method.refinements),
+                    f"refinement {self.refinement!r:.40} is none of {', '.join(method.refinements)}",
+                ),
+                (self.precision not in names, f"precision {self.precision!r:.40} is none of {', '.join(names)}"),
+                (self.opset < 1, f"opset {self.opset} is below 1"),
+                (not self.graphs, "it has no graphs"),
+                (len(set(self.graphs)) < len(self.graphs), "a graph stands twice"),
+                (
+                    exist is not None and not set(self.graphs) <= set(exist),
+                    f"graphs are {list(self.graphs)!s:.100}, and {method.name} has {', '.join(exist or ())}",
+                ),
+            )
+            if wrong
+        ]
 
 
 def graph_file(graph: str, precision: str) -> str:
@@ -172,7 +202,7 @@ class Manifest:
     """Largest relative difference that merging LoRA made to the embedding; None without LoRA."""
     precision_notes: dict[str, Any] = field(default_factory=dict)
     """Per FP16 file: how many nodes run in float16, which stayed in float32 and why."""
-    engines: dict[str, Any] = field(default_factory=dict)
+    engines: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Per TensorRT engine file: the graph it was built from, versions, GPU, profile and build time."""
     environment: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -194,24 +224,45 @@ class Manifest:
         if not path.is_file():
             raise ManifestError(f"{folder} holds no {FILE_NAME}, so it is no finished export; {_how_to_export(folder)}")
         try:
-            data = json.loads(path.read_text())
-            version = data.pop("schema_version")
-            if version > SCHEMA_VERSION:
-                raise ManifestError(
-                    f"{path} has schema {version}, this samkit reads up to {SCHEMA_VERSION}; "
-                    "upgrade samkit or export again"
-                )
-            data["plan"] = ExportPlan.from_dict(data["plan"])
-            data["artifacts"] = tuple(Artifact(**entry) for entry in data["artifacts"])
-            return cls(**data)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ManifestError(f"{path} is not a samkit manifest ({error!r}); export again") from error
+            version, data = take_version(read_json(path))
+        except ValueError as error:
+            raise ManifestError(f"{path} is not a samkit manifest ({error}); export again") from error
+        if version > SCHEMA_VERSION:
+            raise ManifestError(
+                f"{path} has schema {version}, this samkit reads up to {SCHEMA_VERSION}; upgrade samkit or export again"
+            )
+        try:
+            plan = ExportPlan.from_dict(data.pop("plan", None))
+            manifest = from_json(cls, data, "it", plan=plan)
+        except SamkitError as error:
+            raise ManifestError(
+                f"{path} is not a samkit manifest ({error.text.removesuffix('; export again')}); export again",
+                options=error.options,
+            ) from error
+        if problems := manifest._problems():
+            raise ManifestError(f"{path} is not a samkit manifest ({'; '.join(problems)}); export again")
+        return manifest
+
+    def _problems(self) -> list[str]:
+        """Return what no manifest says, one clause each."""
+        files = [artifact.file for artifact in self.artifacts]
+        built = [entry.get("files") for entry in self.engines.values()]
+        strange = [names for names in built if not isinstance(names, list) or not {*map(str, names)} <= {*files}]
+        outside = [file for file in files if not file or Path(file).name != file]
+        return [
+            text
+            for wrong, text in (
+                (len(set(files)) < len(files), "a file stands twice"),
+                (strange, f"the files of engines are {strange!s:.100}, needed are names that it lists"),
+                (outside, f"{outside!s:.100} lie not in the folder"),
+                (min((artifact.bytes for artifact in self.artifacts), default=0) < 0, "a file has less than no bytes"),
+            )
+            if wrong
+        ]
 
     def save(self, folder: Path) -> None:
         """Write the manifest in one move."""
-        part = folder / f"{FILE_NAME}.part"
-        part.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-        part.replace(folder / FILE_NAME)
+        write_whole(folder / FILE_NAME, json.dumps(self.to_dict(), indent=1) + "\n")
 
     @property
     def engine_files(self) -> frozenset[str]:
@@ -299,6 +350,11 @@ class Export:
             raise ManifestError(
                 f"the export {folder.name} has no graph {missing[0]}, which {plan.method} needs; export again"
             )
+        listed = {artifact.file for artifact in manifest.artifacts}
+        if missing := [name for name in plan.files if name not in listed]:
+            raise ManifestError(
+                f"the manifest of {folder.name} does not list {missing[0]}, a file of its plan; export again"
+            )
         return cls(folder, manifest, method, plan.config)
 
     @property
@@ -333,9 +389,9 @@ def _how_to_export(path: Path) -> str:
             return f"it is a file of an export, whose folder {path.parent} is what you want"
         return f"it is a file; export it with sam-export --method M --checkpoint {path}"
     try:
-        plan = json.loads((path / "run.json").read_text())["plan"]
+        plan = read_json(path / "run.json")["plan"]
         method, option = plan["method"], plan.get("part") or "checkpoint"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"check the path, or make one with sam-export --method M --out {path}"
     return f"it is the folder of a training run; export it with sam-export --method {method} --{option} {path}"
 

@@ -21,6 +21,7 @@ from scipy import ndimage
 
 from samkit.command import run_command
 from samkit.errors import GeometryError
+from samkit.files import make_folder
 from samkit.geometry import Index, Triple, Volume
 from samkit.imageio.writing import write_volume
 
@@ -326,7 +327,7 @@ def write_phantoms(out: str, cases: int, seed: int, size: int, long_share: float
     about 60 mm, longer than a patch of the small networks.
     """
     for folder in ("images", "labels"):
-        (Path(out) / folder).mkdir(parents=True, exist_ok=True)
+        make_folder(Path(out) / folder)
     for number in range(cases):
         rng = np.random.default_rng([0x9A49, seed, number])
         i, j, k = (int(n) for n in rng.integers(int(0.9 * size), int(1.15 * size) + 1, 3))

@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 from nibabel.orientations import io_orientation
 
-from samkit.errors import InputRefused, OptionError
+from samkit.errors import OptionError
 from samkit.geometry import Index, Triple, as_numbers, check_affine, spacing_of
 
 PLANES = ("axial", "coronal", "sagittal")
@@ -190,29 +190,3 @@ class Window:
             inside.append(slice(first, last))
             here.append(slice(first - begin, last - begin))
         return (inside[0], inside[1]), (here[0], here[1])
-
-
-def scale_intensities(array: np.ndarray, name: str, limits: tuple[float, float] | None = None) -> np.ndarray:
-    """Return a volume scaled to 0..255, float32: `limits` become 0 and 255, what is beyond them is clipped.
-
-    By default the limits are the 0.5 and 99.5 percentile of the voxels that are not background, and background stays 0
-    (MedSAM's preparation of MR). Background is what is zero; in a volume with negative values, such as a CT, where zero
-    is water, it is what has the lowest value. Raises InputRefused, naming the volume, where there is no contrast.
-    """
-    values = np.asarray(array, np.float32)
-    if limits is None:
-        lowest = min(0.0, float(values.min(initial=0.0)))
-        tissue = values[values != lowest]
-        low, high = np.percentile(tissue, (0.5, 99.5)) if tissue.size else (0.0, 0.0)
-    else:
-        low, high = limits
-    if not high > low:
-        raise InputRefused(
-            "constant",
-            f"{name} has no contrast: its voxels that are not background lie between {low:g} and {high:g}",
-            "give an image, not a mask or an empty scan",
-        )
-    scaled = (np.clip(values, low, high) - low) * np.float32(255 / (high - low))
-    if limits is None:
-        scaled[values == lowest] = 0
-    return scaled

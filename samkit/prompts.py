@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from samkit.errors import PromptError
+from samkit.files import write_whole
+from samkit.json_files import read_json
 
 FOREGROUND, BACKGROUND = 1, 0
 PADDING = -1
@@ -90,6 +93,20 @@ Prompt: TypeAlias = Point | Box | SlicePoint | SliceBox
 
 # --- As text ---
 
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|nan)", re.ASCII | re.IGNORECASE)
+
+
+def parse_number(text: str) -> float:
+    """Return the number that `text` is; ValueError for what `float` takes besides, such as 1_5 for 15.
+
+    >>> parse_number(" 70.5")
+    70.5
+    """
+    if not _NUMBER.fullmatch(text.strip()):
+        raise ValueError(f"{text:.60} is no number")
+    return float(text)
+
+
 EXAMPLE_POINT, EXAMPLE_PIXEL = "points 60,70,30,+", "points 60,70,+"
 EXAMPLE_BOX, EXAMPLE_RECTANGLE = "boxes 40,52,30,88,97,30", "boxes 40,52,88,97"
 """Options with values, for errors: clicks and boxes in a volume and in a picture."""
@@ -108,7 +125,7 @@ def parse_point(text: str, structure: str = "", *, picture: bool = False) -> Poi
     if len(numbers) not in (2, 3) or sign not in labels:
         form, example = ("x,y,+ or x,y,-", EXAMPLE_PIXEL) if picture else ("i,j,k,+ or i,j,k,-", EXAMPLE_POINT)
         raise PromptError(
-            f"a point is written {form} and this one is '{text}'; e.g. {{{example}}}",
+            f"a point is written {form} and this one is '{text:.60}'; e.g. {{{example}}}",
             options=(example,),
         )
     return _point(_numbers(numbers, text), labels[sign], structure)
@@ -124,7 +141,7 @@ def parse_box(text: str, structure: str = "", *, picture: bool = False) -> Box |
     if len(numbers) not in (4, 6):
         form, example = ("x0,y0,x1,y1", EXAMPLE_RECTANGLE) if picture else ("i0,j0,k0,i1,j1,k1", EXAMPLE_BOX)
         raise PromptError(
-            f"a box is written {form} and this one is '{text}'; e.g. {{{example}}}",
+            f"a box is written {form} and this one is '{text:.60}'; e.g. {{{example}}}",
             options=(example,),
         )
     return _box(_numbers(numbers, text), structure)
@@ -140,7 +157,7 @@ def parse_structure(text: str, *, picture: bool = False) -> Prompt:
     if not found or not name:
         form, example = ("NAME=x,y,+", "60,70,+") if picture else ("NAME=i,j,k,+", "60,70,30,+")
         raise PromptError(
-            f"a structure's prompt is written {form} and this one is '{text}'; e.g. {{structures}} "
+            f"a structure's prompt is written {form} and this one is '{text:.60}'; e.g. {{structures}} "
             f"caudate_left={example}",
             options=("structures",),
         )
@@ -156,17 +173,19 @@ _FORM = (
 )
 
 
+MOST_BYTES = 2**20
+"""Of a clicks file: some ten thousand clicks."""
+
+
 def read_prompts(path: Path) -> list[Prompt]:
     """Return the points and boxes of a JSON list, in order: `{"point": [i, j, k], "label": 1}`, `{"box": [...]}`.
 
     Each may name its `"structure"`.
     """
     try:
-        entries = json.loads(path.read_text())
-    except OSError as error:  # its own text holds the whole path
-        raise PromptError(f"the clicks file {path.name} can't be read ({error.strerror}); {_FORM}") from error
-    except (ValueError, RecursionError) as error:
-        raise PromptError(f"the clicks file {path.name} is no JSON ({error}); {_FORM}") from error
+        entries = read_json(path, MOST_BYTES)
+    except ValueError as error:
+        raise PromptError(f"the clicks file {path.name:.80} is no JSON ({error}); {_FORM}") from error
     return prompts_from_json(entries, path.name)
 
 
@@ -179,7 +198,7 @@ def prompts_from_json(entries: object, source: str) -> list[Prompt]:
 
 def write_clicks(path: Path, points: Sequence[Point]) -> None:
     """Write what `read_prompts` reads."""
-    path.write_text(json.dumps([prompt_json(point) for point in points], indent=1) + "\n")
+    write_whole(path, json.dumps([prompt_json(point) for point in points], indent=1) + "\n")
 
 
 def prompt_json(prompt: Prompt) -> dict[str, Any]:
@@ -207,9 +226,10 @@ def _entry(entry: object, source: str) -> Prompt:
         raise wrong
     match {key: value for key, value in entry.items() if key != "structure"}:
         case {"point": list(numbers), "label": 0 | 1 as label, **others} if len(numbers) in (2, 3) and not others:
-            return _point(_numbers(numbers, source), int(label), structure)
+            if type(label) is int:  # True and 1.0 are equal to it
+                return _point(_finite(numbers, source), label, structure)
         case {"box": list(numbers), **others} if len(numbers) in (4, 6) and not others:
-            return _box(_numbers(numbers, source), structure)
+            return _box(_finite(numbers, source), structure)
     raise wrong
 
 
@@ -227,11 +247,22 @@ def _box(numbers: list[float], structure: str) -> Box | SliceBox:
     return Box((i0, j0, k0), (i1, j1, k1), structure)
 
 
-def _numbers(parts: Sequence[object], source: str) -> list[float]:
+def _numbers(parts: Sequence[str], text: str) -> list[float]:
+    """Return the numbers that texts are; `text` is the whole of them, for the error."""
     try:
-        numbers = [float(str(part)) for part in parts]
+        return _finite([parse_number(part) for part in parts], f"'{text:.60}'")
     except ValueError:
-        raise PromptError(f"{source}: the indices must be numbers; e.g. 60,70.5,30") from None
-    if not all(math.isfinite(v) for v in numbers):
+        raise PromptError(f"'{text:.60}': the indices must be numbers; e.g. 60,70.5,30") from None
+
+
+def _finite(numbers: Sequence[object], source: str) -> list[float]:
+    """Return what must be numbers, and finite."""
+    if not all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers):
+        raise PromptError(f"{source}: the indices must be numbers; e.g. 60,70.5,30")
+    try:
+        found = [float(number) for number in numbers]  # type: ignore[arg-type]  # as was just seen
+    except OverflowError:  # a whole number of hundreds of digits
+        found = [math.inf]
+    if not all(math.isfinite(number) for number in found):
         raise PromptError(f"{source}: the indices must be finite numbers; e.g. 60,70.5,30")
-    return numbers
+    return found

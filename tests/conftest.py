@@ -10,6 +10,7 @@ import ctypes
 import functools
 import importlib.util
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -226,14 +227,57 @@ def in_process(monkeypatch, capsys):
 
 
 @pytest.fixture(scope="session")
-def tiny_export(tmp_path_factory):
-    """What `sam-export --method m-sam --size tiny --fp16` writes: real graphs of a seeded random network.
+def run_folder(tmp_path_factory):
+    """A folder that all workers of a run share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
-    Tests that use it belong to the xdist group `export`, so that it is made once.
+
+@pytest.fixture(scope="session", autouse=True)
+def traces(run_folder):
+    """Trace each graph once in a run, in whichever worker; without torch nothing is traced, and it is not imported."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    from support.traces import traced_once
+
+    folder = run_folder / "traces"
+    folder.mkdir(exist_ok=True)
+    with traced_once(folder):
+        yield
+
+
+@pytest.fixture
+def traced_anew(monkeypatch):
+    """Trace in this test as often as it asks."""
+    import torch
+
+    traced = torch.onnx.export
+    monkeypatch.setattr(torch.onnx, "export", getattr(traced, "__wrapped__", traced))
+
+
+@pytest.fixture(scope="session")
+def export_of(run_folder):
+    """Return what `sam-export --method NAME --fp16` writes from the demonstration weights, or of other options: made
+    once in a run. The folder is everybody's: a test that changes files changes a copy.
     """
+    from filelock import FileLock
+
     from samkit.export.export import run_export
     from samkit.export.plan import plan_export
 
-    folder = tmp_path_factory.mktemp("exports") / "m-sam"
-    run_export(plan_export("m-sam", size="tiny", precision="fp16"), folder)
-    return folder
+    @functools.cache
+    def export(name, *, size=None, precision="fp16", refinement=None):
+        folder = run_folder / "exports" / "-".join(filter(None, (size, precision, refinement))) / name
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):  # the second finds what the first made, and keeps it
+            run_export(plan_export(name, size=size, precision=precision, refinement=refinement), folder)
+        return folder
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def tiny_export(export_of):
+    """What `sam-export --method m-sam --size tiny --fp16` writes: real graphs of a seeded random network."""
+    return export_of("m-sam", size="tiny")

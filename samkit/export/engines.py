@@ -23,6 +23,7 @@ from typing import Any
 from samkit.errors import ExportError, MissingDependencyError, SamkitError
 from samkit.export.build_engine import EnginePlan, describe_machine, graph_sha256
 from samkit.export.verify import repeat_parity
+from samkit.files import working_folder
 from samkit.manifest import Export, Manifest, describe_files, engine_file, file_sha256
 from samkit.methods import GraphSpec
 from samkit.runtime.backends.pycuda_device import import_pycuda
@@ -101,20 +102,20 @@ def build_engines(
         _log.info("%s already holds these engines, unchanged; nothing to do unless forced", folder)
         return export.manifest
     try:
-        with tempfile.TemporaryDirectory(prefix=".engines-", dir=folder) as work:
+        with working_folder(folder) as work:
             facts = {}
             for spec, precision in wanted:
                 name = engine_file(spec.name, precision)
                 _log.info("%s: TensorRT %s on %s", name, machine["tensorrt"], machine["gpu"])
-                facts[name] = _build(export, Path(work), spec, precision, settings)
+                facts[name] = _build(export, work, spec, precision, settings)
                 _log.info("%s: built in %.1f s", name, facts[name]["build_seconds"])
-            new = _with_engines(export.manifest, Path(work), facts)
+            new = _with_engines(export.manifest, work, facts)
             for precision in export.plan.precisions:
-                for name, figures in _check_parity(replace(export, manifest=new), Path(work), precision).items():
+                for name, figures in _check_parity(replace(export, manifest=new), work, precision).items():
                     new.engines[name]["parity"] = figures
                     shown = (f"{k} {v:.3g}" for k, v in figures.items() if isinstance(v, float | int))
                     _log.info("%s: %s", name, ", ".join(shown))
-            _move(Path(work), export, new)
+            _move(work, export, new)
     except OSError as error:
         raise ExportError(f"the engines can't be written to {folder} ({error.strerror}); make it writable") from error
     return new

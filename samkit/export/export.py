@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from samkit.export.folder import check_folder, finished_export, move_export
 from samkit.export.loading import load_work
 from samkit.export.references import make_references
 from samkit.extras import how_to_install
+from samkit.files import working_folder
 from samkit.manifest import ExportPlan, Manifest, describe_files
 from samkit.methods import get_method
 
@@ -50,8 +50,7 @@ def run_export(plan: ExportPlan, out: Path, *, force: bool = False) -> Manifest:
         )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as made:
-            folder = Path(made)
+        with working_folder(out.parent) as folder:
             references = make_references(work, folder)
             merge = freeze_network(work, references)
             check = ParityCheck(work.method, work.plan, references)

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +33,7 @@ from samkit.export.precision import (
 from samkit.export.ranges import RangeRunner, Ranges
 from samkit.export.sensitivity import measure_effects
 from samkit.export.typed_graph import PRODUCTS, TypedGraph
+from samkit.json_files import read_json
 from samkit.manifest import ExportPlan, graph_file
 from samkit.methods import GraphSpec
 from samkit.precisions import BASE
@@ -77,7 +77,7 @@ def write_files(folder: Path, plan: ExportPlan, check: Check) -> dict[str, Any]:
     keep_list = None
     if plan.keep_list is not None and plan.keep_list.path is not None:
         try:
-            data = json.loads(Path(plan.keep_list.path).read_text())
+            data = read_json(Path(plan.keep_list.path))
         except ValueError as error:
             raise ExportError(
                 f"the keep-list is no JSON ({error}); give the manifest.json of a float16 export"

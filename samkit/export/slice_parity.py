@@ -19,13 +19,14 @@ from samkit.export.absent_points import absent_error
 from samkit.export.calibration import CalibrationScan
 from samkit.export.parity import AbsentFinding, Finding, MaskFinding, RewriteFinding, RunFinding
 from samkit.geometry import Volume
+from samkit.intensities import scale_intensities
 from samkit.manifest import ExportPlan
 from samkit.methods import SliceMethod
 from samkit.methods._slices import NO_MASK
 from samkit.methods.method import Answer
 from samkit.phantoms import SEQUENCES, make_phantom
 from samkit.placement import Placement
-from samkit.planes import PlaneView, Window, scale_intensities
+from samkit.planes import PlaneView, Window
 from samkit.prompts import BACKGROUND, FOREGROUND, SliceBox, SlicePoint, SlicePrompts
 from samkit.runtime.backends.runner import Runner, SubstituteRunner
 from samkit.tensors import Tensor
@@ -268,7 +269,7 @@ def _on_networks_grid(image: np.ndarray, target: np.ndarray, side: int) -> tuple
 
 
 def _scaled_slice(volume: Volume, view: PlaneView, number: int) -> np.ndarray:
-    return view.slices(scale_intensities(volume.array, "the scan"))[number]
+    return view.slices(scale_intensities(volume.array, "the scan")[0])[number]
 
 
 def _absent_error(decoder: Runner, reference: Reference, plan: ExportPlan) -> float:

@@ -6,6 +6,7 @@ A reader is one file here and its line in READERS (docs/how-to/add-a-reader.md);
     scan, forms     what everybody sees: voxels, affine, and what a mask takes over
     reader          the record of a reader, and what it tells before a voxel is read
     gate            what every scan and label has to be
+    pictures        what every picture and every mask in one has to be
     reading         a scan, a label or a picture from a path
     study           what is segmented together
     in_memory       the same from what a session is given instead of a file
@@ -21,7 +22,7 @@ _FILES = (
     "nifti",
     "freesurfer",
     "itk",
-    "pictures",
+    "pillow",
 )
 READERS: tuple[Reader, ...] = tuple(import_module(f"{__name__}.{file}").READER for file in _FILES)
 """Every kind of file that is read; of two that know an end of a name the first one is taken."""

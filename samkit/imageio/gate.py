@@ -51,32 +51,44 @@ def admit_scan(stored: Stored, reader: Reader, max_voxels: int) -> Scan:
     affine = _affine(stored)
     forms = stored.forms or Forms.of_affine(affine)
     warnings = (*stored.warnings, *_unusual(affine))
-    return Scan(Volume(array, affine), forms, reader.name, stored.name, stored.holder or _path(stored), warnings)
+    holder = stored.holder or _path(stored)
+    return Scan(Volume(array, affine), forms, reader.name, stored.name, holder, warnings, modality=stored.modality)
 
 
 def admit_label(stored: Stored, reader: Reader, max_voxels: int) -> Volume:
     """Return the label in an open file, integers from 0 on; raises InputRefused."""
     admit_header(stored, reader, max_voxels)
-    name, array = stored.name, _voxels(stored)
-    _check_finite(array, name)
-    low, high = array.min(), array.max()
-    if low < 0:
-        raise InputRefused("label-values", f"{name} holds values down to {low:g}, which is no label", _LABEL)
-    if high > MAX_LABEL:
+    return Volume(labels_of(_voxels(stored), stored.name), _affine(stored))
+
+
+def labels_of(array: np.ndarray, name: str) -> np.ndarray:
+    """Return values as labels, of an integer type: whole numbers from 0 on, and what lies within 1e-3 of them.
+
+    Anything else is an interpolated label, or an image. Raises InputRefused that names some of the values found.
+    """
+    whole = array if array.dtype.kind in "iu" else np.rint(array)
+    with np.errstate(invalid="ignore"):  # infinite less infinite
+        is_label = (whole >= 0) & (whole <= MAX_LABEL)
+        if array.dtype.kind == "f":
+            is_label &= np.abs(array - whole) <= _ROUND_OFF
+    if not is_label.all():
+        values = np.unique(array[~is_label])
+        some = ", ".join(f"{value:.6g}" for value in values[:_NAMED])
+        more = f" and {values.size - _NAMED} more" if values.size > _NAMED else ""
+        count = array.size - np.count_nonzero(is_label)
         raise InputRefused(
-            "label-values", f"{name} holds values up to {high:g}, which is no label", "give the label and not an image"
+            "label-values", f"{count} of {array.size} voxels of {name} hold what is no label: {some}{more}", _LABEL
         )
-    if array.dtype.kind == "f":
-        whole = np.rint(array)
-        if (apart := float(np.abs(array - whole).max())) > _ROUND_OFF:
-            raise InputRefused("label-values", f"{name} holds values {apart:.3g} off whole numbers", _LABEL)
-        array = whole
-    if array.dtype.itemsize > 2:
-        array = array.astype(np.int32, copy=False)  # MAX_LABEL fits, and as an index any int32 will do
-    return Volume(array, _affine(stored))
+    # MAX_LABEL fits into int32, and as an index any integer will do
+    return whole.astype(np.int32, copy=False) if whole.dtype.itemsize > 2 else whole
 
 
-_LABEL = "give whole numbers from 0 on, one for each structure"
+_LABEL = (
+    "give the label and not an image, whole numbers from 0 on, one for each structure; if it was resampled, do it "
+    "again by the nearest neighbour"
+)
+_NAMED = 5
+"""Values of a label that are named where they are refused."""
 
 
 def pick_volume(stored: Stored, number: int) -> Stored:

@@ -60,6 +60,7 @@ def _open_volume(path: Path) -> Stored:
         bytes=packed and packed + (voxels_at if holder == path else 0),
         shrunk=shrunk,
         warnings=_unsaid(path, said),
+        modality=_modality(file, said),
     )
 
 
@@ -79,7 +80,7 @@ def stored_image(image: Any, called: str) -> Stored:
         voxels = sitk.GetArrayViewFromImage(image).transpose()  # SimpleITK's arrays are (..., K, J, I)
         return np.array(voxels.reshape(*shape[:3], -1, order="F")[..., number], order="F")
 
-    return Stored(called, shape, dtype, _affine(image), lambda: read(0), voxels_of=read)
+    return Stored(called, shape, dtype, _affine(image), lambda: read(0), modality=_modality(image), voxels_of=read)
 
 
 def _read_one(file: Any, shape: tuple[int, ...], number: int) -> np.ndarray:
@@ -114,6 +115,14 @@ def _affine(file: Any) -> np.ndarray:
     return _LPS_TO_RAS @ affine
 
 
+def _modality(image: Any, said: Mapping[str, str] | None = None) -> str:
+    """Return what an image or file says of its modality, in DICOM's words: under DICOM's tag, or MetaImage's key."""
+    values = {key.lower(): image.GetMetaData(key) for key in image.GetMetaDataKeys()} | dict(said or {})
+    found = values.get("0008|0060") or values.get("modality", "")
+    found = found.strip().upper().removeprefix("MET_MOD_")
+    return found if found.isalpha() and found not in ("UNKNOWN", "OTHER") else ""
+
+
 def _read_text(path: Path) -> tuple[dict[str, str], int]:
     """Return what the lines at the start of a file say, by keys in lower case, and the byte after them."""
     with path.open("rb") as file:
@@ -122,8 +131,8 @@ def _read_text(path: Path) -> tuple[dict[str, str], int]:
         found = re.match(rb"NRRD\d{4}\r?\n(.*?)(?:^\r?\n|\Z)", block, re.DOTALL | re.MULTILINE)
         line = re.compile(r"^([^#:\n][^:\n]*):[ \t]*([^=\s].*?)[ \t\r]*$", re.MULTILINE)
     else:
-        found = re.match(rb"((?:\s*\w+\s*=[^\n]*\n)*?\s*ElementDataFile\s*=[^\n]*(?:\n|\Z))", block)
-        line = re.compile(r"^\s*(\w+)\s*=[ \t]*(.*?)[ \t\r]*$", re.MULTILINE)
+        found = re.match(rb"((?:\s*[\w|]+\s*=[^\n]*\n)*?\s*ElementDataFile\s*=[^\n]*(?:\n|\Z))", block)
+        line = re.compile(r"^\s*([\w|]+)\s*=[ \t]*(.*?)[ \t\r]*$", re.MULTILINE)
     if not found:
         name = "an NRRD" if _is_nrrd(path) else "a MetaImage"
         raise InputRefused("not-itk", f"{path.name} is not {name} file: no header at its start", _AGAIN)

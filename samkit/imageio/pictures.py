@@ -1,98 +1,150 @@
-"""PNG and JPEG files as arrays: one reader for training and segmentation, so that both see the same pixels."""
+"""What a picture is to networks, and what is a mask in one, whatever file it came from.
+
+Readers give pixels as they are stored. One rule makes grey of equal channels, and intensities of 16 bits; another says
+which pixels a mask means, or that nobody can know.
+"""
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from samkit.errors import InputRefused
-from samkit.imageio.reader import Reader
-
-if TYPE_CHECKING:
-    from PIL import Image
+from samkit.intensities import STORED, Limits, scale_intensities
 
 MAX_PIXELS = 2**26
 """Pixels of the largest picture that is read: 8192 x 8192."""
 
-_ROTATION_TAG = 0x0112  # Exif's Orientation; values from 5 on swap rows and columns
+_LOSSY_MASK = 128
+"""From here on a pixel of a mask counts in a file that blurs its edges."""
+_ONE_TARGET = "save it in grey or with a palette, 0 for the background, one file for each target"
 
 
-def picture_shape(path: Path) -> tuple[int, int]:
-    """Return height and width, from the file's header alone; InputRefused where it is no picture."""
-    with _open(path) as image:
-        width, height = image.size
-        swapped = image.getexif().get(_ROTATION_TAG, 1) >= 5
-    return (width, height) if swapped else (height, width)
+@dataclass(frozen=True)
+class Pixels:
+    """Pixels as a file stores them."""
+
+    values: np.ndarray
+    """uint8 or uint16: (H, W), or (H, W, C) of grey and alpha, colour, or colour and alpha; indices of a palette."""
+    palette: np.ndarray | None = None
+    """(N, 3) uint8: the colours that the values are indices of."""
+
+    @property
+    def alpha(self) -> np.ndarray | None:
+        """Return the transparency (H, W), if there is any."""
+        return self.values[..., -1] if self.values.shape[2:] in ((2,), (4,)) else None
+
+    def without_alpha(self) -> np.ndarray:
+        """Return the values (H, W, C): C is 3 for colour, and 1 for grey, indices, and three equal channels."""
+        values = self.values[..., None] if self.values.ndim == 2 else self.values
+        return _fewest_channels(values[..., :-1] if self.alpha is not None else values)
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """Return a picture as (H, W, C) float32, 0..255: C is 3 for colour, and 1 for grey however it is stored.
+@dataclass(frozen=True)
+class StoredPicture:
+    """A picture in its file, by its own header."""
 
-    Transparency is left out. 16-bit pictures are scaled from their own least and largest value to 0..255, since
-    scanners fill 16 bits in part only.
+    path: Path
+    shape: tuple[int, int]
+    """Height and width."""
+    pixels: Callable[[], Pixels]
+    """Reads them; raises InputRefused."""
+    is_lossy: bool = False
+    """Whether its compression changes pixels."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as networks see it."""
+
+    array: np.ndarray
+    """(H, W, C) float32, 0..255: C is 3 for colour, and 1 for grey however it is stored."""
+    limits: Limits
+    """What became 0 and 255."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Return what was done to it that a user may not expect."""
+        if self.limits == STORED:
+            return ()
+        return ("16 bits are scaled to 0..255 by the 0.5 and 99.5 percentile of what is not zero, as scans are",)
+
+
+@dataclass(frozen=True)
+class PictureMask:
+    """Which pixels a mask in a picture means."""
+
+    array: np.ndarray
+    """(H, W), boolean."""
+    remarks: tuple[str, ...] = ()
+    """What was done to it that a user may not expect."""
+
+
+def picture_of(stored: StoredPicture) -> Picture:
+    """Return the picture in an open file; transparency is left out. Raises InputRefused.
+
+    16 bits are scaled as scans are, all channels alike: scanners fill them in part only, and a few pixels, such as a
+    burnt-in mark, must not decide what the rest looks like.
     """
-    array = _pixels(path)
-    if array.dtype.kind != "u" or array.dtype.itemsize > 1:  # 16 bits: uint16, or int32 in older files
-        low, high = int(array.min()), int(array.max())
-        array = (array.astype(np.float32) - low) * np.float32(255 / max(1, high - low))
-    if array.ndim == 3 and (array == array[..., :1]).all():
-        array = array[..., 0]
-    return np.ascontiguousarray(array if array.ndim == 3 else array[..., None], np.float32)
+    pixels = stored.pixels()
+    values = pixels.without_alpha()
+    if pixels.palette is not None:
+        colours = np.zeros((256, 3), np.uint8)  # an index beyond the palette is black, as viewers show it
+        colours[: len(pixels.palette)] = pixels.palette
+        values = _fewest_channels(colours[values[..., 0]])
+    if values.dtype != np.uint8:
+        return Picture(*scale_intensities(values, stored.path.name))
+    return Picture(np.ascontiguousarray(values, np.float32), STORED)
 
 
-def read_picture_mask(path: Path) -> np.ndarray:
-    """Return a mask (H, W), boolean: every pixel above zero, or from 128 on in a JPEG, which blurs its edges."""
-    array = _pixels(path)
-    if array.ndim == 3:
-        array = array.max(axis=-1)
-    return array >= 128 if path.suffix.lower() != ".png" else array > 0
+def mask_of(stored: StoredPicture) -> PictureMask:
+    """Return the mask in an open file: every pixel above zero, or from 128 on where compression blurs its edges.
 
-
-def _pixels(path: Path) -> np.ndarray:
-    """Return (H, W) or (H, W, 3) of 8 or 16 bits, upright."""
-    from PIL import ImageOps  # only where there is a picture to read
-
-    with _open(path) as image:
-        try:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode not in ("1", "L", "RGB", "I", "I;16", "I;16B", "I;16L"):
-                upright = upright.convert("L" if upright.mode == "LA" else "RGB")
-            array = np.asarray(upright)
-        except Exception as error:  # Pillow's plugins raise what they like
-            raise _unreadable(path, error) from error
-    return array.astype(np.uint8) * 255 if array.dtype == bool else array
-
-
-def _open(path: Path) -> Image.Image:
-    from PIL import Image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
-            image = Image.open(path, formats=("PNG", "JPEG"))
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        image.close()
+    Indices of a palette are labels, whatever their colours. A picture in colour is a mask where everything that is not
+    black has one colour. Raises InputRefused where several things could be meant: several colours, transparency.
+    """
+    name, pixels = stored.path.name, stored.pixels()
+    if (alpha := pixels.alpha) is not None and (alpha != alpha[0, 0]).any():
         raise InputRefused(
-            "too-large",
-            f"{path.name} has {width} x {height} pixels, the limit is {MAX_PIXELS}",
-            "make it smaller first",
+            "mask-transparent",
+            f"{name} is transparent in a part, and whether its colours or its transparency are the mask is not known",
+            f"save it without transparency: {_ONE_TARGET[len('save it ') :]}",
         )
-    return image
+    values = pixels.without_alpha()
+    counts = values >= _LOSSY_MASK if stored.is_lossy else values > 0
+    mask: np.ndarray = counts.any(axis=2)
+    if values.shape[2] > 1:
+        _check_one_colour(name, values[mask], (counts if stored.is_lossy else values)[mask])
+    remarks = (f"masks in JPEG, which blurs edges, count from {_LOSSY_MASK} of 255 on; PNG keeps them exactly",)
+    return PictureMask(mask, remarks if stored.is_lossy else ())
 
 
-def _unreadable(path: Path, error: Exception) -> InputRefused:
-    if isinstance(error, FileNotFoundError):
-        return InputRefused("missing", f"there is no file {path.name}", "check the path")
-    # Pillow's own sentence may hold the whole path
-    return InputRefused(
-        "unreadable", f"{path.name} can't be read as PNG or JPEG ({type(error).__name__})", "save it again as PNG"
+def _check_one_colour(name: str, colours: np.ndarray, told_apart: np.ndarray) -> None:
+    """Raise InputRefused unless all pixels (N, C) of a mask have one colour; `told_apart` are those to compare."""
+    others = np.flatnonzero((told_apart != told_apart[:1]).any(axis=1))
+    if not others.size:
+        return
+    one, other = (tuple(int(channel) for channel in colours[place]) for place in (0, others[0]))
+    raise InputRefused(
+        "mask-colours",
+        f"{name} has several colours besides black, such as {one} and {other}, and which are the mask is not known",
+        _ONE_TARGET,
     )
 
 
-READER = Reader("PNG, JPEG", (".png", ".jpg", ".jpeg"), picture=read_picture, module="PIL", extra="formats")
+def check_picture_size(name: str, size: tuple[int, int]) -> None:
+    """Raise InputRefused for a picture of more than MAX_PIXELS; `size` is width and height."""
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise InputRefused(
+            "too-large", f"{name} has {width} x {height} pixels, the limit is {MAX_PIXELS}", "make it smaller first"
+        )
+
+
+def _fewest_channels(values: np.ndarray) -> np.ndarray:
+    """Return (..., 3) as (..., 1) where all channels are equal."""
+    first = values[..., 0]
+    return values[..., :1] if all(np.array_equal(first, values[..., n]) for n in range(1, values.shape[-1])) else values

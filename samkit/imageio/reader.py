@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from samkit.imageio.forms import Forms
+from samkit.imageio.pictures import StoredPicture
 
 GZIP = 1100
 """gzip can't shrink anything further than about 1030 times."""
@@ -41,6 +42,8 @@ class Stored:
     """How many times smaller the file may be than what it holds: 1, or GZIP."""
     warnings: tuple[str, ...] = ()
     """What this format's header alone shows to be unusual."""
+    modality: str = ""
+    """CT, MR, ... in DICOM's short words; empty where the file does not say."""
     voxels_of: Callable[[int], np.ndarray] | None = None
     """Reads, as `voxels`, the volume of a number from 0 on, where there may be several; None where it can't."""
 
@@ -59,8 +62,9 @@ class Reader:
     """Ends of file names, in lower case; any case is taken."""
     volume: Callable[[Path], Stored] | None = None
     """Opens a volume; refuses what no file of this format may state. None where the format holds pictures."""
-    picture: Callable[[Path], np.ndarray] | None = None
-    """Reads a picture (H, W, C) float32, 0..255; None where the format holds volumes."""
+    picture: Callable[[Path], StoredPicture] | None = None
+    """Opens a picture; what it is as an image and as a mask is one rule for all formats. None where the format holds
+    volumes."""
     files: Callable[[Path], tuple[Path, ...]] = lambda path: (path,)
     """All files that reading touches, the one that was named among them; they need not exist."""
     module: str = ""

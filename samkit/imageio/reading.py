@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -15,6 +16,7 @@ from samkit.extras import how_to_install
 from samkit.geometry import Index, Volume
 from samkit.imageio import READERS
 from samkit.imageio.gate import MAX_VOXELS, admit_header, admit_label, admit_scan, damage_refused, pick_volume
+from samkit.imageio.pictures import Picture, PictureMask, StoredPicture, mask_of, picture_of
 from samkit.imageio.reader import Reader, Stored
 from samkit.imageio.scan import Scan
 
@@ -28,7 +30,8 @@ def read_scan(path: Path, *, volume: int | None = None, max_voxels: int = MAX_VO
     """
     reader, stored, files = _open(path)
     stored = stored if volume is None else pick_volume(stored, volume)
-    return replace(admit_scan(stored, reader, max_voxels), files=files)
+    scan = admit_scan(stored, reader, max_voxels)
+    return replace(scan, modality=scan.modality or _modality_beside(path), files=files)
 
 
 def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> Volume:
@@ -43,20 +46,28 @@ def read_geometry(path: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[Index, n
     return admit_header(stored, reader, max_voxels), np.array(stored.affine, np.float64)
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """Return the picture (H, W, C) float32, 0..255, in a file of any reader; raises as `read_scan`."""
-    reader = _reader_of(path)
-    if reader.picture is None:
-        raise InputRefused(
-            "no-picture", f"{path.name} is no picture", f"needed is one of {', '.join(PICTURE_SUFFIXES)}"
-        )
-    return reader.picture(path)
+def read_picture(path: Path) -> Picture:
+    """Return the picture in a file of any reader; raises as `read_scan`."""
+    return picture_of(_open_picture(path))
+
+
+def read_picture_mask(path: Path) -> PictureMask:
+    """Return the mask in a picture of any reader; raises as `read_scan`."""
+    return mask_of(_open_picture(path))
+
+
+def picture_shape(path: Path) -> tuple[int, int]:
+    """Return height and width of a picture by its header alone; raises as `read_scan`."""
+    return _open_picture(path).shape
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
     """Return all files that reading `path` touches; raises InputRefused where one is missing or none can be read."""
     return _present_files(path, _reader_of(path))
 
+
+_MOST_JSON = 2**20
+"""Bytes of the JSON beside a scan; dcm2niix writes a few thousand."""
 
 # --- By name ---
 
@@ -139,9 +150,35 @@ def _open(path: Path) -> tuple[Reader, Stored, tuple[Path, ...]]:
         return reader, reader.volume(path), files
 
 
+def _modality_beside(path: Path) -> str:
+    """Return the modality that dcm2niix's JSON beside a scan states; empty where there is none."""
+    beside = path.with_name(f"{stem_of(path)}.json")
+    try:
+        if not beside.is_file() or beside.stat().st_size > _MOST_JSON:
+            return ""
+        said = json.loads(beside.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return ""  # it is not what was asked for, and may be anything
+    found = said.get("Modality") if isinstance(said, dict) else None
+    return found.upper() if isinstance(found, str) and found.isalpha() and len(found) < 8 else ""
+
+
+def _open_picture(path: Path) -> StoredPicture:
+    reader = _reader_of(path)
+    if reader.picture is None:
+        raise InputRefused(
+            "no-picture", f"{path.name} is no picture", f"needed is one of {', '.join(PICTURE_SUFFIXES)}"
+        )
+    _present_files(path, reader)
+    return reader.picture(path)
+
+
 def _present_files(path: Path, reader: Reader) -> tuple[Path, ...]:
     """Return the files of `path`; raises InputRefused where one is missing."""
     if not path.is_file():
+        if path.exists():
+            # Opening a pipe would wait for whoever writes into it
+            raise InputRefused("not-a-file", f"{path.name} is no regular file", "copy what it holds to a file")
         raise InputRefused("missing", f"there is no file {path.name}", "check the path")
     with damage_refused(path.name):
         files = reader.files(path)

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from samkit.errors import OptionError
+from samkit.files import write_whole
 from samkit.imageio.study import Study
-from samkit.imageio.writing import MASK_SUFFIXES, PICTURE_SUFFIX, check_output, replacing, write_mask, write_picture
+from samkit.imageio.writing import MASK_SUFFIXES, PICTURE_SUFFIX, check_output, write_mask, write_picture
 
 
 def check_results(mask: Path, others: Iterable[Path], study: Study, sources: Iterable[Path] = ()) -> None:
@@ -55,5 +56,4 @@ def write_table(path: Path, labels: np.ndarray, structures: Sequence[str], voxel
     for index, name in enumerate(structures, 1):
         volume = "n/a" if voxel_ml is None else f"{counts[index] * voxel_ml:.4f}"
         rows.append(f"{index}\t{name}\t{counts[index]}\t{volume}")
-    with replacing(path) as file:
-        file.write(("\n".join(rows) + "\n").encode())
+    write_whole(path, "\n".join(rows) + "\n")

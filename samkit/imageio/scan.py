@@ -27,6 +27,8 @@ class Scan:
     """What looks unusual but does not stop the work."""
     files: tuple[Path, ...] = ()
     """All files that were read for it, or that an image in memory came from."""
+    modality: str = ""
+    """CT, MR, ... as the file, or dcm2niix's JSON beside it, says; empty where neither does."""
 
     def __repr__(self) -> str:
         """Return what it is; its file's name may be a patient's."""

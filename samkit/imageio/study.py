@@ -12,6 +12,7 @@ from samkit.errors import InputRefused, OptionError
 from samkit.geometry import Volume
 from samkit.imageio.reading import is_picture, read_picture, read_scan
 from samkit.imageio.scan import Scan
+from samkit.intensities import STORED, Limits
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Study:
     """(H, W) or (H, W, C) float32, 0..255; None for scans."""
     volume: int | None = None
     """Which volume of files of several was read; None where nobody chose one."""
+    picture_limits: Limits = STORED
+    """What became 0 and 255 of the picture."""
 
     @property
     def scan(self) -> Scan:
@@ -81,7 +84,8 @@ def read_study(files: Mapping[str, Path], *, volume: int | None = None) -> Study
             "give one picture with a channel for each sequence",
         )  # fmt: skip
     check_no_volume(volume)
-    return Study(files, {}, read_picture(pictures[0]))
+    picture = read_picture(pictures[0])
+    return Study(files, {}, picture.array, picture_limits=picture.limits)
 
 
 def check_no_volume(volume: int | None) -> None:

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from nibabel.nifti2 import Nifti2Image
 
-from samkit.errors import InputRefused, MissingDependencyError, SamkitError
+from samkit.errors import InputRefused, MissingDependencyError
 from samkit.extras import how_to_install
+from samkit.files import replacing, write_whole
 from samkit.geometry import Volume
 from samkit.imageio.scan import Scan
 
@@ -49,9 +46,7 @@ def write_picture(path: Path, labels: np.ndarray, *, is_mask: bool) -> None:
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """Write pixels (H, W) or (H, W, 3), uint8; raises MissingDependencyError without Pillow."""
-    content = png_of(pixels)
-    with replacing(path) as file:
-        file.write(content)
+    write_whole(path, png_of(pixels))
 
 
 def png_of(pixels: np.ndarray) -> bytes:
@@ -101,29 +96,3 @@ def _write_image(path: Path, image: Nifti1Image) -> None:
                 image.to_stream(packed)
         else:
             image.to_stream(file)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes the place of `path` when all of it is written; until then `path` stays as it was."""
-    try:
-        handle, name = tempfile.mkstemp(prefix=".samkit-", suffix=".part", dir=path.parent)
-        part = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            part.chmod(0o666 & ~_umask())
-            part.replace(path)
-        except BaseException:
-            part.unlink()
-            raise
-    except OSError as error:
-        raise SamkitError(f"{path.name} can't be written ({error.strerror}); make room, or write elsewhere") from error
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -69,6 +69,7 @@ def _adopt(state: State, config: DmifConfig) -> State:
 METHOD = SliceMethod(
     name="brainseg-dmif",
     summary="brain lesions in 2 to 4 co-registered MR sequences, automatic",
+    modality="MR",
     paper="Wang et al. 2025, BrainSegDMIF: dynamic fusion-enhanced SAM (arXiv:2505.06133)",
     upstream="none released; SAM ViT-B (facebookresearch/segment-anything@dca509f) inside",
     code_licence="Apache-2.0",

@@ -26,6 +26,7 @@ def _adopt(state: State, config: Sam2DConfig) -> State:
 METHOD = SliceMethod(
     name="lmsfe-sam",
     summary="lesions in ultrasound by boxes, with a local multi-scale encoder",
+    modality="US",
     paper="Di et al. 2025, SAM with an integrated local multi-scale feature encoder (LMSFE-SAM)",
     upstream="OpenGVLab/SAM-Med2D@bfd2b93; JCruan519/EGE-UNet@f52ba30 (MHPM)",
     code_licence="Apache-2.0",

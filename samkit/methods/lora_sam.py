@@ -132,6 +132,7 @@ _SAMED = tuple(
 METHOD = SliceMethod(
     name="lora-sam",
     summary="12 subcortical structures of a brain MR, automatic or prompted",
+    modality="MR",
     paper="Sui et al. 2025, Cross-domain subcortical brain structure segmentation by LoRA-SAM (BMC Med Imaging 25:248)",
     upstream="hitachinsk/SAMed@e351840",
     code_licence="MIT",

@@ -225,6 +225,8 @@ class Method:
     name: str
     """As on the command line, `m-sam`."""
     summary: str
+    modality: str = ""
+    """What all of its weights have learnt from, in DICOM's short words (MR, US); empty where it takes any."""
     paper: str
     upstream: str
     """Repository and commit that the parity tests compare with."""

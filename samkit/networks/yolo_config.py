@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -53,8 +54,9 @@ class YoloConfig(NetworkConfig):
                 (
                     len(self.anchors) != len(self.strides)
                     or len({len(grid) for grid in self.anchors}) != 1
-                    or len(self.anchors[0]) % 2,
-                    f"anchors {self.anchors} are not pairs of numbers, alike for each of {len(self.strides)} grids",
+                    or len(self.anchors[0]) % 2
+                    or not all(0 < side < math.inf for grid in self.anchors for side in grid),
+                    f"anchors {self.anchors} are not pairs of lengths, alike for each of {len(self.strides)} grids",
                 ),
             )
             if wrong

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from samkit.imageio.study import read_study
 from samkit.imageio.writing import MASK_SUFFIXES, PICTURE_SUFFIX
 from samkit.planes import PLANES
 from samkit.precisions import BASE, PRECISIONS
-from samkit.prompts import parse_box, parse_point, parse_structure, read_prompts
+from samkit.prompts import parse_box, parse_number, parse_point, parse_structure, read_prompts
 from samkit.runtime.backends import BACKENDS, DEFAULT, device_names
 from samkit.runtime.client.remote_session import DEFAULT_TIMEOUT, LONG_TIMEOUT
 from samkit.runtime.session.view import View
@@ -30,7 +30,7 @@ from samkit.segment.inputs import find_inputs
 from samkit.segment.outputs import Outputs
 from samkit.segment.place import in_folder, on_server
 from samkit.segment.report import provenance, write_report
-from samkit.segment.segmenting import segment_study
+from samkit.segment.segmenting import segment_study, tell
 from samkit.sequences import parse_pattern
 from samkit.version import __version__
 
@@ -61,7 +61,7 @@ def _parse_spacing(context: click.Context, parameter: click.Parameter, value: st
     if value is None:
         return None
     try:
-        a, b, c = (float(part) for part in value.split(","))
+        a, b, c = (parse_number(part) for part in value.split(","))
     except ValueError:
         raise click.BadParameter(f"'{value}' is not x,y,z in mm, such as 1.5,1.5,1.5") from None
     if not all(0 < v < float("inf") for v in (a, b, c)):
@@ -73,7 +73,7 @@ def _parse_limits(context: click.Context, parameter: click.Parameter, value: str
     if value is None:
         return None
     try:
-        low, high = (float(part) for part in value.split(","))
+        low, high = (parse_number(part) for part in value.split(","))
     except ValueError:
         raise click.BadParameter(f"'{value}' is not LOW,HIGH, such as -160,240") from None
     if not -float("inf") < low < high < float("inf"):
@@ -294,10 +294,8 @@ def segment(
         session = place.open()
         ready = time.perf_counter()
         _LOG.info("%s in %s %s", place.method.name, session.precision, place.said)
-        warnings = [*study.warnings, *session.warnings]
-        _tell(warnings)
+        tell(session.warnings)
         done = segment_study(session, study, prompts, propagate=propagate)
-        _tell(done.warnings)
         segmented = time.perf_counter()
         outputs.write(session, study)
         end = time.perf_counter()
@@ -313,7 +311,7 @@ def segment(
             "clicks": len(prompts),
             **done.figures,
             "demonstration_weights": session.manifest.plan.is_demonstration,
-            "warnings": warnings + done.warnings,
+            "warnings": [*session.warnings, *done.warnings],
             "notice": NOTICE,
         }
         if report_path is not None:
@@ -323,11 +321,6 @@ def segment(
 
 def _is_given(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-
-
-def _tell(warnings: Sequence[str]) -> None:
-    for warning in warnings:
-        _LOG.info("warning: %s", warning)
 
 
 def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:

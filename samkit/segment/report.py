@@ -9,8 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from samkit.files import write_whole
 from samkit.imageio.study import Study
-from samkit.imageio.writing import replacing
 from samkit.manifest import Weights, file_sha256
 from samkit.prompts import Point, Prompt, SlicePoint, prompt_json
 from samkit.runtime.session.base import Session
@@ -53,8 +53,7 @@ def provenance(session: Session, study: Study, prompts: Sequence[Prompt], mask_p
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
     """Write a report as JSON, complete or not at all."""
-    with replacing(path) as file:
-        file.write((json.dumps(report, indent=1) + "\n").encode())
+    write_whole(path, json.dumps(report, indent=1) + "\n")
 
 
 def _file(path: Path) -> dict[str, str]:

@@ -39,6 +39,8 @@ def segment_study(
     Raises PromptError and InputRefused for prompts that the method does not take before the first minute is spent.
     """
     session.set_image(study, automatic=False)
+    looks = session.image_warnings
+    tell(looks)
     session.check(*prompts)
     for together in session.by_step(prompts):
         session.add(*together)
@@ -50,7 +52,9 @@ def segment_study(
         session.propagate()
         _LOG.info("%s", _passed(session.steps[-1], "by propagation"))
     last = session.steps[-1]
-    return Segmentation(last.volume_ml, _by_stage(session.steps), _figures(session), _warnings(last))
+    warnings = _warnings(last)
+    tell(warnings)
+    return Segmentation(last.volume_ml, _by_stage(session.steps), _figures(session), [*looks, *warnings])
 
 
 def _figures(session: Session) -> dict[str, Any]:
@@ -62,6 +66,7 @@ def _figures(session: Session) -> dict[str, Any]:
         "voxels": last.voxels,
         "plane": session.plane,
         "sequences": list(session.sequences),
+        "intensities": [{"black": one.low, "white": one.high, "origin": one.origin} for one in session.limits],
         "slices_prompted": list(session.prompted),
         "slices_answered": len({number for step in session.steps for number in step.slices}),
     }
@@ -93,6 +98,12 @@ def _by_stage(steps: Sequence[Step]) -> dict[str, float]:
 
 
 # --- Progress ---
+
+
+def tell(warnings: Sequence[str]) -> None:
+    """Show warnings among the progress; the JSON line repeats them."""
+    for warning in warnings:
+        _LOG.info("warning: %s", warning)
 
 
 def _prompted(step: Step, prompts: int) -> str:

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from samkit.errors import InputRefused
-from samkit.imageio.pictures import picture_shape, read_picture
-from samkit.imageio.reading import is_picture
+from samkit.imageio.reading import is_picture, picture_shape, read_picture
 from samkit.training.slice_cases import FoundCases, LoadedCase, SliceCase, nothing_usable
 from samkit.training.slice_prompts import MIN_PIXELS, components
 
@@ -52,9 +51,10 @@ def find_boxes(folder: Path) -> FoundCases:
 def read_boxes(case: SliceCase) -> LoadedCase:
     """Return a picture and its boxes; its label is empty."""
     image = read_picture(case.images[0])
-    height, width = image.shape[:2]
+    height, width = image.array.shape[:2]
     boxes = parse_boxes(case.labels[0], (height, width))
-    return LoadedCase(image[None], np.zeros((1, height, width), np.uint8), (1.0, 1.0), (boxes,))
+    empty = np.zeros((1, height, width), np.uint8)
+    return LoadedCase(image.array[None], empty, (1.0, 1.0), (boxes,), image.remarks)
 
 
 def parse_boxes(path: Path, shape: tuple[int, int]) -> np.ndarray:

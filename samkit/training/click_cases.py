@@ -7,7 +7,6 @@ is refused with every offender named at once; only a case without foreground is 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from samkit.errors import InputRefused
 from samkit.geometry import MAX_SHIFT, Grid, Triple, Volume, corner_shift
 from samkit.imageio.reading import SCAN_SUFFIXES, list_scans, read_label, read_scan, stem_of
+from samkit.json_files import read_json
 
 _LABEL_WORDS = ("label", "mask", "seg", "lesion")
 _LAYOUTS = (
@@ -186,9 +186,9 @@ def _from_case_folders(folder: Path) -> list[VolumeCase]:
 def _from_dataset_json(folder: Path) -> list[VolumeCase]:
     form = 'it needs {"training": [{"image": "images/a.nii.gz", "label": "labels/a.nii.gz"}, ...]}'
     try:
-        data = json.loads((folder / "dataset.json").read_text())
+        data = read_json(folder / "dataset.json")
         entries = [(str(entry["image"]), str(entry["label"])) for entry in data["training"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputRefused("bad-dataset-json", f"dataset.json can't be used ({error!r})", form) from error
     root = folder.resolve()
     cases = []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from samkit.files import make_folder
 from samkit.geometry import Volume
 from samkit.imageio.writing import write_volume
 from samkit.phantoms import SEQUENCES, make_phantom, make_structures, write_phantoms
@@ -54,5 +55,5 @@ DATA: Mapping[str, Callable[[Path], None]] = {
 
 
 def _save(path: Path, volume: Volume, dtype: type) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_volume(path, Volume(np.rint(volume.array).astype(dtype), volume.affine))

@@ -7,7 +7,6 @@ The best checkpoints are stored as float16, marked as demonstrations.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from samkit.command import run_command, show_progress
+from samkit.files import working_folder
 
 if TYPE_CHECKING:
     from samkit.methods.method import Method
@@ -68,9 +68,9 @@ def command(out: Path, methods: tuple[str, ...], threads: int, keep: Path | None
     import torch
 
     torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory() as temporary:
+    with working_folder() as temporary:
         for name in methods or DEMOS:
-            _make(name, keep or Path(temporary), out)
+            _make(name, keep or temporary, out)
 
 
 def _make(name: str, work: Path, out: Path) -> None:

@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from samkit.checkpoints import BEST, CheckpointInfo, read_info
 from samkit.errors import SamkitError
+from samkit.files import make_folder
 from samkit.methods import get_method
 from samkit.training.plan import TrainingPlan, part_of
 from samkit.training.run_folder import (
@@ -63,7 +64,7 @@ def train(
     """Train as planned and return the facts that run.json then holds; what people want to follow is logged."""
     check_run_folder(options.out, options.resume)
     before = read_run(options.out) if options.resume else None
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out)
     method = get_method(plan.method)
     plan = task.settle(plan, before["plan"]["config"] if before else None)
     decided: dict[str, Any] = {

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from samkit.errors import InputRefused
-from samkit.imageio.pictures import picture_shape, read_picture, read_picture_mask
-from samkit.imageio.reading import PICTURE_SUFFIXES, is_picture
+from samkit.imageio.reading import PICTURE_SUFFIXES, is_picture, picture_shape, read_picture, read_picture_mask
 from samkit.training.slice_cases import FoundCases, LoadedCase, SliceCase, nothing_usable
 
 IMAGES = "images"
@@ -71,9 +70,12 @@ def find_images(folder: Path) -> FoundCases:
 def read_image(case: SliceCase) -> LoadedCase:
     """Return a picture and its masks as one label; masks of two targets may not overlap."""
     image = read_picture(case.images[0])
-    labels = np.zeros(image.shape[:2], np.uint8)
+    labels = np.zeros(image.array.shape[:2], np.uint8)
+    remarks = list(image.remarks)
     for path, value in zip(case.labels, case.label_values, strict=True):
-        mask = read_picture_mask(path)
+        read = read_picture_mask(path)
+        mask = read.array
+        remarks += read.remarks
         if mask.shape != labels.shape:
             raise _sizes_differ(path, mask.shape, case.images[0], labels.shape)
         if ((labels[mask] != 0) & (labels[mask] != value)).any():
@@ -82,7 +84,7 @@ def read_image(case: SliceCase) -> LoadedCase:
                 "give each pixel one target, or train on one target alone",
             )  # fmt: skip
         labels[mask] = value
-    return LoadedCase(image[None], labels[None], (1.0, 1.0))
+    return LoadedCase(image.array[None], labels[None], (1.0, 1.0), remarks=tuple(dict.fromkeys(remarks)))
 
 
 def _match(

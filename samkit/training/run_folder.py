@@ -22,6 +22,8 @@ from lightning.pytorch.callbacks import Callback
 
 from samkit.checkpoints import BEST, CheckpointInfo, save_checkpoint
 from samkit.errors import InputRefused
+from samkit.files import working_folder, write_whole
+from samkit.json_files import read_json
 from samkit.training.run_module import RunModule
 
 RESUME = "last.ckpt"
@@ -63,9 +65,9 @@ def _ended_early(out: Path) -> bool:
 def read_run(out: Path) -> dict[str, Any]:
     """Return the facts of a run's run.json; InputRefused where they are not there or not whole."""
     try:
-        facts: dict[str, Any] = json.loads((out / _FACTS).read_text())
+        facts: dict[str, Any] = read_json(out / _FACTS)
         _decisive(facts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputRefused(
             "bad-run",
             f"{_FACTS} in {out} does not say what was run ({error!r})",
@@ -181,10 +183,10 @@ class RunFolder(Callback):
         if due:
             module.best = max(module.best, self.last_metrics[module.decisive])
         # Written beside and moved, so that a kill while writing leaves the epoch before.
-        part = self.out / f"{RESUME}.part"
-        trainer.save_checkpoint(part, weights_only=False)
-        if trainer.is_global_zero:
-            part.replace(self.out / RESUME)
+        with working_folder(self.out) as work:
+            trainer.save_checkpoint(work / RESUME, weights_only=False)
+            if trainer.is_global_zero:
+                (work / RESUME).replace(self.out / RESUME)
 
 
 def read_metrics(out: Path) -> list[dict[str, str]]:
@@ -196,7 +198,5 @@ def read_metrics(out: Path) -> list[dict[str, str]]:
 
 
 def write_run(out: Path, facts: dict[str, Any]) -> None:
-    """Write run.json, atomically."""
-    part = out / f"{_FACTS}.part"
-    part.write_text(json.dumps(facts, indent=1) + "\n")
-    part.replace(out / _FACTS)
+    """Write run.json in one move."""
+    write_whole(out / _FACTS, json.dumps(facts, indent=1) + "\n")

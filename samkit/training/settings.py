@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from samkit.errors import OptionError
+from samkit.prompts import parse_number
 
 _NAMES = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a word"}
 
@@ -74,10 +75,12 @@ def _typed(text: str, wanted: Any, separator: str = ",") -> Any:
             raise ValueError
         return text.lower() in ("true", "yes", "1")
     if wanted is float:
-        number = float(text)
+        number = parse_number(text)
         if not math.isfinite(number):
             raise ValueError
         return number
+    if wanted is int and "_" in text:  # which Python reads as digits in groups
+        raise ValueError
     convert: Callable[[str], Any] = wanted
     return convert(text)
 

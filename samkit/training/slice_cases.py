@@ -6,6 +6,7 @@ A case is a volume, of which every slice can be drawn, or one picture. Finding c
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +46,8 @@ class LoadedCase:
     """Distance of rows and of columns [mm]; 1 where the source does not say."""
     boxes: tuple[np.ndarray, ...] | None = None
     """Per slice (n, 5) float32: x0, y0, x1, y1 [pixels from the image's corner, 0..W and 0..H] and the class."""
+    remarks: tuple[str, ...] = ()
+    """What was done to its files that a user may not expect."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ class FoundCases:
     skipped: tuple[str, ...]
     names: tuple[str, ...] = ()
     """What the label values 1, 2, ... stand for; empty where the source does not say."""
+    remarks: tuple[str, ...] = ()
+    """What was done to files that a user may not expect, and to how many; known when all were read."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ class Split:
 def check_slice_cases(found: FoundCases, report: Callable[[SliceCase], object] | None = None) -> FoundCases:
     """Return `found` without the cases that can't be loaded; InputRefused where nothing, or no target, is left."""
     good, skipped, targets = [], list(found.skipped), 0
+    remarks: Counter[str] = Counter()
     for case in found.cases:
         if report is not None:
             report(case)
@@ -105,6 +111,7 @@ def check_slice_cases(found: FoundCases, report: Callable[[SliceCase], object] |
             skipped.append(f"{case.name} skipped: {error}")
             continue
         targets += int(loaded.labels.any()) + sum(len(boxes) for boxes in loaded.boxes or ())
+        remarks.update(loaded.remarks)
         good.append(case)
     if not good:
         raise nothing_usable(skipped)
@@ -113,7 +120,8 @@ def check_slice_cases(found: FoundCases, report: Callable[[SliceCase], object] |
             "no-foreground", f"none of the {len(good)} cases has anything labelled",
             "check that the labels are the right files",
         )  # fmt: skip
-    return replace(found, cases=tuple(good), skipped=tuple(skipped))
+    said = (f"{count} of {len(good)} cases: {remark}" for remark, count in remarks.items())
+    return replace(found, cases=tuple(good), skipped=tuple(skipped), remarks=tuple(said))
 
 
 def nothing_usable(skipped: Sequence[str]) -> InputRefused:

@@ -44,7 +44,9 @@ class SplitSlices:
             "trained_on": sum(map(len, training)),
             "held_back": sum(map(len, held)),
         }
-        notes = {"layout": found.layout, "skipped": len(found.skipped), "split": split.said}
+        notes: dict[str, Any] = {"layout": found.layout, "skipped": len(found.skipped), "split": split.said}
+        if found.remarks:
+            notes["remarks"] = list(found.remarks)
         return cls(training, held, split.said, counts, notes)
 
 
@@ -92,7 +94,7 @@ def find_slices(folder: Path, plan: TrainingPlan, *, layout: str | None, pattern
     found = check_slice_cases(
         find_slice_cases(folder, layout, sequences=sequences, patterns=patterns, plane=method.plane)
     )
-    for sentence in found.skipped:
+    for sentence in (*found.skipped, *found.remarks):
         _log.warning("%s", sentence)
     _log.info("%d cases of %s to use, %d skipped", len(found.cases), found.layout, len(found.skipped))
     return found

@@ -11,7 +11,8 @@ from samkit.errors import GeometryError, InputRefused
 from samkit.geometry import MAX_SHIFT, Index, corner_shift
 from samkit.imageio import freesurfer
 from samkit.imageio.reading import SCAN_SUFFIXES, list_scans, read_geometry, read_label, read_scan, stem_of
-from samkit.planes import PlaneView, scale_intensities
+from samkit.intensities import scale_intensities
+from samkit.planes import PlaneView
 from samkit.sequences import LABEL, choose, sort_files
 from samkit.training.click_cases import find_cases
 from samkit.training.slice_cases import FoundCases, LoadedCase, SliceCase, nothing_usable
@@ -109,7 +110,7 @@ def _load(case: SliceCase, labels: np.ndarray) -> LoadedCase:
         volume = read_scan(path).volume
         i, j, k = volume.array.shape
         view = view or PlaneView.of((i, j, k), volume.affine, case.plane)
-        channels.append(view.slices(scale_intensities(volume.array, path.name))[chosen])
+        channels.append(view.slices(scale_intensities(volume.array, path.name)[0])[chosen])
     if view is None:
         raise InputRefused("no-image", f"{case.name} has no image", "give it at least one")
     return LoadedCase(np.stack(channels, axis=-1), np.ascontiguousarray(view.slices(labels)[chosen]), view.pixel_mm)

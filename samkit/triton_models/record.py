@@ -12,7 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from samkit.errors import ManifestError
+from samkit.errors import ManifestError, SamkitError
+from samkit.files import write_whole
+from samkit.json_files import read_json, take_version
+from samkit.json_records import from_json
 
 SCHEMA_VERSION = 1
 FILE_NAME = "samkit.json"
@@ -59,7 +62,7 @@ class Repository:
 
     def save(self, folder: Path) -> None:
         """Write the record into a repository that nobody serves yet."""
-        (folder / FILE_NAME).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        write_whole(folder / FILE_NAME, json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Repository:
@@ -71,16 +74,12 @@ class Repository:
                 f"sam-serve write EXPORT --out {folder}"
             )
         try:
-            data = json.loads(path.read_text())
-            version = data.pop("schema_version")
-            if version > SCHEMA_VERSION:
-                raise ManifestError(
-                    f"{path} has schema {version}, this samkit reads up to {SCHEMA_VERSION}; upgrade samkit or write "
-                    "the repository again"
-                )
-            data["exports"] = {name: ServedExport(**entry) for name, entry in data["exports"].items()}
-            return cls(**data)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ManifestError(
-                f"{path} is no record of a repository ({error!r}); write the repository again"
-            ) from error
+            version, data = take_version(read_json(path))
+            if version <= SCHEMA_VERSION:
+                return from_json(cls, data, "it")
+        except (ValueError, SamkitError) as error:
+            raise ManifestError(f"{path} is no record of a repository ({error}); write the repository again") from error
+        raise ManifestError(
+            f"{path} has schema {version}, this samkit reads up to {SCHEMA_VERSION}; upgrade samkit or write the "
+            "repository again"
+        )

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from samkit.errors import ManifestError, ServingError
+from samkit.files import working_folder
 from samkit.manifest import FILE_NAME as MANIFEST_FILE
 from samkit.manifest import Export, Manifest, engine_file, file_sha256
 from samkit.methods import GraphSpec, SliceMethod
@@ -104,12 +104,12 @@ def write_repository(
     try:
         _check_out(out)
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as work:
-            new = Path(work) / "new"
+        with working_folder(out.parent) as work:
+            new = work / "new"
             new.mkdir()  # inside of the temporary folder, which nobody else could read
             record = Repository(__version__, {s.name: _write_export(s, new, limits) for s in sources})
             record.save(new)
-            _move(new, out, Path(work) / "old")
+            _move(new, out, work / "old")
     except OSError as error:
         raise ServingError(
             f"the repository can't be written to {out} ({error.strerror}); choose another {{out}}", options=("out",)

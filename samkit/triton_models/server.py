@@ -16,12 +16,10 @@ import logging
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -34,6 +32,7 @@ from typing import Self
 import numpy as np
 
 from samkit.errors import ServingError
+from samkit.files import working_folder
 from samkit.manifest import Manifest
 from samkit.methods import GraphSpec
 from samkit.runtime.client import tritonclient_library
@@ -101,8 +100,8 @@ def serve_export(folder: Path) -> Iterator[EmbeddedServer]:
     """
     find_server()
     check_numpy()
-    with tempfile.TemporaryDirectory(prefix="samkit-repository-") as work:
-        repository = Path(work) / "repository"
+    with working_folder() as work:
+        repository = work / "repository"
         write_repository([folder], repository, engines=False)  # engines would need the GPUs that are hidden from it
         with EmbeddedServer(repository) as server:
             yield server
@@ -146,7 +145,7 @@ class EmbeddedServer:
         self._process: subprocess.Popen[str] | None = None
         self._log: deque[str] = deque(maxlen=200)
         self._reader: threading.Thread | None = None
-        self._folder: Path | None = None
+        self._held = ExitStack()
         self._memory = f"samkit_{os.getpid()}_{secrets.token_hex(8)}_"
         self._name = secrets.token_hex(8)  # not that of its memory, since this one is told to whoever asks
 
@@ -225,8 +224,8 @@ class EmbeddedServer:
             raise
 
     def _launch(self, files: ServerFiles) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="samkit-server-"))
-        lay_out_backends(files, self._folder)
+        folder = self._held.enter_context(working_folder())
+        lay_out_backends(files, folder)
         with ExitStack() as held:
             self.grpc_port, self.http_port = (
                 _free_port(held, self.address, port) for port in (self.grpc_port, self.http_port)
@@ -240,7 +239,7 @@ class EmbeddedServer:
             str(files.program),
             f"--id={self._name}",
             f"--model-repository={self.repository.resolve()}",
-            f"--backend-directory={self._folder}",
+            f"--backend-directory={folder}",
             # A Python-based backend has settings of its own name
             *(f"--backend-config={backend},{setting}" for backend in ("python", "onnxruntime") for setting in memory),
             "--model-control-mode=none",
@@ -377,9 +376,7 @@ class EmbeddedServer:
         for region in SHARED_MEMORY.glob(f"{self._memory}*"):
             clean = False
             region.unlink(missing_ok=True)
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        self._held.close()
         return clean
 
 

@@ -13,21 +13,6 @@ from samkit.prompts import FOREGROUND, Box, Point
 
 
 @pytest.fixture(scope="session")
-def export_of(tmp_path_factory):
-    """Return what `sam-export --method NAME --fp16` writes from the demonstration weights, made once for a worker."""
-    from samkit.export.export import run_export
-    from samkit.export.plan import plan_export
-
-    @functools.cache
-    def export(name, refinement=None):
-        folder = tmp_path_factory.mktemp("exports") / name
-        run_export(plan_export(name, precision="fp16", refinement=refinement), folder)
-        return folder
-
-    return export
-
-
-@pytest.fixture(scope="session")
 def phantom():
     """A head of 2 mm with lesions that no demonstration weights were trained on."""
     return make_phantom(91, (80, 96, 80), 2.0)

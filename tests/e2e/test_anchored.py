@@ -24,12 +24,10 @@ PAIR = {"adapter_stem", "mask_decoder_anchored"}
 POINTS = [Point((20, 22, 18), FOREGROUND), Point((24, 20, 18), BACKGROUND), Point((12.5, 22, 18), FOREGROUND)]
 
 
-@pytest.fixture(scope="module")
-def export(tmp_path_factory):
+@pytest.fixture
+def export(export_of):
     """What `sam-export --method m-sam --size tiny --refinement anchored` writes."""
-    folder = tmp_path_factory.mktemp("anchored") / "m-sam"
-    run_export(plan_export("m-sam", size="tiny", refinement="anchored"), folder)
-    return folder
+    return export_of("m-sam", size="tiny", precision="fp32", refinement="anchored")
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ def test_clicks_and_undo_on_the_device(refinement, precision, export_of):
 
     def logits(device):
         found = []
-        with open_session(export_of("m-sam", refinement), device=device, precision=precision) as session:
+        with open_session(export_of("m-sam", refinement=refinement), device=device, precision=precision) as session:
             session.set_image(volume)
             for click in CLICKS:
                 session.add(click)
@@ -105,7 +105,7 @@ def test_clicks_and_undo_on_the_device(refinement, precision, export_of):
 @pytest.mark.parametrize("name", ["m-sam", "medsam-yolo"])
 def test_timings_compare_equal_outputs_on_the_device(name, export_of, monkeypatch):
     monkeypatch.setattr(graph_rows, "TURN_SECONDS", 0.0)  # one run a turn: the command does the timing
-    folder = export_of(name, "anchored" if name == "m-sam" else None)
+    folder = export_of(name, refinement="anchored" if name == "m-sam" else None)
     run = measure_latency([folder], LatencySettings(rounds=1, device=DEVICE, cold_starts=1))
 
     tried = [row for row in run.rows if isinstance(row, LatencyRow) or row.is_failure]

@@ -23,15 +23,10 @@ from samkit.triton_models.server_files import find_server
 pytestmark = pytest.mark.xdist_group("export")
 
 
-@pytest.fixture(scope="module")
-def slice_export(tmp_path_factory):
+@pytest.fixture
+def slice_export(export_of):
     """What `sam-export --method sam-med2d --size tiny` writes."""
-    from samkit.export.export import run_export
-    from samkit.export.plan import plan_export
-
-    folder = tmp_path_factory.mktemp("exports") / "sam-med2d"
-    run_export(plan_export("sam-med2d", size="tiny"), folder)
-    return folder
+    return export_of("sam-med2d", size="tiny", precision="fp32")
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,67 @@ def test_broken_manifest_is_a_sentence(folder, text):
         Manifest.load(folder)
 
 
+def changed(folder, *path, to):
+    """Change one value in the manifest of `folder`."""
+    data = json.loads((folder / FILE_NAME).read_text())
+    node = data
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = to
+    (folder / FILE_NAME).write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        (("schema_version",), 0, "schema_version is 0"),
+        (("schema_version",), -1, "schema_version is -1"),
+        (("schema_version",), float("nan"), "schema_version is nan"),
+        (("schema_version",), True, "schema_version is True"),
+        (("plan", "graphs"), [], "has no graphs"),
+        (("plan", "graphs"), ["image_encoder", "image_encoder", "mask_decoder"], "a graph stands twice"),
+        (("plan", "graphs"), ["image_encoder", "mask_decoder", "other"], "graphs are .*other"),
+        (("plan", "graphs"), "image_encoder", "graphs of the plan is 'image_encoder', and a list is needed"),
+        (("plan", "method"), "m-sma", "unknown method 'm-sma'"),
+        (("plan", "method"), ["m-sam"], "method of the plan"),
+        (("plan", "opset"), "20", "opset of the plan is '20', and a whole number"),
+        (("plan", "opset"), 20.0, "opset of the plan"),
+        (("plan", "folded"), 1, "folded of the plan is '1', and true or false"),
+        (("plan", "precision"), "fp8", "precision 'fp8' is none of"),
+        (("plan", "size"), "huge", "size 'huge' is none of"),
+        (("plan", "weights", "kind"), "stolen", "none of checkpoint, demonstration, random"),
+        (("plan", "config", "depth"), "2", "the config's depth is '2', and a whole number"),
+        (("plan", "config", "depth"), 10**6, "depth 1000000 is above 512"),
+        (("plan", "config", "width"), 10**6, "width 1000000 is above"),
+        (("plan", "config", "spacing"), [1, 1], "spacing is .*, and a list of 3"),
+        (("plan", "config"), [], "config is"),
+        (("artifacts", 0, "bytes"), 1.5, "bytes of artifacts of it is '1.5', and a whole number"),
+        (("artifacts", 0, "file"), "../elsewhere.onnx", "lie not in the folder"),
+        (("artifacts", 0, "extra"), 1, "has 'extra', which nothing reads"),
+        (("engines",), {"a.plan": {"files": ["b"]}}, "names that it lists"),
+        (("environment",), {"torch": 2}, "torch in environment of it is '2', and text"),
+    ],
+)
+def test_a_value_that_no_manifest_has_is_a_sentence(folder, path, value, told):
+    changed(folder, *path, to=value)
+    with pytest.raises(ManifestError, match=f"is not a samkit manifest .*{told}") as refused:
+        Export.open(folder)
+    assert refused.value.exit_code == 3
+    assert str(refused.value).count("export again") == 1
+
+
+def test_every_graph_needs_its_file(folder):
+    changed(folder, "artifacts", to=[])
+    with pytest.raises(ManifestError, match=r"does not list image_encoder\.onnx, a file of its plan"):
+        Export.open(folder, verify=False)
+
+
+def test_a_nested_manifest_is_a_sentence(folder):
+    (folder / FILE_NAME).write_text("[" * 100_000)
+    with pytest.raises(ManifestError, match="nested more than 100 levels"):
+        Manifest.load(folder)
+
+
 def test_missing_precision_names_what_there_is(folder):
     with pytest.raises(ManifestError, match="it has fp32; export again with sam-export --fp16"):
         Manifest.load(folder).path(folder, "mask_decoder", "fp16")

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
-from samkit.errors import InputRefused
 from samkit.geometry import voxel_to_world, world_to_voxel
-from samkit.planes import PLANES, PlaneView, Window, scale_intensities
+from samkit.planes import PLANES, PlaneView, Window
 
 AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
 
@@ -49,36 +48,6 @@ def test_voxel_lands_on_its_pixel(plane):
     view = PlaneView.of(array.shape, AFFINE, plane)
     number, x, y = view.to_slices(np.array([[1, 3, 4]]))[0].astype(int)
     assert view.slices(array)[number, y, x] == 1
-
-
-def test_intensities_ignore_the_background_and_keep_it_zero():
-    array = np.zeros((10, 10, 10))
-    array[5:] = np.linspace(100, 200, 500).reshape(5, 10, 10)
-    scaled = scale_intensities(array, "scan")
-    assert scaled.dtype == np.float32
-    assert scaled[:5].max() == 0
-    assert scaled.max() == 255
-    assert abs(float(scaled[5:].mean()) - 127.5) < 1
-
-
-def test_water_of_a_ct_is_not_background():
-    array = np.full((10, 10, 10), -1024.0)
-    array[5:] = np.linspace(-100, 100, 500).reshape(5, 10, 10).round(2)
-    array[7, 0, 0] = 0.0
-    scaled = scale_intensities(array, "ct")
-    assert scaled[:5].max() == 0
-    assert 120 < scaled[7, 0, 0] < 135
-
-
-def test_limits_become_black_and_white():
-    scaled = scale_intensities(np.array([[[-1000.0, -160.0, 0.0, 240.0, 900.0]]]), "ct", (-160.0, 240.0))
-    np.testing.assert_allclose(scaled.ravel(), [0, 0, 102, 255, 255], rtol=1e-6)
-
-
-@pytest.mark.parametrize("value", [0.0, 7.0])
-def test_volume_without_contrast_is_refused_by_name(value):
-    with pytest.raises(InputRefused, match=r"flair\.nii has no contrast"):
-        scale_intensities(np.full((3, 3, 3), value), "flair.nii")
 
 
 @pytest.mark.parametrize("plane", PLANES)

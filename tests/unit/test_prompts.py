@@ -60,7 +60,20 @@ def test_malformed_box_is_refused_with_an_example(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1,+", "1,2,3", "1,2,3,4", "1,2,3,+,+", "a,2,3,+", "1,2,inf,+", "1;2;3;+", "1,2,3,1"]
+    "text",
+    [
+        "",
+        "1,+",
+        "1,2,3",
+        "1,2,3,4",
+        "1,2,3,+,+",
+        "a,2,3,+",
+        "1_5,2,3,+",
+        "\u0661,2,3,+",
+        "1,2,inf,+",
+        "1;2;3;+",
+        "1,2,3,1",
+    ],
 )
 def test_malformed_point_is_refused_with_an_example(text):
     with pytest.raises(PromptError) as refused:
@@ -80,6 +93,14 @@ def test_an_example_for_a_picture_has_two_indices(parse, example):
     with pytest.raises(PromptError) as refused:
         parse("1", picture=True)
     assert example in refused.value.sentence(lambda name: f"--{name}")
+
+
+def test_a_point_of_a_hundred_thousand_digits_is_not_told_whole():
+    for text in ("1" * 100_000 + ",2,3,+", "1" * 100_000, "1,2,3,+," * 20_000):
+        for parse in (parse_point, parse_box, parse_structure):
+            with pytest.raises(PromptError) as refused:
+                parse(text)
+            assert len(str(refused.value)) < 300
 
 
 def test_clicks_survive_the_file(tmp_path):
@@ -117,6 +138,13 @@ def test_every_prompt_survives_the_file(tmp_path):
         '[{"point": [1, 2, 3], "label": 1, "name": "x"}]',
         '[{"point": [1, 2, 3], "label": 1, "structure": 7}]',
         '[{"point": [1, 2, 3], "label": 1, "box": [1, 2, 3, 4, 5, 6]}]',
+        '[{"point": ["1_5", 2, 3], "label": 1}]',
+        '[{"point": ["1", 2, 3], "label": 1}]',
+        '[{"point": [true, 2, 3], "label": 1}]',
+        '[{"point": [1, 2, 3], "label": true}]',
+        '[{"point": [1, 2, 3], "label": 1.0}]',
+        '[{"point": [1, 2, 1e999], "label": 1}]',
+        f'[{{"point": [1, 2, 1{"0" * 350}], "label": 1}}]',
         '[{"box": [1, 2, 3]}]',
         '[{"box": [1, 2, 3, 4, 5, 6], "label": 1}]',
         '[{"box": [1, 2, 3, 4, 5, Infinity]}]',

@@ -7,11 +7,9 @@ each graph is a model of its own there, too (`ServedRunner`), which can be asked
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from samkit.benchmarks.accuracy.outcome import GraphCall, Outcome
 from samkit.benchmarks.accuracy.outputs import ObservedRunner, OutputCheck, Recording
@@ -19,6 +17,7 @@ from samkit.benchmarks.accuracy.settings import AccuracySettings
 from samkit.benchmarks.measure.originals import original_network, original_runners
 from samkit.benchmarks.record.rows import DETECTOR, Absent, Identity
 from samkit.errors import MissingDependencyError, OptionError, PromptError, SamkitError, ServingError
+from samkit.files import working_folder
 from samkit.manifest import Export
 from samkit.methods import GraphSpec
 from samkit.precisions import BASE
@@ -163,7 +162,7 @@ def _open_candidate(name: str, compared: Compared, held: ExitStack) -> Candidate
             if (emulator := find_emulator(variant)) is None:
                 runners = open_runners(export, variant, settings.threads)[0]
             else:
-                work = Path(held.enter_context(tempfile.TemporaryDirectory()))
+                work = held.enter_context(working_folder())
                 runners = {
                     key: emulator(export.path(key, variant.precision), graph, work, threads=settings.threads)
                     for key, graph in graphs.items()

@@ -5,10 +5,8 @@ what comes out is compared and noted in outcomes: outputs of graphs by `outputs`
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +18,7 @@ from samkit.benchmarks.accuracy.settings import AccuracySettings
 from samkit.benchmarks.record.rows import DETECTOR, ClickFigures, Row
 from samkit.errors import GeometryError, InputRefused, SamkitError
 from samkit.export.emulation import first_non_finite
+from samkit.files import working_folder
 from samkit.masks import dice
 from samkit.metrics import compare_masks, measure_mask
 from samkit.protocols.case import Case
@@ -109,8 +108,8 @@ def _name_node(one: Candidate, compared: Compared) -> None:
     failures = next((outcome.failures for outcome in outcomes if outcome.failures), [])
     if failures and (call := failures[0].call) is not None:
         path = compared.export.path(call.graph, one.variant.precision)
-        with tempfile.TemporaryDirectory() as work:
-            node = first_non_finite(path, compared.graphs[call.graph], call.inputs, Path(work))
+        with working_folder() as work:
+            node = first_non_finite(path, compared.graphs[call.graph], call.inputs, work)
         failures[0] = replace(failures[0], node=node)
 
 

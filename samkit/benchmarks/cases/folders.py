@@ -139,6 +139,7 @@ class FolderCases:
 
     def _read_slices(self, case: SliceCase, names: tuple[str, ...], label: int | None, name: str) -> Case:
         loaded = case.load()
+        self.remarks += (remark for remark in loaded.remarks if remark not in self.remarks)
         if not case.plane:
             (picture,), (labels,) = loaded.images, loaded.labels
             if loaded.boxes is not None:

@@ -8,7 +8,6 @@ CUDA device the TensorRT engines of the export take turns, too, with embeddings 
 from __future__ import annotations
 
 import gc
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -41,6 +40,7 @@ from samkit.benchmarks.record.rows import Absent, Identity, LatencyRow, Times
 from samkit.benchmarks.record.statistics import significant
 from samkit.errors import MissingDependencyError
 from samkit.export.parity import output_error
+from samkit.files import working_folder
 from samkit.manifest import Export
 from samkit.methods import GraphSpec
 from samkit.precisions import BASE, PRECISIONS
@@ -96,7 +96,7 @@ class GraphTimer:
         self._encoded: dict[tuple[Variant, int], dict[str, Tensor]] = {}
         self._graphs = {graph.name: graph for graph in export.graphs}
         self._gflop = cache(self._count)
-        self._scratch = Path(held.enter_context(tempfile.TemporaryDirectory()))
+        self._scratch = held.enter_context(working_folder())
         self._network = original_network(export.plan, device=machine.device, threads=machine.threads)
         threads = machine.threads if machine.device == "cpu" else None
         self._open = partial(OnnxRuntimeRunner, device=machine.device, threads=threads)

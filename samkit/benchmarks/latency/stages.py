@@ -10,7 +10,6 @@ The backends must come to the same mask; where one does not, or fails, its times
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -31,6 +30,7 @@ from samkit.benchmarks.measure.processes import call_alone
 from samkit.benchmarks.measure.turns import seconds_of, take_turns
 from samkit.benchmarks.record.rows import Absent, Identity, LatencyRow, Times
 from samkit.errors import MissingDependencyError, SamkitError
+from samkit.files import working_folder
 from samkit.geometry import Volume
 from samkit.imageio.study import read_study
 from samkit.imageio.writing import write_mask, write_volume
@@ -169,8 +169,8 @@ class SessionTimer:
 
 def time_stages(export: Export, machine: Machine, settings: LatencySettings) -> Iterator[LatencyRow | Absent]:
     """Yield the rows of one export, on `machine`'s device with its threads; raises as opening the originals does."""
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as opened:
-        case, files = write_case(export, Path(scratch))
+    with working_folder() as scratch, ExitStack() as opened:
+        case, files = write_case(export, scratch)
         timers = []
         for one in (Variant(EAGER, BASE.name, machine.device), *candidates(export, settings)):
             identity = Identity.of(export.plan, export.digest, **asdict(one), threads=machine.threads)

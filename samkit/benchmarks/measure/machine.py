@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -29,6 +28,7 @@ from samkit.benchmarks.record.run import Facts, Run
 from samkit.benchmarks.record.statistics import significant
 from samkit.errors import MissingDependencyError
 from samkit.extras import how_to_install
+from samkit.files import working_folder
 from samkit.methods import GraphSpec
 from samkit.runtime.backends import BACKENDS
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
@@ -64,8 +64,8 @@ def matrix_product(threads: int, device: str = "cpu") -> Iterator[Callable[[], o
     """
     square = (Axis.fixed("row", SIDE), Axis.fixed("column", SIDE))
     left, right, out = (TensorSpec(name, "float32", square) for name in ("left", "right", "out"))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "product.onnx"
+    with working_folder() as folder:
+        path = folder / "product.onnx"
         onnx.save_model(onnx.parser.parse_model(_PRODUCT.replace("N", str(SIDE))), path)
         graph = GraphSpec("product", (left, right), (out,), {})
         runner = OnnxRuntimeRunner(path, graph, device=device, threads=threads)

@@ -11,6 +11,8 @@ from typing import Any
 
 from samkit.benchmarks.record.rows import Row, read_row, to_dict
 from samkit.errors import InputRefused, SamkitError
+from samkit.files import make_folder, write_whole
+from samkit.json_files import read_json, take_version
 from samkit.json_records import from_json, to_json
 from samkit.manifest import Manifest
 from samkit.version import __version__
@@ -70,10 +72,8 @@ class Run:
     def save(self, path: Path) -> None:
         """Write the file in one move; a folder that is missing is made."""
         data = {**to_json(replace(self, rows=())), "rows": [to_dict(row) for row in self.rows]}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        part.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
-        part.replace(path)
+        make_folder(path.parent)
+        write_whole(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,11 @@ class Measured:
 def load_run(path: Path) -> Run:
     """Return the run that `path` holds; raises InputRefused where it is none, or of a newer samkit."""
     try:
-        data = json.loads(path.read_text())
-        if (schema := data["schema_version"]) <= SCHEMA_VERSION:
-            rows = tuple(read_row(row) for row in data["rows"])
-            return replace(from_json(Run, {**data, "rows": []}, "the run"), rows=rows)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SamkitError) as error:
+        schema, data = take_version(read_json(path))
+        if schema <= SCHEMA_VERSION:
+            rows = tuple(read_row(row) for row in data.get("rows", ()))
+            return replace(from_json(Run, {**data, "rows": []}, "the run", schema_version=schema), rows=rows)
+    except (ValueError, TypeError, AttributeError, SamkitError) as error:
         raise InputRefused(
             "no-run", f"{path} holds no run of sam-bench ({error})", "give a file that sam-bench wrote with --json"
         ) from error

@@ -20,6 +20,7 @@ from samkit.benchmarks.report.table import failures
 from samkit.benchmarks.report.tables import card_of, definitions, facts, summary_tables
 from samkit.errors import MissingDependencyError
 from samkit.extras import how_to_install
+from samkit.files import make_folder, write_whole
 from samkit.protocols.papers import FOLDER
 
 _MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_|<>#"} | {"\n": " "})
@@ -47,8 +48,8 @@ def command(files: tuple[Path, ...], out: Path, tables: Path | None, papers: Pat
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    make_folder(path.parent)
+    write_whole(path, text)
     click.echo(path)
 
 

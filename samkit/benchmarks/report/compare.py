@@ -31,6 +31,7 @@ from samkit.benchmarks.record.run import Run, load_run
 from samkit.benchmarks.record.statistics import mean_interval, percentile_ratio
 from samkit.benchmarks.report.table import backend_of, method_of, part_of
 from samkit.errors import InputRefused, OptionError, SamkitError
+from samkit.files import make_folder, write_whole
 from samkit.json_records import find
 
 NOISE = 0.05
@@ -91,8 +92,8 @@ def command(before: Path, after: Path, noise: float, different_machines: bool, o
         described = [{"command": list(run.command), "started": run.started, "commit": run.commit} for run in runs]
         lines = [{**asdict(change), "size": change.size if math.isfinite(change.size) else None} for change in changes]
         record = {"before": described[0], "after": described[1], "warnings": warnings, "changes": lines}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(record, indent=1) + "\n")
+        make_folder(out.parent)
+        write_whole(out, json.dumps(record, indent=1) + "\n")
     if worse := counts[WORSE]:
         raise SamkitError(f"{worse} of {len(changes)} figures got worse from {before.name} to {after.name}")
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from samkit.errors import InputRefused, OptionError, PromptError, SamkitError
 from samkit.geometry import Index, Triple, Volume, as_numbers
+from samkit.intensities import Limits, find_limits
 from samkit.prompts import Prompt
 from samkit.runtime.client.exchange import Exchange
 from samkit.runtime.client.remote_mask import RemoteMask
@@ -169,6 +170,13 @@ class RemoteSession(Session):
         opened, _ = self._exchange.ask(request, None, tensors, timeout=self.timeout, patience=self.timeout)
         turns = Turns(self._ask, mask, opened.turn)
         self._set = _Set(opened.token, turns, mask, opened.plane, opened.spacing)
+
+    def _limits(self, volumes: Volumes) -> tuple[Limits, ...]:
+        """Return what the server scales by: it does the same with the same voxels, and does not tell."""
+        if not self._is_sliced:
+            return ()
+        named, asked = self._in_order(volumes), self._asked.intensities
+        return tuple(find_limits(volume.array, name or "the volume", asked) for name, volume in named.items())
 
     # --- Prompts ---
 

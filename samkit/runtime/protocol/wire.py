@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from samkit.errors import InputRefused, TensorMismatchError
+from samkit.json_files import parse_json
 
 VOLUMES = {"volume_uint8": "uint8", "volume_int16": "int16", "volume": "float32"}
 """Inputs that a scan may come in, (sequence, I, J, K), and their dtypes; exactly one of them is given."""
@@ -76,8 +77,8 @@ def decode(tensor: np.ndarray, name: str) -> Any:
     values = tensor.ravel().tolist()
     try:
         (value,) = values
-        return json.loads(value)
-    except (ValueError, TypeError, RecursionError) as error:
+        return parse_json(value)
+    except (ValueError, TypeError, AttributeError) as error:
         raise TensorMismatchError(
             f"tensor '{name}' holds {len(values)} element(s) and not one text of JSON; send it as BYTES [1]"
         ) from error

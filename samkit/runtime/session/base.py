@@ -21,16 +21,18 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
-from samkit.errors import MissingDependencyError, OptionError, PromptError, SamkitError
+from samkit.errors import ManifestError, MissingDependencyError, OptionError, PromptError, SamkitError
 from samkit.geometry import Index, Triple, Volume
 from samkit.imageio.gate import volumes_offered
 from samkit.imageio.in_memory import study_of
 from samkit.imageio.results import check_results, table_path, write_results
 from samkit.imageio.study import Study
 from samkit.imageio.writing import png_of
+from samkit.intensities import Limits
 from samkit.planes import PLANES
 from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, Prompt, SliceBox, SlicePoint
 from samkit.runtime.backends.runner import Closing
+from samkit.runtime.session.image_warnings import image_warnings
 from samkit.runtime.session.overlay import draw
 from samkit.runtime.session.places import check_corners, check_together, numbers_of, triple_of
 from samkit.runtime.session.steps import Step
@@ -139,6 +141,35 @@ class Session(Closing, ABC):
         """Return the voxel size [mm] of the network's grid; None for a method of slices."""
         return None
 
+    # --- What it makes of the image ---
+
+    @property
+    def limits(self) -> tuple[Limits, ...]:
+        """Return what became black and white, in the order of `sequences`; none for a method of volumes.
+
+        Raises PromptError where no image is set.
+        """
+        study = self._given()
+        if study.picture is not None:
+            return (study.picture_limits,)
+        return self._limits({name: scan.volume for name, scan in study.scans.items()})
+
+    def _limits(self, volumes: Volumes) -> tuple[Limits, ...]:
+        """Return them for the volumes that are set."""
+        return ()
+
+    @property
+    def image_warnings(self) -> tuple[str, ...]:
+        """Return what has to be known of the image that is set: it looks like another modality than the weights', or
+        is scaled by percentiles where a CT's window is needed. Raises PromptError where no image is set.
+        """
+        study = self._given()
+        try:
+            plan = self.manifest.plan
+        except ManifestError:  # made from runners, of which nobody says what they have learnt from
+            plan = None
+        return (*study.warnings, *image_warnings(study.scans, self.limits, self.method, plan))
+
     # --- Acts ---
 
     def set_image(
@@ -159,8 +190,9 @@ class Session(Closing, ABC):
 
         `volume` says which one is meant, 0 the first, where there are several along a fourth axis. An array is not
         copied: leave it as it is while it is set. A method that needs no prompt segments at once, unless `automatic` is
-        False; for any other the mask is empty. Raises InputRefused for what no scan or picture may be, in memory as in
-        a file, PromptError for what is no image, OptionError for an affine or volume that means nothing.
+        False; for any other the mask is empty. `image_warnings` say what looks wrong about it. Raises InputRefused for
+        what no scan or picture may be, in memory as in a file, PromptError for what is no image, OptionError for an
+        affine or volume that means nothing.
         """
         self._check_open()
         with volumes_offered():

@@ -21,9 +21,10 @@ import numpy as np
 
 from samkit.errors import InputRefused, PromptError
 from samkit.geometry import Triple, Volume
+from samkit.intensities import STORED, Limits, scale_intensities
 from samkit.manifest import Manifest
 from samkit.methods.method import SliceMethod
-from samkit.planes import PlaneView, checked_plane, scale_intensities
+from samkit.planes import PlaneView, checked_plane
 from samkit.precisions import BASE
 from samkit.prompts import Box, Point, Prompt, SliceBox, SlicePoint
 from samkit.runtime.backends.runner import Runner
@@ -45,6 +46,8 @@ class _Opened:
     shape: tuple[int, ...]
     view: PlaneView | None
     voxel_ml: float | None
+    limits: tuple[Limits, ...]
+    """What became black and white, in the order of the sequences."""
 
 
 class SliceSession(LocalSession[SliceState]):
@@ -95,11 +98,11 @@ class SliceSession(LocalSession[SliceState]):
         first = next(iter(named.values()))
         i, j, k = first.array.shape
         view = PlaneView.of((i, j, k), first.affine, self._plane)
-        channels = [
-            view.slices(scale_intensities(volume.array, name or "the volume", self._intensities))
-            for name, volume in named.items()
+        scaled = [
+            scale_intensities(volume.array, name or "the volume", self._intensities) for name, volume in named.items()
         ]
-        self._open(channels, embeddings, shape=(i, j, k), view=view, voxel_ml=first.voxel_ml)
+        channels, limits = [view.slices(array) for array, _ in scaled], tuple(limits for _, limits in scaled)
+        self._open(channels, embeddings, shape=(i, j, k), view=view, voxel_ml=first.voxel_ml, limits=limits)
 
     def _take_picture(self, picture: np.ndarray, embeddings: ScanEmbeddings) -> None:
         """Take a picture (H, W) or (H, W, C) of intensities 0..255, grey, RGB, or one channel for each sequence.
@@ -131,10 +134,15 @@ class SliceSession(LocalSession[SliceState]):
         shape: tuple[int, ...],
         view: PlaneView | None,
         voxel_ml: float | None,
+        limits: tuple[Limits, ...] = (STORED,),
     ) -> None:
         slices = Slices(self.method, self.config, self._runners, channels, embeddings=embeddings)
-        self._set = _Opened(slices, shape, view, voxel_ml)
+        self._set = _Opened(slices, shape, view, voxel_ml, limits)
         self._forget()
+
+    def _limits(self, volumes: Volumes) -> tuple[Limits, ...]:
+        """Return what the volumes that are set were scaled by."""
+        return self._opened().limits
 
     def _by_sequence(self, volumes: Volumes) -> dict[str, Volume]:
         """Return the volumes in the method's order; the key is empty where the method takes one grey volume."""

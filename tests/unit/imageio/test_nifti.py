@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from samkit.errors import InputRefused, SamkitError
+from samkit.files import replacing
 from samkit.imageio.reading import files_of, read_scan
-from samkit.imageio.writing import check_output, replacing, write_logits, write_mask
+from samkit.imageio.writing import check_output, write_logits, write_mask
 
 # A rotation of 20 and 30 degrees, voxels of 0.9 x 1.1 x 1.9 mm.
 (A, B), (C, D) = np.array([[np.cos(t), np.sin(t)] for t in np.radians([20, 30])])

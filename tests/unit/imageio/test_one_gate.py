@@ -11,6 +11,7 @@ import pytest
 from samkit.benchmarks.cases.folders import FolderCases
 from samkit.errors import InputRefused
 from samkit.export.calibration import find_calibration, read_calibration
+from samkit.imageio.gate import labels_of
 from samkit.imageio.study import read_study
 from samkit.methods import get_method
 from samkit.segment.inputs import find_inputs
@@ -90,10 +91,12 @@ def test_every_command_says_the_same(broken, name, train):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (-1, "values down to -1, which is no label"),
-        (2e6, "values up to 2e+06"),
-        (0.4, "0.4 off whole numbers"),
-        (np.nan, "NaN"),
+        (-1, "1 of {size} voxels of a.nii.gz hold what is no label: -1; give the label"),
+        (2e6, "hold what is no label: 2e+06"),
+        (0.4, "hold what is no label: 0.4"),
+        (0.998, "hold what is no label: 0.998"),
+        (np.nan, "hold what is no label: nan"),
+        (np.inf, "hold what is no label: inf"),
     ],
 )
 def test_labels_have_a_gate_of_their_own(value, words, tmp_path):
@@ -108,5 +111,19 @@ def test_labels_have_a_gate_of_their_own(value, words, tmp_path):
         train_clicks(tmp_path)
     with pytest.raises(InputRefused) as slices:
         train_slices(tmp_path)
-    assert words in str(clicks.value)
-    assert words in str(slices.value)
+    with pytest.raises(InputRefused) as measured:
+        list(FolderCases(tmp_path, get_method("medsam"), get_method("medsam").sizes["tiny"], 1))
+    for refused in (clicks, slices, measured):
+        assert words.format(size=label.size) in str(refused.value)
+
+
+def test_what_lies_near_whole_numbers_is_a_label_and_of_others_some_are_named():
+    near = np.array([0, -0.0009, 0.9995, 1.0005, 5, 14175.0005], np.float32)
+    labels = labels_of(near, "a.nii")
+    assert labels.dtype.kind == "i"
+    assert labels.tolist() == [0, 0, 1, 1, 5, 14175]
+    filtered = np.linspace(0, 5, 21, dtype=np.float32)
+    with pytest.raises(
+        InputRefused, match=r"15 of 21 voxels of a\.nii .*: 0\.25, 0\.5, 0\.75, 1\.25, 1\.5 and 10 more;"
+    ):
+        labels_of(filtered, "a.nii")

@@ -57,6 +57,7 @@ def test_unfolded_click_does_the_official_work(method, config, rows, points, gfl
     assert counted == pytest.approx(gflop, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", samkit.list_methods())
 def test_folding_adds_no_work_to_an_image_or_a_click(name):
     method = samkit.get_method(name)

@@ -121,7 +121,22 @@ def test_boxes_and_propagation_give_the_same_bytes(bright_slices, served, both, 
 
     assert differing(here, there) == {"mask", "seconds", "backend", "device", "server"}
     assert there["plane"] == "coronal"
+    assert there["intensities"] == there_report["intensities"] == [{"black": 0, "white": 255, "origin": "given"}]
     assert there_report["inputs"][""]["file"] == scan.name
+
+
+def test_percentiles_of_a_ct_are_told_alike(bright_slices, served, both, scan):
+    served(bright_slices)
+    image = nibabel.load(scan)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj) - 200, image.affine), scan)
+
+    (here, _), (there, _), _ = both(bright_slices, scan, "mask.nii", "--box", "10,22,5,30,22,25", "--plane", "coronal")
+
+    assert differing(here, there) == {"mask", "seconds", "backend", "device", "server"}
+    (limits,) = there["intensities"]
+    assert limits["origin"] == "percentiles"
+    assert -150 <= limits["black"] < limits["white"] < 60
+    assert sum("values down to -150 and no window given" in warning for warning in here["warnings"]) == 1
 
 
 def test_a_picture_gives_the_same_bytes(bright_slices, served, both, tmp_path):

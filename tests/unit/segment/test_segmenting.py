@@ -25,7 +25,7 @@ def _is_heard(caplog):
 
 def study_of(array):
     path = Path("scan.nii.gz")
-    scan = Scan(Volume(array, np.eye(4)), Forms.of_affine(np.eye(4)), "NIfTI", path, (), (path,))
+    scan = Scan(Volume(array, np.eye(4)), Forms.of_affine(np.eye(4)), "NIfTI", path.name, path, (), (path,))
     return Study({"": path}, {"": scan}, None)
 
 

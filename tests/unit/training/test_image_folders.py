@@ -5,7 +5,9 @@ import pytest
 from PIL import Image
 
 from samkit.errors import InputRefused
+from samkit.imageio.reading import read_picture_mask
 from samkit.training.image_folders import find_images
+from samkit.training.slice_cases import check_slice_cases
 
 
 def write(path, box=None, shape=(12, 16)):
@@ -122,3 +124,41 @@ def test_real_folders_are_matched(shared, folder, cases, masks, skipped, names):
     found = find_images(shared / "data" / folder)
     assert (len(found.cases), len(found.skipped), len(found.names)) == (cases, skipped, names)
     assert sum(len(case.labels) for case in found.cases) == masks
+
+
+def test_what_was_done_to_masks_and_pictures_is_counted(tmp_path):
+    for name in ("a", "b", "c"):
+        write(tmp_path / f"images/{name}.png")
+    write(tmp_path / "masks/a.png", (1, 1, 8, 8))
+    for name in ("b", "c"):
+        write(tmp_path / f"masks/{name}.jpg", (1, 1, 8, 8))
+    Image.fromarray(np.arange(192, dtype=np.uint16).reshape(12, 16) * 300).save(tmp_path / "images/c.png")
+
+    jpeg, deep = check_slice_cases(find_images(tmp_path)).remarks
+
+    assert jpeg.startswith("2 of 3 cases: masks in JPEG")
+    assert deep.startswith("1 of 3 cases: 16 bits are scaled")
+
+
+def test_a_mask_that_may_mean_several_things_is_skipped_with_what_to_do(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / f"images/{name}.png")
+        write(tmp_path / f"masks/{name}.png", (1, 1, 8, 8))
+    colours = np.zeros((12, 16, 3), np.uint8)
+    colours[:6, ..., 0] = colours[6:, ..., 1] = 255
+    Image.fromarray(colours).save(tmp_path / "masks/b.png")
+
+    found = check_slice_cases(find_images(tmp_path))
+
+    assert [case.name for case in found.cases] == ["a"]
+    assert "b.png has several colours" in found.skipped[0]
+    assert "save it in grey or with a palette" in found.skipped[0]
+
+
+@pytest.mark.parametrize(("folder", "foreground"), [("fetal-head", 22), ("breast-ultrasound", 49)])
+def test_real_masks_are_read(shared, folder, foreground):
+    found = find_images(shared / "data" / folder)
+    masks = [read_picture_mask(path) for case in found.cases for path in case.labels]
+    assert not any(mask.remarks for mask in masks)
+    assert sum(bool(mask.array.any()) for mask in masks) == foreground
+    assert all(0 <= mask.array.mean() < 0.7 for mask in masks)

@@ -67,6 +67,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_learns_one_slice(name):
     module = _module(name, learning_rate=1e-2, samples_per_epoch=8, batch=2, epochs=6, augment=(), clip_norm=1.0)

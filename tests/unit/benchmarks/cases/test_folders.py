@@ -212,3 +212,12 @@ def test_real_folders_are_read(name, folder, count, spacing, shared):
     if folder == "ms-lesions":
         volume = read_scan(shared / "data" / folder / "patient19" / "lesions.nii.gz").volume
         assert np.array_equal(case.targets[""], volume.array > 0)
+
+
+def test_a_mask_in_jpeg_is_said_once(pictures):
+    for number in range(3):
+        mask = pictures / "masks" / f"p{number}_mask.png"
+        draw(mask.with_suffix(".jpg"), np.array(Image.open(mask)))
+        mask.unlink()
+    _, said = read("sam", pictures)
+    assert sum("masks in JPEG" in sentence for sentence in said) == 1

@@ -90,6 +90,7 @@ def test_brighter_scans_differ_and_their_air_stays(dtype):
     assert all(scan.dtype == dtype and scan[0, 0, 0] == 0 for scan in scans)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list_methods())
 def test_every_method_has_phantoms(name):
     method = get_method(name)

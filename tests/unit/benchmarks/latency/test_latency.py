@@ -25,8 +25,6 @@ from samkit.benchmarks.measure.processes import call_alone, resident_mb
 from samkit.benchmarks.record.rows import Absent, Identity, LatencyRow
 from samkit.benchmarks.record.run import load_run
 from samkit.errors import ExportError, ManifestError, MissingDependencyError, OptionError, SamkitError
-from samkit.export.export import run_export
-from samkit.export.plan import plan_export
 from samkit.manifest import Export
 from samkit.prompts import prompt_json
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
@@ -53,12 +51,10 @@ def quick():
         yield patch
 
 
-@pytest.fixture(scope="module")
-def sam_export(tmp_path_factory):
+@pytest.fixture
+def slice_export(export_of):
     """An export of a method of slices, in float32 alone."""
-    folder = tmp_path_factory.mktemp("exports") / "sam"
-    run_export(plan_export("sam", size="tiny"), folder)
-    return folder
+    return export_of("sam-med2d", size="tiny", precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +90,8 @@ def test_every_graph_meets_every_baseline(run):
         assert [one.precision for one in found if one.backend == "onnxruntime"] == ["fp32", "fp16"]
 
 
-def test_rewritten_graph_meets_what_does_its_work_in_upstreams_formulation(sam_export, quick):
-    with timing(sam_export, baselines=("torch",), graphs=("mask_decoder_no_mask",)) as timer:
+def test_rewritten_graph_meets_what_does_its_work_in_upstreams_formulation(slice_export, quick):
+    with timing(slice_export, baselines=("torch",), graphs=("mask_decoder_no_mask",)) as timer:
         ours, eager, absent = timer.rows()
 
     assert (eager.identity.graph, eager.official) == ("mask_decoder_no_mask", "mask_decoder")
@@ -130,9 +126,9 @@ def test_rows_have_all_samples_their_share_of_the_machine_and_memory_of_a_proces
     assert all("float32" in row.note for row in of(run, backend="onnxruntime", precision="fp16", device="cpu"))
 
 
-def test_more_work_counts_more_operations(sam_export, quick):
+def test_more_work_counts_more_operations(slice_export, quick):
     asked = {"graphs": ("image_encoder", "mask_decoder"), "batches": (1, 2), "points": (1, 4)}
-    with timing(sam_export, baselines=(), **asked) as timer:
+    with timing(slice_export, baselines=(), **asked) as timer:
         rows = list(timer.rows())
 
     timed = [row for row in rows if isinstance(row, LatencyRow)]
@@ -142,18 +138,18 @@ def test_more_work_counts_more_operations(sam_export, quick):
     assert {row.identity.backend for row in rows} == {"onnxruntime"}
 
 
-def test_what_a_graph_does_not_take_is_a_row_or_refused(sam_export, quick):
-    with timing(sam_export, baselines=(), graphs=("image_encoder",), batches=(9,)) as timer:
+def test_what_a_graph_does_not_take_is_a_row_or_refused(slice_export, quick):
+    with timing(slice_export, baselines=(), graphs=("image_encoder",), batches=(9,)) as timer:
         (row,) = timer.rows()
 
     assert row.reason == "the graph takes batch=1..8"
     assert not row.is_failure
     with pytest.raises(OptionError, match="none of these exports has a graph decoder, they have image_encoder, "):
-        measure_latency([sam_export], LatencySettings(rounds=1, graphs=("image_encoder", "decoder")))
+        measure_latency([slice_export], LatencySettings(rounds=1, graphs=("image_encoder", "decoder")))
 
 
-def test_compiled_network_computes_the_same(sam_export, quick):
-    with timing(sam_export, baselines=("torch-compile",), graphs=("image_encoder",)) as timer:
+def test_compiled_network_computes_the_same(slice_export, quick):
+    with timing(slice_export, baselines=("torch-compile",), graphs=("image_encoder",)) as timer:
         rows = by_backend(timer.rows())
 
     assert 0 <= rows["torch-compile"].relative_error < 1e-5
@@ -177,7 +173,7 @@ def test_weights_stay_apart_from_lora(tiny_export, quick):
 
 
 @pytest.mark.parametrize("wrong", [lambda value: 1.1 * value, lambda value: value * np.nan])
-def test_time_of_something_that_computes_another_thing_is_an_error(wrong, sam_export, quick, monkeypatch):
+def test_time_of_something_that_computes_another_thing_is_an_error(wrong, slice_export, quick, monkeypatch):
     honest = graph_rows._run
 
     def planted(runner, inputs):
@@ -185,7 +181,7 @@ def test_time_of_something_that_computes_another_thing_is_an_error(wrong, sam_ex
         return lambda: {name: wrong(value) for name, value in run().items()}
 
     monkeypatch.setattr(graph_rows, "_run", planted)
-    with timing(sam_export, baselines=("torch",), graphs=("image_encoder",)) as timer:
+    with timing(slice_export, baselines=("torch",), graphs=("image_encoder",)) as timer:
         ours, eager, *_ = timer.rows()
 
     assert isinstance(ours, Absent)
@@ -194,7 +190,7 @@ def test_time_of_something_that_computes_another_thing_is_an_error(wrong, sam_ex
     assert eager.times.p50_ms > 0
 
 
-def test_what_torch_cannot_compile_is_an_error_row_and_the_others_have_their_times(sam_export, quick, monkeypatch):
+def test_what_torch_cannot_compile_is_an_error_row_and_the_others_have_their_times(slice_export, quick, monkeypatch):
     def refuse(function, backend):
         def compiled(*tensors):
             raise RuntimeError("no C++ compiler\nand much more")
@@ -202,21 +198,21 @@ def test_what_torch_cannot_compile_is_an_error_row_and_the_others_have_their_tim
         return compiled
 
     monkeypatch.setattr(torch, "compile", refuse)
-    with timing(sam_export, baselines=("torch", "torch-compile"), graphs=("image_encoder",)) as timer:
+    with timing(slice_export, baselines=("torch", "torch-compile"), graphs=("image_encoder",)) as timer:
         rows = by_backend(timer.rows())
 
     assert rows["torch-compile"].reason == "RuntimeError: no C++ compiler"
     assert all(isinstance(row, LatencyRow) for backend, row in rows.items() if backend != "torch-compile")
 
 
-def test_what_fails_is_an_error_row_and_the_others_have_their_times(sam_export, quick, monkeypatch):
+def test_what_fails_is_an_error_row_and_the_others_have_their_times(slice_export, quick, monkeypatch):
     """ONNX Runtime's own errors are no SamkitError; nor is a broken export of --no-fold worth the whole run."""
 
     def refuse(network, graph, path, **asked):
         raise ExportError("no file of --no-fold")
 
     monkeypatch.setattr("samkit.export.graphs.write_graph", refuse)
-    with timing(sam_export, baselines=("torch", "onnxruntime-no-fold"), graphs=("image_encoder",)) as timer:
+    with timing(slice_export, baselines=("torch", "onnxruntime-no-fold"), graphs=("image_encoder",)) as timer:
         rows = by_backend(timer.rows())
 
     assert rows["onnxruntime-no-fold"].reason == "ExportError: no file of --no-fold"
@@ -252,7 +248,7 @@ def timed_stages(folder):
         return list(stages.time_stages(Export.open(folder), here, LatencySettings(rounds=1, cold_starts=0)))
 
 
-def test_session_with_another_mask_is_an_error(sam_export, quick, monkeypatch):
+def test_session_with_another_mask_is_an_error(slice_export, quick, monkeypatch):
     honest = stages.visit
 
     def planted(session, case):
@@ -261,12 +257,12 @@ def test_session_with_another_mask_is_an_error(sam_export, quick, monkeypatch):
 
     monkeypatch.setattr(stages, "visit", planted)
 
-    for row in timed_stages(sam_export):
+    for row in timed_stages(slice_export):
         assert isinstance(row, Absent) == (row.identity.backend == "onnxruntime")
         assert isinstance(row, LatencyRow) or "it came to another mask" in row.reason
 
 
-def test_session_that_fails_is_an_error_and_the_others_have_their_times(sam_export, quick, monkeypatch):
+def test_session_that_fails_is_an_error_and_the_others_have_their_times(slice_export, quick, monkeypatch):
     honest = stages.visit
 
     def planted(session, case):
@@ -276,7 +272,7 @@ def test_session_that_fails_is_an_error_and_the_others_have_their_times(sam_expo
 
     monkeypatch.setattr(stages, "visit", planted)
 
-    for row in timed_stages(sam_export):
+    for row in timed_stages(slice_export):
         assert isinstance(row, Absent) == (row.identity.backend == "onnxruntime")
         assert isinstance(row, LatencyRow) or (row.reason, row.is_failure) == ("RuntimeError: out of memory", True)
 
@@ -287,18 +283,18 @@ def first_mask(folder, scratch, **opening):
     return call_alone(cold_start.first_mask, "no first mask came", **words)
 
 
-def test_memory_of_a_cold_start_is_not_that_of_its_parent(sam_export, tmp_path):
+def test_memory_of_a_cold_start_is_not_that_of_its_parent(slice_export, tmp_path):
     """The kernel hands `ru_maxrss` down to a child."""
     ballast = np.ones(400_000_000, np.uint8)
 
-    _, found = first_mask(sam_export, tmp_path, backend="onnxruntime", precision="fp32", threads=1)
+    _, found = first_mask(slice_export, tmp_path, backend="onnxruntime", precision="fp32", threads=1)
 
     assert found["peak_mb"] < ballast.nbytes / 1e6 < resident_mb()
 
 
-def test_cold_start_that_fails_says_so(sam_export, tmp_path, capfd):
+def test_cold_start_that_fails_says_so(slice_export, tmp_path, capfd):
     with pytest.raises(SamkitError, match="no first mask came; the message of its process stands above"):
-        first_mask(sam_export, tmp_path, backend="onnxruntime", precision="fp16")
+        first_mask(slice_export, tmp_path, backend="onnxruntime", precision="fp16")
     assert "export again with sam-export --fp16" in capfd.readouterr().err
 
 
@@ -322,8 +318,8 @@ def test_on_a_machine_with_a_gpu_what_was_not_asked_for_says_how_to_ask(run, mon
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_changed_file_is_refused_and_no_row(part, sam_export, tmp_path):
-    folder = shutil.copytree(sam_export, tmp_path / "export")
+def test_changed_file_is_refused_and_no_row(part, slice_export, tmp_path):
+    folder = shutil.copytree(slice_export, tmp_path / "export")
     (folder / "mask_decoder.onnx").write_bytes(b"other graph")
 
     with pytest.raises(ManifestError, match="changed since it was exported"):
@@ -338,9 +334,9 @@ def test_run_goes_through_its_file(run, tmp_path):
     assert run.machine["threads"] == 1
 
 
-def test_several_numbers_of_threads_are_told_apart(sam_export, quick):
+def test_several_numbers_of_threads_are_told_apart(slice_export, quick):
     asked = LatencySettings(rounds=1, threads=(1, 2), parts=("graphs",), graphs=("mask_decoder",), baselines=())
-    found = measure_latency([sam_export], asked)
+    found = measure_latency([slice_export], asked)
 
     assert {row.identity.threads for row in of(found, backend="onnxruntime")} == {1, 2}
     assert set(found.machine["at_threads"]) == {"1", "2"}
@@ -373,8 +369,8 @@ def test_options_become_settings_by_their_names(option, run, monkeypatch, tmp_pa
     assert asked == [LatencySettings(threads=(2,), batches=(1, 4), parts=("graphs",), baselines=("torch",))]
 
 
-def test_without_a_device_the_command_is_one_sentence(sam_export, monkeypatch):
+def test_without_a_device_the_command_is_one_sentence(slice_export, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     with pytest.raises(MissingDependencyError, match="finds no CUDA device, and device cuda needs one"):
-        measure_latency([sam_export], LatencySettings(rounds=1, device="cuda"))
+        measure_latency([slice_export], LatencySettings(rounds=1, device="cuda"))
