@@ -288,7 +288,12 @@ def test_errors_are_counted_by_class_and_shown_for_the_model(utils):
         return fail
 
     backend.begin("m_sam_session", "m_sam")
-    for error in (PromptError("no"), InputRefused("air", "nothing", "click"), PromptError("no"), KeyError("smith^john")):
+    for error in (
+        PromptError("no"),
+        InputRefused("air", "nothing", "click"),
+        PromptError("no"),
+        KeyError("smith^john"),
+    ):
         backend.answer(fail_with(error), None)
     backend.answer(lambda request: {"mask": np.ones(1)}, None)
     (family,) = utils.families
