@@ -112,7 +112,7 @@ _CALLS: Mapping[str, Callable[[str], str]] = {
     "inputs": _image,
     "world": lambda value: "world=True",
     "propagate": lambda value: "propagate()",
-    **{name: _argument(name) for name in ("volume", "spacing", "intensities", "threads", "timeout")},
+    **{name: _argument(name) for name in ("volume", "spacing", "intensities", "threads", "timeout", "weights")},
 }
 """By the option's name, from its value; any other option is an argument of that name."""
 

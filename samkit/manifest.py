@@ -40,6 +40,8 @@ class Weights:
     """Of the weights file; None for random ones."""
     demonstration: bool = False
     """Trained on phantoms to show the tool at work: the shipped weights, and files whose JSON says so."""
+    entry: str = ""
+    """Which of several sets in the file, as `--weights` said it; empty, and not in the JSON, where nothing was said."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,9 @@ class ExportPlan:
         """Return the JSON form, files and tensors included; what is not known yet reads "from checkpoint"."""
         data = asdict(self)
         data["config"] = self.config and self.config.to_dict()
+        for weights in (data["weights"], *data["others"].values()):
+            if not weights["entry"]:
+                del weights["entry"]
         for name in ("calibration", "keep_list"):
             given: GivenFile | None = data.pop(name) and getattr(self, name)
             if given is not None:
