@@ -1,8 +1,6 @@
 """Checkpoints: our own (safetensors beside a JSON) and the official files, read without running what is in them.
 
-Official files are pickles. `torch.load(weights_only=True)` reads most; some hold an optimizer or an
-`argparse.Namespace`, and those go through one restricted unpickler that builds tensors from a fixed allow-list and
-puts an inert stub in the place of everything else, so that nothing a file names is ever called.
+Official files are pickles: `pytorch_files` opens them, `state_dicts` finds the weights in them.
 
 A checkpoint of ours is `NAME.safetensors`, float32 or float16, and `NAME.json`: schema_version, method, part, size,
 config, refinement, provenance, metrics, demonstration.
@@ -11,8 +9,7 @@ config, refinement, provenance, metrics, demonstration.
 from __future__ import annotations
 
 import json
-import pickle
-import warnings
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,22 +18,31 @@ from typing import TYPE_CHECKING, Any
 
 from samkit.errors import CheckpointError, SamkitError
 from samkit.files import cannot_write, make_folder, where_known, working_folder
-from samkit.json_files import read_json, take_version
+from samkit.json_files import read_json, take_version, what_it_is
 from samkit.json_records import from_json, read_value
 from samkit.manifest import file_sha256
 from samkit.methods import get_method
 from samkit.methods.method import Method, Part, State
 from samkit.networks.config import NetworkConfig
+from samkit.parameters import check_fit, outermost, outline
+from samkit.pytorch_files import read_pytorch
+from samkit.state_dicts import Read, WeightSet, choose, find_fitting, find_sets, likeliest
+from samkit.version import __version__
 from samkit.weights import find_demo
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from samkit.networks.network import Network
 
 SCHEMA_VERSION = 1
 BEST = "best.safetensors"
 """What `--checkpoint RUN` takes from a run's folder."""
+LAST = "last.safetensors"
+_MARK = "samkit"
+"""In the metadata of weights that samkit wrote, with its version: without their JSON they are no official file."""
+NOTHING = 0.005
+"""A metric below it, of 1 at best, reads 0.00."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,12 @@ class CheckpointInfo:
     """Of the weights beside this JSON, so that the two can't be mixed; `save_checkpoint` fills it in."""
     part: str = ""
     """The part of the network that these weights are, such as `detector`; empty for the whole one."""
+
+    @property
+    def found_nothing(self) -> bool:
+        """Return whether these weights found none of what their training held back; False where nobody says."""
+        values = [value for value in self.metrics.values() if isinstance(value, int | float)]
+        return bool(values) and max(values) < NOTHING
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -113,7 +125,7 @@ def save_checkpoint(
     try:
         with working_folder(path.parent) as work:
             weights, facts = work / "weights", work / "facts"
-            save_file(state, weights)
+            save_file(state, weights, metadata={_MARK: __version__})
             info = replace(info, weights_sha256=file_sha256(weights))
             facts.write_text(json.dumps(info.to_dict(), indent=1) + "\n")
             where_known(weights.chmod, facts.stat().st_mode)  # safetensors writes for the owner alone
@@ -126,7 +138,14 @@ def save_checkpoint(
 def read_info(path: Path) -> CheckpointInfo | None:
     """Return what the JSON beside a weights file says, None where there is none (official files)."""
     facts = path.with_suffix(".json")
-    if path.suffix != ".safetensors" or not facts.is_file():
+    if path.suffix != ".safetensors":
+        return None
+    if not facts.is_file():
+        if _is_own(path):
+            raise CheckpointError(
+                f"{path.name} is samkit's own and has lost {facts.name}, which says what network it is; restore both "
+                "from the training run, or go on with the run"
+            )
         return None
     try:
         version, data = take_version(read_json(facts))
@@ -148,22 +167,38 @@ def read_info(path: Path) -> CheckpointInfo | None:
     )
 
 
-def load_network(path: Path, method: Method, others: Mapping[str, Path] = MappingProxyType({})) -> LoadedNetwork:
+def _is_own(path: Path) -> bool:
+    """Return whether weights without a JSON beside them were written by samkit: they say so, or are called so."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.name in (BEST, LAST) or (path.parent / "run.json").is_file():
+        return True
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return _MARK in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False  # whoever reads its weights says what it is
+
+
+def load_network(
+    path: Path, method: Method, others: Mapping[str, Path] = MappingProxyType({}), weights: str = ""
+) -> LoadedNetwork:
     """Return the network of `method` with the weights of `path`: a file or a run's folder, ours or official.
 
     `others` are an official file's companions and files for parts of the network, by the names in the method's record.
-    A part that neither they nor `path` holds comes from the demonstration weights. Raises CheckpointError for another
-    method's weights, and lists every missing, unexpected and misshapen name.
+    A part that neither they nor `path` holds comes from the demonstration weights. `weights` says which is meant where
+    an official file holds several sets. Raises CheckpointError for another method's weights, and lists every missing,
+    unexpected and misshapen name.
     """
     path = resolve_checkpoint(path)
-    return build_network(path, file_sha256(path), method, others, find_demo(method.name))
+    return build_network(path, file_sha256(path), method, others, find_demo(method.name), weights)
 
 
 def build_network(
-    path: Path, sha256: str, method: Method, others: Mapping[str, Path], demo: Path | None
+    path: Path, sha256: str, method: Method, others: Mapping[str, Path], demo: Path | None, weights: str = ""
 ) -> LoadedNetwork:
     """Return what `load_network` does, of a file with that SHA-256; `demo` are the demonstration weights, if any."""
-    info, state = _weights_of(path, sha256, method, others)
+    info, state = _weights_of(path, sha256, method, others, weights)
     config, borrowed = info.config, []
     for part in method.parts:
         if part.name in others:
@@ -183,37 +218,63 @@ def build_network(
         state |= {f"{part.prefix}{name}": tensor for name, tensor in parameters.items()}
         config = replace(config, **{part.name: described})
     info = replace(info, config=config)
+    # What the file's tensors do not fill is never built: the config may say any size.
+    check_fit(outline(method.build, config, len(state)), state, path.name, method.name)
     network = method.build(config)
-    fill_network(network, state, path.name, method.name)
+    network.load_state_dict(state)
     return LoadedNetwork(network.eval(), info, sha256, tuple(borrowed))
 
 
 def read_weights(
-    path: Path, method: Method, others: Mapping[str, Path] = MappingProxyType({})
+    path: Path, method: Method, others: Mapping[str, Path] = MappingProxyType({}), weights: str = ""
 ) -> tuple[CheckpointInfo, State, str]:
     """Return what a file of `method`'s weights holds, ours or official, and its SHA-256, without building a network.
 
-    Parameters of parts may be missing. `others` are an official file's companions.
+    Parameters of parts may be missing. `others` and `weights` are as in `load_network`.
     """
     path = resolve_checkpoint(path)
     sha256 = file_sha256(path)
-    return (*_weights_of(path, sha256, method, others), sha256)
+    return (*_weights_of(path, sha256, method, others, weights), sha256)
 
 
-def _weights_of(path: Path, sha256: str, method: Method, others: Mapping[str, Path]) -> tuple[CheckpointInfo, State]:
-    info, state = read_info(path), read_state(path)
-    companions = {name: read_state(others[name]) for name in method.companions if name in others}
-    if info is None:
-        config, state = method.official(state, companions)
-        info = CheckpointInfo(method.name, "full", config, method.official_refinement, {"file": path.name})
-    else:
+def _weights_of(
+    path: Path, sha256: str, method: Method, others: Mapping[str, Path], weights: str
+) -> tuple[CheckpointInfo, State]:
+    info = read_info(path)
+    given = [name for name in method.companions if name in others]
+    if info is not None:
         _check_own(path, info, method, sha256)
-        if companions:
-            given = ", ".join(f"{{{name}}}" for name in companions)
-            raise CheckpointError(
-                f"{path.name} is a whole network of samkit's; leave {given} out", options=tuple(companions)
-            )
-    return info, state
+        if given := [*given, *(["weights"] if weights else [])]:
+            said = ", ".join(f"{{{name}}}" for name in given)
+            raise CheckpointError(f"{path.name} is a whole network of samkit's; leave {said} out", options=given)
+        return info, read_state(path)
+    modules = outermost(method.build, method.sizes["tiny"], tuple(part.prefix for part in method.parts))
+    companions = {name: likeliest(_sets_of(others[name]), modules) for name in given}
+    found = _official_weights(path, lambda state: method.official(state, companions), method, modules, weights)
+    provenance = {"file": path.name, **({"weights": weights} if weights else {})}
+    return CheckpointInfo(method.name, "full", found[0], method.official_refinement, provenance), found[1]
+
+
+def _official_weights(
+    path: Path, read: Read, built: Method | Part, modules: frozenset[str], weights: str
+) -> tuple[NetworkConfig, State]:
+    """Return config and parameters of a file from elsewhere: the set in it that fits, told what else is in it."""
+    parts = tuple(part.prefix for part in built.parts) if isinstance(built, Method) else ()
+    sets = _sets_of(path)
+
+    def needed(config: NetworkConfig) -> list[str]:
+        return [name for name in outline(built.build, config) if not name.startswith(parts)]
+
+    fitting = find_fitting(sets, read, needed, modules)
+    if not fitting:  # what does not fit is said of the set that comes nearest
+        return read(likeliest(sets, modules))
+    found = choose(fitting, weights, path.name)
+    if found.left:
+        _log.warning(
+            "%s also holds %d tensors that are no weights of %s, and they are left out: %s%s", path.name,
+            len(found.left), built.name, ", ".join(found.left[:10]), ", ..." if len(found.left) > 10 else "",
+        )  # fmt: skip
+    return found.config, found.state
 
 
 def _check_own(path: Path, info: CheckpointInfo, method: Method, sha256: str) -> None:
@@ -234,12 +295,16 @@ def _check_own(path: Path, info: CheckpointInfo, method: Method, sha256: str) ->
         )
 
 
-def read_part(path: Path, method: Method, part: Part) -> tuple[NetworkConfig, State]:
-    """Return config and parameters of one part, from a file of its own or from a whole network of ours."""
+def read_part(path: Path, method: Method, part: Part, weights: str = "") -> tuple[NetworkConfig, State]:
+    """Return config and parameters of one part, from a file of its own or from a whole network of ours.
+
+    `weights` is as in `load_network`.
+    """
     path = resolve_checkpoint(path)
     info = read_info(path)
     if info is None:
-        return part.official(read_state(path))
+        modules = outermost(part.build, getattr(method.sizes["tiny"], part.name), ())
+        return _official_weights(path, part.official, part, modules, weights)
     if info.method != method.name or info.part not in ("", part.name):
         raise CheckpointError(
             f"{path.name} holds {info.part or 'the network'} of '{info.method}', needed is the {part.name} of "
@@ -262,13 +327,17 @@ def _part_of(path: Path, part: Part) -> tuple[NetworkConfig, State]:
     return getattr(info.config, part.name), parameters
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path) -> State:
     """Return name to tensor of a safetensors or pickle file, float16 as float32, wrappers and `module.` removed.
 
-    A file that holds a whole pickled network (YOLOv5's `ema`, or else `model`) gives its state dict.
+    Of several sets it is the largest. A file that holds a whole pickled network (YOLOv5's `ema`, or else `model`) gives
+    its state dict.
     """
-    import torch
+    return likeliest(_sets_of(path))
 
+
+def _sets_of(path: Path) -> list[WeightSet]:
+    """Return every set of weights in a file; CheckpointError where there is none."""
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -276,167 +345,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
         try:
             content: object = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path.name} is not a readable safetensors file ({error})") from error
+            with path.open("rb") as file:
+                what = what_it_is(file.read(1024)) or str(error)
+            raise CheckpointError(f"{path.name} is not a readable safetensors file ({what})") from error
     else:
-        content = _pickled_weights(_read_pickle(path))
-    for wrapper in ("model_state_dict", "model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
-    tensors = (
-        {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)} if isinstance(content, Mapping) else {}
-    )
-    if not tensors:
+        content = read_pytorch(path)
+    sets = find_sets(content)
+    if not sets:
         raise CheckpointError(
             f"{path.name} holds no weights: needed is a state dict, plain or under 'model_state_dict', 'model' or "
             f"'state_dict', and found is {type(content).__name__}; give the checkpoint that the training script wrote"
         )
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-
-
-def fill_network(network: Network, state: State, file: str, what: str) -> None:
-    """Copy `state` into `network`; one CheckpointError lists everything that does not fit."""
-    import torch
-
-    wanted = network.state_dict()
-    missing = sorted(set(wanted) - set(state))
-    unexpected = sorted(set(state) - set(wanted))
-    shapes = sorted(
-        f"{name} is {tuple(state[name].shape)}, needed {tuple(wanted[name].shape)}"
-        for name in set(wanted) & set(state)
-        if state[name].shape != wanted[name].shape
-    )
-    broken = sorted(name for name, tensor in state.items() if not torch.isfinite(tensor).all())
-    parts = [
-        f"{len(names)} {kind}: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
-        for kind, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("misshapen", shapes),
-            ("with NaN or Inf", broken),
-        )
-        if names
-    ]
-    if parts:
-        raise CheckpointError(
-            f"{file} does not fit {what}: {'; '.join(parts)}. Is it a checkpoint of another method? "
-            "`sam-export --list` names them"
-        )
-    network.load_state_dict(state)
-
-
-# --- Reading pickles ---
-
-
-class _Inert:
-    """Stands where a file names a class outside the allow-list: takes anything, does nothing.
-
-    Of a pickled module it keeps the parameters, buffers and parts, which are plain data.
-    """
-
-    kept: Mapping[str, Any] = {}
-    dump_patches = False
-    """Read by torch where a file of its oldest format also holds source code: False writes no file."""
-
-    def __new__(cls, *args: object, **kwargs: object) -> _Inert:
-        return super().__new__(cls)
-
-    def __init__(self, *args: object, **kwargs: object) -> None: ...
-
-    def __setstate__(self, state: object) -> None:
-        if isinstance(state, Mapping):
-            self.kept = {name: state[name] for name, kind in _MODULE_PARTS.items() if isinstance(state.get(name), kind)}
-
-    def __setitem__(self, key: object, value: object) -> None: ...
-
-    def append(self, item: object) -> None: ...
-
-    def extend(self, items: object) -> None: ...
-
-
-_MODULE_PARTS = {"_parameters": Mapping, "_buffers": Mapping, "_non_persistent_buffers_set": set, "_modules": Mapping}
-"""Where an `nn.Module` holds what its state dict is made of."""
-
-_ALLOWED = {
-    ("collections", "OrderedDict"),
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("torch._utils", "_rebuild_parameter"),
-    ("torch", "Size"),
-    ("builtins", "set"),
-    ("__builtin__", "set"),
-    *(("torch", f"{kind}Storage") for kind in ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Bool", "Byte")),
-}
-"""Everything a pickle may really construct: containers, tensors and their storages."""
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        return super().find_class(module, name) if (module, name) in _ALLOWED else _Inert
-
-
-class _RestrictedPickle:
-    """What `torch.load(pickle_module=...)` expects of a pickle module."""
-
-    __name__ = "samkit restricted pickle"
-    Unpickler = _RestrictedUnpickler
-
-    @staticmethod
-    def load(file: Any, **options: Any) -> Any:
-        return _RestrictedUnpickler(file, **options).load()
-
-
-def _pickled_weights(content: object) -> object:
-    """Return the state dict of the pickled network that `content` is or holds; any other content as it is."""
-    found = [content.get(name) for name in ("ema", "model")] if isinstance(content, Mapping) else [content]
-    states = (_module_state(entry) for entry in found if isinstance(entry, _Inert))
-    return next((state for state in states if state), content)
-
-
-def _module_state(root: _Inert) -> dict[str, Tensor]:
-    """Return the tensors of a pickled module by their dotted names.
-
-    A part that stands in several places gives its first name alone, so that no file can make this endless.
-    """
-    import torch
-
-    state: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    waiting = [("", root)]
-    while waiting:
-        prefix, module = waiting.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        parameters, buffers, transient, parts = (module.kept.get(name, {}) for name in _MODULE_PARTS)
-        named = [*parameters.items(), *((name, buffer) for name, buffer in buffers.items() if name not in transient)]
-        state |= {f"{prefix}{name}": tensor.detach() for name, tensor in named if isinstance(tensor, torch.Tensor)}
-        waiting += [(f"{prefix}{name}.", part) for name, part in parts.items() if isinstance(part, _Inert)][::-1]
-    return state
-
-
-def _read_pickle(path: Path) -> object:
-    import torch
-
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        pass  # it names something that weights_only does not know: stubbed below
-    except Exception as error:
-        raise CheckpointError(f"{path.name} is not a PyTorch checkpoint ({_first_line(error)})") from error
-    try:
-        with warnings.catch_warnings():
-            # The oldest format holds the source of the classes it names, which is not that of the stub.
-            warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
-            return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_RestrictedPickle)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path.name} can't be read without running code from it ({_first_line(error)}); "
-            "save its state dict alone: torch.save(network.state_dict(), FILE)"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    text = (str(error).splitlines() or [""])[0]
-    return text if " " in text else f"{type(error).__name__} {text}".strip()  # a KeyError's text is its key alone
+    return sets

@@ -2,23 +2,39 @@
 
 The library logs to `logging.getLogger(__name__)` and names options as data; here that becomes lines and flags.
 
-Exit codes: 0 done, 1 a stage or parity failed, 2 usage, 3 input refused (errors.py has the table). Anything that is no
-SamkitError is our bug and keeps its traceback.
+Exit codes: 0 done, 1 a stage or parity failed, 2 usage, 3 input refused (errors.py has the table), 128 + N stopped by
+signal N. What the system refuses and what can't be decoded becomes a sentence here, for all commands alike; where the
+code that reads a file knows more, it says more. Anything else is our bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
+import errno
+import io
+import json
 import logging
+import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+import traceback
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import partial
+from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 import click
 
-from samkit.errors import OptionError, SamkitError
+from samkit.errors import OptionError, SamkitError, Stopped
 from samkit.extras import how_to_install
+from samkit.files import reason_of
+
+_debugging: ContextVar[bool] = ContextVar("_debugging", default=False)
 
 
 class _Lines(logging.Handler):
@@ -37,7 +53,8 @@ class _Lines(logging.Handler):
             line = f"{self._name}: {line}" if self._name else line
         elif self._timed:
             line = f"[{record.created - self._began:6.1f} s] {line}"
-        click.echo(line, err=True)
+        with suppress(OSError):  # a terminal that went away, a full disk: no reason to throw the work away
+            click.echo(line, err=True)
 
 
 def show_progress(quiet: bool, *, name: str = "", timed: bool = False) -> None:
@@ -60,27 +77,180 @@ def run_command(command: click.Command, name: str, extras: Sequence[str] = ()) -
     """Run `command` on sys.argv under the name of its entry point and exit; failures are one line on stderr.
 
     An entry point's `main` is this one call, so all commands fail alike. `extras` of samkit install what the command
-    imports when it runs: a package that is missing is a sentence, too.
+    imports when it runs: a package that is missing is a sentence, too. `--debug`, or SAMKIT_DEBUG in the environment,
+    shows the traceback of whatever ended it before that line.
     """
+    _debugging.set(os.environ.get("SAMKIT_DEBUG", "") not in ("", "0"))
+    with_debug(command)
+    _print_any_name()
+    if f"_{name}_complete".replace("-", "_").upper() in os.environ:  # a shell asks what may follow; click knows
+        command.main(prog_name=name)
     try:
-        command.main(prog_name=name, standalone_mode=False)
-    except SamkitError as error:
-        sentence = error.sentence(lambda option: _flag(command, option))
-        _fail(name, f"{sentence}; see {name} --help" if isinstance(error, OptionError) else sentence, error.exit_code)
+        with _signals_heard():
+            # Not `command.main`, which ends without a word where stdout is closed
+            with command.make_context(name, sys.argv[1:]) as context:
+                command.invoke(context)
+            _flush_stdout()
     except click.exceptions.Exit as finished:  # --help and --version
         sys.exit(finished.exit_code)
-    except click.UsageError as error:
-        _fail(name, f"{error.format_message().rstrip('.')}; see {name} --help", 2)
-    except click.ClickException as error:
-        _fail(name, error.format_message(), error.exit_code)
-    except ModuleNotFoundError as error:
-        package = str(error.name).partition(".")[0]
-        if package == "samkit" or not extras:
+    except (Exception, KeyboardInterrupt, Stopped) as error:
+        ended = _ended(command, name, extras, error)
+        if ended is None:
             raise
-        _fail(name, f"{package} is not installed, and this needs it; {how_to_install(*extras)}", 1)
-    except (click.Abort, KeyboardInterrupt):
-        _fail(name, "interrupted", 130)
+        if _debugging.get():
+            traceback.print_exception(error)
+        _fail(name, *ended)
     sys.exit(0)
+
+
+def with_debug(command: click.Command) -> click.Command:
+    """Give a command, and those below that it knows already, the flag that shows tracebacks; return it."""
+    if not any("--debug" in parameter.opts for parameter in command.params):
+        flag = click.Option(
+            ["--debug"], is_flag=True, is_eager=True, expose_value=False, callback=_switch_debugging,
+            help="Show the traceback of what ends it; so does SAMKIT_DEBUG=1.",
+        )  # fmt: skip
+        command.params.append(flag)
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        with_debug(below)
+    return command
+
+
+def _switch_debugging(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        _debugging.set(True)
+
+
+# --- What ends a command ---
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+"""What only who writes is told; whatever else the system says of a file that has a name, it says of an input."""
+_DECODERS = ("json", "pickle", "ast", "xml", "csv")
+"""Modules of Python that call themselves as deep as an input is nested."""
+_NOT_AS_NAMED = "it is damaged, or not what its name says"
+
+
+def _ended(command: click.Command, name: str, extras: Sequence[str], error: BaseException) -> tuple[str, int] | None:
+    """Return the sentence and the code that a command ends with; None for what only a bug of ours can be."""
+    spell = partial(_flag, command)
+    match error:
+        case SamkitError():
+            sentence = error.sentence(spell)
+            return f"{sentence}; see {name} --help" if isinstance(error, OptionError) else sentence, error.exit_code
+        case Stopped():
+            return error.error.sentence(spell), error.exit_code
+        case click.UsageError():
+            return f"{error.format_message().rstrip('.')}; see {name} --help", 2
+        case click.ClickException():
+            return error.format_message(), error.exit_code
+        case click.Abort() | KeyboardInterrupt():
+            return _ended(command, name, extras, Stopped(signal.SIGINT))
+        case ModuleNotFoundError():
+            package = str(error.name).partition(".")[0]
+            if package == "samkit" or not extras:
+                return None
+            return f"{package} is not installed, and this needs it; {how_to_install(*extras)}", 1
+        case OSError():
+            return _refused_by_system(name, error)
+        case MemoryError():
+            return f"there is not enough memory ({error or 'none is left'}); take a smaller input, or more memory", 1
+        case UnicodeError() | json.JSONDecodeError() | EOFError() | zlib.error():
+            return f"an input can't be decoded ({error}); {_NOT_AS_NAMED}, and {name} --debug shows where", 3
+        case RecursionError() if _is_of_decoder(error):
+            return f"an input is nested too deep to be read; {_NOT_AS_NAMED}, and {name} --debug shows where", 3
+    return None
+
+
+def _refused_by_system(name: str, error: OSError) -> tuple[str, int]:
+    """Return the sentence and the code for what the system would not do."""
+    if _is_of_stdout(error):
+        reason = "nobody reads it any more" if isinstance(error, BrokenPipeError) else reason_of(error)
+        return f"stdout can't be written ({reason}); files are as they should be, what stdout was to say is lost", 1
+    if error.filename is None:
+        return f"the system refused something ({reason_of(error)}); {name} --debug shows what", 1
+    reason, path = reason_of(error), _shown(error.filename)
+    if error.errno in _FULL:
+        return f"{path} can't be written ({reason}); make room, or write elsewhere", 1
+    return f"{path} can't be used ({reason}); check its path, and who may read it", 3
+
+
+def _shown(path: object) -> str:
+    """Return a path as text of a bearable length."""
+    text = os.fsdecode(path) if isinstance(path, str | bytes) else str(path)
+    return text if len(text) <= 300 else f"{text[:140]}...{text[-140:]}"
+
+
+def _is_of_decoder(error: RecursionError) -> bool:
+    trace, modules = error.__traceback__, set()
+    while trace is not None:
+        modules.add(str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0])
+        trace = trace.tb_next
+    return not modules.isdisjoint(_DECODERS)
+
+
+# --- Signals ---
+
+
+@contextmanager
+def _signals_heard() -> Iterator[None]:
+    """Raise Stopped for the signals that ask a command to end, so that it cleans up, and says so.
+
+    A signal that was ignored (nohup) stays so, and whoever listens to one already goes on to.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # no other may set them
+        unheard = (signal.SIG_DFL, signal.default_int_handler)
+        before = {one: now for one in _STOPS if (now := signal.getsignal(one)) in unheard}
+    try:
+        for number in before:
+            signal.signal(number, _stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_STOPS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Raise Stopped, once: where it is on its way already, what cleans up is not hit again, unless by Ctrl-C."""
+    error = sys.exception()
+    while error is not None and number != signal.SIGINT:
+        if isinstance(error, Stopped):
+            return
+        error = error.__context__
+    raise Stopped(number)
+
+
+# --- Streams ---
+
+
+def _print_any_name() -> None:
+    """Let names that the streams' encoding does not have be printed: escaped, where they ended a command before."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush_stdout() -> None:
+    if sys.stdout is not None:  # it may be closed from the start
+        sys.stdout.flush()
+
+
+_WRITERS = ("echo", "_flush_stdout", "_write_buffer")
+"""The functions that write to stdout: click's, the one above, Rich's."""
+
+
+def _is_of_stdout(error: OSError) -> bool:
+    """Return whether stdout could not be written; what it still holds is forgotten then, for Python would try again."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if error.filename is not None or not frames or frames[-1].name not in _WRITERS:
+        return False
+    with suppress(OSError):
+        sys.stdout.close()
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # until the process ends
+    return True
 
 
 def _flag(command: click.Command, option: str) -> str | None:
@@ -97,5 +267,6 @@ def _flag(command: click.Command, option: str) -> str | None:
 
 
 def _fail(name: str, sentence: str, exit_code: int) -> NoReturn:
-    click.echo(f"{name}: {' '.join(sentence.split())}", err=True)
+    with suppress(OSError):  # nobody may be there to read it; the exit code says it, too
+        click.echo(f"{name}: {' '.join(sentence.split())}", err=True)
     sys.exit(exit_code)

@@ -21,12 +21,14 @@ SamkitError                 exit code 1: a stage failed
     ├── ServerRestarted     1  the server forgot all sessions when it was started again
     └── WrongTurn           1  a call that does not follow the one before
 
-Exit codes of every command: 0 done, 1 a stage or parity failed, 2 usage, 3 input refused. Anything
-else that escapes is our bug and keeps its traceback.
+Exit codes of every command: 0 done, 1 a stage or parity failed, 2 usage, 3 input refused, 128 + N stopped by
+signal N. What the system refuses (files, memory) and what can't be decoded is a sentence, too (samkit/command.py).
+Anything else that escapes is our bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
@@ -110,7 +112,7 @@ _CALLS: Mapping[str, Callable[[str], str]] = {
     "inputs": _image,
     "world": lambda value: "world=True",
     "propagate": lambda value: "propagate()",
-    **{name: _argument(name) for name in ("volume", "spacing", "intensities", "threads", "timeout")},
+    **{name: _argument(name) for name in ("volume", "spacing", "intensities", "threads", "timeout", "weights")},
 }
 """By the option's name, from its value; any other option is an argument of that name."""
 
@@ -227,3 +229,18 @@ class ServerRestarted(ServingError):
 
 class WrongTurn(ServingError):
     """A call that does not follow the one before: each one of a session is numbered."""
+
+
+class Stopped(BaseException):
+    """A signal asks a command to end. It is no SamkitError: nothing failed, and nobody may catch it and go on.
+
+    >>> stopped = Stopped(15, "go on with {resume}", options=("resume",))
+    >>> stopped.name, stopped.exit_code, str(stopped)
+    ('SIGTERM', 143, 'stopped by SIGTERM; go on with resume')
+    """
+
+    def __init__(self, number: int, advice: str = "", *, options: Sequence[str] = ()) -> None:
+        self.number, self.name, self.exit_code = int(number), signal.Signals(number).name, 128 + int(number)
+        advice = advice or "nothing half-made is left; run it again"
+        self.error = SamkitError(f"stopped by {self.name}; {advice}", options=options)
+        super().__init__(str(self.error))

@@ -40,6 +40,8 @@ class Weights:
     """Of the weights file; None for random ones."""
     demonstration: bool = False
     """Trained on phantoms to show the tool at work: the shipped weights, and files whose JSON says so."""
+    entry: str = ""
+    """Which of several sets in the file, as `--weights` said it; empty, and not in the JSON, where nothing was said."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,19 @@ class ExportPlan:
         return any(weights.demonstration for weights in (self.weights, *self.others.values()))
 
     @property
+    def demonstration(self) -> str:
+        """Return the demonstration weights of this plan as a warning calls them; empty where there are none.
+
+        A part of the network may come from elsewhere than the rest, one's own training.
+        """
+        parts = [part.name for part in get_method(self.method).parts if part.name in self.others]
+        demo = [name for name in parts if self.others[name].demonstration]
+        own = [name for name in parts if name not in demo]
+        if self.weights.demonstration:
+            return "DEMONSTRATION WEIGHTS" + (f" BUT FOR THE {' AND '.join(own)}".upper() if own else "")
+        return f"DEMONSTRATION WEIGHTS IN THE {' AND '.join(demo)}".upper() if demo else ""
+
+    @property
     def precisions(self) -> tuple[str, ...]:
         """Return every precision that is written."""
         return tuple(dict.fromkeys((BASE.name, self.precision)))
@@ -105,6 +120,9 @@ class ExportPlan:
         """Return the JSON form, files and tensors included; what is not known yet reads "from checkpoint"."""
         data = asdict(self)
         data["config"] = self.config and self.config.to_dict()
+        for weights in (data["weights"], *data["others"].values()):
+            if not weights["entry"]:
+                del weights["entry"]
         for name in ("calibration", "keep_list"):
             given: GivenFile | None = data.pop(name) and getattr(self, name)
             if given is not None:

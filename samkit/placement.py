@@ -83,5 +83,7 @@ def resize_bilinear(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         low = np.minimum(np.floor(at).astype(int), old - 1)
         weight = (at - low).astype(np.float32).reshape((-1, 1) if axis == -2 else (-1,))
         lower, upper = np.take(out, low, axis), np.take(out, np.minimum(low + 1, old - 1), axis)
-        out = lower * (1 - weight) + upper * weight
+        lower *= 1 - weight
+        upper *= weight
+        out = np.add(lower, upper, out=lower)
     return out

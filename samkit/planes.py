@@ -167,14 +167,21 @@ class Window:
         return cls((covered.shape[0], covered.shape[1]), shape, (middle[0], middle[1]))
 
     def cut(self, image: np.ndarray) -> np.ndarray:
-        """Return the window's part of a slice (H, W, ...), zeros where it reaches over the slice's edge."""
+        """Return the window's part of a slice (H, W, ...), zeros where it reaches over the slice's edge.
+
+        A window that is the whole slice returns the array itself: a picture may have gigabytes.
+        """
+        if self == self.whole(self.slice_shape):
+            return image
         out = np.zeros((*self.shape, *image.shape[2:]), image.dtype)
         inside, here = self._overlap
         out[here] = image[inside]
         return out
 
     def paste(self, part: np.ndarray, fill: float) -> np.ndarray:
-        """Return values of the window (h, w) on the slice (H, W), `fill` around it: the inverse of `cut`."""
+        """Return values of the window (h, w) on the slice (H, W), `fill` around it: the inverse of `cut`, as frugal."""
+        if self == self.whole(self.slice_shape):
+            return part
         out = np.full(self.slice_shape, fill, part.dtype)
         inside, here = self._overlap
         out[inside] = part[here]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from samkit.command import run_command
+from samkit.command import run_command, with_debug
 from samkit.errors import SamkitError
 from samkit.version import __version__
 
@@ -36,7 +36,7 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         found: click.Command = import_module(f"samkit.benchmarks.{COMMANDS[cmd_name][0]}").command
-        self.add_command(found, cmd_name)  # an error that names its options is spelled by it
+        self.add_command(with_debug(found), cmd_name)  # an error that names its options is spelled by it
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -29,6 +29,9 @@ def _precision_flags(command: Callable[..., None]) -> Callable[..., None]:
 @click.command(epilog="Exit codes: 0 done, 1 a stage or parity failed, 2 usage, 3 input refused. Not a medical device.")
 @click.option("--method", "method_name", metavar="NAME", help="Which method; --list names them.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights file, or a run's folder. Default: demo.")
+@click.option(
+    "--weights", default="", metavar="NAME", help="Which weights of several in the file: ema, model or a name."
+)
 @click.option("--base", type=click.Path(path_type=Path), help="SAM's weights, for a lora-sam file from SAMed's script.")
 @click.option("--detector", type=click.Path(path_type=Path), help="medsam-yolo: the detector's weights. Default: demo.")
 @click.option("--out", type=click.Path(path_type=Path), help="Export folder. Default: exports/METHOD.")
@@ -63,6 +66,7 @@ def _precision_flags(command: Callable[..., None]) -> Callable[..., None]:
 def export(
     method_name: str | None,
     checkpoint: Path | None,
+    weights: str,
     base: Path | None,
     detector: Path | None,
     out: Path | None,
@@ -114,6 +118,7 @@ def export(
         plan = plan_export(
             method_name,
             checkpoint=checkpoint,
+            weights=weights,
             others={name: path for name, path in (("base", base), ("detector", detector)) if path is not None},
             size=size,
             refinement=refinement,

@@ -16,7 +16,7 @@ from typing import Any
 from samkit.errors import ExportError, MissingDependencyError
 from samkit.export.check import ParityCheck
 from samkit.export.folder import check_folder, finished_export, move_export
-from samkit.export.loading import load_work
+from samkit.export.loading import Work, load_work
 from samkit.export.references import make_references
 from samkit.extras import how_to_install
 from samkit.files import working_folder
@@ -38,6 +38,8 @@ def run_export(plan: ExportPlan, out: Path, *, force: bool = False) -> Manifest:
     check_folder(out)
     environment = _environment()
     work = load_work(plan, get_method(plan.method))
+    for warning in _warnings(work):
+        _log.warning("%s", warning)
     there = None if force else finished_export(out)
     if there is not None and (there.plan, there.environment.get("samkit")) == (work.plan, environment["samkit"]):
         _log.info("%s already holds this export, unchanged; nothing to do unless forced", out)
@@ -97,3 +99,18 @@ def _environment() -> dict[str, str]:
         except ImportError:
             continue
     return {**found, "python": platform.python_version(), "machine": platform.machine(), "cores": str(os.cpu_count())}
+
+
+def _warnings(work: Work) -> list[str]:
+    """Return what has to be known of the weights before minutes are spent on them."""
+    warnings = []
+    if work.plan.is_demonstration and not work.plan.weights.demonstration:
+        lent = " and ".join(name for name, weights in work.plan.others.items() if weights.demonstration)
+        warnings.append(
+            f"{work.plan.demonstration}, trained on phantoms, never for patients; all else is your checkpoint's. "
+            f"Train the {lent}, too, and give it"
+        )
+    if work.info.found_nothing:
+        measures = ", ".join(work.info.metrics)
+        warnings.append(f"the checkpoint finds NOTHING on what its training held back: {measures} stayed at 0")
+    return warnings

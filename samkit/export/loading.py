@@ -58,7 +58,7 @@ def load_work(plan: ExportPlan, method: Method) -> Work:
             if file_sha256(file) != weights.sha256:
                 raise ExportError(f"{file} changed between planning and loading; run sam-export again")
         lent = Weights("demonstration", None, None if demo is None else file_sha256(demo), demonstration=True)
-        loaded = build_network(path, str(plan.weights.sha256), method, others, demo)
+        loaded = build_network(path, str(plan.weights.sha256), method, others, demo, plan.weights.entry)
         network, info = loaded.network, loaded.info
         borrowed = dict.fromkeys(loaded.borrowed, lent)
     plan = complete_plan(plan, method, info, borrowed)

@@ -33,13 +33,15 @@ def plan_export(
     opset: int = OPSET,
     calibration: Path | None = None,
     keep_list: Path | None = None,
+    weights: str = "",
 ) -> ExportPlan:
     """Return the plan; a checkpoint is hashed, not opened.
 
     Without a checkpoint the demonstration weights are used, or seeded random ones for a size they do not have. `others`
     are companions of an official file and files for parts, by the names in the method's record. `calibration` is a
-    folder of scans and `keep_list` a file of nodes, both for float16. Raises UnknownMethodError, CheckpointError, and
-    OptionError for options that don't fit the method.
+    folder of scans and `keep_list` a file of nodes, both for float16. `weights` says which is meant where the
+    checkpoint holds several sets. Raises UnknownMethodError, CheckpointError, and OptionError for options that don't
+    fit the method.
     """
     method = get_method(method_name)
     if refinement is not None and refinement not in method.refinements:
@@ -77,20 +79,22 @@ def plan_export(
             )
         if checkpoint is None and (name in method.companions or size not in (None, "small")):
             raise OptionError(f"{{{name}}} goes with a {{checkpoint}}; give both", options=(name, "checkpoint"))
+    if weights and checkpoint is None:
+        raise OptionError("{weights} goes with a {checkpoint}; give both", options=("weights", "checkpoint"))
     info = None
     if checkpoint is not None:
-        weights = _file_weights(checkpoint)
+        used = replace(_file_weights(checkpoint), entry=weights)
     elif size in (None, "small"):
         demo = find_demo(method.name)
         # A plan needs none of them: without the weights it is of the network that they are of
-        weights = Weights("demonstration", None, None if demo is None else file_sha256(demo), demonstration=True)
+        used = Weights("demonstration", None, None if demo is None else file_sha256(demo), demonstration=True)
         info = replace(_sized(method, "small"), demonstration=True) if demo is None else read_info(demo)
     else:
-        weights = Weights("random", None, None)
+        used = Weights("random", None, None)
         info = _sized(method, size)
     plan = ExportPlan(
         method=method.name,
-        weights=weights,
+        weights=used,
         size=size,
         config=None,
         refinement=refinement,

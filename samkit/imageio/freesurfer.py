@@ -16,7 +16,7 @@ from typing import IO
 import numpy as np
 
 from samkit.errors import InputRefused
-from samkit.imageio.reader import GZIP, Reader, Stored
+from samkit.imageio.reader import GZIP, Reader, Stored, read_to_end
 
 _VOXELS_AT = 284
 _TYPES = {0: np.uint8, 1: np.int32, 3: np.float32, 4: np.int16, 10: np.uint16}
@@ -51,23 +51,29 @@ def _open_volume(path: Path) -> Stored:
         lambda: _read_voxels(path, shape[:3], dtype, 0),
         voxels_of=lambda number: _read_voxels(path, shape[:3], dtype, number),
         bytes=math.prod(shape[:3]) * dtype.itemsize + _VOXELS_AT,
-        shrunk=GZIP if name.lower().endswith(".mgz") else 1,
+        shrunk=GZIP if _is_packed(path) else 1,
     )
 
 
 def _read_voxels(path: Path, shape: tuple[int, ...], dtype: np.dtype, frame: int) -> np.ndarray:
-    """Return the values (I, J, K) of a frame in the file's own type; EOFError if cut off."""
+    """Return the values (I, J, K) of a frame in the file's own type; raises where it is cut off or damaged."""
     size = math.prod(shape) * dtype.itemsize
     with _open(path) as file:
         file.seek(_VOXELS_AT + frame * size)
         raw = file.read(size)
+        if _is_packed(path):
+            read_to_end(file)
     if len(raw) < size:
         raise EOFError(f"{len(raw)} bytes of {size}")
     return np.frombuffer(raw, dtype.newbyteorder(">")).astype(dtype).reshape(shape, order="F")
 
 
 def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".mgz") else path.open("rb")  # type: ignore[return-value]
+    return gzip.open(path, "rb") if _is_packed(path) else path.open("rb")  # type: ignore[return-value]
+
+
+def _is_packed(path: Path) -> bool:
+    return path.name.lower().endswith(".mgz")
 
 
 def _affine(block: bytes, shape: tuple[int, ...], name: str) -> np.ndarray:

@@ -7,10 +7,12 @@ SimpleITK's to read. Its world is LPS+ (x to the patient's left, y to the back),
 
 from __future__ import annotations
 
+import gzip
 import math
 import re
 import sys
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy as np
 
 from samkit.errors import InputRefused
 from samkit.imageio.gate import PLAIN_NUMBERS
-from samkit.imageio.reader import GZIP, Reader, Stored
+from samkit.imageio.reader import GZIP, Reader, Stored, read_to_end
 
 _TYPES = {
     "UInt8": "u1", "Int8": "i1", "UInt16": "u2", "Int16": "i2", "UInt32": "u4", "Int32": "i4", "UInt64": "u8",
@@ -48,13 +50,17 @@ def _open_volume(path: Path) -> Stored:
     count = math.prod(shape[:3]) * dtype.itemsize
     holder = _data_file(path, said)
     packed, shrunk = _packed(path, said, count)
+
+    def check() -> None:
+        _check_stream(path, holder, said, voxels_at, math.prod(shape) * dtype.itemsize)
+
     return Stored(
         path,
         shape,
         dtype,
         _affine(file),
-        lambda: sitk.GetArrayFromImage(file.Execute()).transpose(),  # SimpleITK's arrays are (K, J, I)
-        voxels_of=lambda number: _read_one(file, shape, number),
+        lambda: _read_one(file, shape, 0, check),
+        voxels_of=lambda number: _read_one(file, shape, number, check),
         unit=_unit(said),
         holder=holder,
         bytes=packed and packed + (voxels_at if holder == path else 0),
@@ -83,13 +89,15 @@ def stored_image(image: Any, called: str) -> Stored:
     return Stored(called, shape, dtype, _affine(image), lambda: read(0), modality=_modality(image), voxels_of=read)
 
 
-def _read_one(file: Any, shape: tuple[int, ...], number: int) -> np.ndarray:
-    """Return one volume (I, J, K) of a file of several, and leave the rest of it unread."""
+def _read_one(file: Any, shape: tuple[int, ...], number: int, check: Callable[[], None]) -> np.ndarray:
+    """Return one volume (I, J, K) of a file that passes `check`."""
     import SimpleITK as sitk  # noqa: N813 -- as above
 
-    file.SetExtractSize((*shape[:3], *(0 for _ in shape[3:])))
-    file.SetExtractIndex((0, 0, 0, *(int(n) for n in np.unravel_index(number, shape[3:], order="F"))))
-    return sitk.GetArrayFromImage(file.Execute()).transpose()
+    check()
+    if shape[3:]:
+        file.SetExtractSize((*shape[:3], *(0 for _ in shape[3:])))
+        file.SetExtractIndex((0, 0, 0, *(int(n) for n in np.unravel_index(number, shape[3:], order="F"))))
+    return sitk.GetArrayFromImage(file.Execute()).transpose()  # SimpleITK's arrays are (K, J, I)
 
 
 def _dtype(image: Any, parts: int, name: str) -> np.dtype:
@@ -163,6 +171,27 @@ def _packed(path: Path, said: Mapping[str, str], count: int) -> tuple[int, int]:
         size = said.get("compresseddatasize", "")
         return (int(size), 1) if size.isdecimal() else (count, GZIP)
     return 0 if said.get("binarydata", "").lower() == "false" else count, 1
+
+
+def _check_stream(path: Path, holder: Path, said: Mapping[str, str], voxels_at: int, size: int) -> None:
+    """Unpack compressed voxels, `size` bytes, to the end: SimpleITK stops before the sums that tell damage.
+
+    Raises what the stream raises where they differ, and EOFError where it ends before them.
+    """
+    with holder.open("rb") as file:
+        file.seek(voxels_at if holder == path else 0)
+        if _is_nrrd(path) and said.get("encoding", "").lower() in ("gz", "gzip"):
+            for _ in range(int(said.get("line skip", "0"))):
+                file.readline()
+            with gzip.GzipFile(fileobj=file) as stream:
+                read_to_end(stream, size)
+        elif not _is_nrrd(path) and said.get("compresseddata", "").lower() == "true":
+            file.seek(max(0, int(said.get("headersize", "0"))), 1)
+            unpacker = zlib.decompressobj()
+            while not unpacker.eof:
+                if not (block := file.read(2**14)):
+                    raise EOFError("the compressed voxels have no end")
+                unpacker.decompress(block)
 
 
 def _unit(said: Mapping[str, str]) -> str:

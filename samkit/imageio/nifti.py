@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import nibabel
@@ -19,11 +20,12 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.imageglobals import logger as nibabel_log
 from nibabel.nifti1 import Nifti1Header, xform_codes
 from nibabel.nifti2 import Nifti2Header
+from nibabel.openers import ImageOpener
 
 from samkit.errors import InputRefused
 from samkit.imageio.forms import Forms
 from samkit.imageio.gate import PLAIN_NUMBERS
-from samkit.imageio.reader import GZIP, Reader, Stored
+from samkit.imageio.reader import GZIP, Reader, Stored, read_to_end
 
 _MAGIC = {b"n+1\0", b"ni1\0", b"n+2\0", b"ni2\0"}
 _MAX_OFFSET = 2**24
@@ -50,6 +52,9 @@ def _open_volume(path: Path) -> Stored:
     header_path, voxels_path = _halves(path)
     stated = _read_header(header_path, voxels_path)
     _check_fields(stated, path.name)
+    if header_path != voxels_path and _is_packed(header_path):
+        with ImageOpener(header_path) as file:  # a single file's stream ends behind its voxels
+            read_to_end(file)
     with _silent_nibabel():
         image = nibabel.load(path)
     dtype = stated.get_data_dtype()
@@ -65,7 +70,7 @@ def _open_volume(path: Path) -> Stored:
         forms=Forms.of_header(image.header),
         holder=voxels_path,
         bytes=math.prod(shape[:3]) * dtype.itemsize + int(stated["vox_offset"]),
-        shrunk=GZIP if voxels_path.name.lower().endswith(".gz") else 1,
+        shrunk=GZIP if _is_packed(voxels_path) else 1,
         warnings=tuple(
             f"{field} {int(stated[field])} is not one of NIfTI's: the file's {field[:5]} is not used"
             for field in ("sform_code", "qform_code")
@@ -78,7 +83,7 @@ def _read_header(path: Path, voxels_path: Path) -> Nifti1Header:
     """Return the header, read from its first bytes alone and not yet trusted."""
     name = path.name
     try:
-        with gzip.open(path, "rb") if name.lower().endswith(".gz") else path.open("rb") as file:
+        with gzip.open(path, "rb") if _is_packed(path) else path.open("rb") as file:
             block = file.read(540)
     except (OSError, EOFError, zlib.error) as error:
         raise InputRefused("not-nifti", f"{name} is not a NIfTI file: its start can't be read", _CONVERT) from error
@@ -128,17 +133,23 @@ def unit_of(header: Nifti1Header) -> str:
     return _UNITS.get(unit, f"an unknown unit (code {unit})")
 
 
-def read_voxels(proxy: ArrayProxy, shape: tuple[int, ...], number: int | None = None) -> np.ndarray:
+def _is_packed(path: Path) -> bool:
+    return path.suffix.lower() in ImageOpener.compress_ext_map
+
+
+def read_voxels(proxy: ArrayProxy, shape: tuple[int, ...], number: int = 0) -> np.ndarray:
     """Return the values (I, J, K) behind nibabel's proxy: the file's integers as they are, anything else float32.
 
-    Of several volumes only the one of `number` is read.
+    Of several volumes only the one of `number` is kept. A compressed file is read to its end, as `read_to_end` says.
     """
-    slope, inter = proxy.slope, proxy.inter
-    if number is not None:
-        begin = proxy.offset + number * math.prod(shape) * proxy.dtype.itemsize
-        proxy = ArrayProxy(proxy.file_like, (shape, proxy.dtype, begin, slope, inter))
-    with _silent_nibabel():
-        raw = np.asarray(proxy.get_unscaled()).reshape(shape, order="F")
+    slope, inter, source = proxy.slope, proxy.inter, proxy.file_like
+    begin = proxy.offset + number * math.prod(shape) * proxy.dtype.itemsize
+    packed = isinstance(source, (str, os.PathLike)) and _is_packed(Path(source))
+    with _silent_nibabel(), ImageOpener(source) if packed else nullcontext(source) as file:
+        raw = np.asarray(ArrayProxy(file, (shape, proxy.dtype, begin, slope, inter), mmap=not packed).get_unscaled())
+        if packed:
+            read_to_end(file)
+    raw = raw.reshape(shape, order="F")
     if raw.dtype.kind in "iu" and (slope, inter) == (1.0, 0.0):
         return raw.astype(raw.dtype.newbyteorder("="))  # a copy in memory, not a map of the file
     out = np.empty(shape, np.float32, order="F")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -13,6 +15,20 @@ from samkit.imageio.pictures import StoredPicture
 
 GZIP = 1100
 """gzip can't shrink anything further than about 1030 times."""
+_MOST_BEHIND = 2**26
+"""Bytes behind the voxels that are unpacked to reach the end of a stream; more are no part of any format."""
+
+
+def read_to_end(file: IO[bytes] | BufferedIOBase, ahead: int = 0) -> None:
+    """Read what is left of a compressed stream: its sums of what was unpacked are compared at its end alone.
+
+    `ahead` is how many bytes of voxels are among it. Raises what the stream raises where sums differ or are missing,
+    and EOFError where no end comes.
+    """
+    for _ in range(ahead + _MOST_BEHIND >> 20):
+        if not file.read(2**20):
+            return
+    raise EOFError(f"more than {_MOST_BEHIND} bytes follow the voxels")
 
 
 @dataclass(frozen=True)

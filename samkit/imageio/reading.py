@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -19,6 +18,7 @@ from samkit.imageio.gate import MAX_VOXELS, admit_header, admit_label, admit_sca
 from samkit.imageio.pictures import Picture, PictureMask, StoredPicture, mask_of, picture_of
 from samkit.imageio.reader import Reader, Stored
 from samkit.imageio.scan import Scan
+from samkit.json_files import read_json
 
 
 def read_scan(path: Path, *, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> Scan:
@@ -152,13 +152,10 @@ def _open(path: Path) -> tuple[Reader, Stored, tuple[Path, ...]]:
 
 def _modality_beside(path: Path) -> str:
     """Return the modality that dcm2niix's JSON beside a scan states; empty where there is none."""
-    beside = path.with_name(f"{stem_of(path)}.json")
     try:
-        if not beside.is_file() or beside.stat().st_size > _MOST_JSON:
-            return ""
-        said = json.loads(beside.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return ""  # it is not what was asked for, and may be anything
+        said = read_json(path.with_name(f"{stem_of(path)}.json"), _MOST_JSON)
+    except ValueError:
+        return ""  # nobody asked for this file, and it may be anything
     found = said.get("Modality") if isinstance(said, dict) else None
     return found.upper() if isinstance(found, str) and found.isalpha() and len(found) < 8 else ""
 

@@ -41,7 +41,7 @@ def write_volume(path: Path, volume: Volume) -> None:
 
 def write_picture(path: Path, labels: np.ndarray, *, is_mask: bool) -> None:
     """Write labels (H, W) as an 8-bit grey PNG; a mask becomes 0 and 255."""
-    write_png(path, np.where(labels > 0, 255, 0).astype(np.uint8) if is_mask else labels)
+    write_png(path, np.where(labels > 0, np.uint8(255), np.uint8(0)) if is_mask else labels)
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:

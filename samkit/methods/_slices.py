@@ -197,7 +197,8 @@ def best_proposal(low_res: np.ndarray, iou: np.ndarray) -> tuple[np.ndarray, np.
 
 def united(scores: np.ndarray, low_res: np.ndarray, iou: np.ndarray | None) -> Answer:
     """Return the answer whose mask is the union of the rows' masks; `scores` (B, H, W) are logits."""
-    together: np.ndarray = scores.max(axis=0).astype(np.float32)
+    together: np.ndarray = scores.max(axis=0) if len(scores) > 1 else scores[0]
+    together = together.astype(np.float32, copy=False)
     predicted = () if iou is None else tuple(float(value) for value in iou)
     return Answer((together > 0).astype(np.uint8), together, low_res, predicted)
 

@@ -28,7 +28,7 @@ def _preprocess(image: np.ndarray, config: Sam2DConfig) -> tuple[np.ndarray, Pla
     from PIL import Image
 
     placement = Placement.longest_side((image.shape[0], image.shape[1]), config.image)
-    picture = Image.fromarray(as_rgb(image).clip(0, 255).astype(np.uint8))
+    picture = Image.fromarray(as_rgb(image.clip(0, 255).astype(np.uint8)))
     resized = picture.resize(placement.content[::-1], Image.Resampling.BILINEAR)
     return placement.place(normalise(np.asarray(resized, np.float32))), placement
 

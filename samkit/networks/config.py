@@ -39,6 +39,15 @@ class NetworkConfig:
             if isinstance(value, int) and value > most
         ]
 
+    @property
+    def copies(self) -> int:
+        """How often a layer is repeated, at the most: a file of such a network holds more tensors than that."""
+        held = [getattr(self, field.name) for field in fields(self) if field.name in ("depth", "masks")]
+        parts = [
+            value.copies for field in fields(self) if isinstance(value := getattr(self, field.name), NetworkConfig)
+        ]
+        return max((*held, *parts), default=0)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
         return asdict(self)

@@ -32,6 +32,7 @@ _LAYOUTS = ("volumes", "images", "freesurfer", "boxes")
 @click.option("--part", default="", help="Train one part alone, such as the detector of medsam-yolo.")
 @click.option("--arch", type=click.Choice(list(ARCHS)), help="SAM's image encoder at full size; vit_b is the preset's.")
 @click.option("--init", type=click.Path(path_type=Path), help="Checkpoint file or run folder to start from.")
+@click.option("--weights", default="", metavar="NAME", help="Which weights of several in --init: ema, model or a name.")
 @click.option("--base", type=click.Path(path_type=Path), help="SAM's own file, where --init is a LoRA file alone.")
 @click.option("--format", "layout", type=click.Choice(_LAYOUTS), help="How 2D data is laid out; else it is looked at.")
 @click.option("--sequence", "sequences", multiple=True, metavar="NAME=PATTERN", help="Files of a sequence, by a glob.")
@@ -44,7 +45,7 @@ _LAYOUTS = ("volumes", "images", "freesurfer", "boxes")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def command(
     method_name: str, data: Path, out: Path, preset: str, part: str, arch: str | None, init: Path | None,
-    base: Path | None, layout: str | None, sequences: tuple[str, ...], resume: bool, devices: int,
+    weights: str, base: Path | None, layout: str | None, sequences: tuple[str, ...], resume: bool, devices: int,
     settings: tuple[str, ...], label: int | None, time_limit: float | None, threads: int | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Train a method, or one part of it.
@@ -72,6 +73,8 @@ def command(
             f"--base stands beside the --init of a LoRA file, and {method.name}{f' {part}' if part else ''} "
             f"{'has no --init here' if init is None else 'takes none'}; leave it out"
         )
+    if weights and init is None:
+        raise click.UsageError("--weights says which set of --init is meant, and there is none; leave it out")
     _check_data_options(method, layout, sequences)
     # wrong settings are told before anything is loaded
     planned = plan_training(method, preset, settings, label=label, part=part, arch=arch)
@@ -94,13 +97,14 @@ def command(
         torch.set_num_threads(threads)
     check_run_folder(out, resume)
     options = RunOptions(out, resume, devices, time_limit, quiet)
-    start = load_start(init, method, part=part, base=base) if init is not None else None
+    start = load_start(init, method, part=part, base=base, weights=weights) if init is not None else None
     plan = plan_training(
         method, preset, settings, label=label, part=part, arch=arch, start=start.info if start else None
     )
     task = find_task(data, plan, layout=layout, patterns=by_sequence)
     facts = train(plan, task, options, data_name=data.resolve().name, start=start)
-    click.echo(json.dumps({"run": str(out), "best": facts["best"], "seconds": facts["seconds"]}))
+    told = {"run": str(out), "best": facts["best"], "seconds": facts["seconds"], "warnings": facts.get("warnings", [])}
+    click.echo(json.dumps(told))
 
 
 def _starts(method: Method) -> str:

@@ -75,8 +75,9 @@ def command(out: Path, methods: tuple[str, ...], threads: int, keep: Path | None
 
 def _make(name: str, work: Path, out: Path) -> None:
     """Train one method and its parts in `work`, and write its weights to `out`."""
-    from samkit.checkpoints import BEST, fill_network, read_info, read_part, read_weights, save_checkpoint
+    from samkit.checkpoints import BEST, read_info, read_part, read_weights, save_checkpoint
     from samkit.methods import get_method
+    from samkit.parameters import fill_network
 
     method, demo = get_method(name), DEMOS[name]
     data = _phantoms(demo.data, work)

@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import shlex
+import signal
 import sys
 import time
 import warnings
@@ -20,16 +21,19 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from samkit.checkpoints import BEST, CheckpointInfo, read_info
-from samkit.errors import SamkitError
+from samkit.errors import SamkitError, Stopped
 from samkit.files import make_folder
 from samkit.methods import get_method
 from samkit.training.plan import TrainingPlan, part_of
 from samkit.training.run_folder import (
     RESUME,
+    RUNNING,
+    STOPPED,
     RunFolder,
     check_run_folder,
     check_same_run,
     is_replica,
+    read_metrics,
     read_run,
     write_run,
 )
@@ -104,7 +108,7 @@ def train(
         "parameters": {"total": counts.total, "tunable": counts.tunable},
         "threads": torch.get_num_threads(),
         "versions": _versions(),
-        "state": "running",
+        "state": RUNNING,
     }
 
     def describe(metrics: dict[str, Any]) -> CheckpointInfo:
@@ -121,14 +125,23 @@ def train(
         write_run(options.out, facts)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its tips and device tables are not ours to give
     trainer = _trainer(plan, module, options, precision, folder)
-    with warnings.catch_warnings():
-        # Lightning's advice on workers, loggers and batch counts does not hold for cached cases keyed by epoch.
-        warnings.filterwarnings("ignore", module=r"(lightning|torch|monai)\..*")
-        trainer.fit(
-            module, ckpt_path=options.out / RESUME if options.resume else None, weights_only=True
-        )  # plain numbers and tensors only
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        with warnings.catch_warnings():
+            # Lightning's advice on workers, loggers and batch counts does not hold for cached cases keyed by epoch.
+            warnings.filterwarnings("ignore", module=r"(lightning|torch|monai)\..*")
+            trainer.fit(
+                module, ckpt_path=options.out / RESUME if options.resume else None, weights_only=True
+            )  # plain numbers and tensors only
+    except (Stopped, SystemExit) as error:  # Lightning makes the latter of Ctrl-C
+        if isinstance(error, SystemExit) and not trainer.interrupted:
+            raise
+        stopped = _stopped(options.out, error)
+        if is_replica():  # the first process says it
+            raise SystemExit(stopped.exit_code) from error
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGKILL)  # processes of other devices, which wait for this one
+        write_run(options.out, facts | {"state": STOPPED})
+        raise stopped from error
     best = read_info(options.out / BEST)
     if best is None:
         raise SamkitError(
@@ -145,9 +158,25 @@ def train(
         "best": best.metrics,
         "last": {k: v for k, v in folder.last_metrics.items() if k in module.metrics},
     }
+    if best.found_nothing:
+        facts["warnings"] = [f"{module.decisive} stayed at 0 on what is held back"]
+        # Nothing failed, and the run can go on; but who goes on to an export would have a network that finds nothing
+        if trainer.is_global_zero:
+            _log.warning("%s", _found_nothing(module.decisive, trainer.current_epoch))
     if trainer.is_global_zero:
         write_run(options.out, facts)
     return facts
+
+
+def _found_nothing(decisive: str, epochs: int) -> SamkitError:
+    """Return in a sentence, with options in it, what to do about weights that are of no use."""
+    return SamkitError(
+        f"NOTHING WAS LEARNT that shows on what is held back: {decisive} stayed at 0 in {epochs} epoch(s). Does the "
+        "loss in metrics.csv fall? Then train longer, by {resume} and {settings epochs=N}; else begin with {init}, or "
+        "lower {settings learning_rate=X}. Look at some cases, too: labels must lie on their images, and {label} be a "
+        "value that they hold",
+        options=("resume", "settings epochs=N", "init", "settings learning_rate=X", "label"),
+    )
 
 
 def _trainer(
@@ -176,6 +205,16 @@ def _trainer(
         logger=TensorBoardLogger(options.out, name="tensorboard", version=""),
         callbacks=callbacks,
     )
+
+
+def _stopped(out: Path, error: BaseException) -> Stopped:
+    """Return what ends a training, with what can be done with what it left."""
+    number = error.number if isinstance(error, Stopped) else signal.SIGINT
+    if (out / RESUME).is_file():
+        return Stopped(
+            number, f"{len(read_metrics(out))} whole epochs are kept; go on with {{resume}}", options=("resume",)
+        )
+    return Stopped(number, "no epoch was whole yet; start again, in the same {out} if you like", options=("out",))
 
 
 def _command() -> str:

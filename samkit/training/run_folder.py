@@ -13,6 +13,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from samkit.json_files import read_json
 from samkit.training.run_module import RunModule
 
 RESUME = "last.ckpt"
+RUNNING, STOPPED = "running", "stopped"
+"""What run.json says of a run that has not finished: at work, or killed without a word; or stopped by a signal."""
 _FACTS = "run.json"
 _COLUMNS = ("epoch", "step", "seconds", "loss")
 
@@ -57,7 +61,7 @@ def _ended_early(out: Path) -> bool:
     if (out / RESUME).exists() or not (out / _FACTS).is_file():
         return False
     try:
-        return read_run(out).get("state") == "running"
+        return read_run(out).get("state") in (RUNNING, STOPPED)
     except InputRefused:
         return False
 
@@ -140,9 +144,15 @@ class RunFolder(Callback):
         self.half = half
         self.without = without
         self.last_metrics: dict[str, float] = {}
+        self._listens = signal.getsignal(signal.SIGTERM)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Drop metric rows of epochs that a resumed run repeats."""
+        """Drop metric rows of epochs that a resumed run repeats; give SIGTERM back to whoever listened to it.
+
+        Lightning listens, too, and would end the training as if it had finished.
+        """
+        if self._listens is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._listens)
         if trainer.is_global_zero and isinstance(pl_module, RunModule):
             kept = [row for row in read_metrics(self.out) if int(row["epoch"]) < trainer.current_epoch]
             with (self.out / "metrics.csv").open("w", newline="") as file:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from samkit.checkpoints import (
     CheckpointInfo,
-    fill_network,
     read_info,
     read_part,
     read_weights,
@@ -18,6 +17,7 @@ from samkit.manifest import file_sha256
 from samkit.methods import get_method
 from samkit.methods.method import Method, State
 from samkit.networks.network import Network
+from samkit.parameters import fill_network
 from samkit.training.plan import TrainingPlan, part_of
 
 
@@ -62,13 +62,14 @@ class ParameterCounts:
         return text
 
 
-def load_start(path: Path, method: Method, *, part: str = "", base: Path | None = None) -> Start:
+def load_start(path: Path, method: Method, *, part: str = "", base: Path | None = None, weights: str = "") -> Start:
     """Return what the file of `--init` holds: the method's own weights, or those of the network it builds on.
 
-    `part` asks for that part of the method alone; `base` is the companion of an official file that needs one.
+    `part` asks for that part of the method alone; `base` is the companion of an official file that needs one; `weights`
+    says which is meant where such a file holds several sets.
     """
     if part:
-        described, state = read_part(path, method, part_of(method, part))
+        described, state = read_part(path, method, part_of(method, part), weights)
         info = CheckpointInfo(method.name, "full", described, method.refinements[0], part=part)
         own = read_info(resolve_checkpoint(path))
         info = own if own is not None and own.part == part else info
@@ -76,7 +77,7 @@ def load_start(path: Path, method: Method, *, part: str = "", base: Path | None 
     others = {"base": base} if base is not None else {}
     own = read_info(resolve_checkpoint(path))
     if method.base is not None and own is not None and own.method == method.base:
-        return _whole(path, get_method(method.base))
+        return _whole(path, get_method(method.base), weights)
     if own is not None and own.method != method.name:
         raise CheckpointError(
             f"{path.name} was trained for '{own.method}'; {method.name} starts from weights of "
@@ -84,12 +85,12 @@ def load_start(path: Path, method: Method, *, part: str = "", base: Path | None 
             options=("init",),
         )
     try:
-        info, state, sha256 = read_weights(path, method, others)
+        info, state, sha256 = read_weights(path, method, others, weights)
     except CheckpointError as error:
         if own is not None or method.base is None:
             raise
         try:  # an official file of the base
-            return _whole(path, get_method(method.base))
+            return _whole(path, get_method(method.base), weights)
         except CheckpointError as other:
             raise CheckpointError(
                 f"{path.name} starts neither {method.name} ({error.text}) nor its base {method.base} ({other.text})",
@@ -99,8 +100,8 @@ def load_start(path: Path, method: Method, *, part: str = "", base: Path | None 
     return Start(info, state, sha256, path.name, held)
 
 
-def _whole(path: Path, method: Method) -> Start:
-    info, state, sha256 = read_weights(path, method)
+def _whole(path: Path, method: Method, weights: str) -> Start:
+    info, state, sha256 = read_weights(path, method, weights=weights)
     return Start(info, state, sha256, path.name)
 
 

@@ -97,6 +97,9 @@ def test_the_detector_trains_alone_and_resumes_with_its_anchors(folders, tmp_pat
 
     assert code == 0, stderr
     assert json.loads(stdout)["best"].keys() == {"map50", "map50_95"}
+    assert json.loads(stdout)["warnings"] == ["map50_95 stayed at 0 on what is held back"]
+    assert "NOTHING WAS LEARNT that shows on what is held back: map50_95 stayed at 0 in 2 epoch(s)." in stderr
+    assert "train longer, by --resume and --set epochs=N; else begin with --init" in stderr
     config, state = read_part(out, method, method.parts[0])
     assert read_info(out / "best.safetensors").part == "detector"
     wanted = method.parts[0].build(config).state_dict()

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import ast
+import errno
+import json
 import logging
+import os
 import re
+import signal
+import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import click
@@ -83,6 +89,194 @@ def test_bug_keeps_its_traceback(monkeypatch, capsys):
 
     with pytest.raises(ZeroDivisionError):
         run_command(command, "sam-test")
+
+
+# --- What the system refuses, and what can't be decoded ---
+
+
+def raised_by(call):
+    try:
+        call()
+    except BaseException as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def nested(depth=100_000):
+    return json.loads("[" * depth)
+
+
+@pytest.mark.parametrize(
+    ("cause", "code", "says"),
+    [
+        (
+            lambda: Path("no/such/file").read_text(),
+            3,
+            r"no/such/file can't be used \(No such file .*; check",
+        ),
+        (lambda: Path("/").read_text(), 3, r"/ can't be used \(Is a directory\)"),
+        (lambda: Path("x" * 300).read_text(), 3, r"File name too long"),
+        (lambda: os.open(b"no\xff", os.O_RDONLY), 3, r"No such file"),
+        (
+            lambda: Path("/dev/full").write_text("x" * 10**5),
+            1,
+            r"the system refused something \(No space left",
+        ),
+        (lambda: b"\xff".decode(), 3, r"can't be decoded \('utf-8' codec .*not what its name says"),
+        (lambda: json.loads("{"), 3, r"can't be decoded \(Expecting"),
+        (lambda: zlib.decompress(b"nothing"), 3, r"can't be decoded \(Error -3"),
+        (lambda: bytearray(1 << 62), 1, r"there is not enough memory"),
+        (nested, 3, r"nested too deep"),
+    ],
+)
+def test_what_the_system_refuses_and_what_cannot_be_decoded_is_a_sentence(monkeypatch, capsys, cause, code, says):
+    found, said = end(monkeypatch, capsys, raised_by(cause))
+
+    assert found == code
+    assert re.fullmatch(rf"sam-test: .*{says}.*\n", said)
+
+
+def test_a_full_disk_is_a_stage_that_failed(monkeypatch, capsys):
+    code, said = end(monkeypatch, capsys, OSError(errno.ENOSPC, "No space left on device", "/out/run.json"))
+
+    assert (code, said) == (
+        1, "sam-test: /out/run.json can't be written (No space left on device); make room, or write elsewhere\n"
+    )  # fmt: skip
+
+
+def test_a_function_of_ours_that_calls_itself_for_ever_is_a_bug(monkeypatch, capsys):
+    def again():
+        return again()
+
+    with pytest.raises(RecursionError):
+        end(monkeypatch, capsys, raised_by(again))
+
+
+@pytest.mark.parametrize(("words", "setting"), [(["--debug"], "0"), ([], "1")])
+def test_the_traceback_of_any_failure_can_be_seen(monkeypatch, capsys, words, setting):
+    monkeypatch.setenv("SAMKIT_DEBUG", setting)
+    code, said = end(monkeypatch, capsys, errors.ExportError("one; two"), words)
+
+    assert code == 1
+    assert said.startswith("Traceback (most recent call last):\n")
+    assert said.endswith("\nsamkit.errors.ExportError: one; two\nsam-test: one; two\n")
+
+
+def test_every_command_can_show_tracebacks():
+    commands = ["segment", "export", "training", "triton_models", "benchmarks"]
+    below = {"triton_models": "write", "benchmarks": "compare"}
+    for name in commands:
+        words = [*([below[name]] if name in below else []), "--help"]
+        program = f"import sys; sys.argv[1:] = {words!r}; from samkit.{name}.cli import main; main()"
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert "--debug" in ended.stdout, name
+
+
+# --- Streams ---
+
+SPEAKING = """
+import sys, click
+from samkit.command import run_command, show_progress
+@click.command()
+def command():
+    show_progress(False)
+    import logging
+    logging.getLogger("samkit.x").info("progress")
+    click.echo(sys.argv[0])
+sys.argv[0] = "scan-\\udcff"
+run_command(command, "sam-test")
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"), [("/dev/full", "No space left on device"), (None, "nobody reads it any more")]
+)
+def test_a_stdout_that_takes_nothing_is_one_sentence(place, reason):
+    if place is None:
+        reading, writing = os.pipe()
+        os.close(reading)
+    else:
+        writing = os.open(place, os.O_WRONLY)
+    ended = subprocess.run(
+        [sys.executable, "-c", SPEAKING], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+
+    assert ended.returncode == 1
+    progress, said = ended.stderr.splitlines()
+    assert (progress, said.startswith(f"sam-test: stdout can't be written ({reason})")) == ("progress", True)
+
+
+def test_a_stderr_that_takes_nothing_is_no_reason_to_fail_and_any_name_can_be_printed():
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run([sys.executable, "-c", SPEAKING], stdout=subprocess.PIPE, stderr=full, check=False)
+
+    assert (ended.returncode, ended.stdout) == (0, b"scan-\\udcff\n")
+
+
+# --- Signals ---
+
+WAITING = """
+import sys, time, click
+from pathlib import Path
+from samkit.command import run_command
+from samkit.files import replacing
+@click.command()
+def command():
+    with replacing(Path(sys.argv[0]) / "mask.nii") as file:
+        file.write(b"half")
+        print("at work", flush=True)
+        while True:
+            time.sleep(1)
+sys.argv[0] = sys.argv.pop()
+run_command(command, "sam-test")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_a_command_with_its_code_one_sentence_and_nothing_half_made(tmp_path, number):
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITING, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(number)
+        said = process.stderr.read()
+
+    assert process.returncode == 128 + number
+    assert said == f"sam-test: stopped by {number.name}; nothing half-made is left; run it again\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_hangup_that_nohup_keeps_away_stays_away(monkeypatch, capsys):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert during(monkeypatch, lambda: signal.raise_signal(signal.SIGHUP)) == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_what_cleans_up_after_a_signal_is_not_hit_by_another(monkeypatch, capsys):
+    cleaned = []
+
+    def work():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGHUP)
+            cleaned.append(True)
+
+    assert during(monkeypatch, work) == 128 + signal.SIGTERM
+    assert cleaned == [True]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def during(monkeypatch, work):
+    """Return the exit code of a command that does `work`."""
+    monkeypatch.setattr(sys, "argv", ["sam-test"])
+    with pytest.raises(SystemExit) as ended:
+        run_command(click.command()(lambda: work()), "sam-test")
+    return ended.value.code
 
 
 def imports_click(tree):

@@ -6,7 +6,10 @@ from dataclasses import replace
 import pytest
 
 from samkit.errors import ManifestError
-from samkit.manifest import FILE_NAME, Artifact, Export, Manifest
+from samkit.manifest import FILE_NAME, Artifact, Export, Manifest, Weights
+
+DEMO = Weights("demonstration", None, "0" * 64, demonstration=True)
+OWN = Weights("checkpoint", "/runs/own/best.safetensors", "1" * 64)
 
 
 @pytest.fixture
@@ -180,3 +183,20 @@ def test_a_checkpoint_is_no_export(tmp_path):
         ManifestError, match=r"it is a file; export it with sam-export --method M --checkpoint .*m_sam\.pth"
     ):
         Export.open(tmp_path / "m_sam.pth")
+
+
+@pytest.mark.parametrize(
+    ("weights", "detector", "words"),
+    [
+        (DEMO, None, "DEMONSTRATION WEIGHTS"),
+        (OWN, DEMO, "DEMONSTRATION WEIGHTS IN THE DETECTOR"),
+        (DEMO, OWN, "DEMONSTRATION WEIGHTS BUT FOR THE DETECTOR"),
+        (OWN, OWN, ""),
+        (OWN, None, ""),
+    ],
+)
+def test_a_plan_names_the_part_that_is_demonstration(folder, weights, detector, words):
+    others = {"detector": detector} if detector else {}
+    plan = replace(Manifest.load(folder).plan, method="medsam-yolo", weights=weights, others=others)
+    assert plan.demonstration == words
+    assert plan.is_demonstration == bool(words)

@@ -91,7 +91,7 @@ def exported_network(plan: ExportPlan, *, device: str = "cpu", threads: int | No
     method = get_method(plan.method)
     path = _weights_file(method, plan.weights)
     files = {name: _weights_file(method, other) for name, other in plan.others.items()}
-    loaded = load_network(path, method, files)
+    loaded = load_network(path, method, files, plan.weights.entry)
     if loaded.info.config != plan.config:
         raise ManifestError("checkpoint and manifest describe different networks; export again")
     return loaded.network.to(device).eval()

@@ -33,7 +33,7 @@ def image_warnings(
 
 
 def _other_modality(seen: set[str], method: Method, plan: ExportPlan | None) -> list[str]:
-    known = "MR" if plan is not None and plan.is_demonstration else method.modality  # phantoms are MR
+    known = "MR" if plan is not None and plan.weights.demonstration else method.modality  # phantoms are MR
     others = sorted(seen - {known})
     if not known or not others:
         return []

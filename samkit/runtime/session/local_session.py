@@ -71,7 +71,9 @@ class LocalSession(Session, Generic[StateT]):
         plan = self._manifest.plan
         warnings = list(self._warnings)
         if plan.is_demonstration:
-            warnings.append("DEMONSTRATION WEIGHTS, trained on phantoms to show the tool at work: never for patients")
+            warnings.append(
+                f"{plan.demonstration}, trained on phantoms to show the tool at work: never for patients"
+            )  # fmt: skip
         if any(weights.kind == "random" for weights in (plan.weights, *plan.others.values())):
             warnings.append("RANDOM WEIGHTS, for timing and tests: the mask means nothing")
         return tuple(warnings)

@@ -123,7 +123,7 @@ class SliceSession(LocalSession[SliceState]):
                 "give a picture of that kind",
             )
         height, width = image.shape[:2]
-        channels = [np.ascontiguousarray(image[None, ..., channel]) for channel in range(image.shape[2])]
+        channels = [image[None, ..., channel] for channel in range(image.shape[2])]  # views: a copy may be gigabytes
         self._open(channels, embeddings, shape=(height, width), view=None, voxel_ml=None)
 
     def _open(
