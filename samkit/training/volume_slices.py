@@ -11,7 +11,7 @@ from samkit.errors import GeometryError, InputRefused
 from samkit.geometry import MAX_SHIFT, Index, corner_shift
 from samkit.imageio import freesurfer
 from samkit.imageio.reading import SCAN_SUFFIXES, list_scans, read_geometry, read_label, read_scan, stem_of
-from samkit.intensities import scale_intensities
+from samkit.intensities import PERCENTILES, scale_intensities
 from samkit.planes import PlaneView
 from samkit.sequences import LABEL, choose, sort_files
 from samkit.training.click_cases import find_cases
@@ -101,19 +101,30 @@ def read_freesurfer(case: SliceCase) -> LoadedCase:
     return _load(case, labels)
 
 
+_NO_WINDOW = (
+    f"values are below zero, as in a CT, and the {PERCENTILES[0]} and {PERCENTILES[1]} percentile of each volume "
+    "stand in for a window"
+)
+
+
 def _load(case: SliceCase, labels: np.ndarray) -> LoadedCase:
     """Return the slices of `labels` (I, J, K) and of the case's images, each scaled over its whole volume."""
     chosen = list(case.slices)
     channels = []
+    remarks: dict[str, None] = {}
     view = None
     for path in case.images:
         volume = read_scan(path).volume
         i, j, k = volume.array.shape
         view = view or PlaneView.of((i, j, k), volume.affine, case.plane)
-        channels.append(view.slices(scale_intensities(volume.array, path.name)[0])[chosen])
+        scaled, limits = scale_intensities(volume.array, path.name)
+        channels.append(view.slices(scaled)[chosen])
+        if limits.lowest < 0:
+            remarks[_NO_WINDOW] = None
     if view is None:
         raise InputRefused("no-image", f"{case.name} has no image", "give it at least one")
-    return LoadedCase(np.stack(channels, axis=-1), np.ascontiguousarray(view.slices(labels)[chosen]), view.pixel_mm)
+    labels = np.ascontiguousarray(view.slices(labels)[chosen])
+    return LoadedCase(np.stack(channels, axis=-1), labels, view.pixel_mm, remarks=tuple(remarks))
 
 
 def _found(

@@ -207,13 +207,12 @@ class Port:
 _ONE, _CUBE = (1,), (-1, -1, -1)
 
 
-def _volumes(*, affine_optional: bool) -> tuple[Port, ...]:
-    """Return the inputs that a scan comes in: exactly one of the volumes is given, (sequence, I, J, K)."""
-    volumes = (Port(name, DTYPES[dtype], (-1, *_CUBE), optional=True) for name, dtype in wire.VOLUMES.items())
-    return (*volumes, Port(wire.AFFINE, DTYPES["float64"], (4, 4), optional=affine_optional))
-
-
-_SCAN = _volumes(affine_optional=False)
+_SCAN = (
+    *(Port(name, DTYPES[dtype], (-1, *_CUBE), optional=True) for name, dtype in wire.VOLUMES.items()),
+    Port(wire.AFFINE, DTYPES["float64"], (4, 4), optional=True),
+)
+"""The inputs that a scan comes in: exactly one of the volumes, (sequence, I, J, K), and the affine. All are optional to
+Triton, whose ensemble would say "unexpected deadlock" where one is missing; `scans.read_scan` says which."""
 _ASKED = (
     *_SCAN,
     Port(wire.PROMPTS, TEXT, _ONE, optional=True),
@@ -233,7 +232,7 @@ def role_ports(role: str, *, slices: bool) -> tuple[tuple[Port, ...], tuple[Port
         "preprocess": (_ASKED, _PREPARED),
         "refine": (_PREPARED, found),
         "postprocess": (found, _ANSWERED),
-        SESSION: ((*_REQUEST, *_volumes(affine_optional=True)), _CHANGE),
+        SESSION: ((*_REQUEST, *_SCAN), _CHANGE),
     }[role]
 
 

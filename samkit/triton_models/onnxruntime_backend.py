@@ -22,7 +22,7 @@ import numpy as np
 from samkit.errors import ServingError, TensorMismatchError
 from samkit.runtime.backends.onnxruntime_runner import open_inference_session
 from samkit.triton_models.model_config import LARGEST
-from samkit.triton_models.python_backend import need_tensor, reply
+from samkit.triton_models.python_backend import begin, need_tensor, reply
 
 Tensors: TypeAlias = Mapping[str, np.ndarray]
 Outcome: TypeAlias = Tensors | Exception
@@ -38,6 +38,7 @@ class OnnxRuntimeModel:
         """Load the model's file; `args` are Triton's. Raises MissingDependencyError and ManifestError."""
         config = json.loads(args["model_config"])
         self._name: str = config["name"]
+        begin(self._name)
         self._merges: bool = config["max_batch_size"] > 0
         self._inputs: list[str] = [tensor["name"] for tensor in config["input"]]
         self._outputs: list[str] = [tensor["name"] for tensor in config["output"]]

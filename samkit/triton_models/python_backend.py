@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import re
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,6 +23,7 @@ import numpy as np
 from samkit.errors import SamkitError, ServingError, TensorMismatchError
 from samkit.runtime.protocol.failure import error_text, read_error
 from samkit.runtime.protocol.wire import decode
+from samkit.triton_models.server_files import SHARED_MEMORY
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 """Of malloc.h."""
@@ -60,6 +63,25 @@ def read_json(request: Any, name: str, default: object = None) -> Any:
     return default if tensor is None else decode(tensor, name)
 
 
+def begin(model: str, name: str = "") -> None:
+    """Do what every Python model does before its first request: hide its shared memory, and count its errors.
+
+    `model` is the model's own name, `name` what the export is served under, where the model knows it.
+    """
+    hide_memory()
+    _ERRORS.show_for(model, name)
+
+
+def hide_memory(maps: Path = Path("/proc/self/maps")) -> None:
+    """Let nobody but the server's own user read the memory that this process shares with the server.
+
+    Scans and tokens travel through it. The server makes it readable for all, whatever its umask, and makes it anew for
+    a stub that it starts again; the process that `maps` lists the memory of is that stub, before its first request.
+    """
+    for path in set(re.findall(rf"^.*? ({SHARED_MEMORY}/\S+)$", maps.read_text(), re.MULTILINE)):
+        Path(path).chmod(0o600)
+
+
 Run: TypeAlias = Callable[[Any], Mapping[str, np.ndarray]]
 """Takes a request, returns its output tensors or raises."""
 
@@ -75,8 +97,10 @@ def answer(run: Run, request: Any) -> Any:
         tensors = run(request)
         return utils.InferenceResponse([utils.Tensor(name, np.ascontiguousarray(a)) for name, a in tensors.items()])
     except SamkitError as error:
+        _ERRORS.count(error)
         return utils.InferenceResponse(error=utils.TritonError(error_text(error)))
     except Exception as error:
+        _ERRORS.count(error)
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = (
             f"{type(error).__name__} in {Path(where.filename).name}:{where.lineno}, a bug of samkit; please report it"
@@ -90,6 +114,7 @@ def reply(run: Run, request: Any, sender: Any) -> None:
     try:
         _send(sender, answer(run, request))
     except Exception as error:
+        _ERRORS.count(error)
         text = f"{type(error).__name__} while a request was answered; ask again, and see the server's log"
         with suppress(Exception):
             log_error(text)
@@ -192,25 +217,53 @@ def keep_heap() -> None:
 class Metrics:
     """Counters and gauges of one model on the server's metrics page."""
 
-    def __init__(self, name: str) -> None:
-        """Take the label that tells this model's figures from those of others: `m_sam`."""
-        self._label = name
+    def __init__(self, **labels: str) -> None:
+        """Take the labels that tell this model's figures from those of others: `name="m_sam"`; empty ones are none."""
+        self._labels = labels
         self._families: dict[str, Any] = {}  # a family that nobody holds is taken away with its metrics
-        self._metrics: dict[tuple[str, str], tuple[Any, float]] = {}
+        self._metrics: dict[tuple[str, ...], tuple[Any, float]] = {}
 
-    def show(self, name: str, kind: str, description: str, value: float, stage: str = "") -> None:
+    def show(self, name: str, kind: str, description: str, value: float, **labels: str) -> None:
         """Make the page say that `name` is `value`; `kind` is `counter`, which only grows, or `gauge`."""
         utils = pb_utils()
         with _BACK:
             if name not in self._families:
                 kinds = {"counter": utils.MetricFamily.COUNTER, "gauge": utils.MetricFamily.GAUGE}
                 self._families[name] = utils.MetricFamily(name=name, description=description, kind=kinds[kind])
-            if (name, stage) not in self._metrics:
-                labels = {"name": self._label, **({"stage": stage} if stage else {})}
-                self._metrics[name, stage] = (self._families[name].Metric(labels=labels), 0.0)
-            metric, before = self._metrics[name, stage]
+            key = (name, *labels.values())
+            if key not in self._metrics:
+                shown = {label: text for label, text in {**self._labels, **labels}.items() if text}
+                self._metrics[key] = (self._families[name].Metric(labels=shown), 0.0)
+            metric, before = self._metrics[key]
             if kind == "gauge":
                 metric.set(value)
             elif value > before:
                 metric.increment(value - before)
-            self._metrics[name, stage] = (metric, max(before, value))
+            self._metrics[key] = (metric, max(before, value))
+
+
+class _Errors:
+    """How often this process answered with an error, by class. To Triton an answer is a success, whatever it says."""
+
+    def __init__(self) -> None:
+        self._metrics: Metrics | None = None
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def show_for(self, model: str, name: str) -> None:
+        """Show what is counted from now on as the errors of `model`."""
+        with self._lock:
+            self._metrics, self._counts = Metrics(name=name, model=model), Counter()
+
+    def count(self, error: Exception) -> None:
+        """Count one; a page that can't be written is no reason to leave a request without its answer."""
+        kind = type(error).__name__
+        with self._lock, suppress(Exception):
+            self._counts[kind] += 1
+            if self._metrics is not None:
+                what = "Requests answered with an error"
+                self._metrics.show("samkit_errors_total", "counter", what, self._counts[kind], type=kind)
+
+
+_ERRORS = _Errors()
+"""Of the one model that a stub runs."""

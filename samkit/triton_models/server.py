@@ -113,8 +113,8 @@ class EmbeddedServer:
     Start it from a thread that outlives it, such as the main one: Linux ends the server with the thread that started
     it, and so with a process that was killed. What is left of the latter is a folder of 3 MB in the temporary folder.
 
-    The endpoints that change what is served, or map memory, want a random key that nobody is told. It stands in the
-    server's command line, which users of the same machine can read.
+    The endpoints that change what is served, or map memory, want a random key that nobody is told. The server takes it
+    from its command line, which users of the same machine can read, and where it is painted over once it was read.
     """
 
     def __init__(
@@ -231,8 +231,8 @@ class EmbeddedServer:
                 _free_port(held, self.address, port) for port in (self.grpc_port, self.http_port)
             )
             self.metrics_port = _free_port(held, LOOPBACK, self.metrics_port)
-        # To whoever asks, an argument is an open book: but Triton 24.10 reads keys from nowhere else
-        restricted = f"{_RESTRICTED}:admin-key={secrets.token_urlsafe(32)}"
+        key = secrets.token_urlsafe(32)
+        restricted = f"{_RESTRICTED}:admin-key={key}"  # Triton 24.10 reads keys from nowhere else
         memory = (f"shm-region-prefix-name={self._memory}", f"shm-default-byte-size={SHARED_BYTES}",
                   f"shm-growth-byte-size={SHARED_BYTES}", "stub-timeout-seconds=300")  # fmt: skip
         command = [
@@ -267,11 +267,13 @@ class EmbeddedServer:
             env=server_environment(files, os.environ, self._device),
             process_group=0,  # Ctrl-C is ours to hear: the server is stopped, not hit
         )
-        self._reader = threading.Thread(target=self._read_log, args=(self._process,), daemon=True)
+        self._reader = threading.Thread(target=self._read_log, args=(self._process, key), daemon=True)
         self._reader.start()
 
-    def _read_log(self, process: subprocess.Popen[str]) -> None:
-        for line in process.stdout or ():
+    def _read_log(self, process: subprocess.Popen[str], key: str) -> None:
+        for number, line in enumerate(process.stdout or ()):
+            if not number:  # whoever speaks has read its arguments
+                _paint_over(process.pid, key)
             if self._device == "cuda" or not _NO_GPU.search(line):
                 self._log.append(line.rstrip())
                 with suppress(Exception):  # nobody listens any more; a full pipe would stop the server
@@ -413,6 +415,24 @@ def _taken_ports(log: Iterable[str]) -> set[int]:
     {8000}
     """
     return {int(port) for line in log for port in _TAKEN.findall(line)}
+
+
+def _paint_over(pid: int, secret: str) -> None:
+    """Write stars over `secret` in the arguments of a child, where all users of this machine can read them.
+
+    With it and the name of a piece of shared memory, which all can read, too, the server would map and send out scans.
+    """
+    try:
+        # Of /proc/PID/stat behind the program's name: where arguments begin and end
+        begin, end = map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[45:47])
+        with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
+            memory.seek(begin)
+            arguments = memory.read(end - begin)
+            memory.seek(begin)
+            memory.write(arguments.replace(secret.encode(), b"*" * len(secret)))
+    except (OSError, ValueError) as error:
+        logger.warning("the key of the server's endpoints stays in its command line (%s); keep others off this machine",
+                       type(error).__name__)  # fmt: skip
 
 
 def _get(host: str, port: int, path: str) -> str | None:

@@ -6,6 +6,7 @@ import http.client
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -39,7 +40,12 @@ TOGETHER = 4
 """Requests, of two crops each, that the encoder waits for before it runs."""
 
 IDLE = """
+import samkit.triton_models.python_backend as backend
+
 class TritonPythonModel:
+    def initialize(self, args):
+        backend.begin(args["model_name"])
+
     def execute(self, requests):
         raise ValueError("nobody asks this model")
 """
@@ -307,6 +313,37 @@ def test_metrics_are_on_loopback(server):
     status, text = ask(server.metrics.split("/")[2], "GET", "/metrics")
     assert status == 200
     assert b'nv_inference_request_success{model="bright_mask_decoder"' in text
+
+
+# --- Other users of the machine ---
+
+
+def as_nobody(*command):
+    """Return exit code and output of a command that another user runs."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be another user")
+    done = subprocess.run(command, user=65534, group=65534, extra_groups=[], capture_output=True, check=False)
+    return done.returncode, done.stdout
+
+
+def test_another_user_reads_no_shared_memory(server, repository):
+    regions = set(SHARED_MEMORY.glob(f"{server._memory}*"))
+    assert len(regions) == len(Repository.load(repository).models)
+    assert_private(regions)
+
+
+def assert_private(regions):
+    for region in regions:
+        assert wait_until(lambda region=region: region.stat().st_mode & 0o777 == 0o600)  # a model loads
+        assert as_nobody("head", "--bytes=1", region)[0] == 1
+
+
+def test_another_user_reads_neither_the_key_nor_the_server_s_folder(server):
+    code, arguments = as_nobody("cat", f"/proc/{server.pid}/cmdline")
+
+    assert code == 0
+    assert re.findall(rb"admin-key=([^\0]*)", arguments) == [b"*" * 43] * 2
+    assert as_nobody("ls", read_words(server.pid, "--backend-directory="))[0] != 0
 
 
 # --- How it starts and ends ---

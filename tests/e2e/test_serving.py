@@ -23,6 +23,7 @@ from nibabel.orientations import io_orientation
 import samkit
 from samkit.errors import (
     AtCapacity,
+    GeometryError,
     InputRefused,
     MissingDependencyError,
     PromptError,
@@ -30,6 +31,8 @@ from samkit.errors import (
     ServerTimeout,
     ServerUnreachable,
     SessionExpired,
+    TensorMismatchError,
+    UnknownSession,
     WrongTurn,
 )
 from samkit.geometry import Volume
@@ -505,6 +508,39 @@ def test_log_names_no_file_and_no_token(server, said, tmp_path):
     assert " click turn 1 " in log
     assert "Mueller" not in log
     assert token not in log
+
+
+@GROUP
+@pytest.mark.parametrize("missing", ["volume", wire.AFFINE])
+def test_ensemble_says_which_tensor_is_missing_and_the_page_counts_it(server, missing):
+    volume, _ = noisy(107)
+    tensors = {"volume": volume.array[None].astype(np.float32), wire.AFFINE: volume.affine}
+    del tensors[missing]
+    kind = {"volume": TensorMismatchError, wire.AFFINE: GeometryError}[missing]
+    label = f'samkit_errors_total{{model="m_sam_preprocess",name="m_sam",type="{kind.__name__}"}}'
+    before = exactly(server, label)
+    with pytest.raises(kind, match="send"):
+        raw(infer, server, "m_sam", tensors, [wire.MASK])
+
+    assert exactly(server, label) == before + 1
+
+
+@GROUP
+def test_page_counts_what_sessions_answer_with_an_error(server):
+    label = 'samkit_errors_total{model="m_sam_session",name="m_sam",type="UnknownSession"}'
+    before = exactly(server, label)
+    for _ in range(2):
+        with pytest.raises(UnknownSession):
+            raw(session_call, server, {"op": "state"}, "nobody's")
+
+    assert exactly(server, label) == before + 2
+
+
+def exactly(server, label):
+    """Return the figure of this name and these labels from the metrics page; 0 where there is none yet."""
+    with urllib.request.urlopen(server.metrics) as page:  # noqa: S310
+        lines = [line.rpartition(" ") for line in page.read().decode().splitlines()]
+    return sum(float(value) for found, _, value in lines if found == label)
 
 
 def wait_for(condition):

@@ -17,6 +17,7 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Read what is served here."""
         self.served = Served.from_triton(args)
+        backend.begin(args["model_name"], self.served.name)
         self.result = wire.LABELS if self.served.is_slices else wire.LOGITS
 
     def execute(self, requests: list[Any]) -> list[Any]:

@@ -17,6 +17,7 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Read what is served here."""
         self.served = Served.from_triton(args)
+        backend.begin(args["model_name"], self.served.name)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer every request."""

@@ -18,6 +18,7 @@ class TritonPythonModel:
         """Read what is served here."""
         backend.keep_heap()
         self.served = Served.from_triton(args)
+        backend.begin(args["model_name"], self.served.name)
         self.runners = self.served.runners()
         self.result = wire.LABELS if self.served.is_slices else wire.LOGITS
         self.threads = backend.Threads(self.served.limits.threads)

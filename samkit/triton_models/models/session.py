@@ -24,9 +24,10 @@ class TritonPythonModel:
         """Read what is served here, and begin to look for sessions that nobody uses."""
         backend.keep_heap()
         served = Served.from_triton(args)
+        backend.begin(args["model_name"], served.name)
         backend.open_log()
         self.host = SessionHost(served, served.runners())
-        self.metrics = backend.Metrics(served.name)
+        self.metrics = backend.Metrics(name=served.name)
         self.threads = backend.Threads(served.limits.threads)
         self.ends, self.news = False, threading.Event()
         self.looker = threading.Thread(target=self.look, daemon=True)
@@ -61,7 +62,7 @@ class TritonPythonModel:
     def show(self) -> None:
         """Put the figures on the server's metrics page."""
         for name, kind, description, value, stage in self.host.figures():
-            self.metrics.show(name, kind, description, value, stage)
+            self.metrics.show(name, kind, description, value, stage=stage)
 
     def finalize(self) -> None:
         """Let the requests at work end."""

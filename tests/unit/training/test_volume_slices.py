@@ -155,6 +155,15 @@ def test_labels_that_are_none_are_told_at_loading(tmp_path, value):
         find_volumes(tmp_path, ("t1n",)).cases[0].load()
 
 
+def test_a_ct_without_a_window_is_told(tmp_path):
+    write_case(tmp_path / "a")
+    assert not find_volumes(tmp_path, ("t1n",)).cases[0].load().remarks
+    array = np.random.default_rng(0).normal(0, 300, SHAPE).astype(np.float32)
+    save(tmp_path / "a/a_T1.nii.gz", array)
+    (remark,) = find_volumes(tmp_path, ("t1n",)).cases[0].load().remarks
+    assert "below zero, as in a CT, and the 0.5 and 99.5 percentile of each volume stand in for a window" in remark
+
+
 def test_one_image_per_case_needs_no_names(data):
     found = find_volumes(data, ())
     assert len(found.cases) == 5

@@ -274,11 +274,11 @@ def test_ensemble_hands_every_tensor_on_as_it_was(slices):
     assert {t.name: (t.data_type, list(t.dims), False) for t in config.output}.items() <= known.items()
 
 
-def test_ensemble_takes_one_of_the_volumes_and_always_an_affine():
+def test_all_inputs_are_optional_to_triton_so_that_samkit_says_which_is_missing():
     config = parse_config(ensemble_config("sam", slices=True), "sam")
     optional = {tensor.name for tensor in config.input if tensor.optional}
-    assert optional == {*wire.VOLUMES, wire.PROMPTS, wire.OPTIONS}
-    assert {tensor.name for tensor in config.input} - optional == {wire.AFFINE}
+    assert optional == {*wire.VOLUMES, wire.AFFINE, wire.PROMPTS, wire.OPTIONS}
+    assert {tensor.name for tensor in config.input} == optional
 
 
 def test_session_requires_nothing_but_a_request():

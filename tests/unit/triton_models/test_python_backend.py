@@ -249,7 +249,7 @@ def test_log_goes_to_the_server(utils):
 
 
 def test_counters_only_grow_and_gauges_go_anywhere(utils):
-    metrics = backend.Metrics("m_sam")
+    metrics = backend.Metrics(name="m_sam")
     for clicks, open_now in ((2, 2), (5, 3), (4, 1), (5, 0), (6.5, 4)):  # figures of two threads may come out of order
         metrics.show("clicks", "counter", "Clicks", clicks)
         metrics.show("open", "gauge", "Sessions open", open_now)
@@ -260,9 +260,9 @@ def test_counters_only_grow_and_gauges_go_anywhere(utils):
 
 
 def test_stages_are_labels_of_one_family(utils):
-    metrics = backend.Metrics("m_sam")
+    metrics = backend.Metrics(name="m_sam")
     for stage, seconds in (("encode", 1.0), ("decode", 2.0), ("encode", 1.5)):
-        metrics.show("stage_seconds", "counter", "Time", seconds, stage)
+        metrics.show("stage_seconds", "counter", "Time", seconds, stage=stage)
     (family,) = utils.families
 
     assert family.values == {
@@ -272,9 +272,74 @@ def test_stages_are_labels_of_one_family(utils):
 
 
 def test_families_live_as_long_as_their_metrics(utils):
-    metrics = backend.Metrics("m_sam")
+    metrics = backend.Metrics(name="m_sam")
     metrics.show("open", "gauge", "Sessions open", 1)
     (family,) = utils.families
     utils.families.clear()
 
     assert metrics._families == {"open": family}
+
+
+def test_errors_are_counted_by_class_and_shown_for_the_model(utils):
+    def fail_with(error):
+        def fail(request):
+            raise error
+
+        return fail
+
+    backend.begin("m_sam_session", "m_sam")
+    for error in (
+        PromptError("no"),
+        InputRefused("air", "nothing", "click"),
+        PromptError("no"),
+        KeyError("smith^john"),
+    ):
+        backend.answer(fail_with(error), None)
+    backend.answer(lambda request: {"mask": np.ones(1)}, None)
+    (family,) = utils.families
+    label = (("name", "m_sam"), ("model", "m_sam_session"))
+
+    assert (family.name, family.kind) == ("samkit_errors_total", "counter")
+    assert {dict(labels)["type"]: value for labels, value in family.values.items()} == {
+        "PromptError": 2,
+        "InputRefused": 1,
+        "KeyError": 1,
+    }
+    assert all(set(label) < set(labels) for labels in family.values)
+
+
+def test_page_that_can_not_be_written_keeps_no_answer_back(utils, monkeypatch):
+    def fail(request):
+        raise PromptError("no")
+
+    backend.begin("m_sam_session")
+    monkeypatch.setattr(utils, "MetricFamily", lambda **given: 1 / 0)
+
+    assert isinstance(read_error(backend.answer(fail, None).error().message()), PromptError)
+
+
+# --- Shared memory ---
+
+
+@pytest.fixture
+def shared_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(backend, "SHARED_MEMORY", tmp_path)
+    return tmp_path
+
+
+def test_memory_that_is_shared_with_the_server_is_its_users_alone(shared_memory):
+    mine, other = shared_memory / "samkit_1", shared_memory / "of_somebody_else"
+    for path in (mine, other):
+        path.write_bytes(b"scan")
+        path.chmod(0o644)
+    maps = shared_memory / "maps"
+    maps.write_text(
+        f"7f821de00000-7f821ee00000 rw-s 00000000 00:1b 570   {mine}\n"
+        "7f821ee00000-7f821ef00000 r-xp 00000000 00:1b 571   /usr/lib/libc.so.6\n"
+        "7f821ef00000-7f821ff00000 rw-p 00000000 00:00 0 \n"
+        f"7f821ff00000-7f8220e00000 rw-s 00000000 00:1b 572   {other} (deleted)\n"
+    )
+    backend.hide_memory(maps)
+
+    assert mine.stat().st_mode & 0o777 == 0o600
+    assert other.stat().st_mode & 0o777 == 0o644
