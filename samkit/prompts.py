@@ -185,7 +185,9 @@ def read_prompts(path: Path) -> list[Prompt]:
     try:
         entries = read_json(path, MOST_BYTES)
     except ValueError as error:
-        raise PromptError(f"the clicks file {path.name:.80} is no JSON ({error}); {_FORM}") from error
+        what = str(error)
+        found = what.removeprefix("it ") if what.startswith("it can't") else f"is no JSON ({what})"
+        raise PromptError(f"the clicks file {path.name:.80} {found}; {_FORM}") from error
     return prompts_from_json(entries, path.name)
 
 
