@@ -33,6 +33,7 @@ import click
 from samkit.errors import OptionError, SamkitError, Stopped
 from samkit.extras import how_to_install
 from samkit.files import reason_of
+from samkit.telemetry import own_caches
 
 _debugging: ContextVar[bool] = ContextVar("_debugging", default=False)
 
@@ -86,7 +87,7 @@ def run_command(command: click.Command, name: str, extras: Sequence[str] = ()) -
     if f"_{name}_complete".replace("-", "_").upper() in os.environ:  # a shell asks what may follow; click knows
         command.main(prog_name=name)
     try:
-        with _signals_heard():
+        with own_caches(), _signals_heard():
             # Not `command.main`, which ends without a word where stdout is closed
             with command.make_context(name, sys.argv[1:]) as context:
                 command.invoke(context)
