@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -71,5 +72,5 @@ def load_references(method: Method, folder: Path) -> list[Any]:
             number, key = name.split(".", 1)
             cases[int(number)][key] = array
         return [procedure_of(method).Reference.from_arrays(case) for case in cases]
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, EOFError, LookupError, ValueError, TypeError, BadZipFile) as error:
         raise ManifestError(f"{path} does not hold parity references ({error!r}); export again") from error
