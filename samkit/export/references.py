@@ -65,7 +65,8 @@ def load_references(method: Method, folder: Path) -> list[Any]:
     """Return the references that an export keeps; raises ManifestError when the file holds none of this method."""
     path = folder / FILE_NAME
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # Opened here: of what is no archive numpy would leave it open
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = dict(stored)
         cases: list[dict[str, np.ndarray]] = [{} for _ in range(1 + max(int(name.split(".")[0]) for name in arrays))]
         for name, array in arrays.items():
