@@ -125,8 +125,8 @@ def _of_nibabel(image: SpatialImage, called: str) -> Stored:
         affine, forms, unit = header.get_best_affine(), Forms.of_header(header), unit_of(header)
 
     def read(number: int) -> np.ndarray:
-        if isinstance(data, ArrayProxy):
-            return read_voxels(data, shape[:3], number)
+        if type(data) is ArrayProxy:  # those of other formats scale in their own ways
+            return read_voxels(data, number)
         return _one_of(np.asanyarray(data), number)
 
     dtype = data.dtype if isinstance(data, (ArrayProxy, np.ndarray)) else image.get_data_dtype()

@@ -97,7 +97,10 @@ def _read_one(file: Any, shape: tuple[int, ...], number: int, check: Callable[[]
     if shape[3:]:
         file.SetExtractSize((*shape[:3], *(0 for _ in shape[3:])))
         file.SetExtractIndex((0, 0, 0, *(int(n) for n in np.unravel_index(number, shape[3:], order="F"))))
-    return sitk.GetArrayFromImage(file.Execute()).transpose()  # SimpleITK's arrays are (K, J, I)
+    image = file.Execute()
+    voxels = sitk.GetArrayViewFromImage(image)  # which does not keep the image
+    kept = voxels.dtype if voxels.dtype.kind in "iu" else np.dtype(np.float32)
+    return np.array(voxels, kept).transpose()  # one copy; SimpleITK's arrays are (K, J, I)
 
 
 def _dtype(image: Any, parts: int, name: str) -> np.dtype:

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from samkit.command import run_command, show_progress
 from samkit.geometry import Triple
-from samkit.imageio.gate import volumes_offered
+from samkit.imageio.gate import options_offered
 from samkit.imageio.reading import is_picture, named
 from samkit.imageio.study import read_study
 from samkit.imageio.writing import MASK_SUFFIXES, PICTURE_SUFFIX
@@ -280,7 +280,7 @@ def segment(
         check_method(place.method, {"spacing": spacing}, of_slices)
         outputs = Outputs.named(mask_path, logits_path, overlay_path, report_path, place.structures)
 
-        with volumes_offered():
+        with options_offered():
             study = read_study(files, volume=volume)
         if study.picture is not None:
             check_picture({"world": world, **of_slices, "logits_path": logits_path})

@@ -23,7 +23,7 @@ import numpy as np
 
 from samkit.errors import ManifestError, MissingDependencyError, OptionError, PromptError, SamkitError
 from samkit.geometry import Index, Triple, Volume
-from samkit.imageio.gate import volumes_offered
+from samkit.imageio.gate import options_offered
 from samkit.imageio.in_memory import study_of
 from samkit.imageio.results import check_results, table_path, write_results
 from samkit.imageio.study import Study
@@ -195,7 +195,7 @@ class Session(Closing, ABC):
         affine or volume that means nothing.
         """
         self._check_open()
-        with volumes_offered():
+        with options_offered():
             study = study_of(image, affine=affine, volume=volume, channels=len(self.sequences))
         self._take(study.image)
         self._study = study
