@@ -19,13 +19,14 @@ import numpy as np
 from samkit.errors import GeometryError, InputRefused, SamkitError
 from samkit.geometry import Index, Volume, check_affine, spacing_of
 from samkit.imageio.forms import Forms
+from samkit.imageio.frames import judge_frames
 from samkit.imageio.reader import Reader, Stored
 from samkit.imageio.scan import Scan
 
 MAX_VOXELS = 2**29
 """Voxels of the largest scan that is read: about 812 x 812 x 812; a whole-body CT has a third of it."""
 MAX_BYTES = 2**31
-"""Bytes of its voxels, unpacked and as the file stores them: MAX_VOXELS of 32 bits. A small file may state many more."""
+"""Bytes of its voxels, unpacked and as the file stores them: MAX_VOXELS of 32 bits. A small file may state more."""
 MAX_LABEL = 2**20
 """The largest value of a label; FreeSurfer's own end at 14175."""
 
@@ -36,11 +37,9 @@ _ROUND_OFF = 1e-3
 """How far a label's value may lie from a whole number: scaled integers do not come back exactly."""
 
 
-def admit_scan(
-    stored: Stored, reader: Reader, *, max_voxels: int = MAX_VOXELS, max_bytes: int = MAX_BYTES
-) -> Scan:
+def admit_scan(stored: Stored, reader: Reader, *, max_voxels: int = MAX_VOXELS, max_bytes: int = MAX_BYTES) -> Scan:
     """Return the scan in an open file; raises InputRefused."""
-    admit_header(stored, reader, max_voxels=max_voxels, max_bytes=max_bytes)
+    shape = admit_header(stored, reader, max_voxels=max_voxels, max_bytes=max_bytes)
     name, array = stored.name, _voxels(stored)
     _check_finite(array, name)
     low, high = array.min(), array.max()
@@ -54,14 +53,20 @@ def admit_scan(
         )
     affine = _affine(stored)
     forms = stored.forms or Forms.of_affine(affine)
-    warnings = (*stored.warnings, *_unusual(affine))
-    holder = stored.holder or _path(stored)
-    return Scan(Volume(array, affine), forms, reader.name, stored.name, holder, warnings, modality=stored.modality)
+    told, doubt = judge_frames(name, shape, affine, stored.forms, is_placed=stored.is_placed)
+    return Scan(
+        Volume(array, affine),
+        forms,
+        reader.name,
+        name,
+        stored.holder or _path(stored),
+        (*stored.warnings, *told, *_unusual(affine)),
+        doubt,
+        modality=stored.modality,
+    )
 
 
-def admit_label(
-    stored: Stored, reader: Reader, *, max_voxels: int = MAX_VOXELS, max_bytes: int = MAX_BYTES
-) -> Volume:
+def admit_label(stored: Stored, reader: Reader, *, max_voxels: int = MAX_VOXELS, max_bytes: int = MAX_BYTES) -> Volume:
     """Return the label in an open file, integers from 0 on; raises InputRefused."""
     admit_header(stored, reader, max_voxels=max_voxels, max_bytes=max_bytes)
     return Volume(labels_of(_voxels(stored), stored.name), _affine(stored))
@@ -134,9 +139,7 @@ _OFFERS = {
 """For a remedy the option that helps, too, and a remedy that says so."""
 
 
-def admit_header(
-    stored: Stored, reader: Reader, *, max_voxels: int = MAX_VOXELS, max_bytes: int = MAX_BYTES
-) -> Index:
+def admit_header(stored: Stored, reader: Reader, *, max_voxels: int = MAX_VOXELS, max_bytes: int = MAX_BYTES) -> Index:
     """Return the shape (I, J, K) of an open file; raises InputRefused for what its header states."""
     name, shape = stored.name, stored.shape
     text = " x ".join(str(n) for n in shape)

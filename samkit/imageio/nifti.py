@@ -69,6 +69,7 @@ def _open_volume(path: Path) -> Stored:
         voxels_of=lambda number: read_voxels(proxy, number),
         unit=unit_of(stated),
         forms=Forms.of_header(header),
+        is_placed=is_placed(header),
         holder=voxels_path,
         bytes=math.prod(shape[:3]) * dtype.itemsize + int(stated["vox_offset"]),
         shrunk=GZIP if _is_packed(voxels_path) else 1,
@@ -134,6 +135,11 @@ def unit_of(header: Nifti1Header) -> str:
     return _UNITS.get(unit, f"an unknown unit (code {unit})")
 
 
+def is_placed(header: Nifti1Header) -> bool:
+    """Return whether a header states a frame; without one nibabel takes the first axis to run to the left."""
+    return bool(header["sform_code"] or header["qform_code"])
+
+
 def _is_packed(path: Path) -> bool:
     return path.suffix.lower() in ImageOpener.compress_ext_map
 
@@ -145,13 +151,9 @@ def read_voxels(proxy: ArrayProxy, number: int = 0) -> np.ndarray:
     """
     shape, source = proxy.shape[:3], proxy.file_like
     size = math.prod(shape) * proxy.dtype.itemsize
-    packed = False
-    if isinstance(source, (str, os.PathLike)):
-        packed = _is_packed(Path(source))
-        opened = ImageOpener(source) if packed else Path(source).open("rb")
-    else:
-        opened = nullcontext(source)
-    with opened as file:
+    is_path = isinstance(source, (str, os.PathLike))
+    packed = is_path and _is_packed(Path(source))
+    with ImageOpener(source) if is_path else nullcontext(source) as file:
         file.seek(proxy.offset + number * size)
         array = read_array(file, shape, proxy.dtype, slope=proxy.slope, inter=proxy.inter)
         if packed:

@@ -18,7 +18,7 @@ GZIP = 1100
 _MOST_BEHIND = 2**26
 """Bytes behind the voxels that are unpacked to reach the end of a stream; more are no part of any format."""
 
-_AT_ONCE = 2**20
+_AT_ONCE = 2**18
 """Values that are converted at a time."""
 
 
@@ -85,6 +85,8 @@ class Stored:
     """Of the affine; empty where the file does not say, which is taken for mm."""
     forms: Forms | None = None
     """What the file states of the place besides the affine; None where the affine is all."""
+    is_placed: bool = True
+    """Whether the file states the affine; False where it is a habit, and left and right are not known."""
     holder: Path | None = None
     """The file with the voxels, where it is another one."""
     bytes: int = 0

@@ -14,7 +14,15 @@ from samkit.errors import InputRefused, MissingDependencyError
 from samkit.extras import how_to_install
 from samkit.geometry import Index, Volume
 from samkit.imageio import READERS
-from samkit.imageio.gate import MAX_BYTES, MAX_VOXELS, admit_header, admit_label, admit_scan, damage_refused, pick_volume
+from samkit.imageio.gate import (
+    MAX_BYTES,
+    MAX_VOXELS,
+    admit_header,
+    admit_label,
+    admit_scan,
+    damage_refused,
+    pick_volume,
+)
 from samkit.imageio.pictures import Picture, PictureMask, StoredPicture, mask_of, picture_of
 from samkit.imageio.reader import Reader, Stored
 from samkit.imageio.scan import Scan
@@ -188,6 +196,6 @@ def _present_files(path: Path, reader: Reader) -> tuple[Path, ...]:
 
 
 def _check_regular(path: Path) -> None:
-    """Raise InputRefused for what is there and no regular file: opening a pipe would wait for whoever writes into it."""
+    """Raise InputRefused for what is there and no regular file: a pipe would wait for whoever writes."""
     if path.exists() and not path.is_file():
         raise InputRefused("not-a-file", f"{path.name} is no regular file", "copy what it holds to a file")
