@@ -217,7 +217,7 @@ def test_a_stderr_that_takes_nothing_is_no_reason_to_fail_and_any_name_can_be_pr
 # --- Signals ---
 
 WAITING = """
-import sys, time, click
+import signal, sys, time, click
 from pathlib import Path
 from samkit.command import run_command
 from samkit.files import replacing
@@ -228,6 +228,8 @@ def command():
         print("at work", flush=True)
         while True:
             time.sleep(1)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever started the tests may have these ignored, as nohup has
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.argv[0] = sys.argv.pop()
 run_command(command, "sam-test")
 """
