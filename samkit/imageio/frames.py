@@ -8,6 +8,8 @@ structures of one side are refused rather than guessed.
 from __future__ import annotations
 
 import itertools
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +21,24 @@ from samkit.imageio.forms import Forms
 
 _ITK_TOLERANCE = 1e-4
 """How far from right angles the axes of an sform may be for ITK (2.5.7 of SimpleITK), where there is no qform."""
+_ROUND_OFF = 1e-3
+"""Share of it that ITK's own arithmetic in single precision may take away."""
 _TOWARDS = {"L": "left", "R": "right", "P": "back", "A": "front", "I": "feet", "S": "head"}
+
+
+_SIDED = re.compile(
+    r"(?<![A-Za-z])(?i:left|right|l|r|lt|rt|lh|rh)(?![A-Za-z])"  # thalamus_left, Kidney-R
+    r"|(?:Left|Right)(?![a-z])|(?<![A-Za-z])(?:left|right)(?=[A-Z])"  # KidneyLeft, leftKidney
+)
+
+
+def first_sided(structures: Iterable[str]) -> str | None:
+    """Return the first name that is of one side of the body; None where there is none.
+
+    >>> [first_sided([name]) for name in ("LeftKidney", "lung-R", "bright", "BRIGHT")]
+    ['LeftKidney', 'lung-R', None, None]
+    """
+    return next((name for name in structures if _SIDED.search(name)), None)
 
 
 @dataclass(frozen=True)
@@ -98,7 +117,7 @@ def _refused_by_itk(affine: np.ndarray) -> tuple[str, ...]:
     """Return what is to be said of an sform, without a qform beside it, whose axes are not at right angles to ITK."""
     unit = affine[:3, :3] / spacing_of(affine)
     skew = float(np.abs(unit @ unit.T - np.eye(3)).max())
-    if skew < _ITK_TOLERANCE * (1 - 1e-3):
+    if skew < _ITK_TOLERANCE * (1 - _ROUND_OFF):
         return ()
     return (
         f"the sform's axes are {skew:.2g} off right angles and there is no qform: ITK, and with it 3D Slicer and "

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.analyze import AnalyzeImage
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.nifti1 import Nifti1Header, Nifti1Pair
 from nibabel.spatialimages import SpatialImage
@@ -135,6 +136,8 @@ def _of_nibabel(image: SpatialImage, called: str) -> Stored:
         header = _header_when_saved(image)
         affine, forms, unit = header.get_best_affine(), Forms.of_header(header), unit_of(header)
         placed = is_placed(header)
+    elif isinstance(image, AnalyzeImage):  # a format that states no frame, unless the caller gave an affine
+        placed = image.affine is not None and not np.allclose(image.affine, image.header.get_best_affine())
 
     def read(number: int) -> np.ndarray:
         if type(data) is ArrayProxy:  # those of other formats scale in their own ways

@@ -17,7 +17,6 @@ GZIP = 1100
 """gzip can't shrink anything further than about 1030 times."""
 _MOST_BEHIND = 2**26
 """Bytes behind the voxels that are unpacked to reach the end of a stream; more are no part of any format."""
-
 _AT_ONCE = 2**18
 """Values that are converted at a time."""
 

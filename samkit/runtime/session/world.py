@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from samkit.errors import InputRefused
 from samkit.geometry import Triple, voxel_to_world, world_to_voxel
+from samkit.imageio.frames import first_sided
 from samkit.imageio.study import Study
 from samkit.prompts import Box, Point, Prompt
 
@@ -28,11 +28,8 @@ def check_sides(study: Study, structures: Sequence[str], *, world: bool) -> None
         return
     if world:
         raise doubt.refusal("places in millimetres")
-    if sided := [name for name in structures if _SIDED.search(name)]:
-        raise doubt.refusal(f"structures of one side, such as {sided[0]},")
-
-
-_SIDED = re.compile(r"(?:^|[^a-z])(?:left|right|l|r|lh|rh)(?:$|[^a-z])", re.IGNORECASE)
+    if sided := first_sided(structures):
+        raise doubt.refusal(f"structures of one side, such as {sided},")
 
 
 def to_voxel(prompt: Prompt, affine: np.ndarray, shape: Sequence[int]) -> Prompt:

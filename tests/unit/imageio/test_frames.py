@@ -123,6 +123,12 @@ def test_sides_that_are_not_known_are_refused_for_millimetres_and_structures(for
         check_sides(vouched, SIDES, world=True)
 
 
+def test_analyze_states_no_frame(tmp_path):
+    nibabel.save(nibabel.AnalyzeImage(np.arange(60, dtype=np.int16).reshape(3, 4, 5), BASE), tmp_path / "a.img")
+    assert study_of(nibabel.AnalyzeImage.load(tmp_path / "a.img")).doubt is not None
+    assert study_of(nibabel.AnalyzeImage(np.arange(60, dtype=np.int16).reshape(3, 4, 5), BASE)).doubt is None
+
+
 def test_one_scan_of_several_that_knows_is_enough(tmp_path):
     known, unknown = save(tmp_path / "a.nii"), save(tmp_path / "b.nii", codes=(0, 0))
     assert read_study({"t1": unknown, "t2": unknown}).doubt is not None
