@@ -113,17 +113,18 @@ def check_affine(affine: np.ndarray) -> None:
     matrix = np.asarray(affine, np.float64)[:3, :3]
     if not np.isfinite(affine).all():
         raise GeometryError("the affine holds NaN or Inf; repair the file's sform or qform first")
-    if not np.allclose(affine[3], _LAST_ROW, rtol=0, atol=1e-6):
-        last = ", ".join(f"{value:g}" for value in affine[3])
-        is_turned = np.allclose(np.asarray(affine)[:, 3], _LAST_ROW, rtol=0, atol=1e-6)
-        remedy = "it is transposed: give affine.T" if is_turned else "the translation belongs into its last column"
-        raise GeometryError(f"the affine's last row is {last}, needed is 0, 0, 0, 1; {remedy}")
     # Scale-free: a sheared or flat voxel box has a determinant far below the product of its edges.
     edges = math.prod(spacing_of(affine))
     if edges == 0.0 or abs(np.linalg.det(matrix)) < 1e-3 * edges:
         raise GeometryError(
             f"the affine is singular (voxel edges of {_by(spacing_of(affine))} mm span no volume); "
             "repair the file's sform or qform first"
+        )
+    if not np.allclose(affine[3], _LAST_ROW, rtol=0, atol=1e-6):
+        is_turned = np.allclose(np.asarray(affine)[:, 3], _LAST_ROW, rtol=0, atol=1e-6)
+        raise GeometryError(
+            f"the affine's last row is {', '.join(f'{value:g}' for value in affine[3])} and not 0, 0, 0, 1"
+            f"{', as if it were transposed' * is_turned}; the translation is its last column"
         )
 
 

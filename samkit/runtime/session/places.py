@@ -30,8 +30,7 @@ def check_prompts(prompts: Sequence[object]) -> None:
             bare = as_numbers(prompt, 3) or as_numbers(prompt, 2)
             shown = EXAMPLE_POINT if bare is None else f"points {','.join(f'{number:g}' for number in bare)},+"
             raise PromptError(
-                f"{prompt!r:.80} is no prompt; give {{{shown}}}, or to add(...) such as Point((60, 70, 30), 1) of "
-                "samkit.prompts",
+                f"{prompt!r:.80} is no prompt; give {{{shown}}}, or to add(...) such as samkit.Point((60, 70, 30), 1)",
                 options=(shown,),
             )
         if not isinstance(prompt.structure, str):  # type: ignore[attr-defined]  # a prompt, as was just seen

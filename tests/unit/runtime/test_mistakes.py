@@ -150,7 +150,7 @@ def test_what_is_no_prompt_is_told(session, prompt, instead):
     for act in (session.add, session.check):
         with pytest.raises(PromptError, match="is no prompt; give ") as refused:
             act(prompt)
-        assert f"; give {instead}, or to add(...) such as Point(" in str(refused.value)
+        assert f"; give {instead}, or to add(...) such as samkit.Point(" in str(refused.value)
     assert session.steps == ()
 
 
@@ -170,7 +170,7 @@ def test_what_is_neither_true_nor_false_is_no_flag(session, call, name):
 
 def test_a_structure_is_a_name(session):
     session.set_image(scan(), np.eye(4))
-    with pytest.raises(PromptError, match="^structure is None; give a name, or '' for none$"):
+    with pytest.raises(PromptError, match=r"^structure is None; give a name, or '' for none$"):
         session.click((15, 16, 14), structure=None)
 
 
