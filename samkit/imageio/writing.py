@@ -72,7 +72,9 @@ def check_pillow() -> None:
 def check_output(path: Path, inputs: Iterable[Path]) -> None:
     """Raise InputRefused unless a file can be written to `path` without touching one of `inputs`."""
     if not path.parent.is_dir():
-        raise InputRefused("output-folder", f"the folder of {path.name} does not exist", "make it first")
+        raise InputRefused(
+            "output-folder", f"the folder of {path.name}, {path.parent}, does not exist", "make it first"
+        )
     # `samefile` knows links and names that differ in case only.
     if path.exists() and any(p.exists() and path.samefile(p) for p in inputs):
         raise InputRefused(
