@@ -41,6 +41,19 @@ def first_sided(structures: Iterable[str]) -> str | None:
     return next((name for name in structures if _SIDED.search(name)), None)
 
 
+def sides_unsure(count: int, total: int, structures: Iterable[str]) -> tuple[str, ...]:
+    """Return what is to be said where `count` of `total` labelled cases do not know left from right: of structures of
+    one side a mirrored case teaches, or counts, the wrong one.
+    """
+    sided = first_sided(structures)
+    if not count or sided is None:
+        return ()
+    return (
+        f"LEFT AND RIGHT UNKNOWN in {count} of {total} cases, and {sided} is of one side: where a case is mirrored, "
+        "left stands for right; write into the files where their voxels lie, or leave them out",
+    )
+
+
 @dataclass(frozen=True)
 class Doubt:
     """Why left and right of a scan are not known."""

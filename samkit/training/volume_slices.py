@@ -112,9 +112,13 @@ def _load(case: SliceCase, labels: np.ndarray) -> LoadedCase:
     chosen = list(case.slices)
     channels = []
     remarks: dict[str, None] = {}
+    knows_sides = False  # one of several in one grid is enough
     view = None
     for path in case.images:
-        volume = read_scan(path).volume
+        scan = read_scan(path)
+        volume = scan.volume
+        knows_sides |= scan.doubt is None
+        remarks |= dict.fromkeys(scan.warnings)
         i, j, k = volume.array.shape
         view = view or PlaneView.of((i, j, k), volume.affine, case.plane)
         scaled, limits = scale_intensities(volume.array, path.name)
@@ -124,7 +128,9 @@ def _load(case: SliceCase, labels: np.ndarray) -> LoadedCase:
     if view is None:
         raise InputRefused("no-image", f"{case.name} has no image", "give it at least one")
     labels = np.ascontiguousarray(view.slices(labels)[chosen])
-    return LoadedCase(np.stack(channels, axis=-1), labels, view.pixel_mm, remarks=tuple(remarks))
+    return LoadedCase(
+        np.stack(channels, axis=-1), labels, view.pixel_mm, remarks=tuple(remarks), knows_sides=knows_sides
+    )
 
 
 def _found(

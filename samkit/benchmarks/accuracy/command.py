@@ -145,4 +145,4 @@ def _compare(compared: Compared) -> tuple[list[Row], list[str]]:
     remarks = folder.remarks if folder else []
     if settings.anonymous and remarks:
         remarks = [f"{len(remarks)} remarks on the files of the data are left out, because they may name somebody"]
-    return [*rows, *absent], [*remarks, *notes]
+    return [*rows, *absent], [*remarks, *(folder.told if folder else ()), *notes]

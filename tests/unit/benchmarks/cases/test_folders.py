@@ -69,7 +69,7 @@ def read(name, folder, most=9, **options):
 def read_all(*words, **options):
     """Return all cases of a folder, and what was said of it."""
     found = FolderCases(*words, **options)
-    return list(found), found.remarks
+    return list(found), [*found.remarks, *found.told]
 
 
 @pytest.mark.parametrize("name", ["m-sam", "sam-med3d", "sam", "sam-med2d"])
