@@ -30,6 +30,7 @@ from samkit.training.run_folder import (
     RUNNING,
     STOPPED,
     RunFolder,
+    check_resumable,
     check_run_folder,
     check_same_run,
     is_replica,
@@ -78,6 +79,7 @@ def train(
     }
     if before is not None:
         check_same_run(options.out, before, decided)
+        check_resumable(options.out)
     cuda = torch.cuda.is_available()
     precision = plan.recipe.precision
     if precision == "16-mixed" and not cuda:

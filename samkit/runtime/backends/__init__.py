@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib import import_module
 from numbers import Integral
 
+from samkit.cores import MOST_THREADS
 from samkit.errors import ExportError, OptionError
 from samkit.manifest import Export
 from samkit.precisions import BASE, PRECISIONS, get_precision
@@ -84,10 +85,11 @@ def checked_threads(threads: object) -> int | None:
     """Return a number of threads, None for all cores; raises OptionError for what is none."""
     if threads is None:
         return None
-    if isinstance(threads, Integral) and not isinstance(threads, bool) and int(threads) > 0:
+    if isinstance(threads, Integral) and not isinstance(threads, bool) and 1 <= int(threads) <= MOST_THREADS:
         return int(threads)
     raise OptionError(
-        f"{{threads}} is {threads!r:.80}, needed is a whole number above 0, or none for all cores; e.g. {{threads 2}}",
+        f"{{threads}} is {threads!r:.80}, needed is a whole number above 0, at most {MOST_THREADS} (four for each "
+        "core of this machine), or none for all cores; e.g. {threads 2}",
         options=("threads", "threads 2"),
     )
 
