@@ -214,7 +214,7 @@ def _stopped(out: Path, error: BaseException) -> Stopped:
     number = error.number if isinstance(error, Stopped) else signal.SIGINT
     if (out / RESUME).is_file():
         return Stopped(
-            number, f"{len(read_metrics(out))} whole epochs are kept; go on with {{resume}}", options=("resume",)
+            number, f"whole epochs kept: {len(read_metrics(out))}; go on with {{resume}}", options=("resume",)
         )
     return Stopped(number, "no epoch was whole yet; start again, in the same {out} if you like", options=("out",))
 

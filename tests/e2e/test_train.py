@@ -74,8 +74,8 @@ def test_a_killed_run_resumes_to_the_same_weights(phantoms, tmp_path, sam_train,
 @pytest.mark.parametrize(
     ("number", "step", "advice"),
     [
-        (signal.SIGTERM, 3, "1 whole epochs are kept; go on with --resume"),
-        (signal.SIGINT, 3, "1 whole epochs are kept; go on with --resume"),
+        (signal.SIGTERM, 3, "whole epochs kept: 1; go on with --resume"),
+        (signal.SIGINT, 3, "whole epochs kept: 1; go on with --resume"),
         (signal.SIGHUP, 0, "no epoch was whole yet; start again, in the same --out if you like"),
     ],
 )
