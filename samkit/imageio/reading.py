@@ -189,7 +189,7 @@ def _check_present(path: Path, missing: InputRefused) -> None:
         if not stat.S_ISREG(path.stat().st_mode):
             raise InputRefused("not-a-file", f"{path.name} is no regular file", "copy what it holds to a file")
         with path.open("rb") as file:
-            start = file.read(2)
+            start = file.read(348)
     except (FileNotFoundError, NotADirectoryError):
         raise missing from None
     except OSError as error:
@@ -197,18 +197,23 @@ def _check_present(path: Path, missing: InputRefused) -> None:
         raise InputRefused("unreadable-file", reason, "check its path, and who may read it") from error
     name = path.name.lower()
     packed = next((plain for end, plain in _PACKED.items() if name.endswith(end)), None)
-    if packed is not None and len(start) == 2 and start != _GZIP:
+    if packed is not None and _is_plain(start):
         raise InputRefused(
             "not-packed", f"{path.name} is named as if gzip had packed it, and it did not",
             f"copy the file again, or give it a name that ends in {packed}",
         )  # fmt: skip
     plain = next((end for end, other in _PACKED.items() if name.endswith(other)), None)
-    if plain is not None and start == _GZIP:
+    if plain is not None and start.startswith(_GZIP):
         raise InputRefused(
             "packed",
             f"{path.name} is packed by gzip, and its name does not say so",
             f"give it a name that ends in {plain}",
         )
+
+
+def _is_plain(start: bytes) -> bool:
+    """Return whether a file begins as a NIfTI or MGH file does that nobody packed; another name is all it needs."""
+    return start[344:347] in (b"n+1", b"ni1") or start[4:7] in (b"n+2", b"ni2") or start[:4] == b"\0\0\0\1"
 
 
 _GZIP = b"\x1f\x8b"
