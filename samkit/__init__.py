@@ -22,6 +22,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from samkit.telemetry import switch_off
 from samkit.version import __version__
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ _HOMES = {
     "list_methods": "methods",
     "open_session": "runtime.opening",
 }
+
+switch_off()
 
 
 def __getattr__(name: str) -> Any:

@@ -34,6 +34,7 @@ from samkit.cores import MOST_THREADS
 from samkit.errors import OptionError, SamkitError, Stopped
 from samkit.extras import how_to_install
 from samkit.files import reason_of
+from samkit.telemetry import own_caches
 
 THREADS = click.IntRange(1, MOST_THREADS)
 """The type of an option that counts threads of one operator."""
@@ -90,7 +91,7 @@ def run_command(command: click.Command, name: str, extras: Sequence[str] = ()) -
     if f"_{name}_complete".replace("-", "_").upper() in os.environ:  # a shell asks what may follow; click knows
         command.main(prog_name=name)
     try:
-        with _signals_heard():
+        with own_caches(), _signals_heard():
             # Not `command.main`, which ends without a word where stdout is closed
             with command.make_context(name, sys.argv[1:]) as context:
                 command.invoke(context)

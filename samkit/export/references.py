@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -64,12 +65,13 @@ def load_references(method: Method, folder: Path) -> list[Any]:
     """Return the references that an export keeps; raises ManifestError when the file holds none of this method."""
     path = folder / FILE_NAME
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # Opened here: of what is no archive numpy would leave it open
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = dict(stored)
         cases: list[dict[str, np.ndarray]] = [{} for _ in range(1 + max(int(name.split(".")[0]) for name in arrays))]
         for name, array in arrays.items():
             number, key = name.split(".", 1)
             cases[int(number)][key] = array
         return [procedure_of(method).Reference.from_arrays(case) for case in cases]
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, EOFError, LookupError, ValueError, TypeError, BadZipFile) as error:
         raise ManifestError(f"{path} does not hold parity references ({error!r}); export again") from error

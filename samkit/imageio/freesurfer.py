@@ -48,24 +48,27 @@ def _open_volume(path: Path) -> Stored:
         shape if dims[3] > 1 else shape[:3],
         dtype,
         _affine(block, shape[:3], name),
-        lambda: _read_voxels(path, shape[:3], dtype, 0),
-        voxels_of=lambda number: _read_voxels(path, shape[:3], dtype, number),
+        lambda: _read_voxels(path, shape, dtype, 0),
+        voxels_of=lambda number: _read_voxels(path, shape, dtype, number),
         bytes=math.prod(shape[:3]) * dtype.itemsize + _VOXELS_AT,
         shrunk=GZIP if _is_packed(path) else 1,
     )
 
 
 def _read_voxels(path: Path, shape: tuple[int, ...], dtype: np.dtype, frame: int) -> np.ndarray:
-    """Return the values (I, J, K) of a frame in the file's own type; raises where it is cut off or damaged."""
-    size = math.prod(shape) * dtype.itemsize
+    """Return the values (I, J, K) of a frame in the file's own type; raises where it is cut off or damaged.
+
+    `shape` is the file's, (I, J, K, frames).
+    """
+    size = math.prod(shape[:3]) * dtype.itemsize
     with _open(path) as file:
         file.seek(_VOXELS_AT + frame * size)
         raw = file.read(size)
         if _is_packed(path):
-            read_to_end(file)
+            read_to_end(file, (shape[3] - frame - 1) * size)
     if len(raw) < size:
         raise EOFError(f"{len(raw)} bytes of {size}")
-    return np.frombuffer(raw, dtype.newbyteorder(">")).astype(dtype).reshape(shape, order="F")
+    return np.frombuffer(raw, dtype.newbyteorder(">")).astype(dtype).reshape(shape[:3], order="F")
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -6,7 +6,6 @@ who has an image of it has imported it.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,7 +23,7 @@ from samkit.imageio.forms import Forms
 from samkit.imageio.gate import MAX_VOXELS, PLAIN_NUMBERS, admit_scan, check_not_empty, pick_volume
 from samkit.imageio.itk import is_image, stored_image
 from samkit.imageio.nifti import read_voxels, unit_of
-from samkit.imageio.pictures import MAX_PIXELS
+from samkit.imageio.pictures import check_picture_size
 from samkit.imageio.reader import Reader, Stored
 from samkit.imageio.reading import read_scan
 from samkit.imageio.scan import Scan
@@ -180,9 +179,8 @@ def _checked_picture(array: np.ndarray) -> np.ndarray:
     """Return a picture (H, W) or (H, W, C), float32, 0..255; raises InputRefused."""
     if array.dtype.kind not in "uif":
         raise InputRefused("bad-datatype", f"the picture given holds {array.dtype.name} pixels", PLAIN_NUMBERS)
-    if array.size > MAX_PIXELS * math.prod(array.shape[2:]):
-        sides = " x ".join(map(str, array.shape))
-        raise InputRefused("too-large", f"the picture given is {sides}, the limit is {MAX_PIXELS}", "make it smaller")
+    height, width = array.shape[:2]
+    check_picture_size("the picture given", (width, height))
     values = np.asarray(array, np.float32)
     if broken := int((~np.isfinite(values)).sum()):
         raise InputRefused(

@@ -149,12 +149,13 @@ def read_voxels(proxy: ArrayProxy, shape: tuple[int, ...], number: int = 0) -> n
     Of several volumes only the one of `number` is kept. A compressed file is read to its end, as `read_to_end` says.
     """
     slope, inter, source = proxy.slope, proxy.inter, proxy.file_like
-    begin = proxy.offset + number * math.prod(shape) * proxy.dtype.itemsize
+    size = math.prod(shape) * proxy.dtype.itemsize
+    begin, ahead = proxy.offset + number * size, (math.prod(proxy.shape[3:]) - number - 1) * size
     packed = isinstance(source, (str, os.PathLike)) and _is_packed(Path(source))
     with _silent_nibabel(), ImageOpener(source) if packed else nullcontext(source) as file:
         raw = np.asarray(ArrayProxy(file, (shape, proxy.dtype, begin, slope, inter), mmap=not packed).get_unscaled())
         if packed:
-            read_to_end(file)
+            read_to_end(file, ahead)
     raw = raw.reshape(shape, order="F")
     if raw.dtype.kind in "iu" and (slope, inter) == (1.0, 0.0):
         return raw.astype(raw.dtype.newbyteorder("="))  # a copy in memory, not a map of the file

@@ -25,9 +25,12 @@ def read_to_end(file: IO[bytes] | BufferedIOBase, ahead: int = 0) -> None:
     `ahead` is how many bytes of voxels are among it. Raises what the stream raises where sums differ or are missing,
     and EOFError where no end comes.
     """
-    for _ in range(ahead + _MOST_BEHIND >> 20):
-        if not file.read(2**20):
+    left = ahead + _MOST_BEHIND
+    while left >= 0:
+        block = file.read(2**20)
+        if not block:
             return
+        left -= len(block)
     raise EOFError(f"more than {_MOST_BEHIND} bytes follow the voxels")
 
 

@@ -27,6 +27,8 @@ from samkit.triton_models.server_files import SHARED_MEMORY
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 """Of malloc.h."""
+ERRORS_METRIC = "samkit_errors_total"
+"""Counted by every Python model, beside what its sessions count."""
 _BACK = threading.Lock()
 """Metrics from two threads at once end Triton 24.10 with a segmentation fault; logs go the same way to the server."""
 
@@ -262,7 +264,7 @@ class _Errors:
             self._counts[kind] += 1
             if self._metrics is not None:
                 what = "Requests answered with an error"
-                self._metrics.show("samkit_errors_total", "counter", what, self._counts[kind], type=kind)
+                self._metrics.show(ERRORS_METRIC, "counter", what, self._counts[kind], type=kind)
 
 
 _ERRORS = _Errors()

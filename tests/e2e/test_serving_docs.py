@@ -17,6 +17,7 @@ from samkit.runtime.protocol import wire
 from samkit.runtime.protocol.requests import read_request
 from samkit.triton_models.limits import LIMITS, Limits
 from samkit.triton_models.model_config import ROLES, SESSION, role_ports
+from samkit.triton_models.python_backend import ERRORS_METRIC
 from samkit.triton_models.served import Served
 from samkit.triton_models.server_files import find_server
 from samkit.triton_models.session_host import SessionHost
@@ -154,11 +155,11 @@ def test_errors_are_classes_and_none_of_a_server_is_left_out():
     assert {kind.__name__ for kind in errors.ServingError.__subclasses__()} <= found
 
 
-def test_metrics_are_those_of_the_host():
+def test_metrics_are_those_of_the_host_and_of_every_model():
     host = SessionHost(SimpleNamespace(limits=Limits()), {})
     host.counters.seconds["encode"] = 1.0
     found = {name for row in rows("Metrics") for name in named(row[0]) if name.startswith("samkit_")}
-    assert found == {name for name, *_ in host.figures()}
+    assert found == {ERRORS_METRIC, *(name for name, *_ in host.figures())}
 
 
 def test_launch_line_is_that_of_the_compose_file():

@@ -186,6 +186,13 @@ def gpus() -> list[dict[str, str]]:
     return [dict(zip(fields, map(str.strip, line.split(",")), strict=False)) for line in found.splitlines()]
 
 
+def _commit(folder: str) -> str | None:
+    """Return the commit that a folder is at, and whether it was changed; None in no clone. Git writes nothing there."""
+    commit = _said("git", "-C", folder, "rev-parse", "--short", "HEAD")
+    changed = _said("git", "--no-optional-locks", "-C", folder, "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}+changes" if commit and changed else commit or None
+
+
 def _said(*command: str) -> str:
     """Return what a program writes; nothing where it is not there, or fails."""
     try:
@@ -212,7 +219,7 @@ def finished_run(
         rows=tuple(
             replace(row, identity=replace(row.identity, backend_title=titles.get(row.identity.backend))) for row in rows
         ),
-        commit=_said("git", "-C", here, "describe", "--always", "--exclude=*", "--dirty=+changes") or None,
+        commit=_commit(here),
         notes=tuple(notes),
     )
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from samkit.errors import InputRefused, OptionError, PromptError, SamkitError
 from samkit.geometry import Index, Triple, Volume, as_numbers
+from samkit.imageio.study import Study
 from samkit.intensities import Limits, find_limits
 from samkit.prompts import Prompt
 from samkit.runtime.client.exchange import Exchange
@@ -104,6 +105,8 @@ class RemoteSession(Session):
         self._asked = Open(plane=view.plane, intensities=view.intensities, spacing=view.spacing, protocol=PROTOCOL)
         """What every scan is opened with."""
         self._set: _Set | None = None
+        self._scaled: tuple[Study | None, tuple[Limits, ...]] = (None, ())
+        """A study, and what its volumes are scaled by."""
         self._described, _ = self._exchange.ask(
             Describe(protocol=PROTOCOL), None, {}, timeout=self.timeout, patience=min(self.timeout, FIRST_CONTACT),
             from_now=True,
@@ -175,8 +178,11 @@ class RemoteSession(Session):
         """Return what the server scales by: it does the same with the same voxels, and does not tell."""
         if not self._is_sliced:
             return ()
-        named, asked = self._in_order(volumes), self._asked.intensities
-        return tuple(find_limits(volume.array, name or "the volume", asked) for name, volume in named.items())
+        if self._scaled[0] is not self._study:  # percentiles of a large scan take a second
+            named, asked = self._in_order(volumes), self._asked.intensities
+            limits = tuple(find_limits(volume.array, name or "the volume", asked) for name, volume in named.items())
+            self._scaled = (self._study, limits)
+        return self._scaled[1]
 
     # --- Prompts ---
 
@@ -328,6 +334,7 @@ class RemoteSession(Session):
         if self.is_closed:
             return
         self.is_closed, left, self._set, self._study = True, self._set, None, None
+        self._scaled = (None, ())
         try:
             if left is not None:
                 with suppress(SamkitError, ConnectionLost):  # gone already, or it ends by itself: nobody will use it

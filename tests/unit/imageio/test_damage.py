@@ -11,6 +11,7 @@ import pytest
 from nibabel.freesurfer.mghformat import MGHImage
 
 from samkit.errors import InputRefused
+from samkit.imageio import reader
 from samkit.imageio.in_memory import study_of
 from samkit.imageio.reading import read_label, read_picture, read_scan
 
@@ -101,3 +102,14 @@ def test_members_and_padding_of_gzip_are_taken(tmp_path):
     path.write_bytes(gzip.compress(content[:700]) + gzip.compress(content[700:]) + bytes(16))
 
     assert np.array_equal(read_scan(path).volume.array, ARRAY)
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.mgz"])
+def test_volumes_behind_the_one_that_is_meant_may_be_as_many_as_they_like(name, tmp_path, monkeypatch):
+    """The bound is on what no header speaks of."""
+    monkeypatch.setattr(reader, "_MOST_BEHIND", 2**20)
+    series = np.arange(4 * 2**19, dtype=np.uint8).reshape(64, 64, 128, 4)
+    made = MGHImage if name == "a.mgz" else nibabel.Nifti1Image
+    nibabel.save(made(series, np.eye(4)), tmp_path / name)
+    for number in (0, 3):
+        assert np.array_equal(read_scan(tmp_path / name, volume=number).volume.array, series[..., number])

@@ -18,6 +18,7 @@ OPEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", [name for name in TARGETS if name not in OPEN])
 def test_a_reader_raises_our_errors_alone(name):
