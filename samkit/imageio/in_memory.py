@@ -27,7 +27,7 @@ from samkit.imageio.pictures import check_picture_size
 from samkit.imageio.reader import Reader, Stored
 from samkit.imageio.reading import read_scan
 from samkit.imageio.scan import Scan
-from samkit.imageio.study import Study, check_no_volume, read_study
+from samkit.imageio.study import Study, check_no_volume, check_volume_number, read_study
 
 COLOURS = 4
 """An array of three axes without an affine is a picture where the last one has so many channels at most."""
@@ -59,12 +59,13 @@ def study_of(image: Any, *, affine: Any = None, volume: int | None = None, chann
         raise PromptError(
             f"{unnamed[0]!r:.40} is no name of a sequence; give a dict such as {{'t1c': ..., 't2w': ...}}"
         )
+    check_volume_number(volume)
     for name, one in named.items():
         if not (isinstance(one, (str, os.PathLike, SpatialImage, Volume, np.ndarray)) or is_image(one)):
             made = "; numpy.asarray(image) makes an array of it" if _is_like_an_array(one) else ""
             raise PromptError(f"{_called('image', name)} is of the type {type(one).__name__}; give {_TAKEN}{made}")
         if isinstance(one, np.ndarray):
-            check_not_empty(_array_called(name), one.shape)
+            _check_array(one, _array_called(name), affine, volume)
         if affine is not None and not isinstance(one, np.ndarray):
             raise OptionError(
                 f"affine is given, and {_called('image', name)} is no array but has its own; leave it out"
@@ -102,6 +103,30 @@ def _read(image: Any, sequence: str, affine: Any, volume: int | None) -> Scan:
         stored, kind = _of_array(image, affine, called), _ARRAY
     scan = admit_scan(stored if volume is None else pick_volume(stored, volume), kind, MAX_VOXELS)
     return replace(scan, files=files)
+
+
+def _check_array(array: np.ndarray, called: str, affine: Any, volume: int | None) -> None:
+    """Raise InputRefused or OptionError for what a scan or a picture in memory may not be, whichever it is."""
+    check_not_empty(called, array.shape)
+    if isinstance(array, np.ma.MaskedArray):
+        raise InputRefused(
+            "masked", f"{called} is a masked array, and a scan has a value everywhere", "give array.filled(value)"
+        )
+    if affine is None:
+        return
+    if array.shape == (4, 4) and np.ndim(affine) > 2:
+        raise OptionError(f"{called} and the affine have changed places; call set_image(array, affine=affine)")
+    if array.ndim == 2:
+        raise OptionError(
+            f"{called} is {' x '.join(map(str, array.shape))}, a picture, and an affine is for scans (I, J, K); "
+            "leave the affine out, or give array[:, :, None] for a scan of one slice"
+        )
+    if array.ndim == 4 and array.shape[0] == 1 and array.shape[3] > 1 and volume is None:
+        raise InputRefused(
+            "bad-shape",
+            f"{called} is {' x '.join(map(str, array.shape))}, with an axis of length one in front of (I, J, K)",
+            "give array[0]",
+        )
 
 
 def _is_like_an_array(image: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,15 @@ def read_study(files: Mapping[str, Path], *, volume: int | None = None) -> Study
     check_no_volume(volume)
     picture = read_picture(pictures[0])
     return Study(files, {}, picture.array, picture_limits=picture.limits)
+
+
+def check_volume_number(volume: object) -> None:
+    """Raise OptionError for what is no number of a volume."""
+    if volume is not None and (isinstance(volume, bool) or not isinstance(volume, Integral)):
+        raise OptionError(
+            f"{{volume}} is {volume!r:.40}, needed is a whole number, 0 is the first; e.g. {{volume 0}}",
+            options=("volume", "volume 0"),
+        )
 
 
 def check_no_volume(volume: int | None) -> None:

@@ -81,7 +81,9 @@ def check_output(path: Path, inputs: Iterable[Path]) -> None:
             "output-place", f"{path.name} can't be written ({reason_of(error)})", "give another output"
         ) from error
     if not path.parent.is_dir():
-        raise InputRefused("output-folder", f"the folder of {path.name} does not exist", "make it first")
+        raise InputRefused(
+            "output-folder", f"the folder of {path.name}, {path.parent}, does not exist", "make it first"
+        )
     # `samefile` knows links and names that differ in case only.
     if there and any(p.exists() and path.samefile(p) for p in inputs):
         raise InputRefused(

@@ -242,7 +242,7 @@ def test_python_counts_threads_as_commands_do():
 # --- Signals ---
 
 WAITING = """
-import sys, time, click
+import signal, sys, time, click
 from pathlib import Path
 from samkit.command import run_command
 from samkit.files import replacing
@@ -253,6 +253,8 @@ def command():
         print("at work", flush=True)
         while True:
             time.sleep(1)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever started the tests may have these ignored, as nohup has
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.argv[0] = sys.argv.pop()
 run_command(command, "sam-test")
 """

@@ -62,12 +62,13 @@ def device_names() -> tuple[str, ...]:
 def find_backend(name: str, device: str | None, precision: str | None) -> tuple[Backend, str]:
     """Return a backend's record and where it runs, by default on its own device.
 
-    Raises ExportError for a backend or a device that there is not, OptionError for a precision that it does not run.
+    Raises ExportError for a backend that there is not, or that does not run on the device; OptionError for a device
+    that there is not, or a precision that the backend does not run.
     """
     backend = get_backend(name)
     device = backend.devices[0] if device is None else device
     if device not in device_names():
-        raise ExportError(f"device '{device}' is not known; devices are {', '.join(device_names())}")
+        raise OptionError(f"device '{device}' is not known; devices are {', '.join(device_names())}")
     if device not in backend.devices:
         places = " and ".join(_PLACES.get(place, place) for place in backend.devices)
         raise ExportError(

@@ -17,7 +17,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -34,7 +34,7 @@ from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, Prompt, SliceBox,
 from samkit.runtime.backends.runner import Closing
 from samkit.runtime.session.image_warnings import image_warnings
 from samkit.runtime.session.overlay import draw
-from samkit.runtime.session.places import check_corners, check_together, numbers_of, triple_of
+from samkit.runtime.session.places import check_corners, check_flag, check_together, numbers_of, triple_of
 from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate
 from samkit.runtime.session.world import to_voxel
@@ -195,6 +195,7 @@ class Session(Closing, ABC):
         affine or volume that means nothing.
         """
         self._check_open()
+        check_flag("automatic", automatic)
         with volumes_offered():
             study = study_of(image, affine=affine, volume=volume, channels=len(self.sequences))
         self._take(study.image)
@@ -215,6 +216,7 @@ class Session(Closing, ABC):
         if not isinstance(positive, bool | np.bool_):
             # A "-" would be true, and the click the contrary of what was meant
             raise PromptError(f"positive is {positive!r}; give True for the object, or False for background")
+        self._check_world(world)
         label, place = FOREGROUND if positive else BACKGROUND, numbers_of(index)
         if len(place) == 2 and not world:
             return self.add(SlicePoint(place[0], place[1], label, structure))
@@ -225,6 +227,7 @@ class Session(Closing, ABC):
     ) -> MaskUpdate:
         """Give two corners of a box, flat in a slice; raises as `click` does."""
         check_corners(first, last, apart)
+        self._check_world(world)
         one, other = numbers_of(first), numbers_of(last)
         if len(one) == 2 and len(other) == 2 and not world:
             (x0, x1), (y0, y1) = (sorted(pair) for pair in zip(one, other, strict=True))
@@ -337,7 +340,7 @@ class Session(Closing, ABC):
         check_results(mask, [table] if table is not None else [], study)
         write_results(mask, table, labels, study, self.structures)
 
-    def overlay(self, *, plane: str | None = None) -> np.ndarray:
+    def overlay(self, plane: str | None = None) -> np.ndarray:
         """Return a picture of the mask on the image: (H, W, 3), uint8, rows and columns of RGB.
 
         It is the slice that shows most of the mask, the middle one where the mask is empty; of a picture all of it.
@@ -355,6 +358,10 @@ class Session(Closing, ABC):
         except MissingDependencyError as error:
             _LOG.warning("%s", error)
             return None
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
 
     def __repr__(self) -> str:
         """Return what is open; names of scans may be patients'."""
@@ -393,15 +400,18 @@ class Session(Closing, ABC):
         if self.is_closed:
             raise SamkitError(CLOSED)
 
-    def _in_voxels(self, prompt: Point | Box, world: bool) -> Prompt:
-        if not world:
-            return prompt
-        study = self._given()
-        if study.picture is not None:
+    def _check_world(self, world: bool) -> None:
+        """Raise OptionError for what is no flag, PromptError where millimetres are to be a place in a picture."""
+        check_flag("world", world)
+        if world and self._given().picture is not None:
             raise PromptError(
                 "millimetres need a scan, and a picture is set; give pixels, {points x,y,+}", options=("points x,y,+",)
             )
-        volume = study.scan.volume
+
+    def _in_voxels(self, prompt: Point | Box, world: bool) -> Prompt:
+        if not world:
+            return prompt
+        volume = self._given().scan.volume
         return to_voxel(prompt, volume.affine, volume.array.shape)
 
 

@@ -242,7 +242,7 @@ def test_an_overlay_is_the_picture_that_the_session_shows(bright_export, served,
     ("words", "code", "sentence"),
     [
         (("--overlay", "a.jpg"), 2, "'a.jpg' must end in .png"),
-        (("--overlay", "nowhere/a.png"), 3, "the folder of a.png does not exist"),
+        (("--overlay", "nowhere/a.png"), 3, "the folder of a.png, nowhere, does not exist"),
         (("--overlay", "a.png", "--report", "a.png"), 2, "--overlay and --report name the same file"),
     ],
 )

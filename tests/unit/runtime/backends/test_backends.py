@@ -30,7 +30,7 @@ def test_a_backend_runs_on_its_own_device_when_nobody_asks(backend):
 def test_unknown_backend_and_device_are_refused_with_those_there_are():
     with pytest.raises(ExportError, match="backend 'openvino' is not known; backends are onnxruntime, onnxruntime-t"):
         find_backend("openvino", None, None)
-    with pytest.raises(ExportError, match="device 'tpu' is not known; devices are cpu, cuda"):
+    with pytest.raises(OptionError, match="device 'tpu' is not known; devices are cpu, cuda"):
         find_backend("torch", "tpu", None)
 
 

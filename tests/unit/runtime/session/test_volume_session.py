@@ -105,7 +105,7 @@ def test_click_after_undo_forgets_what_was_undone(session):
     session.undo()
     session.add(click())
 
-    with pytest.raises(PromptError, match="no undone click"):
+    with pytest.raises(PromptError, match="nothing to redo"):
         session.redo()
 
 
