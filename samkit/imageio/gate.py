@@ -19,11 +19,14 @@ import numpy as np
 from samkit.errors import GeometryError, InputRefused, SamkitError
 from samkit.geometry import Index, Volume, check_affine, spacing_of
 from samkit.imageio.forms import Forms
+from samkit.imageio.frames import judge_frames
 from samkit.imageio.reader import Reader, Stored
 from samkit.imageio.scan import Scan
 
 MAX_VOXELS = 2**29
 """Voxels of the largest scan that is read: about 812 x 812 x 812; a whole-body CT has a third of it."""
+MAX_BYTES = 2**31
+"""Bytes of its voxels, unpacked and as the file stores them: MAX_VOXELS of 32 bits. A small file may state more."""
 MAX_LABEL = 2**20
 """The largest value of a label; FreeSurfer's own end at 14175."""
 
@@ -34,9 +37,9 @@ _ROUND_OFF = 1e-3
 """How far a label's value may lie from a whole number: scaled integers do not come back exactly."""
 
 
-def admit_scan(stored: Stored, reader: Reader, max_voxels: int) -> Scan:
+def admit_scan(stored: Stored, reader: Reader, *, max_voxels: int = MAX_VOXELS, max_bytes: int = MAX_BYTES) -> Scan:
     """Return the scan in an open file; raises InputRefused."""
-    admit_header(stored, reader, max_voxels)
+    shape = admit_header(stored, reader, max_voxels=max_voxels, max_bytes=max_bytes)
     name, array = stored.name, _voxels(stored)
     _check_finite(array, name)
     low, high = array.min(), array.max()
@@ -50,14 +53,22 @@ def admit_scan(stored: Stored, reader: Reader, max_voxels: int) -> Scan:
         )
     affine = _affine(stored)
     forms = stored.forms or Forms.of_affine(affine)
-    warnings = (*stored.warnings, *_unusual(affine))
-    holder = stored.holder or _path(stored)
-    return Scan(Volume(array, affine), forms, reader.name, stored.name, holder, warnings, modality=stored.modality)
+    told, doubt = judge_frames(name, shape, affine, stored.forms, is_placed=stored.is_placed)
+    return Scan(
+        Volume(array, affine),
+        forms,
+        reader.name,
+        name,
+        stored.holder or _path(stored),
+        (*stored.warnings, *told, *_unusual(affine)),
+        doubt,
+        modality=stored.modality,
+    )
 
 
-def admit_label(stored: Stored, reader: Reader, max_voxels: int) -> Volume:
+def admit_label(stored: Stored, reader: Reader, *, max_voxels: int = MAX_VOXELS, max_bytes: int = MAX_BYTES) -> Volume:
     """Return the label in an open file, integers from 0 on; raises InputRefused."""
-    admit_header(stored, reader, max_voxels)
+    admit_header(stored, reader, max_voxels=max_voxels, max_bytes=max_bytes)
     return Volume(labels_of(_voxels(stored), stored.name), _affine(stored))
 
 
@@ -108,23 +119,27 @@ def pick_volume(stored: Stored, number: int) -> Stored:
 
 
 @contextmanager
-def volumes_offered() -> Iterator[None]:
-    """Let the refusal of several volumes say how one is chosen, where that can be done."""
+def options_offered() -> Iterator[None]:
+    """Let the refusals of several volumes and of many bytes say which option helps, where there are these options."""
     try:
         yield
     except InputRefused as refused:
-        if refused.remedy != ONE_VOLUME:
+        if refused.remedy not in _OFFERS:
             raise
-        option = "volume N"
-        raise InputRefused(
-            refused.code, refused.reason, f"say which one by {{{option}}}, 0 is the first", options=(option,)
-        ) from refused
+        option, remedy = _OFFERS[refused.remedy]
+        raise InputRefused(refused.code, refused.reason, remedy, options=(option,)) from refused
 
 
 ONE_VOLUME = "give one volume, for example one sequence or time"
+FEWER_BYTES = "store it with fewer bits, or crop it first"
+_OFFERS = {
+    ONE_VOLUME: ("volume N", "say which one by {volume N}, 0 is the first"),
+    FEWER_BYTES: ("max_bytes N", f"{FEWER_BYTES}, or raise the limit by {{max_bytes N}}"),
+}
+"""For a remedy the option that helps, too, and a remedy that says so."""
 
 
-def admit_header(stored: Stored, reader: Reader, max_voxels: int) -> Index:
+def admit_header(stored: Stored, reader: Reader, *, max_voxels: int = MAX_VOXELS, max_bytes: int = MAX_BYTES) -> Index:
     """Return the shape (I, J, K) of an open file; raises InputRefused for what its header states."""
     name, shape = stored.name, stored.shape
     text = " x ".join(str(n) for n in shape)
@@ -141,6 +156,12 @@ def admit_header(stored: Stored, reader: Reader, max_voxels: int) -> Index:
         )
     if stored.dtype.newbyteorder("=") not in _DTYPES:
         raise InputRefused("bad-datatype", f"{name} holds {stored.dtype.name} voxels", PLAIN_NUMBERS)
+    if (size := i * j * k * stored.dtype.itemsize) > max_bytes:
+        raise InputRefused(
+            "too-large",
+            f"{name} states {text} voxels of {stored.dtype.itemsize} bytes, {size} in all, the limit is {max_bytes}",
+            FEWER_BYTES,
+        )
     if stored.unit not in ("mm", ""):
         remedy = "write it again in mm, units code 2" if stored.forms else "write it again in mm"
         raise InputRefused("bad-units", f"{name} states its geometry in {stored.unit}, needed is mm", remedy)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.analyze import AnalyzeImage
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.nifti1 import Nifti1Header, Nifti1Pair
 from nibabel.spatialimages import SpatialImage
@@ -20,9 +21,9 @@ from nibabel.spatialimages import SpatialImage
 from samkit.errors import InputRefused, OptionError, PromptError
 from samkit.geometry import Volume
 from samkit.imageio.forms import Forms
-from samkit.imageio.gate import MAX_VOXELS, PLAIN_NUMBERS, admit_scan, check_not_empty, pick_volume
+from samkit.imageio.gate import MAX_BYTES, MAX_VOXELS, PLAIN_NUMBERS, admit_scan, check_not_empty, pick_volume
 from samkit.imageio.itk import is_image, stored_image
-from samkit.imageio.nifti import read_voxels, unit_of
+from samkit.imageio.nifti import is_placed, read_voxels, unit_of
 from samkit.imageio.pictures import check_picture_size
 from samkit.imageio.reader import Reader, Stored
 from samkit.imageio.reading import read_scan
@@ -41,13 +42,22 @@ _SIMPLEITK = Reader("SimpleITK", (), repair="repair its direction and spacing fi
 _ARRAY = Reader("numpy", (), repair=f"give {_MATRIX}")
 
 
-def study_of(image: Any, *, affine: Any = None, volume: int | None = None, channels: int = COLOURS) -> Study:
+def study_of(
+    image: Any,
+    *,
+    affine: Any = None,
+    volume: int | None = None,
+    channels: int = COLOURS,
+    max_bytes: int = MAX_BYTES,
+    assume_ras: bool = False,
+) -> Study:
     """Return what is given to a session as a study; one that is a study has passed the gate, and is returned as it is.
 
     `image` is a path, a nibabel or SimpleITK image, a Volume, a numpy array, or a dict of them by sequence. Arrays
     share `affine` (4, 4), voxel index to RAS+ [mm]; without it an array (H, W), or (H, W, C) of at most `channels`, is
-    a picture, 0..255. `volume` is which one, from 0 on, where there are several along a fourth axis. No array is
-    copied where its type may stay. Raises InputRefused at the gate, PromptError for anything else, OptionError for an
+    a picture, 0..255. `volume` is which one, from 0 on, where there are several along a fourth axis. `max_bytes`
+    and `assume_ras` are as `read_study` has them; what is in memory already has no limit of bytes. No array is copied
+    where its type may stay. Raises InputRefused at the gate, PromptError for anything else, OptionError for an
     affine that nothing needs.
     """
     if isinstance(image, Study):
@@ -72,18 +82,18 @@ def study_of(image: Any, *, affine: Any = None, volume: int | None = None, chann
             )
     files = {name: Path(one) for name, one in named.items() if isinstance(one, (str, os.PathLike))}
     if len(files) == len(named):
-        return read_study(files, volume=volume)
+        return read_study(files, volume=volume, max_bytes=max_bytes, assume_ras=assume_ras)
     if len(named) == 1 and affine is None and _is_picture(first := next(iter(named.values())), channels):
         check_no_volume(volume)
         return Study({}, {}, _checked_picture(first))
-    scans = {name: _read(one, name, affine, volume) for name, one in named.items()}
-    return Study(files, scans, None, volume)
+    scans = {name: _read(one, name, affine, volume, max_bytes) for name, one in named.items()}
+    return Study(files, scans, None, volume, assume_ras)
 
 
-def _read(image: Any, sequence: str, affine: Any, volume: int | None) -> Scan:
+def _read(image: Any, sequence: str, affine: Any, volume: int | None, max_bytes: int) -> Scan:
     """Return one image as a scan; raises InputRefused."""
     if isinstance(image, (str, os.PathLike)):
-        return read_scan(Path(image), volume=volume)
+        return read_scan(Path(image), volume=volume, max_bytes=max_bytes)
     files: tuple[Path, ...] = ()
     if isinstance(image, SpatialImage):
         stored, kind = _of_nibabel(image, _called("image", sequence)), _NIBABEL
@@ -101,7 +111,9 @@ def _read(image: Any, sequence: str, affine: Any, volume: int | None) -> Scan:
                 f"give {_MATRIX}: set_image(array, affine=affine)",
             )
         stored, kind = _of_array(image, affine, called), _ARRAY
-    scan = admit_scan(stored if volume is None else pick_volume(stored, volume), kind, MAX_VOXELS)
+    if not isinstance(getattr(image, "dataobj", None), ArrayProxy):
+        max_bytes = stored.dtype.itemsize * MAX_VOXELS  # they lie in memory
+    scan = admit_scan(stored if volume is None else pick_volume(stored, volume), kind, max_bytes=max_bytes)
     return replace(scan, files=files)
 
 
@@ -144,18 +156,23 @@ def _array_called(sequence: str) -> str:
 
 def _of_nibabel(image: SpatialImage, called: str) -> Stored:
     """Return what nibabel's image states: what a file of it would, and the same voxels as from its file."""
-    data, shape, affine, forms, unit = image.dataobj, tuple(image.shape), image.affine, None, "mm"
+    data, shape, affine, forms, unit, placed = image.dataobj, tuple(image.shape), image.affine, None, "mm", True
     if isinstance(image, Nifti1Pair):
         header = _header_when_saved(image)
         affine, forms, unit = header.get_best_affine(), Forms.of_header(header), unit_of(header)
+        placed = is_placed(header)
+    elif isinstance(image, AnalyzeImage):  # a format that states no frame, unless the caller gave an affine
+        placed = image.affine is not None and not np.allclose(image.affine, image.header.get_best_affine())
 
     def read(number: int) -> np.ndarray:
-        if isinstance(data, ArrayProxy):
-            return read_voxels(data, shape[:3], number)
+        if type(data) is ArrayProxy:  # those of other formats scale in their own ways
+            return read_voxels(data, number)
         return _one_of(np.asanyarray(data), number)
 
     dtype = data.dtype if isinstance(data, (ArrayProxy, np.ndarray)) else image.get_data_dtype()
-    return Stored(called, shape, _wide(dtype), affine, lambda: read(0), unit=unit, forms=forms, voxels_of=read)
+    return Stored(
+        called, shape, _wide(dtype), affine, lambda: read(0), unit=unit, forms=forms, is_placed=placed, voxels_of=read
+    )
 
 
 def _header_when_saved(image: Nifti1Pair) -> Nifti1Header:

@@ -41,6 +41,7 @@ def _open_volume(path: Path) -> Stored:
     import SimpleITK as sitk  # noqa: N813 -- 100 MB of library, for these files alone
 
     said, voxels_at = _read_text(path)
+    _check_sizes(path, said)
     sitk.ProcessObject.GlobalWarningDisplayOff()  # what matters in them is a warning or a refusal here
     file = sitk.ImageFileReader()
     file.SetFileName(str(path))
@@ -65,7 +66,7 @@ def _open_volume(path: Path) -> Stored:
         holder=holder,
         bytes=packed and packed + (voxels_at if holder == path else 0),
         shrunk=shrunk,
-        warnings=_unsaid(path, said),
+        is_placed=_is_placed(path, said),
         modality=_modality(file, said),
     )
 
@@ -97,7 +98,10 @@ def _read_one(file: Any, shape: tuple[int, ...], number: int, check: Callable[[]
     if shape[3:]:
         file.SetExtractSize((*shape[:3], *(0 for _ in shape[3:])))
         file.SetExtractIndex((0, 0, 0, *(int(n) for n in np.unravel_index(number, shape[3:], order="F"))))
-    return sitk.GetArrayFromImage(file.Execute()).transpose()  # SimpleITK's arrays are (K, J, I)
+    image = file.Execute()
+    voxels = sitk.GetArrayViewFromImage(image)  # which does not keep the image
+    kept = voxels.dtype if voxels.dtype.kind in "iu" else np.dtype(np.float32)
+    return np.array(voxels, kept).transpose()  # one copy; SimpleITK's arrays are (K, J, I)
 
 
 def _dtype(image: Any, parts: int, name: str) -> np.dtype:
@@ -200,15 +204,18 @@ def _unit(said: Mapping[str, str]) -> str:
     return " and ".join(sorted({_UNITS.get(word, f"'{word}'") for word in stated})) or "mm"
 
 
-def _unsaid(path: Path, said: Mapping[str, str]) -> tuple[str, ...]:
-    """Return what SimpleITK takes for granted; raises InputRefused for sizes that it would replace."""
+def _check_sizes(path: Path, said: Mapping[str, str]) -> None:
+    """Raise InputRefused for voxel sizes that SimpleITK would replace."""
     sizes = said.get("elementspacing", said.get("elementsize", "1")).split()
     if any(re.fullmatch(r"[-+]?0*\.?0*(?:e.*)?", size, re.IGNORECASE) for size in sizes):
         raise InputRefused("singular-affine", f"{path.name} states voxels of no size", _AGAIN)
-    placed = said.get("space", "").lower() in _SPACES and "space directions" in said
-    if _is_nrrd(path) and not placed:
-        return ("the file does not say where its voxels lie in a patient; its axes are taken for left, back and up",)
-    return ()
+
+
+def _is_placed(path: Path, said: Mapping[str, str]) -> bool:
+    """Return whether a file says where its voxels lie in a patient; SimpleITK takes it for granted."""
+    if _is_nrrd(path):
+        return said.get("space", "").lower() in _SPACES and "space directions" in said
+    return any(key in said for key in ("transformmatrix", "rotation", "orientation"))
 
 
 def _is_nrrd(path: Path) -> bool:

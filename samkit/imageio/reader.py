@@ -17,6 +17,8 @@ GZIP = 1100
 """gzip can't shrink anything further than about 1030 times."""
 _MOST_BEHIND = 2**26
 """Bytes behind the voxels that are unpacked to reach the end of a stream; more are no part of any format."""
+_AT_ONCE = 2**18
+"""Values that are converted at a time."""
 
 
 def read_to_end(file: IO[bytes] | BufferedIOBase, ahead: int = 0) -> None:
@@ -32,6 +34,35 @@ def read_to_end(file: IO[bytes] | BufferedIOBase, ahead: int = 0) -> None:
             return
         left -= len(block)
     raise EOFError(f"more than {_MOST_BEHIND} bytes follow the voxels")
+
+
+def read_array(
+    file: IO[bytes] | BufferedIOBase,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    *,
+    slope: float = 1.0,
+    inter: float = 0.0,
+) -> np.ndarray:
+    """Return the next values of a file as an array of `shape`, the first axis fastest: a part at a time, so that no
+    more memory is taken than by what is returned.
+
+    Integers stay as they are where nothing scales them, anything else is float32; what overflows is Inf. Raises
+    EOFError where the file ends before.
+    """
+    is_scaled = (slope, inter) != (1.0, 0.0)
+    kept = dtype.newbyteorder("=") if dtype.kind in "iu" and not is_scaled else np.dtype(np.float32)
+    out = np.empty(shape, kept, order="F")
+    flat = out.reshape(-1, order="F")  # a view
+    for begin in range(0, flat.size, _AT_ONCE):
+        part = flat[begin : begin + _AT_ONCE]
+        raw = file.read(part.size * dtype.itemsize)
+        if len(raw) < part.size * dtype.itemsize:
+            raise EOFError(f"{begin * dtype.itemsize + len(raw)} bytes of {flat.size * dtype.itemsize}")
+        values = np.frombuffer(raw, dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            part[:] = values.astype(np.float64) * slope + inter if is_scaled else values
+    return out
 
 
 @dataclass(frozen=True)
@@ -53,6 +84,8 @@ class Stored:
     """Of the affine; empty where the file does not say, which is taken for mm."""
     forms: Forms | None = None
     """What the file states of the place besides the affine; None where the affine is all."""
+    is_placed: bool = True
+    """Whether the file states the affine; False where it is a habit, and left and right are not known."""
     holder: Path | None = None
     """The file with the voxels, where it is another one."""
     bytes: int = 0

@@ -16,36 +16,47 @@ from samkit.extras import how_to_install
 from samkit.files import reason_of
 from samkit.geometry import Index, Volume
 from samkit.imageio import READERS
-from samkit.imageio.gate import MAX_VOXELS, admit_header, admit_label, admit_scan, damage_refused, pick_volume
+from samkit.imageio.gate import (
+    MAX_BYTES,
+    MAX_VOXELS,
+    admit_header,
+    admit_label,
+    admit_scan,
+    damage_refused,
+    pick_volume,
+)
 from samkit.imageio.pictures import Picture, PictureMask, StoredPicture, mask_of, picture_of
 from samkit.imageio.reader import Reader, Stored
 from samkit.imageio.scan import Scan
 from samkit.json_files import read_json
 
 
-def read_scan(path: Path, *, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> Scan:
+def read_scan(
+    path: Path, *, volume: int | None = None, max_voxels: int = MAX_VOXELS, max_bytes: int = MAX_BYTES
+) -> Scan:
     """Return the scan in a file of any reader; raises InputRefused, MissingDependencyError.
 
     The array keeps the file's integer type, or is float32 where the file scales its values or holds floats. Trailing
     axes of length one are dropped; of a file of several volumes `volume` is which one is read, from 0 on, and without
-    it such a file is refused.
+    it such a file is refused. More than `max_voxels`, or than `max_bytes` of them as they are stored, are refused by
+    the header.
     """
     reader, stored, files = _open(path)
     stored = stored if volume is None else pick_volume(stored, volume)
-    scan = admit_scan(stored, reader, max_voxels)
+    scan = admit_scan(stored, reader, max_voxels=max_voxels, max_bytes=max_bytes)
     return replace(scan, modality=scan.modality or _modality_beside(path), files=files)
 
 
 def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> Volume:
     """Return the label in a file of any reader, whole numbers from 0 on, of an integer type; raises as `read_scan`."""
     reader, stored, _ = _open(path)
-    return admit_label(stored, reader, max_voxels)
+    return admit_label(stored, reader, max_voxels=max_voxels)
 
 
 def read_geometry(path: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[Index, np.ndarray]:
     """Return shape (I, J, K) and affine (4, 4) of a scan or label by its header alone; raises as `read_scan`."""
     reader, stored, _ = _open(path)
-    return admit_header(stored, reader, max_voxels), np.array(stored.affine, np.float64)
+    return admit_header(stored, reader, max_voxels=max_voxels), np.array(stored.affine, np.float64)
 
 
 def read_picture(path: Path) -> Picture:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from samkit.geometry import Volume
 from samkit.imageio.forms import Forms
+from samkit.imageio.frames import Doubt
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Scan:
     """The file with the voxels; None for what was given in memory."""
     warnings: tuple[str, ...]
     """What looks unusual but does not stop the work."""
+    doubt: Doubt | None = None
+    """Why left and right are not known, where they are not."""
     files: tuple[Path, ...] = ()
     """All files that were read for it, or that an image in memory came from."""
     modality: str = ""

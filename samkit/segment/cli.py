@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from samkit.command import THREADS, run_command, show_progress
 from samkit.geometry import Triple
-from samkit.imageio.gate import volumes_offered
+from samkit.imageio.gate import MAX_BYTES, options_offered
 from samkit.imageio.reading import is_picture, named
 from samkit.imageio.study import read_study
 from samkit.imageio.writing import MASK_SUFFIXES, PICTURE_SUFFIX
@@ -24,7 +24,7 @@ from samkit.prompts import parse_box, parse_number, parse_point, parse_structure
 from samkit.runtime.backends import BACKENDS, DEFAULT, device_names
 from samkit.runtime.client.remote_session import DEFAULT_TIMEOUT, LONG_TIMEOUT
 from samkit.runtime.session.view import View
-from samkit.runtime.session.world import to_voxel
+from samkit.runtime.session.world import check_sides, to_voxel
 from samkit.segment.checks import check_method, check_picture, check_place, check_prompts
 from samkit.segment.inputs import find_inputs
 from samkit.segment.outputs import Outputs
@@ -135,6 +135,13 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
     help="Which volume of a 4D file, 0 the first; without it such a file is refused.",
 )
 @click.option(
+    "--max-bytes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The most that a scan's voxels may take as its file stores them, unpacked; judged before they are read. "
+    f"Default: {MAX_BYTES}.",
+)
+@click.option(
     "-o",
     "--output",
     "mask_path",
@@ -175,6 +182,12 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
     'each may have a "structure".',
 )
 @click.option("--world", is_flag=True, help="All points and boxes are RAS+ millimetres instead of voxel indices.")
+@click.option(
+    "--assume-ras",
+    is_flag=True,
+    help="Of a scan that does not say where its voxels lie: its axes do run as the warning says, so that millimetres, "
+    "and structures of one side, may be believed. Without it they are refused there.",
+)
 @click.option("--plane", type=click.Choice(PLANES), help="Slices of 2D methods; default: the method's own.")
 @click.option(
     "--intensities",
@@ -234,12 +247,14 @@ def segment(
     inputs: tuple[str, ...],
     sequences: tuple[str, ...],
     volume: int | None,
+    max_bytes: int | None,
     mask_path: Path,
     points: tuple[str, ...],
     boxes: tuple[str, ...],
     structures: tuple[str, ...],
     clicks: Path | None,
     world: bool,
+    assume_ras: bool,
     plane: str | None,
     intensities: tuple[float, float] | None,
     propagate: bool,
@@ -280,11 +295,13 @@ def segment(
         check_method(place.method, {"spacing": spacing}, of_slices)
         outputs = Outputs.named(mask_path, logits_path, overlay_path, report_path, place.structures)
 
-        with volumes_offered():
-            study = read_study(files, volume=volume)
+        with options_offered():
+            study = read_study(files, volume=volume, max_bytes=max_bytes or MAX_BYTES, assume_ras=assume_ras)
         if study.picture is not None:
-            check_picture({"world": world, **of_slices, "logits_path": logits_path})
+            of_scans = {"world": world, "assume_ras": assume_ras, "max_bytes": max_bytes}
+            check_picture({**of_scans, **of_slices, "logits_path": logits_path})
         outputs.check(study, (*([clicks] if clicks else []), *place.files))
+        check_sides(study, place.structures, world=world)
         if world:
             scan = study.scan.volume
             prompts = [to_voxel(prompt, scan.affine, scan.array.shape) for prompt in prompts]

@@ -23,7 +23,7 @@ import numpy as np
 
 from samkit.errors import ManifestError, MissingDependencyError, OptionError, PromptError, SamkitError
 from samkit.geometry import Index, Triple, Volume
-from samkit.imageio.gate import volumes_offered
+from samkit.imageio.gate import MAX_BYTES, options_offered
 from samkit.imageio.in_memory import study_of
 from samkit.imageio.results import check_results, table_path, write_results
 from samkit.imageio.study import Study
@@ -37,7 +37,7 @@ from samkit.runtime.session.overlay import draw
 from samkit.runtime.session.places import check_corners, check_flag, check_together, numbers_of, triple_of
 from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate
-from samkit.runtime.session.world import to_voxel
+from samkit.runtime.session.world import check_sides, to_voxel
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -179,6 +179,8 @@ class Session(Closing, ABC):
         *,
         volume: int | None = None,
         automatic: bool = True,
+        max_bytes: int = MAX_BYTES,
+        assume_ras: bool = False,
     ) -> MaskUpdate:
         """Take a new scan or picture, or one scan for each of the method's sequences; what was before is forgotten.
 
@@ -190,14 +192,25 @@ class Session(Closing, ABC):
 
         `volume` says which one is meant, 0 the first, where there are several along a fourth axis. An array is not
         copied: leave it as it is while it is set. A method that needs no prompt segments at once, unless `automatic` is
-        False; for any other the mask is empty. `image_warnings` say what looks wrong about it. Raises InputRefused for
-        what no scan or picture may be, in memory as in a file, PromptError for what is no image, OptionError for an
-        affine or volume that means nothing.
+        False; for any other the mask is empty. `image_warnings` say what looks wrong about it. Where a file does not
+        say which way its axes run, millimetres and structures of one side are refused, unless `assume_ras` vouches for
+        the way that is taken for granted. More than `max_bytes` of voxels in a file are refused before they are read.
+        Raises InputRefused for what no scan or picture may be, in memory as in a file, PromptError for what is no
+        image, OptionError for an affine or volume that means nothing.
         """
         self._check_open()
         check_flag("automatic", automatic)
-        with volumes_offered():
-            study = study_of(image, affine=affine, volume=volume, channels=len(self.sequences))
+        check_flag("assume_ras", assume_ras)
+        with options_offered():
+            study = study_of(
+                image,
+                affine=affine,
+                volume=volume,
+                channels=len(self.sequences),
+                max_bytes=max_bytes,
+                assume_ras=assume_ras,
+            )
+        check_sides(study, self.structures, world=False)
         self._take(study.image)
         self._study = study
         if automatic and self.is_automatic:
@@ -401,12 +414,18 @@ class Session(Closing, ABC):
             raise SamkitError(CLOSED)
 
     def _check_world(self, world: bool) -> None:
-        """Raise OptionError for what is no flag, PromptError where millimetres are to be a place in a picture."""
+        """Raise OptionError for what is no flag; for millimetres PromptError of a picture, InputRefused of a scan that
+        does not know left from right.
+        """
         check_flag("world", world)
-        if world and self._given().picture is not None:
+        if not world:
+            return
+        study = self._given()
+        if study.picture is not None:
             raise PromptError(
                 "millimetres need a scan, and a picture is set; give pixels, {points x,y,+}", options=("points x,y,+",)
             )
+        check_sides(study, (), world=True)
 
     def _in_voxels(self, prompt: Point | Box, world: bool) -> Prompt:
         if not world:

@@ -237,7 +237,11 @@ def test_form_code_that_nifti_does_not_know_is_a_warning_of_ours(tmp_path, capfd
     for _ in range(2):  # a second scan is as quiet as the first
         scan = read_scan(path)
         write_mask(tmp_path / "m.nii", values() > 40, scan)
-        assert scan.warnings == ("sform_code 99 is not one of NIfTI's: the file's sform is not used",)
+        assert scan.warnings == (
+            "sform_code 99 is not one of NIfTI's: the file's sform is not used",
+            "the file does not say where its voxels lie in a patient; its axes are taken to run towards left, front "
+            "and head, and left and right are unknown",
+        )
 
     assert capfd.readouterr() == ("", "")
 
