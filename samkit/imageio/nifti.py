@@ -115,6 +115,12 @@ def _check_fields(header: Nifti1Header, name: str) -> None:
     offset = float(header["vox_offset"])
     if not 0 <= offset <= _MAX_OFFSET:
         raise InputRefused("bad-header", f"{name} says its voxels begin at byte {offset:g}", "write the file again")
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if np.isfinite(slope) and slope != 0 and not np.isfinite(intercept):  # no finite slope means unscaled
+        raise InputRefused(
+            "bad-header", f"{name} adds {intercept:g} to all its voxels (scl_inter)",
+            "write the file again with scl_inter 0, or with what is to be added",
+        )  # fmt: skip
     if int(header["sform_code"]) in _FORM_CODES:
         return
     sizes = np.abs(header["pixdim"][1:4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -12,6 +13,7 @@ import numpy as np
 
 from samkit.errors import InputRefused, MissingDependencyError
 from samkit.extras import how_to_install
+from samkit.files import reason_of
 from samkit.geometry import Index, Volume
 from samkit.imageio import READERS
 from samkit.imageio.gate import (
@@ -182,20 +184,49 @@ def _open_picture(path: Path) -> StoredPicture:
 
 
 def _present_files(path: Path, reader: Reader) -> tuple[Path, ...]:
-    """Return the files of `path`; raises InputRefused where one is missing."""
-    _check_regular(path)
-    if not path.exists():
-        raise InputRefused("missing", f"there is no file {path.name}", "check the path")
+    """Return the files of `path`; raises InputRefused where one is missing, can't be read, or is packed otherwise."""
+    _check_present(path, InputRefused("missing", f"there is no file {path.name}", "check the path"))
     with damage_refused(path.name):
         files = reader.files(path)
     for part in files:
-        _check_regular(part)
-        if not part.exists():
-            raise InputRefused("missing", f"{part.name}, the other half of {path.name}, is missing", "give both files")
+        half = f"{part.name}, the other half of {path.name}, is missing"
+        _check_present(part, InputRefused("missing", half, "give both files"))
     return files
 
 
-def _check_regular(path: Path) -> None:
-    """Raise InputRefused for what is there and no regular file: a pipe would wait for whoever writes."""
-    if path.exists() and not path.is_file():
-        raise InputRefused("not-a-file", f"{path.name} is no regular file", "copy what it holds to a file")
+def _check_present(path: Path, missing: InputRefused) -> None:
+    try:
+        # Opening a pipe would wait for whoever writes into it
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputRefused("not-a-file", f"{path.name} is no regular file", "copy what it holds to a file")
+        with path.open("rb") as file:
+            start = file.read(348)
+    except (FileNotFoundError, NotADirectoryError):
+        raise missing from None
+    except OSError as error:
+        reason = f"{path.name} can't be read ({reason_of(error)})"
+        raise InputRefused("unreadable-file", reason, "check its path, and who may read it") from error
+    name = path.name.lower()
+    packed = next((plain for end, plain in _PACKED.items() if name.endswith(end)), None)
+    if packed is not None and _is_plain(start):
+        raise InputRefused(
+            "not-packed", f"{path.name} is named as if gzip had packed it, and it did not",
+            f"copy the file again, or give it a name that ends in {packed}",
+        )  # fmt: skip
+    plain = next((end for end, other in _PACKED.items() if name.endswith(other)), None)
+    if plain is not None and start.startswith(_GZIP):
+        raise InputRefused(
+            "packed",
+            f"{path.name} is packed by gzip, and its name does not say so",
+            f"give it a name that ends in {plain}",
+        )
+
+
+def _is_plain(start: bytes) -> bool:
+    """Return whether a file begins as a NIfTI or MGH file does that nobody packed; another name is all it needs."""
+    return start[344:347] in (b"n+1", b"ni1") or start[4:7] in (b"n+2", b"ni2") or start[:4] == b"\0\0\0\1"
+
+
+_GZIP = b"\x1f\x8b"
+_PACKED = {".nii.gz": ".nii", ".img.gz": ".img", ".hdr.gz": ".hdr", ".mgz": ".mgh"}
+"""Ends of names of what gzip packed, and of the same unpacked."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from samkit.command import run_command, show_progress
+from samkit.command import THREADS, run_command, show_progress
 from samkit.geometry import Triple
 from samkit.imageio.gate import MAX_BYTES, options_offered
 from samkit.imageio.reading import is_picture, named
@@ -215,7 +215,7 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
     type=click.Choice([precision.name for precision in PRECISIONS]),
     help=f"Default: {_PRECISIONS}.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of one operator on the CPU; default all cores.")
+@click.option("--threads", type=THREADS, help="Threads of one operator on the CPU; default all cores.")
 @click.option(
     "--spacing",
     callback=_parse_spacing,
