@@ -37,9 +37,16 @@ _ROUND_OFF = 1e-3
 """How far a label's value may lie from a whole number: scaled integers do not come back exactly."""
 
 
-def admit_scan(stored: Stored, reader: Reader, *, max_voxels: int = MAX_VOXELS, max_bytes: int = MAX_BYTES) -> Scan:
+def admit_scan(
+    stored: Stored,
+    reader: Reader,
+    *,
+    max_voxels: int = MAX_VOXELS,
+    max_bytes: int = MAX_BYTES,
+    one_slice: bool = False,
+) -> Scan:
     """Return the scan in an open file; raises InputRefused."""
-    shape = admit_header(stored, reader, max_voxels=max_voxels, max_bytes=max_bytes)
+    shape = admit_header(stored, reader, max_voxels=max_voxels, max_bytes=max_bytes, one_slice=one_slice)
     name, array = stored.name, _voxels(stored)
     _check_finite(array, name)
     low, high = array.min(), array.max()
@@ -61,14 +68,15 @@ def admit_scan(stored: Stored, reader: Reader, *, max_voxels: int = MAX_VOXELS, 
         name,
         stored.holder or _path(stored),
         (*stored.warnings, *told, *_unusual(affine)),
-        doubt,
+        axes=stored.axes,
+        doubt=doubt,
         modality=stored.modality,
     )
 
 
-def admit_label(stored: Stored, reader: Reader, *, max_voxels: int = MAX_VOXELS, max_bytes: int = MAX_BYTES) -> Volume:
+def admit_label(stored: Stored, reader: Reader, *, max_voxels: int = MAX_VOXELS, one_slice: bool = False) -> Volume:
     """Return the label in an open file, integers from 0 on; raises InputRefused."""
-    admit_header(stored, reader, max_voxels=max_voxels, max_bytes=max_bytes)
+    admit_header(stored, reader, max_voxels=max_voxels, one_slice=one_slice)
     return Volume(labels_of(_voxels(stored), stored.name), _affine(stored))
 
 
@@ -139,16 +147,30 @@ _OFFERS = {
 """For a remedy the option that helps, too, and a remedy that says so."""
 
 
-def admit_header(stored: Stored, reader: Reader, *, max_voxels: int = MAX_VOXELS, max_bytes: int = MAX_BYTES) -> Index:
-    """Return the shape (I, J, K) of an open file; raises InputRefused for what its header states."""
+def admit_header(
+    stored: Stored,
+    reader: Reader,
+    *,
+    max_voxels: int = MAX_VOXELS,
+    max_bytes: int = MAX_BYTES,
+    one_slice: bool = False,
+) -> Index:
+    """Return the shape (I, J, K) of an open file; raises InputRefused for what its header states.
+
+    `one_slice` is whether an axis may be one voxel long, whichever it is: for methods of slices.
+    """
     name, shape = stored.name, stored.shape
     text = " x ".join(str(n) for n in shape)
     check_not_empty(name, shape)
     if any(n > 1 for n in shape[3:]):
         raise InputRefused("not-3d", f"{name} is {text}: more than one volume", ONE_VOLUME)
-    if len(shape) < 3 or min(shape[:3]) < 2:
-        raise InputRefused("not-3d", f"{name} is {text}: a slice, not a volume", "give a 3D scan of several slices")
+    if len(shape) < 2 or shape[:3].count(1) > 1:
+        raise InputRefused("not-3d", f"{name} is {text}: a line of voxels, not an image", "give a 3D scan")
+    if len(shape) < 3:
+        raise InputRefused("not-3d", f"{name} is {text}: a slice, not a volume", "give it a third axis, of length one")
     i, j, k = shape[:3]
+    if not one_slice:
+        check_several_slices(name, shape)
     longest = math.inf if stored.forms else _LONGEST  # a NIfTI file's own header did state it
     if i * j * k > max_voxels or max(i, j, k) > longest:
         raise InputRefused(
@@ -177,6 +199,16 @@ def admit_header(stored: Stored, reader: Reader, *, max_voxels: int = MAX_VOXELS
     except GeometryError as error:
         raise InputRefused("singular-affine", f"{name}: {str(error).partition('; ')[0]}", reader.repair) from error
     return i, j, k
+
+
+def check_several_slices(name: str, shape: Sequence[int]) -> None:
+    """Raise InputRefused for one slice, (I, J, K) or with further axes, whichever axis is one voxel long."""
+    if 1 in shape[:3]:
+        raise InputRefused(
+            "not-3d",
+            f"{name} is {' x '.join(str(n) for n in shape)}: a slice, not a volume",
+            "give a 3D scan of several slices, or use a 2D method, such as medsam",
+        )
 
 
 def check_not_empty(name: str, shape: Sequence[int]) -> None:
@@ -222,6 +254,7 @@ def _voxels(stored: Stored) -> np.ndarray:
     """Return the values (I, J, K): integers as they are, anything else float32."""
     with damage_refused(stored.name), np.errstate(over="ignore"):  # what overflows is reported as Inf
         array = np.asarray(stored.voxels())
+        array = array[..., None] if array.ndim == 2 else array
         if (array := array.reshape(array.shape[:3])).shape != stored.shape[:3]:
             raise EOFError("other voxels than the header states")
         dtype = array.dtype.newbyteorder("=") if array.dtype.kind in "iu" else np.dtype(np.float32)

@@ -25,7 +25,7 @@ from samkit.imageio.gate import MAX_BYTES, MAX_VOXELS, PLAIN_NUMBERS, admit_scan
 from samkit.imageio.itk import is_image, stored_image
 from samkit.imageio.nifti import is_placed, read_voxels, unit_of
 from samkit.imageio.pictures import check_picture_size
-from samkit.imageio.reader import Reader, Stored
+from samkit.imageio.reader import Reader, Stored, in_three
 from samkit.imageio.reading import read_scan
 from samkit.imageio.scan import Scan
 from samkit.imageio.study import Study, check_no_volume, check_volume_number, read_study
@@ -50,15 +50,16 @@ def study_of(
     channels: int = COLOURS,
     max_bytes: int = MAX_BYTES,
     assume_ras: bool = False,
+    one_slice: bool = False,
 ) -> Study:
     """Return what is given to a session as a study; one that is a study has passed the gate, and is returned as it is.
 
     `image` is a path, a nibabel or SimpleITK image, a Volume, a numpy array, or a dict of them by sequence. Arrays
     share `affine` (4, 4), voxel index to RAS+ [mm]; without it an array (H, W), or (H, W, C) of at most `channels`, is
-    a picture, 0..255. `volume` is which one, from 0 on, where there are several along a fourth axis. `max_bytes`
-    and `assume_ras` are as `read_study` has them; what is in memory already has no limit of bytes. No array is copied
-    where its type may stay. Raises InputRefused at the gate, PromptError for anything else, OptionError for an
-    affine that nothing needs.
+    a picture, 0..255. `volume` is which one, from 0 on, where there are several along a fourth axis. `max_bytes`,
+    `assume_ras` and `one_slice` are as `read_study` has them; what is in memory already has no limit of bytes. No
+    array is copied where its type may stay. Raises InputRefused at the gate, PromptError for anything else, OptionError
+    for an affine that nothing needs.
     """
     if isinstance(image, Study):
         return image
@@ -82,18 +83,18 @@ def study_of(
             )
     files = {name: Path(one) for name, one in named.items() if isinstance(one, (str, os.PathLike))}
     if len(files) == len(named):
-        return read_study(files, volume=volume, max_bytes=max_bytes, assume_ras=assume_ras)
+        return read_study(files, volume=volume, max_bytes=max_bytes, assume_ras=assume_ras, one_slice=one_slice)
     if len(named) == 1 and affine is None and _is_picture(first := next(iter(named.values())), channels):
         check_no_volume(volume)
         return Study({}, {}, _checked_picture(first))
-    scans = {name: _read(one, name, affine, volume, max_bytes) for name, one in named.items()}
+    scans = {name: _read(one, name, affine, volume, max_bytes, one_slice=one_slice) for name, one in named.items()}
     return Study(files, scans, None, volume, assume_ras)
 
 
-def _read(image: Any, sequence: str, affine: Any, volume: int | None, max_bytes: int) -> Scan:
+def _read(image: Any, sequence: str, affine: Any, volume: int | None, max_bytes: int, *, one_slice: bool) -> Scan:
     """Return one image as a scan; raises InputRefused."""
     if isinstance(image, (str, os.PathLike)):
-        return read_scan(Path(image), volume=volume, max_bytes=max_bytes)
+        return read_scan(Path(image), volume=volume, max_bytes=max_bytes, one_slice=one_slice)
     files: tuple[Path, ...] = ()
     if isinstance(image, SpatialImage):
         stored, kind = _of_nibabel(image, _called("image", sequence)), _NIBABEL
@@ -113,7 +114,8 @@ def _read(image: Any, sequence: str, affine: Any, volume: int | None, max_bytes:
         stored, kind = _of_array(image, affine, called), _ARRAY
     if not isinstance(getattr(image, "dataobj", None), ArrayProxy):
         max_bytes = stored.dtype.itemsize * MAX_VOXELS  # they lie in memory
-    scan = admit_scan(stored if volume is None else pick_volume(stored, volume), kind, max_bytes=max_bytes)
+    stored = stored if volume is None else pick_volume(stored, volume)
+    scan = admit_scan(stored, kind, max_bytes=max_bytes, one_slice=one_slice)
     return replace(scan, files=files)
 
 
@@ -171,8 +173,9 @@ def _of_nibabel(image: SpatialImage, called: str) -> Stored:
 
     dtype = data.dtype if isinstance(data, (ArrayProxy, np.ndarray)) else image.get_data_dtype()
     return Stored(
-        called, shape, _wide(dtype), affine, lambda: read(0), unit=unit, forms=forms, is_placed=placed, voxels_of=read
-    )
+        called, in_three(shape), _wide(dtype), affine, lambda: read(0), unit=unit, forms=forms, is_placed=placed,
+        axes=min(len(shape), 3), voxels_of=read,
+    )  # fmt: skip
 
 
 def _header_when_saved(image: Nifti1Pair) -> Nifti1Header:

@@ -20,7 +20,7 @@ import numpy as np
 
 from samkit.errors import InputRefused
 from samkit.imageio.gate import PLAIN_NUMBERS
-from samkit.imageio.reader import GZIP, Reader, Stored, read_to_end
+from samkit.imageio.reader import GZIP, Reader, Stored, in_three, read_to_end
 
 _TYPES = {
     "UInt8": "u1", "Int8": "i1", "UInt16": "u2", "Int16": "i2", "UInt32": "u4", "Int32": "i4", "UInt64": "u8",
@@ -57,7 +57,7 @@ def _open_volume(path: Path) -> Stored:
 
     return Stored(
         path,
-        shape,
+        in_three(shape),
         dtype,
         _affine(file),
         lambda: _read_one(file, shape, 0, check),
@@ -67,6 +67,7 @@ def _open_volume(path: Path) -> Stored:
         bytes=packed and packed + (voxels_at if holder == path else 0),
         shrunk=shrunk,
         is_placed=_is_placed(path, said),
+        axes=min(len(shape), 3),
         modality=_modality(file, said),
     )
 
@@ -87,7 +88,10 @@ def stored_image(image: Any, called: str) -> Stored:
         voxels = sitk.GetArrayViewFromImage(image).transpose()  # SimpleITK's arrays are (..., K, J, I)
         return np.array(voxels.reshape(*shape[:3], -1, order="F")[..., number], order="F")
 
-    return Stored(called, shape, dtype, _affine(image), lambda: read(0), modality=_modality(image), voxels_of=read)
+    return Stored(
+        called, in_three(shape), dtype, _affine(image), lambda: read(0), axes=min(len(shape), 3),
+        modality=_modality(image), voxels_of=read,
+    )  # fmt: skip
 
 
 def _read_one(file: Any, shape: tuple[int, ...], number: int, check: Callable[[], None]) -> np.ndarray:

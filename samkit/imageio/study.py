@@ -88,15 +88,19 @@ def read_study(
     volume: int | None = None,
     max_bytes: int = MAX_BYTES,
     assume_ras: bool = False,
+    one_slice: bool = False,
 ) -> Study:
     """Read `files`, by sequence, through the gate; raises InputRefused, also for a picture that is not alone.
 
     `volume` is which one, from 0 on, of files that hold several, `max_bytes` the most that the voxels of one may take
-    as they are stored; `assume_ras` is as in Study.
+    as they are stored; `assume_ras` is as in Study, `one_slice` as for `read_scan`.
     """
     pictures = [path for path in files.values() if is_picture(path)]
     if not pictures:
-        scans = {name: read_scan(path, volume=volume, max_bytes=max_bytes) for name, path in files.items()}
+        scans = {
+            name: read_scan(path, volume=volume, max_bytes=max_bytes, one_slice=one_slice)
+            for name, path in files.items()
+        }
         return Study(files, scans, None, volume, assume_ras)
     if len(files) > 1:
         raise InputRefused(

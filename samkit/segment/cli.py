@@ -18,6 +18,7 @@ from samkit.imageio.gate import MAX_BYTES, options_offered
 from samkit.imageio.reading import is_picture, named
 from samkit.imageio.study import read_study
 from samkit.imageio.writing import MASK_SUFFIXES, PICTURE_SUFFIX
+from samkit.methods.method import SliceMethod
 from samkit.planes import PLANES
 from samkit.precisions import BASE, PRECISIONS
 from samkit.prompts import parse_box, parse_number, parse_point, parse_structure, read_prompts
@@ -117,9 +118,9 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
     required=True,
     multiple=True,
     metavar="[NAME=]FILE",
-    help=f"The scan: {named(pictures=False)}, one 3D volume; a picture for 2D methods, {named(pictures=True)}. "
-    "Methods of several sequences take each as -i t1c=FILE -i t2w=FILE, or a folder whose file names say which is "
-    "which.",
+    help=f"The scan: {named(pictures=False)}, one 3D volume. 2D methods also take one slice, or a picture, "
+    f"{named(pictures=True)}. Methods of several sequences take each as -i t1c=FILE -i t2w=FILE, or a folder whose "
+    "file names say which is which.",
 )
 @click.option(
     "--sequence",
@@ -188,7 +189,11 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
     help="Of a scan that does not say where its voxels lie: its axes do run as the warning says, so that millimetres, "
     "and structures of one side, may be believed. Without it they are refused there.",
 )
-@click.option("--plane", type=click.Choice(PLANES), help="Slices of 2D methods; default: the method's own.")
+@click.option(
+    "--plane",
+    type=click.Choice(PLANES),
+    help="Slices of 2D methods; default: the method's own, and of a scan of one slice the plane it lies in.",
+)
 @click.option(
     "--intensities",
     callback=_parse_limits,
@@ -296,7 +301,13 @@ def segment(
         outputs = Outputs.named(mask_path, logits_path, overlay_path, report_path, place.structures)
 
         with options_offered():
-            study = read_study(files, volume=volume, max_bytes=max_bytes or MAX_BYTES, assume_ras=assume_ras)
+            study = read_study(
+                files,
+                volume=volume,
+                max_bytes=max_bytes or MAX_BYTES,
+                assume_ras=assume_ras,
+                one_slice=isinstance(place.method, SliceMethod),
+            )
         if study.picture is not None:
             of_scans = {"world": world, "assume_ras": assume_ras, "max_bytes": max_bytes}
             check_picture({**of_scans, **of_slices, "logits_path": logits_path})

@@ -167,7 +167,7 @@ class FolderCases:
             return Case(name, {}, self._targets(labels, names, label), picture=picture), told
         # The session scales and cuts by itself, so it gets the scans as they are, and the labels are training's
         scans = zip(self._sequences or ("",), case.images, strict=True)
-        volumes = {sequence: read_scan(path).volume for sequence, path in scans}
+        volumes = {sequence: read_scan(path, one_slice=True).volume for sequence, path in scans}
         scan = Case(name, volumes, {}, case.plane)
         return replace(scan, targets=self._targets(scan.view().volume(loaded.labels), names, label)), told
 

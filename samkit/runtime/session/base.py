@@ -98,6 +98,9 @@ class Session(Closing, ABC):
     target: str = ""
     """Which export, by its folder's name, or the server's address; empty where the session was made from runners."""
 
+    is_sliced: bool = False
+    """Whether the method works slice by slice."""
+
     is_closed: bool = False
     """Whether it was closed."""
 
@@ -190,6 +193,8 @@ class Session(Closing, ABC):
             session.set_image({"t1c": "a.nii.gz", "t2w": image})   # by sequence; arrays share one affine
             session.set_image(pixels)                              # (H, W) or (H, W, 3), 0..255, for methods of slices
 
+        For methods of slices a scan may be one slice, (I, J, 1) or with another axis of one voxel; the plane is that
+        slice's then, unless another one was asked for, which is refused.
         `volume` says which one is meant, 0 the first, where there are several along a fourth axis. An array is not
         copied: leave it as it is while it is set. A method that needs no prompt segments at once, unless `automatic` is
         False; for any other the mask is empty. `image_warnings` say what looks wrong about it. Where a file does not
@@ -209,6 +214,7 @@ class Session(Closing, ABC):
                 channels=len(self.sequences),
                 max_bytes=max_bytes,
                 assume_ras=assume_ras,
+                one_slice=self.is_sliced,
             )
         check_sides(study, self.structures, world=False)
         self._take(study.image)
