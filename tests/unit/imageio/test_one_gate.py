@@ -200,10 +200,12 @@ def test_figures_that_differ_are_one_kind():
 def thin(tmp_path):
     """Three cases of one slice: sagittal, coronal, and axial in a file of two axes."""
     rng = np.random.default_rng(0)
-    label = np.zeros((9, 9, 9), np.uint8)
-    label[3:6, 2:7, 3:6] = 1
-    for number, cut in enumerate((np.s_[4:5], np.s_[:, 4:5], np.s_[:, :, 4])):
-        for folder, content in (("images", rng.integers(1, 99, label.shape) + 200 * label), ("labels", label)):
+    label = np.zeros((20, 20, 20), np.uint8)
+    label[6:12, 5:14, 6:11] = 1
+    scan = rng.integers(1, 99, label.shape) + 200 * label
+    scan[7:11, 7:11, 7:11] = 400
+    for number, cut in enumerate((np.s_[9:10], np.s_[:, 9:10], np.s_[:, :, 9])):
+        for folder, content in (("images", scan), ("labels", label)):
             (tmp_path / folder).mkdir(exist_ok=True)
             made = nibabel.Nifti1Image(content[cut].astype(np.int16), np.diag([1, 2, 3, 1]))
             nibabel.save(made, tmp_path / folder / f"{number}.nii.gz")
@@ -214,8 +216,8 @@ def test_slices_train_and_are_measured_and_calibrated_on(thin):
     cases = train_slices(thin).cases
     assert [case.plane for case in cases] == ["sagittal", "coronal", "axial"]
     loaded = [case.load() for case in cases]
-    assert [one.labels.shape for one in loaded] == [(1, 9, 9)] * 3
-    assert [one.labels.sum() for one in loaded] == [15, 9, 15]
+    assert [one.labels.shape for one in loaded] == [(1, 20, 20)] * 3
+    assert [one.labels.sum() for one in loaded] == [45, 30, 54]
     assert [one.pixel_mm for one in loaded] == [(3, 2), (3, 1), (2, 1)]
     assert all(one.images[one.labels > 0].min() > one.images[one.labels == 0].max() for one in loaded)
 
@@ -223,16 +225,16 @@ def test_slices_train_and_are_measured_and_calibrated_on(thin):
     config = method.sizes["tiny"]
     for case in FolderCases(thin, method, config, 3):
         user = SimulatedUser.of(case, CENTRE, method, config, None)
-        assert user.target.shape == (9, 9)
+        assert user.target.shape == (20, 20)
         assert user.target.sum() == case.targets[""].sum()
     subjects = read_calibration(find_calibration(thin / "images", method, config)[0], method, config)
-    assert [subject.target.shape for subject in subjects] == [(1, 9, 9), (9, 1, 9), (9, 9, 1)]
+    assert [subject.target.shape for subject in subjects] == [(1, 20, 20), (20, 1, 20), (20, 20, 1)]
 
 
 def test_methods_of_volumes_say_what_to_do_instead(thin):
     method = get_method("m-sam")
     config = method.sizes["tiny"]
-    words = "is 9 x 9 x 1: a slice, not a volume; give a 3D scan of several slices, or use a 2D method, such as medsam"
+    words = "20 x 20 x 1: a slice, not a volume; give a 3D scan of several slices, or use a 2D method, such as medsam"
     with pytest.raises(InputRefused, match=words):
         train_clicks(thin)
     with pytest.raises(InputRefused, match=words):
