@@ -195,7 +195,8 @@ def admit_header(
             "copy the file again",
         )
     try:
-        check_affine(stored.affine)
+        # Without forms they are made from it: what is finite in a file of other types may not be in a mask's header
+        check_affine(stored.affine if stored.forms else _in_header(stored.affine))
     except GeometryError as error:
         raise InputRefused("singular-affine", f"{name}: {str(error).partition('; ')[0]}", reader.repair) from error
     return i, j, k
@@ -247,7 +248,13 @@ def _affine(stored: Stored) -> np.ndarray:
     for bit; of what is in memory the caller's own.
     """
     affine = np.array(stored.affine, np.float64)
-    return affine if stored.forms or _path(stored) is None else affine.astype(np.float32).astype(np.float64)
+    return affine if stored.forms or _path(stored) is None else _in_header(affine)
+
+
+def _in_header(affine: np.ndarray) -> np.ndarray:
+    """Return the affine (4, 4) as a mask's header, float32, holds it; what overflows is Inf."""
+    with np.errstate(over="ignore"):
+        return np.asarray(affine, np.float64).astype(np.float32).astype(np.float64)
 
 
 def _voxels(stored: Stored) -> np.ndarray:
