@@ -29,14 +29,35 @@ if TYPE_CHECKING:
     from samkit import errors, runtime
     from samkit.errors import SamkitError
     from samkit.methods import get_method, list_methods
+    from samkit.prompts import Box, Point, SliceBox, SlicePoint
     from samkit.runtime.opening import open_session
     from samkit.runtime.session.base import Session
+    from samkit.runtime.session.updates import MaskUpdate
 
-__all__ = ["SamkitError", "Session", "__version__", "errors", "get_method", "list_methods", "open_session", "runtime"]
+__all__ = [
+    "Box",
+    "MaskUpdate",
+    "Point",
+    "SamkitError",
+    "Session",
+    "SliceBox",
+    "SlicePoint",
+    "__version__",
+    "errors",
+    "get_method",
+    "list_methods",
+    "open_session",
+    "runtime",
+]
 
 _HOMES = {
+    "Box": "prompts",
+    "MaskUpdate": "runtime.session.updates",
+    "Point": "prompts",
     "SamkitError": "errors",
     "Session": "runtime.session.base",
+    "SliceBox": "prompts",
+    "SlicePoint": "prompts",
     "get_method": "methods",
     "list_methods": "methods",
     "open_session": "runtime.opening",

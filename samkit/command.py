@@ -30,10 +30,14 @@ from typing import NoReturn
 
 import click
 
+from samkit.cores import MOST_THREADS
 from samkit.errors import OptionError, SamkitError, Stopped
 from samkit.extras import how_to_install
 from samkit.files import reason_of
 from samkit.telemetry import own_caches
+
+THREADS = click.IntRange(1, MOST_THREADS)
+"""The type of an option that counts threads of one operator."""
 
 _debugging: ContextVar[bool] = ContextVar("_debugging", default=False)
 

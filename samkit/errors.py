@@ -111,8 +111,13 @@ _CALLS: Mapping[str, Callable[[str], str]] = {
     "boxes": _box,
     "inputs": _image,
     "world": lambda value: "world=True",
+    "assume_ras": lambda value: "assume_ras=True",
     "propagate": lambda value: "propagate()",
-    **{name: _argument(name) for name in ("volume", "spacing", "intensities", "threads", "timeout", "weights")},
+    "plane": lambda value: f"plane='{value}'" if value else "plane",
+    **{
+        name: _argument(name)
+        for name in ("volume", "max_bytes", "spacing", "intensities", "threads", "timeout", "weights")
+    },
 }
 """By the option's name, from its value; any other option is an argument of that name."""
 

@@ -32,6 +32,8 @@ Index: TypeAlias = tuple[int, int, int]
 MAX_SHIFT = 0.1
 """How far [voxels] a corner of one array may lie from the same corner of another that is said to be co-registered with
 it: round-off, but no other place or orientation."""
+_LAST_ROW = (0.0, 0.0, 0.0, 1.0)
+"""Of an affine: anything else there is a translation in the wrong place, which would be lost."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,9 @@ def as_numbers(values: object, count: int) -> tuple[float, ...] | None:
     """
     try:
         row: tuple[object, ...] = tuple(values)  # type: ignore[arg-type]  # what is no row is told by the error
-    except TypeError:
+        numbers = tuple(float(one) for one in row if isinstance(one, Real) and not isinstance(one, bool))
+    except (TypeError, OverflowError):  # a whole number of hundreds of digits is no float
         return None
-    numbers = tuple(float(one) for one in row if isinstance(one, Real) and not isinstance(one, bool))
     return numbers if len(row) == len(numbers) == count and all(math.isfinite(one) for one in numbers) else None
 
 
@@ -103,7 +105,7 @@ def voxel_ml_of(affine: np.ndarray) -> float:
 
 
 def check_affine(affine: np.ndarray) -> None:
-    """Raise GeometryError unless `affine` is (4, 4), finite, and can be inverted."""
+    """Raise GeometryError unless `affine` is (4, 4), finite, can be inverted, and has 0, 0, 0, 1 as its last row."""
     if np.shape(affine) != (4, 4):
         raise GeometryError(
             f"the affine has the shape {np.shape(affine)}, needed is (4, 4); write all four of its rows"
@@ -117,6 +119,12 @@ def check_affine(affine: np.ndarray) -> None:
         raise GeometryError(
             f"the affine is singular (voxel edges of {_by(spacing_of(affine))} mm span no volume); "
             "repair the file's sform or qform first"
+        )
+    if not np.allclose(affine[3], _LAST_ROW, rtol=0, atol=1e-6):
+        is_turned = np.allclose(np.asarray(affine)[:, 3], _LAST_ROW, rtol=0, atol=1e-6)
+        raise GeometryError(
+            f"the affine's last row is {', '.join(f'{value:g}' for value in affine[3])} and not 0, 0, 0, 1"
+            f"{', as if it were transposed' * is_turned}; the translation is its last column"
         )
 
 

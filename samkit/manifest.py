@@ -19,7 +19,7 @@ from samkit.errors import ManifestError, SamkitError
 from samkit.files import write_whole
 from samkit.json_files import read_json, take_version
 from samkit.json_records import from_json, read_value
-from samkit.methods import GraphSpec, Method, get_method
+from samkit.methods import GraphSpec, Method, get_method, list_methods
 from samkit.networks.config import NetworkConfig
 from samkit.precisions import BASE, PRECISIONS, get_precision
 
@@ -240,7 +240,9 @@ class Manifest:
         """Return the manifest of an export folder; raises ManifestError when it is missing, broken or too new."""
         path = folder / FILE_NAME
         if not path.is_file():
-            raise ManifestError(f"{folder} holds no {FILE_NAME}, so it is no finished export; {_how_to_export(folder)}")
+            found = f"{folder} holds no {FILE_NAME}, so it is no finished export"
+            found = found if folder.exists() else f"there is no folder {folder}"
+            raise ManifestError(f"{found}; {_how_to_export(folder)}")
         try:
             version, data = take_version(read_json(path))
         except ValueError as error:
@@ -410,7 +412,8 @@ def _how_to_export(path: Path) -> str:
         plan = read_json(path / "run.json")["plan"]
         method, option = plan["method"], plan.get("part") or "checkpoint"
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"check the path, or make one with sam-export --method M --out {path}"
+        method = path.name if path.name in list_methods() else "M"
+        return f"check the path, or make an export with sam-export --method {method} --out {path}"
     return f"it is the folder of a training run; export it with sam-export --method {method} --{option} {path}"
 
 

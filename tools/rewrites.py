@@ -28,7 +28,7 @@ from samkit.benchmarks.measure.graph_work import count_flops
 from samkit.benchmarks.measure.machine import PRODUCT_GFLOP, load, matrix_product, processor
 from samkit.benchmarks.measure.processes import measure_memory
 from samkit.benchmarks.measure.turns import several, take_turns
-from samkit.command import run_command
+from samkit.command import THREADS, run_command
 from samkit.errors import SamkitError
 from samkit.export.parity import output_error
 from samkit.methods import get_method
@@ -44,7 +44,7 @@ TURN_SECONDS = 0.4
 @click.command()
 @click.option("--case", "names", multiple=True, type=click.Choice(list(CASES)), help="One case; all when left out.")
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(min=1), help="Turns of each formulation.")
-@click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1))
+@click.option("--threads", default=2, show_default=True, type=THREADS)
 @click.option("--size", type=click.Choice(SIZES), default="full", show_default=True, help="tiny shows that it works.")
 @click.option("--eager", is_flag=True, help="Time PyTorch eager of the official formulation, too.")
 @click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), help="Write records with all samples.")

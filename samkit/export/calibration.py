@@ -6,6 +6,7 @@ go to the largest bright part of each, which looks like something that one would
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,12 @@ from scipy import ndimage
 from samkit.errors import InputRefused
 from samkit.geometry import Volume
 from samkit.imageio.reading import is_picture, list_scans
+from samkit.imageio.scan import count_kinds
 from samkit.imageio.study import Study, read_study
 from samkit.methods import Method, SliceMethod
 from samkit.segment.inputs import find_inputs
+
+_log = logging.getLogger(__name__)
 
 MOST = 8
 """Subjects that are used of a folder, spread over it evenly: each one goes through PyTorch and every graph."""
@@ -67,10 +71,15 @@ def find_calibration(folder: Path, method: Method, config: Any) -> tuple[list[Pa
 
 def read_calibration(paths: Sequence[Path], method: Method, config: Any) -> list[CalibrationScan]:
     """Read what `find_calibration` found; raises InputRefused for what `sam-segment` would refuse, too."""
-    return [
-        _subject(f"calibration subject {number}", read_study(find_inputs([str(path)], method, config, {})))
-        for number, path in enumerate(paths, 1)
-    ]
+    subjects: list[CalibrationScan] = []
+    told: list[tuple[str, ...]] = []
+    for number, path in enumerate(paths, 1):
+        study = read_study(find_inputs([str(path)], method, config, {}), one_slice=isinstance(method, SliceMethod))
+        subjects.append(_subject(f"calibration subject {number}", study))
+        told.append(study.warnings)
+    for sentence in count_kinds(told, "calibration subjects"):
+        _log.warning("%s", sentence)
+    return subjects
 
 
 def _subject(name: str, study: Study) -> CalibrationScan:

@@ -4,6 +4,7 @@ A reader is one file here and its line in READERS (docs/how-to/add-a-reader.md);
 `sam-train`, `sam-bench` and `--calibration` know it then.
 
     scan, forms     what everybody sees: voxels, affine, and what a mask takes over
+    frames          where a file says that its voxels lie, and whether left and right are known
     reader          the record of a reader, and what it tells before a voxel is read
     gate            what every scan and label has to be
     pictures        what every picture and every mask in one has to be

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
+from nibabel.spatialimages import HeaderDataError
 
 _FIELDS = (
     "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
@@ -63,6 +64,16 @@ class Forms:
         header.set_qform(affine, 1)
         header.set_xyzt_units("mm")
         return cls.of_header(header)
+
+    @property
+    def qform(self) -> np.ndarray | None:
+        """Return the qform (4, 4), whatever its code; None where its numbers are no place and rotation."""
+        try:
+            affine: np.ndarray = self.header((1, 1, 1), np.dtype(np.uint8)).get_qform()
+        except (ValueError, HeaderDataError):
+            return None
+        is_place = bool(np.isfinite(affine).all()) and abs(np.linalg.det(affine[:3, :3])) > 0
+        return affine if is_place else None
 
     def header(self, shape: tuple[int, ...], dtype: np.dtype) -> Nifti1Header:
         """Return a new header of an array, with these forms and no text of anybody's."""

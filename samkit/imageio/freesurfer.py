@@ -16,7 +16,7 @@ from typing import IO
 import numpy as np
 
 from samkit.errors import InputRefused
-from samkit.imageio.reader import GZIP, Reader, Stored, read_to_end
+from samkit.imageio.reader import GZIP, Reader, Stored, read_array, read_to_end
 
 _VOXELS_AT = 284
 _TYPES = {0: np.uint8, 1: np.int32, 3: np.float32, 4: np.int16, 10: np.uint16}
@@ -42,33 +42,32 @@ def _open_volume(path: Path) -> Stored:
         raise InputRefused("bad-datatype", f"{name} states the unknown datatype {kind}", _AGAIN)
     if not all(0 < side <= _LONGEST for side in dims):
         raise InputRefused("bad-header", f"{name} states impossible dimensions {dims}", "write the file again")
-    dtype, shape = np.dtype(_TYPES[kind]), tuple(dims)
+    dtype, shape = np.dtype(_TYPES[kind]).newbyteorder(">"), tuple(dims)
+
+    def read(number: int) -> np.ndarray:
+        return _read_voxels(path, shape[:3], dtype, number, shape[3])
+
     return Stored(
         path,
         shape if dims[3] > 1 else shape[:3],
         dtype,
         _affine(block, shape[:3], name),
-        lambda: _read_voxels(path, shape, dtype, 0),
-        voxels_of=lambda number: _read_voxels(path, shape, dtype, number),
+        lambda: read(0),
+        voxels_of=read,
         bytes=math.prod(shape[:3]) * dtype.itemsize + _VOXELS_AT,
         shrunk=GZIP if _is_packed(path) else 1,
     )
 
 
-def _read_voxels(path: Path, shape: tuple[int, ...], dtype: np.dtype, frame: int) -> np.ndarray:
-    """Return the values (I, J, K) of a frame in the file's own type; raises where it is cut off or damaged.
-
-    `shape` is the file's, (I, J, K, frames).
-    """
-    size = math.prod(shape[:3]) * dtype.itemsize
+def _read_voxels(path: Path, shape: tuple[int, ...], dtype: np.dtype, number: int, frames: int) -> np.ndarray:
+    """Return the values (I, J, K) of a frame, as `read_array` does; raises where it is cut off or damaged."""
+    size = math.prod(shape) * dtype.itemsize
     with _open(path) as file:
-        file.seek(_VOXELS_AT + frame * size)
-        raw = file.read(size)
+        file.seek(_VOXELS_AT + number * size)
+        array = read_array(file, shape, dtype)
         if _is_packed(path):
-            read_to_end(file, (shape[3] - frame - 1) * size)
-    if len(raw) < size:
-        raise EOFError(f"{len(raw)} bytes of {size}")
-    return np.frombuffer(raw, dtype.newbyteorder(">")).astype(dtype).reshape(shape[:3], order="F")
+            read_to_end(file, (frames - number - 1) * size)
+    return array
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -83,11 +82,12 @@ def _affine(block: bytes, shape: tuple[int, ...], name: str) -> np.ndarray:
     """Return the affine (4, 4); raises InputRefused where the file states none."""
     if int(np.frombuffer(block, ">i2", 1, 28)[0]) <= 0:
         raise InputRefused("no-geometry", f"{name} does not say where its voxels lie", _AGAIN)
-    values = np.frombuffer(block, ">f4", 15, 30).astype(np.float64)
-    sizes, cosines, centre = values[:3], values[3:12].reshape(3, 3).T, values[12:]
     affine = np.eye(4)
-    affine[:3, :3] = cosines * sizes
-    affine[:3, 3] = centre - affine[:3, :3] @ (np.array(shape) / 2)
+    with np.errstate(invalid="ignore"):  # NaN and Inf are the gate's to refuse
+        values = np.frombuffer(block, ">f4", 15, 30).astype(np.float64)
+        sizes, cosines, centre = values[:3], values[3:12].reshape(3, 3).T, values[12:]
+        affine[:3, :3] = cosines * sizes
+        affine[:3, 3] = centre - affine[:3, :3] @ (np.array(shape) / 2)
     return affine
 
 

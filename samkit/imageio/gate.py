@@ -19,11 +19,14 @@ import numpy as np
 from samkit.errors import GeometryError, InputRefused, SamkitError
 from samkit.geometry import Index, Volume, check_affine, spacing_of
 from samkit.imageio.forms import Forms
+from samkit.imageio.frames import judge_frames
 from samkit.imageio.reader import Reader, Stored
 from samkit.imageio.scan import Scan
 
 MAX_VOXELS = 2**29
 """Voxels of the largest scan that is read: about 812 x 812 x 812; a whole-body CT has a third of it."""
+MAX_BYTES = 2**31
+"""Bytes of its voxels, unpacked and as the file stores them: MAX_VOXELS of 32 bits. A small file may state more."""
 MAX_LABEL = 2**20
 """The largest value of a label; FreeSurfer's own end at 14175."""
 
@@ -34,9 +37,16 @@ _ROUND_OFF = 1e-3
 """How far a label's value may lie from a whole number: scaled integers do not come back exactly."""
 
 
-def admit_scan(stored: Stored, reader: Reader, max_voxels: int) -> Scan:
+def admit_scan(
+    stored: Stored,
+    reader: Reader,
+    *,
+    max_voxels: int = MAX_VOXELS,
+    max_bytes: int = MAX_BYTES,
+    one_slice: bool = False,
+) -> Scan:
     """Return the scan in an open file; raises InputRefused."""
-    admit_header(stored, reader, max_voxels)
+    shape = admit_header(stored, reader, max_voxels=max_voxels, max_bytes=max_bytes, one_slice=one_slice)
     name, array = stored.name, _voxels(stored)
     _check_finite(array, name)
     low, high = array.min(), array.max()
@@ -50,14 +60,23 @@ def admit_scan(stored: Stored, reader: Reader, max_voxels: int) -> Scan:
         )
     affine = _affine(stored)
     forms = stored.forms or Forms.of_affine(affine)
-    warnings = (*stored.warnings, *_unusual(affine))
-    holder = stored.holder or _path(stored)
-    return Scan(Volume(array, affine), forms, reader.name, stored.name, holder, warnings, modality=stored.modality)
+    told, doubt = judge_frames(name, shape, affine, stored.forms, is_placed=stored.is_placed)
+    return Scan(
+        Volume(array, affine),
+        forms,
+        reader.name,
+        name,
+        stored.holder or _path(stored),
+        (*stored.warnings, *told, *_unusual(affine)),
+        axes=stored.axes,
+        doubt=doubt,
+        modality=stored.modality,
+    )
 
 
-def admit_label(stored: Stored, reader: Reader, max_voxels: int) -> Volume:
+def admit_label(stored: Stored, reader: Reader, *, max_voxels: int = MAX_VOXELS, one_slice: bool = False) -> Volume:
     """Return the label in an open file, integers from 0 on; raises InputRefused."""
-    admit_header(stored, reader, max_voxels)
+    admit_header(stored, reader, max_voxels=max_voxels, one_slice=one_slice)
     return Volume(labels_of(_voxels(stored), stored.name), _affine(stored))
 
 
@@ -108,32 +127,50 @@ def pick_volume(stored: Stored, number: int) -> Stored:
 
 
 @contextmanager
-def volumes_offered() -> Iterator[None]:
-    """Let the refusal of several volumes say how one is chosen, where that can be done."""
+def options_offered() -> Iterator[None]:
+    """Let the refusals of several volumes and of many bytes say which option helps, where there are these options."""
     try:
         yield
     except InputRefused as refused:
-        if refused.remedy != ONE_VOLUME:
+        if refused.remedy not in _OFFERS:
             raise
-        option = "volume N"
-        raise InputRefused(
-            refused.code, refused.reason, f"say which one by {{{option}}}, 0 is the first", options=(option,)
-        ) from refused
+        option, remedy = _OFFERS[refused.remedy]
+        raise InputRefused(refused.code, refused.reason, remedy, options=(option,)) from refused
 
 
 ONE_VOLUME = "give one volume, for example one sequence or time"
+FEWER_BYTES = "store it with fewer bits, or crop it first"
+_OFFERS = {
+    ONE_VOLUME: ("volume N", "say which one by {volume N}, 0 is the first"),
+    FEWER_BYTES: ("max_bytes N", f"{FEWER_BYTES}, or raise the limit by {{max_bytes N}}"),
+}
+"""For a remedy the option that helps, too, and a remedy that says so."""
 
 
-def admit_header(stored: Stored, reader: Reader, max_voxels: int) -> Index:
-    """Return the shape (I, J, K) of an open file; raises InputRefused for what its header states."""
+def admit_header(
+    stored: Stored,
+    reader: Reader,
+    *,
+    max_voxels: int = MAX_VOXELS,
+    max_bytes: int = MAX_BYTES,
+    one_slice: bool = False,
+) -> Index:
+    """Return the shape (I, J, K) of an open file; raises InputRefused for what its header states.
+
+    `one_slice` is whether an axis may be one voxel long, whichever it is: for methods of slices.
+    """
     name, shape = stored.name, stored.shape
     text = " x ".join(str(n) for n in shape)
     check_not_empty(name, shape)
     if any(n > 1 for n in shape[3:]):
         raise InputRefused("not-3d", f"{name} is {text}: more than one volume", ONE_VOLUME)
-    if len(shape) < 3 or min(shape[:3]) < 2:
-        raise InputRefused("not-3d", f"{name} is {text}: a slice, not a volume", "give a 3D scan of several slices")
+    if len(shape) < 2 or shape[:3].count(1) > 1:
+        raise InputRefused("not-3d", f"{name} is {text}: a line of voxels, not an image", "give a 3D scan")
+    if len(shape) < 3:
+        raise InputRefused("not-3d", f"{name} is {text}: a slice, not a volume", "give it a third axis, of length one")
     i, j, k = shape[:3]
+    if not one_slice:
+        check_several_slices(name, shape)
     longest = math.inf if stored.forms else _LONGEST  # a NIfTI file's own header did state it
     if i * j * k > max_voxels or max(i, j, k) > longest:
         raise InputRefused(
@@ -141,6 +178,12 @@ def admit_header(stored: Stored, reader: Reader, max_voxels: int) -> Index:
         )
     if stored.dtype.newbyteorder("=") not in _DTYPES:
         raise InputRefused("bad-datatype", f"{name} holds {stored.dtype.name} voxels", PLAIN_NUMBERS)
+    if (size := i * j * k * stored.dtype.itemsize) > max_bytes:
+        raise InputRefused(
+            "too-large",
+            f"{name} states {text} voxels of {stored.dtype.itemsize} bytes, {size} in all, the limit is {max_bytes}",
+            FEWER_BYTES,
+        )
     if stored.unit not in ("mm", ""):
         remedy = "write it again in mm, units code 2" if stored.forms else "write it again in mm"
         raise InputRefused("bad-units", f"{name} states its geometry in {stored.unit}, needed is mm", remedy)
@@ -152,10 +195,21 @@ def admit_header(stored: Stored, reader: Reader, max_voxels: int) -> Index:
             "copy the file again",
         )
     try:
-        check_affine(stored.affine)
+        # Without forms they are made from it: what is finite in a file of other types may not be in a mask's header
+        check_affine(stored.affine if stored.forms else _in_header(stored.affine))
     except GeometryError as error:
         raise InputRefused("singular-affine", f"{name}: {str(error).partition('; ')[0]}", reader.repair) from error
     return i, j, k
+
+
+def check_several_slices(name: str, shape: Sequence[int]) -> None:
+    """Raise InputRefused for one slice, (I, J, K) or with further axes, whichever axis is one voxel long."""
+    if 1 in shape[:3]:
+        raise InputRefused(
+            "not-3d",
+            f"{name} is {' x '.join(str(n) for n in shape)}: a slice, not a volume",
+            "give a 3D scan of several slices, or use a 2D method, such as medsam",
+        )
 
 
 def check_not_empty(name: str, shape: Sequence[int]) -> None:
@@ -194,13 +248,20 @@ def _affine(stored: Stored) -> np.ndarray:
     for bit; of what is in memory the caller's own.
     """
     affine = np.array(stored.affine, np.float64)
-    return affine if stored.forms or _path(stored) is None else affine.astype(np.float32).astype(np.float64)
+    return affine if stored.forms or _path(stored) is None else _in_header(affine)
+
+
+def _in_header(affine: np.ndarray) -> np.ndarray:
+    """Return the affine (4, 4) as a mask's header, float32, holds it; what overflows is Inf."""
+    with np.errstate(over="ignore"):
+        return np.asarray(affine, np.float64).astype(np.float32).astype(np.float64)
 
 
 def _voxels(stored: Stored) -> np.ndarray:
     """Return the values (I, J, K): integers as they are, anything else float32."""
     with damage_refused(stored.name), np.errstate(over="ignore"):  # what overflows is reported as Inf
         array = np.asarray(stored.voxels())
+        array = array[..., None] if array.ndim == 2 else array
         if (array := array.reshape(array.shape[:3])).shape != stored.shape[:3]:
             raise EOFError("other voxels than the header states")
         dtype = array.dtype.newbyteorder("=") if array.dtype.kind in "iu" else np.dtype(np.float32)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.analyze import AnalyzeImage
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.nifti1 import Nifti1Header, Nifti1Pair
 from nibabel.spatialimages import SpatialImage
@@ -20,14 +21,14 @@ from nibabel.spatialimages import SpatialImage
 from samkit.errors import InputRefused, OptionError, PromptError
 from samkit.geometry import Volume
 from samkit.imageio.forms import Forms
-from samkit.imageio.gate import MAX_VOXELS, PLAIN_NUMBERS, admit_scan, check_not_empty, pick_volume
+from samkit.imageio.gate import MAX_BYTES, MAX_VOXELS, PLAIN_NUMBERS, admit_scan, check_not_empty, pick_volume
 from samkit.imageio.itk import is_image, stored_image
-from samkit.imageio.nifti import read_voxels, unit_of
+from samkit.imageio.nifti import is_placed, read_voxels, unit_of
 from samkit.imageio.pictures import check_picture_size
-from samkit.imageio.reader import Reader, Stored
+from samkit.imageio.reader import Reader, Stored, in_three
 from samkit.imageio.reading import read_scan
 from samkit.imageio.scan import Scan
-from samkit.imageio.study import Study, check_no_volume, read_study
+from samkit.imageio.study import Study, check_no_volume, check_volume_number, read_study
 
 COLOURS = 4
 """An array of three axes without an affine is a picture where the last one has so many channels at most."""
@@ -41,14 +42,24 @@ _SIMPLEITK = Reader("SimpleITK", (), repair="repair its direction and spacing fi
 _ARRAY = Reader("numpy", (), repair=f"give {_MATRIX}")
 
 
-def study_of(image: Any, *, affine: Any = None, volume: int | None = None, channels: int = COLOURS) -> Study:
+def study_of(
+    image: Any,
+    *,
+    affine: Any = None,
+    volume: int | None = None,
+    channels: int = COLOURS,
+    max_bytes: int = MAX_BYTES,
+    assume_ras: bool = False,
+    one_slice: bool = False,
+) -> Study:
     """Return what is given to a session as a study; one that is a study has passed the gate, and is returned as it is.
 
     `image` is a path, a nibabel or SimpleITK image, a Volume, a numpy array, or a dict of them by sequence. Arrays
     share `affine` (4, 4), voxel index to RAS+ [mm]; without it an array (H, W), or (H, W, C) of at most `channels`, is
-    a picture, 0..255. `volume` is which one, from 0 on, where there are several along a fourth axis. No array is
-    copied where its type may stay. Raises InputRefused at the gate, PromptError for anything else, OptionError for an
-    affine that nothing needs.
+    a picture, 0..255. `volume` is which one, from 0 on, where there are several along a fourth axis. `max_bytes`,
+    `assume_ras` and `one_slice` are as `read_study` has them; what is in memory already has no limit of bytes. No
+    array is copied where its type may stay. Raises InputRefused at the gate, PromptError for anything else, OptionError
+    for an affine that nothing needs.
     """
     if isinstance(image, Study):
         return image
@@ -59,30 +70,31 @@ def study_of(image: Any, *, affine: Any = None, volume: int | None = None, chann
         raise PromptError(
             f"{unnamed[0]!r:.40} is no name of a sequence; give a dict such as {{'t1c': ..., 't2w': ...}}"
         )
+    check_volume_number(volume)
     for name, one in named.items():
         if not (isinstance(one, (str, os.PathLike, SpatialImage, Volume, np.ndarray)) or is_image(one)):
             made = "; numpy.asarray(image) makes an array of it" if _is_like_an_array(one) else ""
             raise PromptError(f"{_called('image', name)} is of the type {type(one).__name__}; give {_TAKEN}{made}")
         if isinstance(one, np.ndarray):
-            check_not_empty(_array_called(name), one.shape)
+            _check_array(one, _array_called(name), affine, volume)
         if affine is not None and not isinstance(one, np.ndarray):
             raise OptionError(
                 f"affine is given, and {_called('image', name)} is no array but has its own; leave it out"
             )
     files = {name: Path(one) for name, one in named.items() if isinstance(one, (str, os.PathLike))}
     if len(files) == len(named):
-        return read_study(files, volume=volume)
+        return read_study(files, volume=volume, max_bytes=max_bytes, assume_ras=assume_ras, one_slice=one_slice)
     if len(named) == 1 and affine is None and _is_picture(first := next(iter(named.values())), channels):
         check_no_volume(volume)
         return Study({}, {}, _checked_picture(first))
-    scans = {name: _read(one, name, affine, volume) for name, one in named.items()}
-    return Study(files, scans, None, volume)
+    scans = {name: _read(one, name, affine, volume, max_bytes, one_slice=one_slice) for name, one in named.items()}
+    return Study(files, scans, None, volume, assume_ras)
 
 
-def _read(image: Any, sequence: str, affine: Any, volume: int | None) -> Scan:
+def _read(image: Any, sequence: str, affine: Any, volume: int | None, max_bytes: int, *, one_slice: bool) -> Scan:
     """Return one image as a scan; raises InputRefused."""
     if isinstance(image, (str, os.PathLike)):
-        return read_scan(Path(image), volume=volume)
+        return read_scan(Path(image), volume=volume, max_bytes=max_bytes, one_slice=one_slice)
     files: tuple[Path, ...] = ()
     if isinstance(image, SpatialImage):
         stored, kind = _of_nibabel(image, _called("image", sequence)), _NIBABEL
@@ -100,8 +112,35 @@ def _read(image: Any, sequence: str, affine: Any, volume: int | None) -> Scan:
                 f"give {_MATRIX}: set_image(array, affine=affine)",
             )
         stored, kind = _of_array(image, affine, called), _ARRAY
-    scan = admit_scan(stored if volume is None else pick_volume(stored, volume), kind, MAX_VOXELS)
+    if not isinstance(getattr(image, "dataobj", None), ArrayProxy):
+        max_bytes = stored.dtype.itemsize * MAX_VOXELS  # they lie in memory
+    stored = stored if volume is None else pick_volume(stored, volume)
+    scan = admit_scan(stored, kind, max_bytes=max_bytes, one_slice=one_slice)
     return replace(scan, files=files)
+
+
+def _check_array(array: np.ndarray, called: str, affine: Any, volume: int | None) -> None:
+    """Raise InputRefused or OptionError for what a scan or a picture in memory may not be, whichever it is."""
+    check_not_empty(called, array.shape)
+    if isinstance(array, np.ma.MaskedArray):
+        raise InputRefused(
+            "masked", f"{called} is a masked array, and a scan has a value everywhere", "give array.filled(value)"
+        )
+    if affine is None:
+        return
+    if array.shape == (4, 4) and np.ndim(affine) > 2:
+        raise OptionError(f"{called} and the affine have changed places; call set_image(array, affine=affine)")
+    if array.ndim == 2:
+        raise OptionError(
+            f"{called} is {' x '.join(map(str, array.shape))}, a picture, and an affine is for scans (I, J, K); "
+            "leave the affine out, or give array[:, :, None] for a scan of one slice"
+        )
+    if array.ndim == 4 and array.shape[0] == 1 and array.shape[3] > 1 and volume is None:
+        raise InputRefused(
+            "bad-shape",
+            f"{called} is {' x '.join(map(str, array.shape))}, with an axis of length one in front of (I, J, K)",
+            "give array[0]",
+        )
 
 
 def _is_like_an_array(image: Any) -> bool:
@@ -119,18 +158,24 @@ def _array_called(sequence: str) -> str:
 
 def _of_nibabel(image: SpatialImage, called: str) -> Stored:
     """Return what nibabel's image states: what a file of it would, and the same voxels as from its file."""
-    data, shape, affine, forms, unit = image.dataobj, tuple(image.shape), image.affine, None, "mm"
+    data, shape, affine, forms, unit, placed = image.dataobj, tuple(image.shape), image.affine, None, "mm", True
     if isinstance(image, Nifti1Pair):
         header = _header_when_saved(image)
         affine, forms, unit = header.get_best_affine(), Forms.of_header(header), unit_of(header)
+        placed = is_placed(header)
+    elif isinstance(image, AnalyzeImage):  # a format that states no frame, unless the caller gave an affine
+        placed = image.affine is not None and not np.allclose(image.affine, image.header.get_best_affine())
 
     def read(number: int) -> np.ndarray:
-        if isinstance(data, ArrayProxy):
-            return read_voxels(data, shape[:3], number)
+        if type(data) is ArrayProxy:  # those of other formats scale in their own ways
+            return read_voxels(data, number)
         return _one_of(np.asanyarray(data), number)
 
     dtype = data.dtype if isinstance(data, (ArrayProxy, np.ndarray)) else image.get_data_dtype()
-    return Stored(called, shape, _wide(dtype), affine, lambda: read(0), unit=unit, forms=forms, voxels_of=read)
+    return Stored(
+        called, in_three(shape), _wide(dtype), affine, lambda: read(0), unit=unit, forms=forms, is_placed=placed,
+        axes=min(len(shape), 3), voxels_of=read,
+    )  # fmt: skip
 
 
 def _header_when_saved(image: Nifti1Pair) -> Nifti1Header:

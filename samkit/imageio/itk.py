@@ -20,7 +20,7 @@ import numpy as np
 
 from samkit.errors import InputRefused
 from samkit.imageio.gate import PLAIN_NUMBERS
-from samkit.imageio.reader import GZIP, Reader, Stored, read_to_end
+from samkit.imageio.reader import GZIP, Reader, Stored, in_three, read_to_end
 
 _TYPES = {
     "UInt8": "u1", "Int8": "i1", "UInt16": "u2", "Int16": "i2", "UInt32": "u4", "Int32": "i4", "UInt64": "u8",
@@ -29,9 +29,15 @@ _TYPES = {
 """numpy's types by SimpleITK's, `sitkUInt8` and so on."""
 _MOST_TEXT = 2**20
 """Bytes within which the lines of a header end."""
+_LONGEST_NAME = 256
+"""Bytes that no name of a file has."""
+_LONGEST_FIELD = 512
+"""Bytes of a line of NRRD that SimpleITK (2.5.7) reads: where it has something against one of 1000 the process ends."""
 _UNITS = {"mm": "mm", "millimeter": "mm", "m": "metres", "cm": "centimetres", "um": "micrometres"}
 _SPACES = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior", "lps", "ras", "las")
 """NRRD's spaces of patients; SimpleITK takes any other, and none at all, for LPS."""
+_PARSED = re.compile(rb"^(?!#|content:|[^\n]*:=)[^\n]+", re.MULTILINE)
+"""Lines of NRRD in which SimpleITK looks for anything but free text."""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _AGAIN = "write it again as .nrrd or .mha"
 
@@ -41,6 +47,7 @@ def _open_volume(path: Path) -> Stored:
     import SimpleITK as sitk  # noqa: N813 -- 100 MB of library, for these files alone
 
     said, voxels_at = _read_text(path)
+    _check_sizes(path, said)
     sitk.ProcessObject.GlobalWarningDisplayOff()  # what matters in them is a warning or a refusal here
     file = sitk.ImageFileReader()
     file.SetFileName(str(path))
@@ -56,7 +63,7 @@ def _open_volume(path: Path) -> Stored:
 
     return Stored(
         path,
-        shape,
+        in_three(shape),
         dtype,
         _affine(file),
         lambda: _read_one(file, shape, 0, check),
@@ -65,7 +72,8 @@ def _open_volume(path: Path) -> Stored:
         holder=holder,
         bytes=packed and packed + (voxels_at if holder == path else 0),
         shrunk=shrunk,
-        warnings=_unsaid(path, said),
+        is_placed=_is_placed(path, said),
+        axes=min(len(shape), 3),
         modality=_modality(file, said),
     )
 
@@ -86,7 +94,10 @@ def stored_image(image: Any, called: str) -> Stored:
         voxels = sitk.GetArrayViewFromImage(image).transpose()  # SimpleITK's arrays are (..., K, J, I)
         return np.array(voxels.reshape(*shape[:3], -1, order="F")[..., number], order="F")
 
-    return Stored(called, shape, dtype, _affine(image), lambda: read(0), modality=_modality(image), voxels_of=read)
+    return Stored(
+        called, in_three(shape), dtype, _affine(image), lambda: read(0), axes=min(len(shape), 3),
+        modality=_modality(image), voxels_of=read,
+    )  # fmt: skip
 
 
 def _read_one(file: Any, shape: tuple[int, ...], number: int, check: Callable[[], None]) -> np.ndarray:
@@ -97,7 +108,10 @@ def _read_one(file: Any, shape: tuple[int, ...], number: int, check: Callable[[]
     if shape[3:]:
         file.SetExtractSize((*shape[:3], *(0 for _ in shape[3:])))
         file.SetExtractIndex((0, 0, 0, *(int(n) for n in np.unravel_index(number, shape[3:], order="F"))))
-    return sitk.GetArrayFromImage(file.Execute()).transpose()  # SimpleITK's arrays are (K, J, I)
+    image = file.Execute()
+    voxels = sitk.GetArrayViewFromImage(image)  # which does not keep the image
+    kept = voxels.dtype if voxels.dtype.kind in "iu" else np.dtype(np.float32)
+    return np.array(voxels, kept).transpose()  # one copy; SimpleITK's arrays are (K, J, I)
 
 
 def _dtype(image: Any, parts: int, name: str) -> np.dtype:
@@ -141,9 +155,13 @@ def _read_text(path: Path) -> tuple[dict[str, str], int]:
     else:
         found = re.match(rb"((?:\s*[\w|]+\s*=[^\n]*\n)*?\s*ElementDataFile\s*=[^\n]*(?:\n|\Z))", block)
         line = re.compile(r"^\s*([\w|]+)\s*=[ \t]*(.*?)[ \t\r]*$", re.MULTILINE)
-    if not found:
+    if not found or found.end() == _MOST_TEXT:
         name = "an NRRD" if _is_nrrd(path) else "a MetaImage"
         raise InputRefused("not-itk", f"{path.name} is not {name} file: no header at its start", _AGAIN)
+    if _is_nrrd(path) and (long := max(map(len, _PARSED.findall(found.group(1))), default=0)) > _LONGEST_FIELD:
+        raise InputRefused(
+            "bad-header", f"{path.name} has a line of {long} bytes in its header, the limit is {_LONGEST_FIELD}", _AGAIN
+        )
     text = found.group(1).decode("utf-8", "replace")
     return {key.lower(): value for key, value in line.findall(text)}, found.end()
 
@@ -155,6 +173,8 @@ def _data_file(path: Path, said: Mapping[str, str]) -> Path:
         return path
     if name.startswith("LIST") or "%" in name:
         raise InputRefused("several-files", f"{path.name} keeps its voxels in several files", _AGAIN)
+    if not name.isprintable() or not 0 < len(name.encode("utf-8", "replace")) < _LONGEST_NAME:
+        raise InputRefused("bad-header", f"{path.name} names no file that could hold its voxels", _AGAIN)
     if Path(name).name != name:
         raise InputRefused(
             "other-folder", f"{path.name} keeps its voxels in another folder", "put both files into one, and name it so"
@@ -200,15 +220,18 @@ def _unit(said: Mapping[str, str]) -> str:
     return " and ".join(sorted({_UNITS.get(word, f"'{word}'") for word in stated})) or "mm"
 
 
-def _unsaid(path: Path, said: Mapping[str, str]) -> tuple[str, ...]:
-    """Return what SimpleITK takes for granted; raises InputRefused for sizes that it would replace."""
+def _check_sizes(path: Path, said: Mapping[str, str]) -> None:
+    """Raise InputRefused for voxel sizes that SimpleITK would replace."""
     sizes = said.get("elementspacing", said.get("elementsize", "1")).split()
     if any(re.fullmatch(r"[-+]?0*\.?0*(?:e.*)?", size, re.IGNORECASE) for size in sizes):
         raise InputRefused("singular-affine", f"{path.name} states voxels of no size", _AGAIN)
-    placed = said.get("space", "").lower() in _SPACES and "space directions" in said
-    if _is_nrrd(path) and not placed:
-        return ("the file does not say where its voxels lie in a patient; its axes are taken for left, back and up",)
-    return ()
+
+
+def _is_placed(path: Path, said: Mapping[str, str]) -> bool:
+    """Return whether a file says where its voxels lie in a patient; SimpleITK takes it for granted."""
+    if _is_nrrd(path):
+        return said.get("space", "").lower() in _SPACES and "space directions" in said
+    return any(key in said for key in ("transformmatrix", "rotation", "orientation"))
 
 
 def _is_nrrd(path: Path) -> bool:

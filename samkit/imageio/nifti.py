@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import nibabel
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.imageglobals import logger as nibabel_log
@@ -25,7 +24,7 @@ from nibabel.openers import ImageOpener
 from samkit.errors import InputRefused
 from samkit.imageio.forms import Forms
 from samkit.imageio.gate import PLAIN_NUMBERS
-from samkit.imageio.reader import GZIP, Reader, Stored, read_to_end
+from samkit.imageio.reader import GZIP, Reader, Stored, in_three, read_array, read_to_end
 
 _MAGIC = {b"n+1\0", b"ni1\0", b"n+2\0", b"ni2\0"}
 _MAX_OFFSET = 2**24
@@ -56,21 +55,25 @@ def _open_volume(path: Path) -> Stored:
         with ImageOpener(header_path) as file:  # a single file's stream ends behind its voxels
             read_to_end(file)
     with _silent_nibabel():
-        image = nibabel.load(path)
-    dtype = stated.get_data_dtype()
+        # Never the extensions: each states its own length, and nothing in them is used
+        header = type(stated)(stated.binaryblock, stated.endianness)
+    dtype = header.get_data_dtype()
     shape = tuple(int(n) for n in stated["dim"][1 : int(stated["dim"][0]) + 1])
+    proxy = ArrayProxy(voxels_path, header)
     return Stored(
         path,
-        shape,
+        in_three(shape),
         dtype,
-        np.array(image.header.get_best_affine(), np.float64),
-        lambda: read_voxels(image.dataobj, shape[:3]),
-        voxels_of=lambda number: read_voxels(image.dataobj, shape[:3], number),
+        np.array(header.get_best_affine(), np.float64),
+        lambda: read_voxels(proxy),
+        voxels_of=lambda number: read_voxels(proxy, number),
         unit=unit_of(stated),
-        forms=Forms.of_header(image.header),
+        forms=Forms.of_header(header),
+        is_placed=is_placed(header),
         holder=voxels_path,
         bytes=math.prod(shape[:3]) * dtype.itemsize + int(stated["vox_offset"]),
         shrunk=GZIP if _is_packed(voxels_path) else 1,
+        axes=min(len(shape), 3),
         warnings=tuple(
             f"{field} {int(stated[field])} is not one of NIfTI's: the file's {field[:5]} is not used"
             for field in ("sform_code", "qform_code")
@@ -113,6 +116,12 @@ def _check_fields(header: Nifti1Header, name: str) -> None:
     offset = float(header["vox_offset"])
     if not 0 <= offset <= _MAX_OFFSET:
         raise InputRefused("bad-header", f"{name} says its voxels begin at byte {offset:g}", "write the file again")
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if np.isfinite(slope) and slope != 0 and not np.isfinite(intercept):  # no finite slope means unscaled
+        raise InputRefused(
+            "bad-header", f"{name} adds {intercept:g} to all its voxels (scl_inter)",
+            "write the file again with scl_inter 0, or with what is to be added",
+        )  # fmt: skip
     if int(header["sform_code"]) in _FORM_CODES:
         return
     sizes = np.abs(header["pixdim"][1:4])
@@ -133,31 +142,30 @@ def unit_of(header: Nifti1Header) -> str:
     return _UNITS.get(unit, f"an unknown unit (code {unit})")
 
 
+def is_placed(header: Nifti1Header) -> bool:
+    """Return whether a header states a frame; without one nibabel takes the first axis to run to the left."""
+    return bool(header["sform_code"] or header["qform_code"])
+
+
 def _is_packed(path: Path) -> bool:
     return path.suffix.lower() in ImageOpener.compress_ext_map
 
 
-def read_voxels(proxy: ArrayProxy, shape: tuple[int, ...], number: int = 0) -> np.ndarray:
-    """Return the values (I, J, K) behind nibabel's proxy: the file's integers as they are, anything else float32.
+def read_voxels(proxy: ArrayProxy, number: int = 0) -> np.ndarray:
+    """Return the values (I, J, K) behind nibabel's proxy, of several volumes those of `number`, as `read_array` does.
 
-    Of several volumes only the one of `number` is kept. A compressed file is read to its end, as `read_to_end` says.
+    A compressed file is read to its end, as `read_to_end` says.
     """
-    slope, inter, source = proxy.slope, proxy.inter, proxy.file_like
+    shape, source = proxy.shape[:3], proxy.file_like
     size = math.prod(shape) * proxy.dtype.itemsize
-    begin, ahead = proxy.offset + number * size, (math.prod(proxy.shape[3:]) - number - 1) * size
-    packed = isinstance(source, (str, os.PathLike)) and _is_packed(Path(source))
-    with _silent_nibabel(), ImageOpener(source) if packed else nullcontext(source) as file:
-        raw = np.asarray(ArrayProxy(file, (shape, proxy.dtype, begin, slope, inter), mmap=not packed).get_unscaled())
+    is_path = isinstance(source, (str, os.PathLike))
+    packed = is_path and _is_packed(Path(source))
+    with ImageOpener(source) if is_path else nullcontext(source) as file:
+        file.seek(proxy.offset + number * size)
+        array = read_array(file, shape, proxy.dtype, slope=proxy.slope, inter=proxy.inter)
         if packed:
-            read_to_end(file, ahead)
-    raw = raw.reshape(shape, order="F")
-    if raw.dtype.kind in "iu" and (slope, inter) == (1.0, 0.0):
-        return raw.astype(raw.dtype.newbyteorder("="))  # a copy in memory, not a map of the file
-    out = np.empty(shape, np.float32, order="F")
-    for k in range(shape[2]):  # one slice at a time: float64 for a whole CT would take gigabytes
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported as Inf
-            out[:, :, k] = raw[:, :, k].astype(np.float64) * slope + inter
-    return out
+            read_to_end(file, (math.prod(proxy.shape[3:]) - number - 1) * size)
+    return array
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -12,38 +13,56 @@ import numpy as np
 
 from samkit.errors import InputRefused, MissingDependencyError
 from samkit.extras import how_to_install
+from samkit.files import reason_of
 from samkit.geometry import Index, Volume
 from samkit.imageio import READERS
-from samkit.imageio.gate import MAX_VOXELS, admit_header, admit_label, admit_scan, damage_refused, pick_volume
+from samkit.imageio.gate import (
+    MAX_BYTES,
+    MAX_VOXELS,
+    admit_header,
+    admit_label,
+    admit_scan,
+    damage_refused,
+    pick_volume,
+)
 from samkit.imageio.pictures import Picture, PictureMask, StoredPicture, mask_of, picture_of
 from samkit.imageio.reader import Reader, Stored
 from samkit.imageio.scan import Scan
 from samkit.json_files import read_json
 
 
-def read_scan(path: Path, *, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> Scan:
+def read_scan(
+    path: Path,
+    *,
+    volume: int | None = None,
+    max_voxels: int = MAX_VOXELS,
+    max_bytes: int = MAX_BYTES,
+    one_slice: bool = False,
+) -> Scan:
     """Return the scan in a file of any reader; raises InputRefused, MissingDependencyError.
 
     The array keeps the file's integer type, or is float32 where the file scales its values or holds floats. Trailing
     axes of length one are dropped; of a file of several volumes `volume` is which one is read, from 0 on, and without
-    it such a file is refused.
+    it such a file is refused. More than `max_voxels`, or than `max_bytes` of them as they are stored, are refused by
+    the header; so is one slice, unless `one_slice` takes it: any axis may be one voxel long then.
     """
     reader, stored, files = _open(path)
     stored = stored if volume is None else pick_volume(stored, volume)
-    scan = admit_scan(stored, reader, max_voxels)
+    scan = admit_scan(stored, reader, max_voxels=max_voxels, max_bytes=max_bytes, one_slice=one_slice)
     return replace(scan, modality=scan.modality or _modality_beside(path), files=files)
 
 
-def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> Volume:
+def read_label(path: Path, *, max_voxels: int = MAX_VOXELS, one_slice: bool = False) -> Volume:
     """Return the label in a file of any reader, whole numbers from 0 on, of an integer type; raises as `read_scan`."""
     reader, stored, _ = _open(path)
-    return admit_label(stored, reader, max_voxels)
+    return admit_label(stored, reader, max_voxels=max_voxels, one_slice=one_slice)
 
 
-def read_geometry(path: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[Index, np.ndarray]:
+def read_geometry(path: Path, *, max_voxels: int = MAX_VOXELS, one_slice: bool = False) -> tuple[Index, np.ndarray]:
     """Return shape (I, J, K) and affine (4, 4) of a scan or label by its header alone; raises as `read_scan`."""
     reader, stored, _ = _open(path)
-    return admit_header(stored, reader, max_voxels), np.array(stored.affine, np.float64)
+    shape = admit_header(stored, reader, max_voxels=max_voxels, one_slice=one_slice)
+    return shape, np.array(stored.affine, np.float64)
 
 
 def read_picture(path: Path) -> Picture:
@@ -171,15 +190,49 @@ def _open_picture(path: Path) -> StoredPicture:
 
 
 def _present_files(path: Path, reader: Reader) -> tuple[Path, ...]:
-    """Return the files of `path`; raises InputRefused where one is missing."""
-    if not path.is_file():
-        if path.exists():
-            # Opening a pipe would wait for whoever writes into it
-            raise InputRefused("not-a-file", f"{path.name} is no regular file", "copy what it holds to a file")
-        raise InputRefused("missing", f"there is no file {path.name}", "check the path")
+    """Return the files of `path`; raises InputRefused where one is missing, can't be read, or is packed otherwise."""
+    _check_present(path, InputRefused("missing", f"there is no file {path.name}", "check the path"))
     with damage_refused(path.name):
         files = reader.files(path)
     for part in files:
-        if not part.is_file():
-            raise InputRefused("missing", f"{part.name}, the other half of {path.name}, is missing", "give both files")
+        half = f"{part.name}, the other half of {path.name}, is missing"
+        _check_present(part, InputRefused("missing", half, "give both files"))
     return files
+
+
+def _check_present(path: Path, missing: InputRefused) -> None:
+    try:
+        # Opening a pipe would wait for whoever writes into it
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputRefused("not-a-file", f"{path.name} is no regular file", "copy what it holds to a file")
+        with path.open("rb") as file:
+            start = file.read(348)
+    except (FileNotFoundError, NotADirectoryError):
+        raise missing from None
+    except OSError as error:
+        reason = f"{path.name} can't be read ({reason_of(error)})"
+        raise InputRefused("unreadable-file", reason, "check its path, and who may read it") from error
+    name = path.name.lower()
+    packed = next((plain for end, plain in _PACKED.items() if name.endswith(end)), None)
+    if packed is not None and _is_plain(start):
+        raise InputRefused(
+            "not-packed", f"{path.name} is named as if gzip had packed it, and it did not",
+            f"copy the file again, or give it a name that ends in {packed}",
+        )  # fmt: skip
+    plain = next((end for end, other in _PACKED.items() if name.endswith(other)), None)
+    if plain is not None and start.startswith(_GZIP):
+        raise InputRefused(
+            "packed",
+            f"{path.name} is packed by gzip, and its name does not say so",
+            f"give it a name that ends in {plain}",
+        )
+
+
+def _is_plain(start: bytes) -> bool:
+    """Return whether a file begins as a NIfTI or MGH file does that nobody packed; another name is all it needs."""
+    return start[344:347] in (b"n+1", b"ni1") or start[4:7] in (b"n+2", b"ni2") or start[:4] == b"\0\0\0\1"
+
+
+_GZIP = b"\x1f\x8b"
+_PACKED = {".nii.gz": ".nii", ".img.gz": ".img", ".hdr.gz": ".hdr", ".mgz": ".mgh"}
+"""Ends of names of what gzip packed, and of the same unpacked."""

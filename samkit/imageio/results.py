@@ -23,7 +23,7 @@ def check_results(mask: Path, others: Iterable[Path], study: Study, sources: Ite
         kind = "scan" if study.picture is None else "picture"
         raise OptionError(
             f"the mask of a {kind} must end in {' or '.join(wanted)}, and it is '{mask.name}'; "
-            f"call it {mask.stem}{wanted[-1]}"
+            f"call it {_stem(mask)}{wanted[-1]}"
         )
     kept = (*study.sources, *sources)
     for path in (mask, *others):
@@ -46,7 +46,11 @@ def table_path(mask: Path) -> Path:
     >>> table_path(Path("labels.nii.gz")).name
     'labels.tsv'
     """
-    return mask.with_name(Path(mask.name.removesuffix(".gz")).stem + ".tsv")
+    return mask.with_name(_stem(mask) + ".tsv")
+
+
+def _stem(mask: Path) -> str:
+    return Path(mask.name.removesuffix(".gz")).stem
 
 
 def write_table(path: Path, labels: np.ndarray, structures: Sequence[str], voxel_ml: float | None) -> None:

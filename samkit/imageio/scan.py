@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from samkit.geometry import Volume
 from samkit.imageio.forms import Forms
+from samkit.imageio.frames import Doubt
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,10 @@ class Scan:
     """The file with the voxels; None for what was given in memory."""
     warnings: tuple[str, ...]
     """What looks unusual but does not stop the work."""
+    axes: int = 3
+    """Of the file's array, which a mask's file takes over; of two the third axis here is one voxel long."""
+    doubt: Doubt | None = None
+    """Why left and right are not known, where they are not."""
     files: tuple[Path, ...] = ()
     """All files that were read for it, or that an image in memory came from."""
     modality: str = ""
@@ -33,3 +40,27 @@ class Scan:
     def __repr__(self) -> str:
         """Return what it is; its file's name may be a patient's."""
         return f"<Scan: {self.kind}, {self.volume}>"
+
+
+_FIGURE = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+
+
+def count_kinds(told: Sequence[Collection[str]], noun: str) -> tuple[str, ...]:
+    """Return what is told of many scans, or of cases, as `noun` calls them: each kind once, and of how many.
+
+    Sentences that differ in figures alone are of one kind.
+
+    >>> count_kinds([["2 mm apart"], [], ["0.5 mm apart", "damaged"]], "scans")
+    ('2 of 3 scans, with the figures of the first: 2 mm apart', '1 of 3 scans: damaged')
+    """
+    kinds: dict[str, list[str]] = {}
+    for sentences in told:
+        of_one: dict[str, str] = {}
+        for sentence in sentences:
+            of_one.setdefault(_FIGURE.sub("0", sentence), sentence)
+        for kind, sentence in of_one.items():
+            kinds.setdefault(kind, []).append(sentence)
+    return tuple(
+        f"{len(found)} of {len(told)} {noun}{', with the figures of the first' * (len(set(found)) > 1)}: {found[0]}"
+        for found in kinds.values()
+    )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 
 from samkit.errors import InputRefused, OptionError
 from samkit.geometry import Volume
+from samkit.imageio.frames import Doubt
+from samkit.imageio.gate import MAX_BYTES
 from samkit.imageio.reading import is_picture, read_picture, read_scan
 from samkit.imageio.scan import Scan
 from samkit.intensities import STORED, Limits
@@ -27,6 +30,8 @@ class Study:
     """(H, W) or (H, W, C) float32, 0..255; None for scans."""
     volume: int | None = None
     """Which volume of files of several was read; None where nobody chose one."""
+    assume_ras: bool = False
+    """Whether the user vouches for the axes of scans that do not say where their voxels lie."""
     picture_limits: Limits = STORED
     """What became 0 and 255 of the picture."""
 
@@ -65,19 +70,38 @@ class Study:
         return str(self.scan.volume)
 
     @property
+    def doubt(self) -> Doubt | None:
+        """Return why left and right are not known; None where they are, one of its scans says so, or the user does."""
+        doubts = [scan.doubt for scan in self.scans.values()]
+        found = doubts[0] if doubts and None not in doubts else None
+        return None if found is not None and self.assume_ras and not found.is_mirrored else found
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Return what looks unusual in the scans."""
         return tuple(dict.fromkeys(warning for scan in self.scans.values() for warning in scan.warnings))
 
 
-def read_study(files: Mapping[str, Path], *, volume: int | None = None) -> Study:
+def read_study(
+    files: Mapping[str, Path],
+    *,
+    volume: int | None = None,
+    max_bytes: int = MAX_BYTES,
+    assume_ras: bool = False,
+    one_slice: bool = False,
+) -> Study:
     """Read `files`, by sequence, through the gate; raises InputRefused, also for a picture that is not alone.
 
-    `volume` is which one, from 0 on, of files that hold several.
+    `volume` is which one, from 0 on, of files that hold several, `max_bytes` the most that the voxels of one may take
+    as they are stored; `assume_ras` is as in Study, `one_slice` as for `read_scan`.
     """
     pictures = [path for path in files.values() if is_picture(path)]
     if not pictures:
-        return Study(files, {name: read_scan(path, volume=volume) for name, path in files.items()}, None, volume)
+        scans = {
+            name: read_scan(path, volume=volume, max_bytes=max_bytes, one_slice=one_slice)
+            for name, path in files.items()
+        }
+        return Study(files, scans, None, volume, assume_ras)
     if len(files) > 1:
         raise InputRefused(
             "pictures", f"{len(files)} inputs are given, and {pictures[0].name} among them is a picture",
@@ -86,6 +110,15 @@ def read_study(files: Mapping[str, Path], *, volume: int | None = None) -> Study
     check_no_volume(volume)
     picture = read_picture(pictures[0])
     return Study(files, {}, picture.array, picture_limits=picture.limits)
+
+
+def check_volume_number(volume: object) -> None:
+    """Raise OptionError for what is no number of a volume."""
+    if volume is not None and (isinstance(volume, bool) or not isinstance(volume, Integral)):
+        raise OptionError(
+            f"{{volume}} is {volume!r:.40}, needed is a whole number, 0 is the first; e.g. {{volume 0}}",
+            options=("volume", "volume 0"),
+        )
 
 
 def check_no_volume(volume: int | None) -> None:

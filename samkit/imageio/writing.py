@@ -16,7 +16,7 @@ from nibabel.nifti2 import Nifti2Image
 
 from samkit.errors import InputRefused, MissingDependencyError
 from samkit.extras import how_to_install
-from samkit.files import replacing, write_whole
+from samkit.files import reason_of, replacing, write_whole
 from samkit.geometry import Volume
 from samkit.imageio.scan import Scan
 
@@ -71,16 +71,28 @@ def check_pillow() -> None:
 
 def check_output(path: Path, inputs: Iterable[Path]) -> None:
     """Raise InputRefused unless a file can be written to `path` without touching one of `inputs`."""
+    try:
+        path.stat()  # not `exists`, which knows no links that go in circles, and no name that is too long
+        there = True
+    except (FileNotFoundError, NotADirectoryError):
+        there = False
+    except OSError as error:
+        raise InputRefused(
+            "output-place", f"{path.name} can't be written ({reason_of(error)})", "give another output"
+        ) from error
     if not path.parent.is_dir():
-        raise InputRefused("output-folder", f"the folder of {path.name} does not exist", "make it first")
+        raise InputRefused(
+            "output-folder", f"the folder of {path.name}, {path.parent}, does not exist", "make it first"
+        )
     # `samefile` knows links and names that differ in case only.
-    if path.exists() and any(p.exists() and path.samefile(p) for p in inputs):
+    if there and any(p.exists() and path.samefile(p) for p in inputs):
         raise InputRefused(
             "output-is-input", f"{path.name} is one of the inputs and would be overwritten", "give another output name"
         )
 
 
 def _write_beside(path: Path, array: np.ndarray, scan: Scan) -> None:
+    array = array.reshape(array.shape[: scan.axes])
     header = scan.forms.header(array.shape, array.dtype)
     # With the header's own affine nibabel leaves the forms as they are.
     image = (Nifti2Image if scan.forms.version == 2 else Nifti1Image)(array, header.get_best_affine(), header)

@@ -40,7 +40,7 @@ def get_method(name: str) -> Method:
     """
     known = list_methods()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
+        near = difflib.get_close_matches(str(name), known, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise UnknownMethodError(f"unknown method '{name}'; available: {', '.join(known)}.{hint}")
     method: Method = importlib.import_module(f"samkit.methods.{name.replace('-', '_')}").METHOD

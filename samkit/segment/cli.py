@@ -12,19 +12,20 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from samkit.command import run_command, show_progress
+from samkit.command import THREADS, run_command, show_progress
 from samkit.geometry import Triple
-from samkit.imageio.gate import volumes_offered
+from samkit.imageio.gate import MAX_BYTES, options_offered
 from samkit.imageio.reading import is_picture, named
 from samkit.imageio.study import read_study
 from samkit.imageio.writing import MASK_SUFFIXES, PICTURE_SUFFIX
+from samkit.methods.method import SliceMethod
 from samkit.planes import PLANES
 from samkit.precisions import BASE, PRECISIONS
 from samkit.prompts import parse_box, parse_number, parse_point, parse_structure, read_prompts
 from samkit.runtime.backends import BACKENDS, DEFAULT, device_names
 from samkit.runtime.client.remote_session import DEFAULT_TIMEOUT, LONG_TIMEOUT
 from samkit.runtime.session.view import View
-from samkit.runtime.session.world import to_voxel
+from samkit.runtime.session.world import check_sides, to_voxel
 from samkit.segment.checks import check_method, check_picture, check_place, check_prompts
 from samkit.segment.inputs import find_inputs
 from samkit.segment.outputs import Outputs
@@ -117,9 +118,9 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
     required=True,
     multiple=True,
     metavar="[NAME=]FILE",
-    help=f"The scan: {named(pictures=False)}, one 3D volume; a picture for 2D methods, {named(pictures=True)}. "
-    "Methods of several sequences take each as -i t1c=FILE -i t2w=FILE, or a folder whose file names say which is "
-    "which.",
+    help=f"The scan: {named(pictures=False)}, one 3D volume. 2D methods also take one slice, or a picture, "
+    f"{named(pictures=True)}. Methods of several sequences take each as -i t1c=FILE -i t2w=FILE, or a folder whose "
+    "file names say which is which.",
 )
 @click.option(
     "--sequence",
@@ -133,6 +134,13 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
     type=click.IntRange(min=0),
     metavar="N",
     help="Which volume of a 4D file, 0 the first; without it such a file is refused.",
+)
+@click.option(
+    "--max-bytes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The most that a scan's voxels may take as its file stores them, unpacked; judged before they are read. "
+    f"Default: {MAX_BYTES}.",
 )
 @click.option(
     "-o",
@@ -175,7 +183,17 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
     'each may have a "structure".',
 )
 @click.option("--world", is_flag=True, help="All points and boxes are RAS+ millimetres instead of voxel indices.")
-@click.option("--plane", type=click.Choice(PLANES), help="Slices of 2D methods; default: the method's own.")
+@click.option(
+    "--assume-ras",
+    is_flag=True,
+    help="Of a scan that does not say where its voxels lie: its axes do run as the warning says, so that millimetres, "
+    "and structures of one side, may be believed. Without it they are refused there.",
+)
+@click.option(
+    "--plane",
+    type=click.Choice(PLANES),
+    help="Slices of 2D methods; default: the method's own, and of a scan of one slice the plane it lies in.",
+)
 @click.option(
     "--intensities",
     callback=_parse_limits,
@@ -202,7 +220,7 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
     type=click.Choice([precision.name for precision in PRECISIONS]),
     help=f"Default: {_PRECISIONS}.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of one operator on the CPU; default all cores.")
+@click.option("--threads", type=THREADS, help="Threads of one operator on the CPU; default all cores.")
 @click.option(
     "--spacing",
     callback=_parse_spacing,
@@ -234,12 +252,14 @@ def segment(
     inputs: tuple[str, ...],
     sequences: tuple[str, ...],
     volume: int | None,
+    max_bytes: int | None,
     mask_path: Path,
     points: tuple[str, ...],
     boxes: tuple[str, ...],
     structures: tuple[str, ...],
     clicks: Path | None,
     world: bool,
+    assume_ras: bool,
     plane: str | None,
     intensities: tuple[float, float] | None,
     propagate: bool,
@@ -280,11 +300,19 @@ def segment(
         check_method(place.method, {"spacing": spacing}, of_slices)
         outputs = Outputs.named(mask_path, logits_path, overlay_path, report_path, place.structures)
 
-        with volumes_offered():
-            study = read_study(files, volume=volume)
+        with options_offered():
+            study = read_study(
+                files,
+                volume=volume,
+                max_bytes=max_bytes or MAX_BYTES,
+                assume_ras=assume_ras,
+                one_slice=isinstance(place.method, SliceMethod),
+            )
         if study.picture is not None:
-            check_picture({"world": world, **of_slices, "logits_path": logits_path})
+            of_scans = {"world": world, "assume_ras": assume_ras, "max_bytes": max_bytes}
+            check_picture({**of_scans, **of_slices, "logits_path": logits_path})
         outputs.check(study, (*([clicks] if clicks else []), *place.files))
+        check_sides(study, place.structures, world=world)
         if world:
             scan = study.scan.volume
             prompts = [to_voxel(prompt, scan.affine, scan.array.shape) for prompt in prompts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class Outputs:
     ) -> Self:
         """Return them for a method of these structures; raises OptionError where two have the same name."""
         outputs = cls(mask, table_path(mask) if structures else None, logits, overlay, report)
-        if len({path.resolve() for path in (mask, *outputs.others)}) < 1 + len(outputs.others):
+        if len({os.path.realpath(path) for path in (mask, *outputs.others)}) < 1 + len(outputs.others):
             raise OptionError(
                 "{mask_path}, its table, {logits_path}, {overlay_path} and {report_path} name the same file",
                 options=("mask_path", "logits_path", "overlay_path", "report_path"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from samkit.command import run_command, show_progress
+from samkit.command import THREADS, run_command, show_progress
 from samkit.errors import MissingDependencyError
 from samkit.extras import how_to_install
 from samkit.methods import get_method
@@ -41,7 +41,7 @@ _LAYOUTS = ("volumes", "images", "freesurfer", "boxes")
 @click.option("--set", "settings", multiple=True, metavar="K=V", help="Change a field of the recipe or the network.")
 @click.option("--label", type=click.IntRange(1), help="Foreground is this label value; else every value above 0.")
 @click.option("--time-limit", type=click.FloatRange(0, min_open=True), help="Stop after so many minutes of training.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads; else PyTorch's own choice.")
+@click.option("--threads", type=THREADS, help="CPU threads; else PyTorch's own choice.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def command(
     method_name: str, data: Path, out: Path, preset: str, part: str, arch: str | None, init: Path | None,

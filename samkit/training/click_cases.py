@@ -16,6 +16,7 @@ import numpy as np
 from samkit.errors import InputRefused
 from samkit.geometry import MAX_SHIFT, Grid, Triple, Volume, corner_shift
 from samkit.imageio.reading import SCAN_SUFFIXES, list_scans, read_label, read_scan, stem_of
+from samkit.imageio.scan import Scan, count_kinds
 from samkit.json_files import read_json
 
 _LABEL_WORDS = ("label", "mask", "seg", "lesion")
@@ -45,6 +46,8 @@ class CheckedCase:
     """Longest box edges of its targets along the patient's x, y, z [mm]."""
     finest_mm: float
     """Smallest voxel edge of the image [mm]."""
+    remarks: tuple[str, ...] = ()
+    """What is unusual about the image."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class CheckedCases:
 
     cases: tuple[CheckedCase, ...]
     skipped: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+    """What is unusual about images, and of how many."""
 
 
 def find_cases(folder: Path) -> list[VolumeCase]:
@@ -103,12 +108,13 @@ def check_cases(
             "check that the labels are the right files, or name a value that they hold with {label}",
             options=("label",),
         )  # fmt: skip
-    return CheckedCases(tuple(good), tuple(skipped))
+    return CheckedCases(tuple(good), tuple(skipped), count_kinds([one.remarks for one in good], "cases"))
 
 
-def read_case(case: VolumeCase) -> tuple[Volume, Volume]:
+def read_case(case: VolumeCase) -> tuple[Scan, Volume]:
     """Return scan and label of a case, in one place; raises InputRefused where the gate or the other file says no."""
-    image, labels = read_scan(case.image).volume, read_label(case.label)
+    scan, labels = read_scan(case.image), read_label(case.label)
+    image = scan.volume
     if image.array.shape != labels.array.shape:
         raise InputRefused(
             "shapes-differ",
@@ -123,12 +129,12 @@ def read_case(case: VolumeCase) -> tuple[Volume, Volume]:
             f"image and label have one shape, but by their affines the label lies {shift:.3g} voxels off the image",
             "resample the label onto the image, or restore the affine that it was drawn with",
         )
-    return image, labels
+    return scan, labels
 
 
 def _check_case(case: VolumeCase, label: int | None, target: str) -> CheckedCase | str:
     """Return the checked case, or why it is skipped."""
-    image, labels = read_case(case)
+    scan, labels = read_case(case)
     found = [int(value) for value in np.unique(labels.array)]
     values = tuple(v for v in found if (v > 0 if label is None else v == label))
     if not values:
@@ -143,7 +149,7 @@ def _check_case(case: VolumeCase, label: int | None, target: str) -> CheckedCase
         corners = grid.points_from_file(np.stack([index.min(axis=0) - 0.5, index.max(axis=0) + 0.5]))
         extents.append(np.abs(corners[1] - corners[0]))
     x, y, z = (float(edge) for edge in np.max(extents, axis=0))
-    return CheckedCase(case, values, (x, y, z), min(image.spacing))
+    return CheckedCase(case, values, (x, y, z), min(scan.volume.spacing), scan.warnings)
 
 
 def _volumes(folder: Path) -> dict[str, Path]:

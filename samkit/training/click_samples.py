@@ -57,7 +57,8 @@ class Sample:
 
 def load_on_grid(checked: CheckedCase, config: Sam3DConfig, target: str) -> GridCase:
     """Return a case resampled to the config's spacing; a target too small to leave a voxel there is dropped."""
-    image, labels = read_case(checked.case)
+    scan, labels = read_case(checked.case)
+    image = scan.volume
     i, j, k = image.array.shape
     grid = Grid.over((i, j, k), image.affine, config.spacing)
     groups = [(v,) for v in checked.values] if target == "each" else [checked.values]

@@ -43,16 +43,18 @@ class ClickTask(Task):
             "trained_on": len(self.training),
             "held_back": len(self.held),
         }
-        self.notes = {"skipped": len(checked.skipped)}
+        self.notes: dict[str, Any] = {"skipped": len(checked.skipped)}
+        if checked.remarks:
+            self.notes["remarks"] = list(checked.remarks)
         self.splitting = f"{len(self.training)} cases to train on, {len(self.held)} held back"
 
     @classmethod
     def of(cls, folder: Path, plan: TrainingPlan) -> Self:
-        """Return the task of a folder's cases, each read and checked; what is skipped is logged as a warning."""
+        """Return the task of a folder's cases, read and checked; what is skipped or unusual is logged as a warning."""
         recipe = cast(ClickRecipe, plan.recipe)
         cases = find_cases(folder)
         checked = check_cases(cases, plan.label, recipe.target)
-        for sentence in checked.skipped:
+        for sentence in (*checked.skipped, *checked.remarks):
             _log.warning("%s", sentence)
         _log.info("%d cases seen, %d skipped", len(cases), len(checked.skipped))
         return cls(checked)

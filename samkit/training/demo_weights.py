@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from samkit.command import run_command, show_progress
+from samkit.command import THREADS, run_command, show_progress
 from samkit.files import working_folder
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ DEMOS: Mapping[str, Demo] = {
 @click.command()
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the weights.")
 @click.option("--method", "methods", multiple=True, type=click.Choice(list(DEMOS)), help="These alone; else all.")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Other counts round otherwise.")
+@click.option("--threads", default=1, show_default=True, type=THREADS, help="Other counts round otherwise.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder for phantoms and runs; else temporary.")
 def command(out: Path, methods: tuple[str, ...], threads: int, keep: Path | None) -> None:
     """Train the demonstration weights on phantoms."""

@@ -30,6 +30,7 @@ from samkit.training.run_folder import (
     RUNNING,
     STOPPED,
     RunFolder,
+    check_resumable,
     check_run_folder,
     check_same_run,
     is_replica,
@@ -78,6 +79,7 @@ def train(
     }
     if before is not None:
         check_same_run(options.out, before, decided)
+        check_resumable(options.out)
     cuda = torch.cuda.is_available()
     precision = plan.recipe.precision
     if precision == "16-mixed" and not cuda:
@@ -212,7 +214,7 @@ def _stopped(out: Path, error: BaseException) -> Stopped:
     number = error.number if isinstance(error, Stopped) else signal.SIGINT
     if (out / RESUME).is_file():
         return Stopped(
-            number, f"{len(read_metrics(out))} whole epochs are kept; go on with {{resume}}", options=("resume",)
+            number, f"whole epochs kept: {len(read_metrics(out))}; go on with {{resume}}", options=("resume",)
         )
     return Stopped(number, "no epoch was whole yet; start again, in the same {out} if you like", options=("out",))
 

@@ -11,11 +11,12 @@ tensorboard/             the same metrics for TensorBoard
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,14 @@ from lightning.pytorch.callbacks import Callback
 
 from samkit.checkpoints import BEST, CheckpointInfo, save_checkpoint
 from samkit.errors import InputRefused
-from samkit.files import working_folder, write_whole
+from samkit.files import reason_of, working_folder, write_whole
 from samkit.json_files import read_json
 from samkit.training.run_module import RunModule
 
 RESUME = "last.ckpt"
 RUNNING, STOPPED = "running", "stopped"
 """What run.json says of a run that has not finished: at work, or killed without a word; or stopped by a signal."""
-_FACTS = "run.json"
+_FACTS, _METRICS = "run.json", "metrics.csv"
 _COLUMNS = ("epoch", "step", "seconds", "loss")
 
 
@@ -155,10 +156,7 @@ class RunFolder(Callback):
             signal.signal(signal.SIGTERM, self._listens)
         if trainer.is_global_zero and isinstance(pl_module, RunModule):
             kept = [row for row in read_metrics(self.out) if int(row["epoch"]) < trainer.current_epoch]
-            with (self.out / "metrics.csv").open("w", newline="") as file:
-                writer = csv.DictWriter(file, (*_COLUMNS, *pl_module.metrics))
-                writer.writeheader()
-                writer.writerows(kept)
+            _write_metrics(self.out, kept, pl_module.metrics)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Validate where it is due, then write."""
@@ -183,8 +181,7 @@ class RunFolder(Callback):
             self.last_metrics = {**metrics, "epoch": epoch + 1, "seconds": round(module.seconds, 1)}
         row["seconds"] = round(module.seconds, 1)
         if trainer.is_global_zero:
-            with (self.out / "metrics.csv").open("a", newline="") as file:
-                csv.DictWriter(file, (*_COLUMNS, *module.metrics), restval="").writerow(row)
+            _write_metrics(self.out, [*read_metrics(self.out), row], module.metrics)
             if due:
                 info = self.describe(self.last_metrics)
                 names = ["last.safetensors", *([BEST] if self.last_metrics[module.decisive] > module.best else [])]
@@ -200,11 +197,43 @@ class RunFolder(Callback):
 
 
 def read_metrics(out: Path) -> list[dict[str, str]]:
-    """Return the rows of a run's metrics.csv; none where there is no such file."""
-    if not (out / "metrics.csv").is_file():
+    """Return the rows of a run's metrics.csv, none where there is no such file; InputRefused where it is damaged."""
+    if not (out / _METRICS).exists():
         return []
-    with (out / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with (out / _METRICS).open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        if [int(row["epoch"]) for row in rows] != list(range(len(rows))) or any(None in row.values() for row in rows):
+            raise ValueError("it does not hold a row for each epoch")
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise _damaged(out, _METRICS, error) from error
+    return rows
+
+
+def check_resumable(out: Path) -> None:
+    """Raise InputRefused where the state to go on from is damaged: what loads it in the end would not say so."""
+    import torch
+
+    try:
+        torch.load(out / RESUME, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a broken file raises any of a zip's, a pickle's and PyTorch's own
+        raise _damaged(out, RESUME, error) from error
+
+
+def _damaged(out: Path, name: str, error: Exception) -> InputRefused:
+    why = reason_of(error).splitlines()[0]
+    return InputRefused(
+        "bad-run", f"{name} in {out} is damaged ({why:.200})",
+        "restore it, or start anew in another {out}, from the weights with {init} if you like", options=("out", "init"),
+    )  # fmt: skip
+
+
+def _write_metrics(out: Path, rows: Sequence[Mapping[str, object]], metrics: Sequence[str]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, (*_COLUMNS, *metrics), restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(out / _METRICS, text.getvalue())
 
 
 def write_run(out: Path, facts: dict[str, Any]) -> None:

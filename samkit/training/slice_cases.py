@@ -6,7 +6,6 @@ A case is a volume, of which every slice can be drawn, or one picture. Finding c
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from samkit.errors import GeometryError, InputRefused
+from samkit.imageio.scan import count_kinds
 
 HELD_BACK = 5
 """One case, or slice, in this many is held back."""
@@ -47,7 +47,9 @@ class LoadedCase:
     boxes: tuple[np.ndarray, ...] | None = None
     """Per slice (n, 5) float32: x0, y0, x1, y1 [pixels from the image's corner, 0..W and 0..H] and the class."""
     remarks: tuple[str, ...] = ()
-    """What was done to its files that a user may not expect."""
+    """What was done to its files that a user may not expect, and what is unusual about them."""
+    knows_sides: bool = True
+    """Whether it is known which way is left; pictures are taken as they are."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,10 @@ class FoundCases:
     names: tuple[str, ...] = ()
     """What the label values 1, 2, ... stand for; empty where the source does not say."""
     remarks: tuple[str, ...] = ()
-    """What was done to files that a user may not expect, and to how many; known when all were read."""
+    """What was done to files that a user may not expect, or is unusual about them, and how many are meant; known when
+    all were read."""
+    unsure: int = 0
+    """Cases that do not know left from right; known when all were read."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class Split:
 def check_slice_cases(found: FoundCases, report: Callable[[SliceCase], object] | None = None) -> FoundCases:
     """Return `found` without the cases that can't be loaded; InputRefused where nothing, or no target, is left."""
     good, skipped, targets = [], list(found.skipped), 0
-    remarks: Counter[str] = Counter()
+    remarks, unsure = [], 0
     for case in found.cases:
         if report is not None:
             report(case)
@@ -111,7 +116,8 @@ def check_slice_cases(found: FoundCases, report: Callable[[SliceCase], object] |
             skipped.append(f"{case.name} skipped: {error}")
             continue
         targets += int(loaded.labels.any()) + sum(len(boxes) for boxes in loaded.boxes or ())
-        remarks.update(loaded.remarks)
+        remarks.append(loaded.remarks)
+        unsure += not loaded.knows_sides
         good.append(case)
     if not good:
         raise nothing_usable(skipped)
@@ -120,8 +126,8 @@ def check_slice_cases(found: FoundCases, report: Callable[[SliceCase], object] |
             "no-foreground", f"none of the {len(good)} cases has anything labelled",
             "check that the labels are the right files",
         )  # fmt: skip
-    said = (f"{count} of {len(good)} cases: {remark}" for remark, count in remarks.items())
-    return replace(found, cases=tuple(good), skipped=tuple(skipped), remarks=tuple(said))
+    said = count_kinds(remarks, "cases")
+    return replace(found, cases=tuple(good), skipped=tuple(skipped), remarks=said, unsure=unsure)
 
 
 def nothing_usable(skipped: Sequence[str]) -> InputRefused:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
 from samkit.errors import InputRefused
+from samkit.imageio.frames import sides_unsure
 from samkit.methods import get_method
 from samkit.methods.method import SliceMethod, SliceRecipe
 from samkit.networks.network import Network
@@ -88,12 +89,14 @@ class SliceTask(Task):
 
 
 def find_slices(folder: Path, plan: TrainingPlan, *, layout: str | None, patterns: Mapping[str, str]) -> FoundCases:
-    """Return the cases of a folder that can be used, each of them read; what is skipped is logged as a warning."""
+    """Return the cases of a folder that can be used, read; what is skipped or unusual is logged as a warning."""
     method = cast(SliceMethod, get_method(plan.method))
     sequences = plan_sequences(method, plan)
     found = check_slice_cases(
         find_slice_cases(folder, layout, sequences=sequences, patterns=patterns, plane=method.plane)
     )
+    sided = sides_unsure(found.unsure, len(found.cases), method.structures(_whole_config(method, plan)))
+    found = replace(found, remarks=(*found.remarks, *sided))
     for sentence in (*found.skipped, *found.remarks):
         _log.warning("%s", sentence)
     _log.info("%d cases of %s to use, %d skipped", len(found.cases), found.layout, len(found.skipped))
@@ -102,7 +105,11 @@ def find_slices(folder: Path, plan: TrainingPlan, *, layout: str | None, pattern
 
 def plan_sequences(method: SliceMethod, plan: TrainingPlan) -> tuple[str, ...]:
     """Return the sequences that the planned network takes; a part takes those of the whole network."""
-    return method.sequences(method.sizes[plan.recipe.size] if plan.part else plan.config)
+    return method.sequences(_whole_config(method, plan))
+
+
+def _whole_config(method: SliceMethod, plan: TrainingPlan) -> Any:
+    return method.sizes[plan.recipe.size] if plan.part else plan.config
 
 
 def _numbers(cases: Sequence[SliceCase], chosen: Sequence[SliceCase]) -> list[tuple[int, ...]]:

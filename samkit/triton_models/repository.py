@@ -11,6 +11,7 @@ about where weights lay or how they were trained.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections import Counter
@@ -98,7 +99,7 @@ def write_repository(
     an export that is not whole or lacks the precision, MissingDependencyError without tritonclient.
     """
     model_config()  # before any work
-    out = out.resolve()
+    out = Path(os.path.realpath(out))  # not `resolve`, which knows no sentence for links that go in circles
     sources = [_open(folder, precision or BASE.name, name, engines) for folder in exports]
     _check_names(sources, name)
     try:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 import sys
 
 import pytest
@@ -68,6 +69,67 @@ def test_a_killed_run_resumes_to_the_same_weights(phantoms, tmp_path, sam_train,
     rows = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("whole", "killed")]
     without_seconds = [[[c for n, c in enumerate(row.split(",")) if n != 2] for row in part] for part in rows]
     assert without_seconds[0] == without_seconds[1]
+
+
+@pytest.mark.parametrize(
+    ("number", "step", "advice"),
+    [
+        (signal.SIGTERM, 3, "whole epochs kept: 1; go on with --resume"),
+        (signal.SIGINT, 3, "whole epochs kept: 1; go on with --resume"),
+        (signal.SIGHUP, 0, "no epoch was whole yet; start again, in the same --out if you like"),
+    ],
+)
+def test_a_signal_stops_a_run_that_says_so_and_can_go_on(
+    number, step, advice, phantoms, tmp_path, sam_train, monkeypatch
+):
+    out = tmp_path / "run"
+    words = ["--method", "m-sam", "--data", phantoms, "--out", out, *TINY]
+    train = ClickModule.training_step
+
+    def asked_to_end(self, batch, index):
+        if self.trainer.global_step == step:
+            signal.raise_signal(number)
+        return train(self, batch, index)
+
+    monkeypatch.setattr(ClickModule, "training_step", asked_to_end)
+    code, stdout, said = sam_train(*words)
+
+    assert (code, stdout, said) == (128 + number, "", f"sam-train: stopped by {number.name}; {advice}\n")
+    assert json.loads((out / "run.json").read_text())["state"] == "stopped"
+    assert not list(out.glob(".samkit-*"))
+    monkeypatch.setattr(ClickModule, "training_step", train)
+    assert sam_train(*words, *(["--resume"] if step else []))[0] == 0
+    assert json.loads((out / "run.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "metrics.csv", "run.json"])
+def test_a_run_whose_files_are_cut_is_refused_in_a_sentence(name, stopped_run, sam_train):
+    out, words = stopped_run
+    whole = (out / name).read_bytes()
+    (out / name).write_bytes(whole[: len(whole) // 3] + b"\xff\x00,")
+    try:
+        code, stdout, said = sam_train(*words, "--resume")
+    finally:
+        (out / name).write_bytes(whole)
+
+    assert (code, stdout) == (3, "")
+    assert name in said
+    assert "start anew in another --out" in said
+    assert "Traceback" not in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def stopped_run(phantoms, tmp_path_factory):
+    """The folder of a run of one epoch, and the words that go on with it to two."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    words = ["--method", "m-sam", "--data", phantoms, "--out", out, *TINY]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["sam-train", *map(str, words), "--set", "epochs=1"])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert not ended.value.code
+    return out, words
 
 
 def test_only_the_same_run_is_resumed_and_at_the_spacing_it_began_with(phantoms, tmp_path, sam_train):

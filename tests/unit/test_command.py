@@ -19,7 +19,8 @@ import pytest
 
 import samkit
 from samkit import errors
-from samkit.command import run_command, show_progress
+from samkit.command import THREADS, run_command, show_progress
+from samkit.runtime.backends import checked_threads
 
 
 def end(monkeypatch, capsys, raised=None, arguments=(), extras=()):
@@ -212,6 +213,30 @@ def test_a_stderr_that_takes_nothing_is_no_reason_to_fail_and_any_name_can_be_pr
         ended = subprocess.run([sys.executable, "-c", SPEAKING], stdout=subprocess.PIPE, stderr=full, check=False)
 
     assert (ended.returncode, ended.stdout) == (0, b"scan-\\udcff\n")
+
+
+# --- Threads ---
+
+
+@pytest.mark.parametrize("count", [0, 100_000])
+def test_threads_are_from_one_to_four_times_the_cores(count, monkeypatch, capsys):
+    most = 4 * os.cpu_count()
+    command = click.command()(click.option("--threads", type=THREADS)(lambda threads: None))
+    monkeypatch.setattr(sys, "argv", ["sam-test", "--threads", str(count)])
+    with pytest.raises(SystemExit) as ended:
+        run_command(command, "sam-test")
+
+    assert ended.value.code == 2
+    assert f"{count} is not in the range 1<=x<={most}; see sam-test --help" in capsys.readouterr().err
+
+
+def test_python_counts_threads_as_commands_do():
+    most = 4 * os.cpu_count()
+    assert checked_threads(most) == most
+    with pytest.raises(
+        errors.OptionError, match=rf"threads is {most + 1}, needed is .* at most {most} \(four for each"
+    ):
+        checked_threads(most + 1)
 
 
 # --- Signals ---

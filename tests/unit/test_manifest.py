@@ -165,8 +165,8 @@ def test_export_without_a_graph_that_its_method_needs_is_refused(folder):
     [
         ('{"plan": {"method": "m-sam", "part": ""}}', "sam-export --method m-sam --checkpoint {}"),
         ('{"plan": {"method": "medsam-yolo", "part": "detector"}}', "sam-export --method medsam-yolo --detector {}"),
-        ("[]", "check the path, or make one with sam-export --method M --out {}"),
-        (None, "check the path, or make one with sam-export --method M --out {}"),
+        ("[]", "check the path, or make an export with sam-export --method M --out {}"),
+        (None, "check the path, or make an export with sam-export --method M --out {}"),
     ],
 )
 def test_a_folder_that_is_no_export_is_told_how_to_become_one(tmp_path, facts, advice):

@@ -30,7 +30,7 @@ from samkit.benchmarks.cases.phantom_scans import phantom_cases
 from samkit.benchmarks.measure.machine import Machine, finished_run
 from samkit.benchmarks.record.rows import Row
 from samkit.benchmarks.record.run import Measured, Run, describe_export
-from samkit.command import show_progress
+from samkit.command import THREADS, show_progress
 from samkit.errors import OptionError, SamkitError
 from samkit.manifest import Export
 from samkit.precisions import BASE, PRECISIONS
@@ -65,7 +65,7 @@ _UNSAID = (
 @click.option("--tolerance-mm", default=AccuracySettings.tolerance_mm, show_default=True,
               type=click.FloatRange(0, min_open=True), help="How far apart two surfaces are one to NSD.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]), help="Of PyTorch.")
-@click.option("--threads", type=_COUNT, help="Of one operator on the CPU. Default: all cores.")
+@click.option("--threads", type=THREADS, help="Of one operator on the CPU. Default: all cores.")
 @click.option("--server", metavar="URL",
               help="triton://HOST:PORT/NAME that serves the export. Default: one is started.")  # fmt: skip
 @click.option("--label", type=_COUNT, help="The value of the labels that counts. Default: all above 0.")
@@ -145,4 +145,4 @@ def _compare(compared: Compared) -> tuple[list[Row], list[str]]:
     remarks = folder.remarks if folder else []
     if settings.anonymous and remarks:
         remarks = [f"{len(remarks)} remarks on the files of the data are left out, because they may name somebody"]
-    return [*rows, *absent], [*remarks, *notes]
+    return [*rows, *absent], [*remarks, *(folder.told if folder else ()), *notes]

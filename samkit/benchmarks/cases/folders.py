@@ -11,7 +11,7 @@ masks are named after what they show are one case for each name.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,7 +19,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from samkit.errors import GeometryError, InputRefused
+from samkit.imageio.frames import sides_unsure
 from samkit.imageio.reading import read_scan
+from samkit.imageio.scan import count_kinds
 from samkit.methods import Method, SliceMethod
 from samkit.protocols.case import Case
 from samkit.training.click_cases import VolumeCase, find_cases, read_case
@@ -30,7 +32,17 @@ from samkit.training.volume_slices import find_volumes
 GREY = "t2f"
 """The sequence that a method of one grey volume gets where a case has several: lesions show best in it."""
 
-_Candidate: TypeAlias = tuple[str, Callable[[str], Case]]
+
+@dataclass(frozen=True)
+class _Told:
+    """What has to be known of the files of a case."""
+
+    remarks: tuple[str, ...]
+    knows_sides: bool = True
+    """Whether it is known which way is left."""
+
+
+_Candidate: TypeAlias = tuple[str, Callable[[str], tuple[Case, _Told]]]
 """A case's name, and what reads the case of that name."""
 
 
@@ -46,6 +58,8 @@ class FolderCases:
         self._folder, self._method, self._most, self._label = folder, method, most, label
         self.remarks: list[str] = []
         """Of all that was left out or assumed, complete when all cases were read; they may hold names of files."""
+        self.told: tuple[str, ...] = ()
+        """What is unusual about the files that were used, and in how many cases; names of files are not in it."""
         self._structures, self._sequences = method.structures(config), method.sequences(config)
         self._candidates = self._of_slices(method) if isinstance(method, SliceMethod) else self._of_volumes()
 
@@ -53,16 +67,16 @@ class FolderCases:
         """Yield the cases; raises InputRefused where none could be used."""
         count = len(self._candidates)
         picks = [int(n) for n in np.unique(np.linspace(0, count - 1, min(self._most, count)).round())]
-        taken = 0
+        taken: list[_Told] = []
         for name, read in (self._candidates[n] for n in (*picks, *(n for n in range(count) if n not in picks))):
-            if taken == self._most:
+            if len(taken) == self._most:
                 break
             try:
-                case = read(name)
+                case, told = read(name)
             except (InputRefused, GeometryError) as error:
                 self.remarks.append(f"{name} left out: {error}")
             else:
-                taken += 1
+                taken.append(told)
                 yield case
         if not taken:
             raise InputRefused(
@@ -70,7 +84,12 @@ class FolderCases:
                 f"{' | '.join(self.remarks[:5])}",
                 "give a folder with scans or pictures that it takes, and with labels that hold something",
             )  # fmt: skip
-        self.remarks.append(f"{taken} of {count} subjects in the folder are measured")
+        unsure = sum(not one.knows_sides for one in taken)
+        self.told = (
+            *count_kinds([one.remarks for one in taken], "cases"),
+            *sides_unsure(unsure, len(taken), self._structures),
+        )
+        self.remarks.append(f"{len(taken)} of {count} subjects in the folder are measured")
 
     def _of_volumes(self) -> list[_Candidate]:
         try:
@@ -81,9 +100,10 @@ class FolderCases:
             self.remarks += found.skipped
         return [(f"case {number}", partial(self._read_volume, case)) for number, case in enumerate(cases, start=1)]
 
-    def _read_volume(self, case: VolumeCase, name: str) -> Case:
+    def _read_volume(self, case: VolumeCase, name: str) -> tuple[Case, _Told]:
         scan, label = read_case(case)
-        return Case(name, {"": scan}, self._targets(label.array, (), self._label))
+        targets = self._targets(label.array, (), self._label)
+        return Case(name, {"": scan.volume}, targets), _Told(scan.warnings, scan.doubt is None)
 
     def _grey_volumes(self, plane: str, refusal: InputRefused) -> FoundCases:
         """Return GREY of each case's folder; raises `refusal`, of one volume from each, where that is no remedy."""
@@ -137,19 +157,19 @@ class FolderCases:
             "pixels of pictures have no known size: what is called mm here is pixels, NSD's tolerance, too"
         )
 
-    def _read_slices(self, case: SliceCase, names: tuple[str, ...], label: int | None, name: str) -> Case:
+    def _read_slices(self, case: SliceCase, names: tuple[str, ...], label: int | None, name: str) -> tuple[Case, _Told]:
         loaded = case.load()
-        self.remarks += (remark for remark in loaded.remarks if remark not in self.remarks)
+        told = _Told(loaded.remarks, loaded.knows_sides)
         if not case.plane:
             (picture,), (labels,) = loaded.images, loaded.labels
             if loaded.boxes is not None:
-                return Case(name, {}, {}, picture=picture, boxes=loaded.boxes[0])
-            return Case(name, {}, self._targets(labels, names, label), picture=picture)
+                return Case(name, {}, {}, picture=picture, boxes=loaded.boxes[0]), told
+            return Case(name, {}, self._targets(labels, names, label), picture=picture), told
         # The session scales and cuts by itself, so it gets the scans as they are, and the labels are training's
         scans = zip(self._sequences or ("",), case.images, strict=True)
-        volumes = {sequence: read_scan(path).volume for sequence, path in scans}
+        volumes = {sequence: read_scan(path, one_slice=True).volume for sequence, path in scans}
         scan = Case(name, volumes, {}, case.plane)
-        return replace(scan, targets=self._targets(scan.view().volume(loaded.labels), names, label))
+        return replace(scan, targets=self._targets(scan.view().volume(loaded.labels), names, label)), told
 
     def _targets(self, labels: np.ndarray, names: tuple[str, ...], label: int | None) -> dict[str, np.ndarray]:
         """Return a case's targets; raises InputRefused where there is nothing to prompt."""

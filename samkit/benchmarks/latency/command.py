@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from samkit.benchmarks.latency.settings import BASELINES, PARTS, LatencySettings
-from samkit.command import show_progress
+from samkit.command import THREADS, show_progress
 from samkit.errors import OptionError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--export", "exports", multiple=True, required=True, help="Folder that sam-export wrote. Repeat it.",
               type=click.Path(exists=True, file_okay=False, path_type=Path))  # fmt: skip
 @click.option("--rounds", default=7, show_default=True, type=_COUNT, help="Turns of each backend.")
-@click.option("--threads", multiple=True, type=_COUNT, help="Repeat it to compare; default: all cores.")
+@click.option("--threads", multiple=True, type=THREADS, help="Repeat it to compare; default: all cores.")
 @click.option("--batch", "batches", default="1", show_default=True, callback=_numbers, help="Rows of a graph: 1,4.")
 @click.option("--points", default="1", show_default=True, callback=_numbers, help="Points of each row: 1,5.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from importlib import import_module
 from numbers import Integral
 
-from samkit.errors import ExportError, OptionError
+from samkit.cores import MOST_THREADS
+from samkit.errors import OptionError
 from samkit.manifest import Export
 from samkit.precisions import BASE, PRECISIONS, get_precision
 from samkit.runtime.backends.backend import Backend, Variant
@@ -46,11 +47,11 @@ _PLACES = {"cpu": "the CPU", "cuda": "a CUDA device"}
 
 
 def get_backend(name: str) -> Backend:
-    """Return the record of the backend called `name`; raises ExportError with the names there are."""
+    """Return the record of the backend called `name`; raises OptionError with the names there are."""
     for backend in BACKENDS:
         if backend.name == name:
             return backend
-    raise ExportError(f"backend '{name}' is not known; backends are {', '.join(backend.name for backend in BACKENDS)}")
+    raise OptionError(f"backend '{name}' is not known; backends are {', '.join(backend.name for backend in BACKENDS)}")
 
 
 def device_names() -> tuple[str, ...]:
@@ -61,15 +62,15 @@ def device_names() -> tuple[str, ...]:
 def find_backend(name: str, device: str | None, precision: str | None) -> tuple[Backend, str]:
     """Return a backend's record and where it runs, by default on its own device.
 
-    Raises ExportError for a backend or a device that there is not, OptionError for a precision that it does not run.
+    Raises OptionError for a backend or a device that there is not, or a device or precision that the backend lacks.
     """
     backend = get_backend(name)
     device = backend.devices[0] if device is None else device
     if device not in device_names():
-        raise ExportError(f"device '{device}' is not known; devices are {', '.join(device_names())}")
+        raise OptionError(f"device '{device}' is not known; devices are {', '.join(device_names())}")
     if device not in backend.devices:
         places = " and ".join(_PLACES.get(place, place) for place in backend.devices)
-        raise ExportError(
+        raise OptionError(
             f"{backend.title} runs on {places} and not on {device}; leave {{device}} out", options=("device",)
         )
     if precision is not None and backend.precisions is not None and precision not in backend.precisions:
@@ -84,10 +85,11 @@ def checked_threads(threads: object) -> int | None:
     """Return a number of threads, None for all cores; raises OptionError for what is none."""
     if threads is None:
         return None
-    if isinstance(threads, Integral) and not isinstance(threads, bool) and int(threads) > 0:
+    if isinstance(threads, Integral) and not isinstance(threads, bool) and 1 <= int(threads) <= MOST_THREADS:
         return int(threads)
     raise OptionError(
-        f"{{threads}} is {threads!r:.80}, needed is a whole number above 0, or none for all cores; e.g. {{threads 2}}",
+        f"{{threads}} is {threads!r:.80}, needed is a whole number above 0, at most {MOST_THREADS} (four for each "
+        "core of this machine), or none for all cores; e.g. {threads 2}",
         options=("threads", "threads 2"),
     )
 

@@ -6,6 +6,7 @@ asked for on the host is copied. The same code runs on the CPU with `binds=True`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +18,7 @@ import numpy as np
 
 from samkit.errors import ManifestError, MissingDependencyError, SamkitError
 from samkit.extras import how_to_install
+from samkit.files import reason_of
 from samkit.manifest import Export
 from samkit.methods.method import GraphSpec
 from samkit.runtime.backends.backend import Backend, open_each
@@ -184,6 +186,25 @@ def read_file_tensors(path: Path) -> FileTensors:
     return FileTensors(named(session.get_inputs()), named(session.get_outputs()))
 
 
+def _readable(path: Path) -> str:
+    """Return the path of a file as ONNX Runtime takes it, whatever the locale; its own errors would mislead.
+
+    Raises ManifestError where the file can't be opened, or the bytes of its path are no UTF-8.
+    """
+    try:
+        with path.open("rb"):
+            return os.fsencode(path).decode()
+    except OSError as error:
+        raise ManifestError(
+            f"{path.name} can't be read ({reason_of(error)}); restore it, and check who may read the export's folder"
+        ) from error
+    except UnicodeDecodeError as error:
+        shown = str(path).encode(errors="backslashreplace").decode()
+        raise ManifestError(
+            f"the path {shown} is not UTF-8, and ONNX Runtime opens no other; rename that folder, or move the export"
+        ) from error
+
+
 def open_inference_session(
     path: Path,
     *,
@@ -232,8 +253,9 @@ def open_inference_session(
         raise MissingDependencyError(
             "TensorRT runs on a CUDA device and not on the CPU; pass {device} cuda", options=("device",)
         )
+    name = _readable(path)
     try:
-        session: Any = ort.InferenceSession(str(path), options, providers=wanted)
+        session: Any = ort.InferenceSession(name, options, providers=wanted)
     except Exception as error:  # ONNX Runtime's own classes share no base below this
         raise ManifestError(
             f"ONNX Runtime can't load {path.name} ({str(error).splitlines()[0]}); run sam-export --verify on its "

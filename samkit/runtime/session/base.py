@@ -17,13 +17,13 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, TypeAlias, TypeVar
 
 import numpy as np
 
 from samkit.errors import ManifestError, MissingDependencyError, OptionError, PromptError, SamkitError
 from samkit.geometry import Index, Triple, Volume
-from samkit.imageio.gate import volumes_offered
+from samkit.imageio.gate import MAX_BYTES, options_offered
 from samkit.imageio.in_memory import study_of
 from samkit.imageio.results import check_results, table_path, write_results
 from samkit.imageio.study import Study
@@ -34,10 +34,10 @@ from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, Prompt, SliceBox,
 from samkit.runtime.backends.runner import Closing
 from samkit.runtime.session.image_warnings import image_warnings
 from samkit.runtime.session.overlay import draw
-from samkit.runtime.session.places import check_corners, check_together, numbers_of, triple_of
+from samkit.runtime.session.places import check_corners, check_flag, check_together, numbers_of, triple_of
 from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate
-from samkit.runtime.session.world import to_voxel
+from samkit.runtime.session.world import check_sides, to_voxel
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -97,6 +97,9 @@ class Session(Closing, ABC):
 
     target: str = ""
     """Which export, by its folder's name, or the server's address; empty where the session was made from runners."""
+
+    is_sliced: bool = False
+    """Whether the method works slice by slice."""
 
     is_closed: bool = False
     """Whether it was closed."""
@@ -179,6 +182,8 @@ class Session(Closing, ABC):
         *,
         volume: int | None = None,
         automatic: bool = True,
+        max_bytes: int = MAX_BYTES,
+        assume_ras: bool = False,
     ) -> MaskUpdate:
         """Take a new scan or picture, or one scan for each of the method's sequences; what was before is forgotten.
 
@@ -188,15 +193,30 @@ class Session(Closing, ABC):
             session.set_image({"t1c": "a.nii.gz", "t2w": image})   # by sequence; arrays share one affine
             session.set_image(pixels)                              # (H, W) or (H, W, 3), 0..255, for methods of slices
 
+        For methods of slices a scan may be one slice, (I, J, 1) or with another axis of one voxel; the plane is that
+        slice's then, unless another one was asked for, which is refused.
         `volume` says which one is meant, 0 the first, where there are several along a fourth axis. An array is not
         copied: leave it as it is while it is set. A method that needs no prompt segments at once, unless `automatic` is
-        False; for any other the mask is empty. `image_warnings` say what looks wrong about it. Raises InputRefused for
-        what no scan or picture may be, in memory as in a file, PromptError for what is no image, OptionError for an
-        affine or volume that means nothing.
+        False; for any other the mask is empty. `image_warnings` say what looks wrong about it. Where a file does not
+        say which way its axes run, millimetres and structures of one side are refused, unless `assume_ras` vouches for
+        the way that is taken for granted. More than `max_bytes` of voxels in a file are refused before they are read.
+        Raises InputRefused for what no scan or picture may be, in memory as in a file, PromptError for what is no
+        image, OptionError for an affine or volume that means nothing.
         """
         self._check_open()
-        with volumes_offered():
-            study = study_of(image, affine=affine, volume=volume, channels=len(self.sequences))
+        check_flag("automatic", automatic)
+        check_flag("assume_ras", assume_ras)
+        with options_offered():
+            study = study_of(
+                image,
+                affine=affine,
+                volume=volume,
+                channels=len(self.sequences),
+                max_bytes=max_bytes,
+                assume_ras=assume_ras,
+                one_slice=self.is_sliced,
+            )
+        check_sides(study, self.structures, world=False)
         self._take(study.image)
         self._study = study
         if automatic and self.is_automatic:
@@ -215,6 +235,7 @@ class Session(Closing, ABC):
         if not isinstance(positive, bool | np.bool_):
             # A "-" would be true, and the click the contrary of what was meant
             raise PromptError(f"positive is {positive!r}; give True for the object, or False for background")
+        self._check_world(world)
         label, place = FOREGROUND if positive else BACKGROUND, numbers_of(index)
         if len(place) == 2 and not world:
             return self.add(SlicePoint(place[0], place[1], label, structure))
@@ -225,6 +246,7 @@ class Session(Closing, ABC):
     ) -> MaskUpdate:
         """Give two corners of a box, flat in a slice; raises as `click` does."""
         check_corners(first, last, apart)
+        self._check_world(world)
         one, other = numbers_of(first), numbers_of(last)
         if len(one) == 2 and len(other) == 2 and not world:
             (x0, x1), (y0, y1) = (sorted(pair) for pair in zip(one, other, strict=True))
@@ -337,7 +359,7 @@ class Session(Closing, ABC):
         check_results(mask, [table] if table is not None else [], study)
         write_results(mask, table, labels, study, self.structures)
 
-    def overlay(self, *, plane: str | None = None) -> np.ndarray:
+    def overlay(self, plane: str | None = None) -> np.ndarray:
         """Return a picture of the mask on the image: (H, W, 3), uint8, rows and columns of RGB.
 
         It is the slice that shows most of the mask, the middle one where the mask is empty; of a picture all of it.
@@ -355,6 +377,10 @@ class Session(Closing, ABC):
         except MissingDependencyError as error:
             _LOG.warning("%s", error)
             return None
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
 
     def __repr__(self) -> str:
         """Return what is open; names of scans may be patients'."""
@@ -393,15 +419,24 @@ class Session(Closing, ABC):
         if self.is_closed:
             raise SamkitError(CLOSED)
 
-    def _in_voxels(self, prompt: Point | Box, world: bool) -> Prompt:
+    def _check_world(self, world: bool) -> None:
+        """Raise OptionError for what is no flag; for millimetres PromptError of a picture, InputRefused of a scan that
+        does not know left from right.
+        """
+        check_flag("world", world)
         if not world:
-            return prompt
+            return
         study = self._given()
         if study.picture is not None:
             raise PromptError(
                 "millimetres need a scan, and a picture is set; give pixels, {points x,y,+}", options=("points x,y,+",)
             )
-        volume = study.scan.volume
+        check_sides(study, (), world=True)
+
+    def _in_voxels(self, prompt: Point | Box, world: bool) -> Prompt:
+        if not world:
+            return prompt
+        volume = self._given().scan.volume
         return to_voxel(prompt, volume.affine, volume.array.shape)
 
 

@@ -133,7 +133,7 @@ class LocalSession(Session, Generic[StateT]):
         """Take the last undo back."""
         self._opened()
         if not self._undone:
-            raise PromptError("there is no undone click; redo works right after undo")
+            raise PromptError("there is nothing to redo: no step was taken back; redo works right after undo")
         self._before, self._last = self._now, None
         self._done.append(self._undone.pop())
         return self.last_update()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from numbers import Real
 
-from samkit.errors import PromptError
+import numpy as np
+
+from samkit.errors import OptionError, PromptError
 from samkit.geometry import Triple, as_numbers
 from samkit.prompts import EXAMPLE_BOX, EXAMPLE_POINT, Box, Point, SliceBox, SlicePoint
 
@@ -28,10 +30,17 @@ def check_prompts(prompts: Sequence[object]) -> None:
             bare = as_numbers(prompt, 3) or as_numbers(prompt, 2)
             shown = EXAMPLE_POINT if bare is None else f"points {','.join(f'{number:g}' for number in bare)},+"
             raise PromptError(
-                f"{prompt!r:.80} is no prompt; give {{{shown}}}, or to add(...) such as Point((60, 70, 30), 1) of "
-                "samkit.prompts",
+                f"{prompt!r:.80} is no prompt; give {{{shown}}}, or to add(...) such as samkit.Point((60, 70, 30), 1)",
                 options=(shown,),
             )
+        if not isinstance(prompt.structure, str):  # type: ignore[attr-defined]  # a prompt, as was just seen
+            raise PromptError(f"structure is {prompt.structure!r:.80}; give a name, or '' for none")  # type: ignore[attr-defined]
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise OptionError for what is neither True nor False: any text would count as True."""
+    if not isinstance(value, bool | np.bool_):
+        raise OptionError(f"{name} is {value!r:.40}; give True or False")
 
 
 def check_together(index: object, positive: object, apart: Sequence[object]) -> None:
@@ -65,11 +74,15 @@ def _is_number(value: object) -> bool:
 def numbers_of(place: Sequence[float]) -> tuple[float, ...]:
     """Return a place as floats; raises PromptError for what is none."""
     try:
-        return tuple(float(number) for number in place)
-    except (TypeError, ValueError):
+        numbers = as_numbers(place, len(place))
+    except TypeError:
+        numbers = None
+    if numbers is None:
         raise PromptError(
-            f"a place is {place!r:.80}; give its numbers together, such as (60, 70, 30), or (x, y) on a picture"
-        ) from None
+            f"a place is {place!r:.80}, needed are finite numbers; give them together, such as (60, 70, 30), or (x, y) "
+            "on a picture"
+        )
+    return numbers
 
 
 def triple_of(place: Sequence[float], world: bool) -> Triple:

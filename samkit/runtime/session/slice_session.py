@@ -53,6 +53,8 @@ class _Opened:
 class SliceSession(LocalSession[SliceState]):
     """One method of slices with its runners. Holds one volume or picture, and the history of prompts on it."""
 
+    is_sliced = True
+
     def __init__(
         self,
         method: SliceMethod,
@@ -71,7 +73,7 @@ class SliceSession(LocalSession[SliceState]):
         """
         super().__init__(method, config, runners, precision, manifest)
         self._slice_method = method
-        self._plane = method.plane if plane is None else checked_plane(plane)
+        self._plane = None if plane is None else checked_plane(plane)
         self._intensities = intensities
         self._set: _Opened | None = None
 
@@ -83,7 +85,9 @@ class SliceSession(LocalSession[SliceState]):
     @property
     def plane(self) -> str | None:
         """Return along which slices are taken; None for a picture."""
-        return None if self._set is not None and self._set.view is None else self._plane
+        if self._set is None:
+            return self._plane or self.method.plane
+        return None if self._set.view is None else self._set.view.plane
 
     # --- The volume ---
 
@@ -91,13 +95,13 @@ class SliceSession(LocalSession[SliceState]):
         """Take one volume for each of the method's sequences.
 
         Raises InputRefused where a sequence is missing, unknown, without contrast, or not co-registered with the first
-        one, GeometryError for a singular affine.
+        one, or is one slice and another plane was asked for, GeometryError for a singular affine.
         """
         named = self._by_sequence(volumes)
         check_co_registered(named)
         first = next(iter(named.values()))
         i, j, k = first.array.shape
-        view = PlaneView.of((i, j, k), first.affine, self._plane)
+        view = PlaneView.chosen((i, j, k), first.affine, self._plane, self.method.plane)
         scaled = [
             scale_intensities(volume.array, name or "the volume", self._intensities) for name, volume in named.items()
         ]
@@ -294,7 +298,7 @@ class SliceSession(LocalSession[SliceState]):
             axis, first, last = "ijk"[across], ends[0][across], ends[-1][across]
             raise InputRefused(
                 "box-not-flat",
-                f"the box goes from {axis} {first:g} to {last:g}, and {self._plane} slices are flat along {axis}",
+                f"the box goes from {axis} {first:g} to {last:g}, and {view.plane} slices are flat along {axis}",
                 f"give both corners the same {axis} (and {{propagate}} for the neighbours), or another {{plane}}",
                 options=("propagate", "plane"),
             )

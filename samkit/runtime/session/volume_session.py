@@ -20,6 +20,7 @@ import numpy as np
 
 from samkit.errors import ExportError, GeometryError, InputRefused, PromptError
 from samkit.geometry import Grid, Index, Triple, Volume
+from samkit.imageio.gate import check_several_slices
 from samkit.manifest import Manifest
 from samkit.methods.method import VolumeMethod
 from samkit.networks.sam3d_config import Sam3DConfig
@@ -114,6 +115,7 @@ class VolumeSession(LocalSession[_Clicked]):
         """Return the network's grid over a scan; raises GeometryError for a singular affine or spacing."""
         if volume.array.ndim != 3 or min(volume.array.shape) < 1:
             raise GeometryError(f"a volume has three axes (I, J, K), this one is {volume.array.shape}; pass one scan")
+        check_several_slices("the scan", volume.array.shape)
         i, j, k = volume.array.shape
         return Grid.over((i, j, k), volume.affine, self.spacing)
 

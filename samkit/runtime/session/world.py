@@ -1,4 +1,4 @@
-"""Prompts in RAS+ millimetres as prompts in voxel indices."""
+"""Prompts in RAS+ millimetres as prompts in voxel indices, of scans that know left from right."""
 
 from __future__ import annotations
 
@@ -10,10 +10,26 @@ import numpy as np
 
 from samkit.errors import InputRefused
 from samkit.geometry import Triple, voxel_to_world, world_to_voxel
+from samkit.imageio.frames import first_sided
+from samkit.imageio.study import Study
 from samkit.prompts import Box, Point, Prompt
 
 _ROUND_OFF = 1e-3
 """Voxels that a place may lie outside the volume: world coordinates come with round-off."""
+
+
+def check_sides(study: Study, structures: Sequence[str], *, world: bool) -> None:
+    """Raise InputRefused where left and right are not known of a study, and have to be.
+
+    They have to be for places in millimetres, `world`, and for `structures` of one side: with a scan mirrored, each
+    would be called after the other.
+    """
+    if (doubt := study.doubt) is None:
+        return
+    if world:
+        raise doubt.refusal("places in millimetres")
+    if sided := first_sided(structures):
+        raise doubt.refusal(f"structures of one side, such as {sided},")
 
 
 def to_voxel(prompt: Prompt, affine: np.ndarray, shape: Sequence[int]) -> Prompt:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samkit.errors import InputRefused, OptionError, PromptError
+from samkit.errors import InputRefused, OptionError, PromptError, SamkitError
 from samkit.geometry import Volume
 from samkit.imageio.in_memory import study_of
 from samkit.imageio.reading import read_scan
@@ -213,11 +213,35 @@ def test_units_are_judged_where_an_image_states_them():
         (np.eye(3), r"the affine has the shape \(3, 3\), needed is \(4, 4\); give the affine, \(4, 4\)"),
         ("eye", "the affine of the array is no array of numbers"),
         (np.full((4, 4), np.nan), "the affine holds NaN or Inf"),
+        (OBLIQUE.T, "the affine's last row is -30, 12, 5, 1 and not 0, 0, 0, 1, as if it were transposed; give"),
+        (np.diag([1.0, 1, 1, 0]), "the affine's last row is 0, 0, 0, 0 and not 0, 0, 0, 1; give the affine"),
     ],
 )
 def test_what_is_no_affine_is_refused(affine, words):
     with pytest.raises(InputRefused, match=words):
         study_of(values(), affine=affine)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: study_of(OBLIQUE, affine=values()), "the array and the affine have changed places"),
+        (
+            lambda: study_of(values()[0], affine=OBLIQUE),
+            r"a picture, and an affine is for scans .*; leave the ",
+        ),
+        (
+            lambda: study_of(values()[None], affine=OBLIQUE),
+            r"an axis of length one in front of .*; give array",
+        ),
+        (lambda: study_of(np.ma.masked_less(values(), 9), affine=OBLIQUE), "is a masked array, .*; give array.filled"),
+        (lambda: study_of(values(), affine=OBLIQUE, volume="0"), "volume is '0', needed is a whole number, .*volume=0"),
+        (lambda: study_of(values(), affine=OBLIQUE, volume=True), "volume is True, needed is a whole number"),
+    ],
+)
+def test_what_people_mix_up_is_told(call, words):
+    with pytest.raises(SamkitError, match=words):
+        call()
 
 
 def test_an_array_without_its_affine_is_told_how_to_give_it():

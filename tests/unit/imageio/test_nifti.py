@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -235,7 +237,11 @@ def test_form_code_that_nifti_does_not_know_is_a_warning_of_ours(tmp_path, capfd
     for _ in range(2):  # a second scan is as quiet as the first
         scan = read_scan(path)
         write_mask(tmp_path / "m.nii", values() > 40, scan)
-        assert scan.warnings == ("sform_code 99 is not one of NIfTI's: the file's sform is not used",)
+        assert scan.warnings == (
+            "sform_code 99 is not one of NIfTI's: the file's sform is not used",
+            "the file does not say where its voxels lie in a patient; its axes are taken to run towards left, front "
+            "and head, and left and right are unknown",
+        )
 
     assert capfd.readouterr() == ("", "")
 
@@ -345,3 +351,60 @@ def test_output_with_the_same_file_by_another_name_is_refused(tmp_path):
     nibabel.save(image(nibabel.Nifti1Pair), tmp_path / "a.img")
     with pytest.raises(InputRefused, match=r"a\.hdr is one of the inputs"):
         check_output(tmp_path / "a.hdr", files_of(tmp_path / "a.img"))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("loop.nii", r"loop\.nii can't be written \(Too many levels of symbolic links\); give another output"),
+        ("x" * 300 + ".nii", r"x\.nii can't be written \(File name too long\)"),
+        ("loop.nii/m.nii", r"m\.nii can't be written \(Too many levels"),
+        ("a.nii/m.nii", r"the folder of m\.nii, "),
+        ("none/m.nii", r"the folder of m\.nii, "),
+    ],
+)
+def test_an_output_that_can_be_nowhere_is_refused_before_any_work(name, says, tmp_path):
+    (tmp_path / "loop.nii").symlink_to("loop.nii")
+    (tmp_path / "a.nii").write_text("")
+    with pytest.raises(InputRefused, match=says):
+        check_output(tmp_path / name, [tmp_path / "a.nii"])
+
+
+# --- Sentences that say what is wrong, and not what might be ---
+
+
+def test_a_file_that_may_not_be_read_is_not_called_something_else(tmp_path, monkeypatch):
+    def forbidden(self, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    for name in ("a.nii", "a.nii.gz", "a.mgz"):
+        nibabel.save(nibabel.MGHImage(values(), OBLIQUE) if name == "a.mgz" else image(), tmp_path / name)
+    monkeypatch.setattr(Path, "open", forbidden)
+    for name in ("a.nii", "a.nii.gz", "a.mgz"):
+        with pytest.raises(
+            InputRefused, match=rf"^{name} can't be read \(Permission denied\); check its path, and who"
+        ):
+            read_scan(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("end", "other"), [(".nii.gz", ".nii"), (".mgz", ".mgh"), (".nii", ".nii.gz"), (".mgh", ".mgz")]
+)
+def test_a_name_that_says_packed_where_it_is_not_or_the_other_way_round_is_told(end, other, tmp_path):
+    made = nibabel.MGHImage(values(), OBLIQUE) if end.startswith(".mg") else image()
+    nibabel.save(made, tmp_path / f"a{other}")
+    (tmp_path / f"a{other}").rename(tmp_path / f"b{end}")
+    with pytest.raises(InputRefused, match=rf"give it a name that ends in \{other}$"):
+        read_scan(tmp_path / f"b{end}")
+
+
+@pytest.mark.parametrize("intercept", [np.nan, np.inf])
+def test_an_intercept_that_is_no_number_is_not_called_truncated(intercept, tmp_path):
+    nibabel.save(image(), tmp_path / "a.nii")
+    raw = bytearray((tmp_path / "a.nii").read_bytes())
+    raw[112:120] = np.array([1, intercept], "<f4").tobytes()
+    (tmp_path / "a.nii").write_bytes(raw)
+    with pytest.raises(
+        InputRefused, match=rf"adds {intercept:g} to all its voxels \(scl_inter\); write the file again"
+    ):
+        read_scan(tmp_path / "a.nii")

@@ -150,8 +150,28 @@ def test_what_is_no_prompt_is_told(session, prompt, instead):
     for act in (session.add, session.check):
         with pytest.raises(PromptError, match="is no prompt; give ") as refused:
             act(prompt)
-        assert f"; give {instead}, or to add(...) such as Point(" in str(refused.value)
+        assert f"; give {instead}, or to add(...) such as samkit.Point(" in str(refused.value)
     assert session.steps == ()
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda session: session.set_image(scan(), np.eye(4), automatic="no"), "automatic is 'no'"),
+        (lambda session: session.click((15, 16, 14), world="mm"), "world is 'mm'"),
+        (lambda session: session.box((1, 2, 3), (4, 5, 3), world=1), "world is 1"),
+    ],
+)
+def test_what_is_neither_true_nor_false_is_no_flag(session, call, name):
+    session.set_image(scan(), np.eye(4))
+    with pytest.raises(OptionError, match=f"^{name}; give True or False$"):
+        call(session)
+
+
+def test_a_structure_is_a_name(session):
+    session.set_image(scan(), np.eye(4))
+    with pytest.raises(PromptError, match=r"^structure is None; give a name, or '' for none$"):
+        session.click((15, 16, 14), structure=None)
 
 
 def test_the_path_of_a_mask_is_a_path(session):
@@ -193,7 +213,7 @@ def test_after_close_every_act_says_that_it_is_closed(session, tmp_path):
     session.close()
     session.close()
     acts = [session.undo, session.redo, session.reset, session.mask, session.labels, session.overlay]
-    acts += [session.last_update, session.propagate, session.segment_automatically]
+    acts += [session.last_update, session.propagate, session.segment_automatically, session.__enter__]
     acts += [lambda: session.click((15, 16, 14)), lambda: session.set_image(scan(), np.eye(4))]
     acts += [lambda: session.save(tmp_path / "mask.nii.gz"), lambda: session.box((1, 2, 3), (4, 5, 3))]
     acts += [lambda: session.click((15, 16, 14), world=True), lambda: session.check(Point((1, 2, 3), 1))]

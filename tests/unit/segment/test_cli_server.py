@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from samkit.errors import InputRefused
 from samkit.runtime import open_session
 from samkit.runtime.client import remote_session
 from samkit.segment import cli
@@ -242,7 +243,7 @@ def test_an_overlay_is_the_picture_that_the_session_shows(bright_export, served,
     ("words", "code", "sentence"),
     [
         (("--overlay", "a.jpg"), 2, "'a.jpg' must end in .png"),
-        (("--overlay", "nowhere/a.png"), 3, "the folder of a.png does not exist"),
+        (("--overlay", "nowhere/a.png"), 3, "the folder of a.png, nowhere, does not exist"),
         (("--overlay", "a.png", "--report", "a.png"), 2, "--overlay and --report name the same file"),
     ],
 )
@@ -306,3 +307,111 @@ def test_millimetres_are_told_in_millimetres_and_not_advised_again(bright_export
     assert code == 3
     assert "the click (500, 0, 0) lies outside the volume of 40 x 44 x 30 voxels" in err
     assert "or world millimetres with --world" in err
+
+
+# --- Scans that do not know left from right ---
+
+
+@pytest.fixture
+def unplaced(scan):
+    """The scan, without the place of its voxels."""
+    image = nibabel.load(scan)
+    made = nibabel.Nifti1Image(np.asarray(image.dataobj), None)
+    made.header.set_zooms((0.9, 1.1, 1.9))
+    nibabel.save(made, scan)
+    return scan
+
+
+def click_in_millimetres(session, scan):
+    session.set_image(scan)
+    session.click((1, 2, 3), world=True)
+
+
+@pytest.mark.parametrize(
+    ("fixture", "words", "needs"),
+    [
+        ("bright_export", ("--world", "--point", "1,2,3,+"), "places in millimetres need"),
+        ("bright_structures", (), "structures of one side, such as thalamus_left, need"),
+    ],
+)
+def test_what_needs_left_and_right_is_refused_before_a_scan_is_sent(
+    fixture, words, needs, request, served, sam_segment, unplaced, tmp_path
+):
+    export = request.getfixturevalue(fixture)
+    transports = served(export)
+    for where in (("--export", export), ("--server", URL)):
+        code, _, err = sam_segment(*where, "-i", unplaced, "-o", tmp_path / "m.nii", *words)
+        assert code == 3
+        assert needs in err
+        assert "give --assume-ras where its axes do run towards left, front and head" in err
+    with open_session(URL) as session, pytest.raises(InputRefused, match="assume_ras=True"):
+        click_in_millimetres(session, unplaced)
+
+    sent = [word for transport in transports for word in transport.asked]
+    assert sent.count("open") == (fixture == "bright_export")  # by open_session: the scan may be clicked by voxels
+    assert not {"click", "segment"} & set(sent)
+
+
+def test_who_vouches_for_the_axes_gets_the_same_bytes(bright_export, served, both, unplaced):
+    served(bright_export)
+    i, j, k = nibabel.load(unplaced).affine[:3] @ (20, 22, 15, 1)
+    (here, _), _, _ = both(
+        bright_export, unplaced, "mask.nii.gz", "--world", "--point", f"{i},{j},{k},+", "--assume-ras"
+    )
+    assert any("left and right are unknown" in warning for warning in here["warnings"])
+
+
+def test_structures_of_who_vouches_are_written(bright_structures, served, both, unplaced):
+    served(bright_structures)
+    both(bright_structures, unplaced, "labels.nii.gz", "--intensities", "0,255", "--assume-ras")
+
+
+# --- One slice ---
+
+
+@pytest.fixture
+def thin(scan, tmp_path):
+    """One coronal slice of the scan."""
+    nibabel.save(nibabel.load(scan).slicer[:, 22:23], tmp_path / "thin.nii.gz")
+    return tmp_path / "thin.nii.gz"
+
+
+def test_one_slice_gives_the_same_bytes(bright_slices, served, both, thin):
+    served(bright_slices)
+
+    (here, _), (there, _), written = both(
+        bright_slices, thin, "mask.nii", "--box", "10,0,5,30,0,25", "--intensities", "0,255"
+    )
+
+    assert here["plane"] == there["plane"] == "coronal"
+    mask = nibabel.Nifti1Image.from_bytes(written["mask.nii"])
+    assert mask.shape == (40, 1, 30)
+    assert np.array_equal(mask.dataobj, np.asarray(nibabel.load(thin).dataobj) > 200)
+    assert np.array_equal(mask.affine, nibabel.load(thin).affine)
+
+
+@pytest.mark.parametrize(
+    ("fixture", "words", "sentence"),
+    [
+        (
+            "bright_slices",
+            ("--box", "10,0,5,30,0,25", "--plane", "axial"),
+            "is 40 x 1 x 30, one coronal slice, and axial slices are asked for; leave --plane out, or give "
+            "--plane coronal",
+        ),
+        (
+            "bright_export",
+            ("--point", "20,0,15,+"),
+            "is 40 x 1 x 30: a slice, not a volume; give a 3D scan of several slices, or use a 2D method, such as",
+        ),
+    ],
+)
+def test_one_slice_is_refused_alike_where_it_means_nothing(
+    fixture, words, sentence, request, served, sam_segment, thin, tmp_path
+):
+    export = request.getfixturevalue(fixture)
+    served(export)
+    for where in (("--export", export), ("--server", URL)):
+        code, _, err = sam_segment(*where, "-i", thin, "-o", tmp_path / "m.nii", *words)
+        assert code == 3
+        assert sentence in err

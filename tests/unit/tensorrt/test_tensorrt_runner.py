@@ -14,7 +14,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from samkit.errors import ExportError, ManifestError, MissingDependencyError, SamkitError, TensorMismatchError
+from samkit.errors import (
+    ManifestError,
+    MissingDependencyError,
+    OptionError,
+    SamkitError,
+    TensorMismatchError,
+)
 from samkit.export.engines import build_engines
 from samkit.geometry import Volume
 from samkit.manifest import Export, Manifest
@@ -367,7 +373,7 @@ def test_session_warns_of_an_untested_version(built, monkeypatch):
 @pytest.mark.parametrize("version", ["11.4"])
 def test_session_on_engines_needs_a_gpu_and_never_takes_another_backend(built, stand_ins):
     folder = built[0]
-    with pytest.raises(ExportError, match="TensorRT runs on a CUDA device and not on cpu"):
+    with pytest.raises(OptionError, match="TensorRT runs on a CUDA device and not on cpu"):
         open_session(folder, backend="tensorrt", device="cpu")
     stand_ins(gpu="Stand-in L4")
     with pytest.raises(ManifestError, match="was built for GPU"):

@@ -377,7 +377,7 @@ def test_prompts_that_were_refused_together_leave_nothing_to_redo(make):
     good, air = ({"point": place, "label": 1} for place in (the.bright_voxel(array, 3), [20, 20, 119]))
     with pytest.raises(InputRefused):
         user.change("add", prompts=[good, air])
-    with pytest.raises(PromptError, match="no undone click"):
+    with pytest.raises(PromptError, match="nothing to redo"):
         user.change("redo")
 
 

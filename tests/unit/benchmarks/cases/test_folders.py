@@ -69,7 +69,8 @@ def read(name, folder, most=9, **options):
 def read_all(*words, **options):
     """Return all cases of a folder, and what was said of it."""
     found = FolderCases(*words, **options)
-    return list(found), found.remarks
+    cases = list(found)
+    return cases, [*found.told, *found.remarks]
 
 
 @pytest.mark.parametrize("name", ["m-sam", "sam-med3d", "sam", "sam-med2d"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from samkit.errors import ExportError, OptionError
+from samkit.errors import OptionError
 from samkit.runtime.backends import (
     BACKENDS,
     DEFAULT,
@@ -28,14 +28,14 @@ def test_a_backend_runs_on_its_own_device_when_nobody_asks(backend):
 
 
 def test_unknown_backend_and_device_are_refused_with_those_there_are():
-    with pytest.raises(ExportError, match="backend 'openvino' is not known; backends are onnxruntime, onnxruntime-t"):
+    with pytest.raises(OptionError, match="backend 'openvino' is not known; backends are onnxruntime, onnxruntime-t"):
         find_backend("openvino", None, None)
-    with pytest.raises(ExportError, match="device 'tpu' is not known; devices are cpu, cuda"):
+    with pytest.raises(OptionError, match="device 'tpu' is not known; devices are cpu, cuda"):
         find_backend("torch", "tpu", None)
 
 
 def test_a_device_or_a_precision_that_a_backend_has_not_is_refused():
-    with pytest.raises(ExportError, match="TensorRT runs on a CUDA device and not on cpu; leave device out") as refused:
+    with pytest.raises(OptionError, match="TensorRT runs on a CUDA device and not on cpu; leave device out") as refused:
         find_backend("tensorrt", "cpu", None)
     assert refused.value.options == ("device",)
     with pytest.raises(OptionError, match="the torch backend runs float32, not fp16; leave precision out"):

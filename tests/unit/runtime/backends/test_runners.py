@@ -5,7 +5,12 @@ Tensors kept on the device are tested where the device is the CPU: the code is t
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -274,3 +279,35 @@ def test_tensorrt_provider_gets_one_profile_over_all_sizes(graphs):
 
     assert options["trt_profile_min_shapes"].split(",")[:2] == ["image_embeddings:1x72x2x2x2", "point_coords:1x1x3"]
     assert options["trt_profile_max_shapes"].split(",")[:2] == ["image_embeddings:8x72x2x2x2", "point_coords:8x64x3"]
+
+
+def test_a_path_that_onnx_runtime_cannot_take_is_told_as_one(bright_export, graphs, tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    shutil.copy(bright_export / "mask_decoder.onnx", folder)
+    with pytest.raises(ManifestError, match=r"caf\\udce9/mask_decoder\.onnx is not UTF-8, .* rename that folder"):
+        OnnxRuntimeRunner(folder / "mask_decoder.onnx", graphs["mask_decoder"], threads=1)
+
+
+def test_a_locale_without_letters_opens_what_a_better_one_does(bright_export, tmp_path):
+    shutil.copytree(bright_export, tmp_path / "café")
+    program = (
+        "import sys, os; from pathlib import Path\n"
+        "from samkit.runtime.backends.onnxruntime_runner import open_inference_session\n"
+        "assert sys.getfilesystemencoding() == 'ascii', sys.getfilesystemencoding()\n"
+        "open_inference_session(Path(sys.argv[1]), threads=1)\n"
+    )
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    words = [sys.executable, "-c", program, str(tmp_path / "café" / "mask_decoder.onnx")]
+    ended = subprocess.run(words, env=plain, capture_output=True, check=False)
+
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+def test_a_graph_that_may_not_be_read_says_so(bright_export, graphs, monkeypatch):
+    def forbidden(self, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    with pytest.raises(ManifestError, match=r"^mask_decoder\.onnx can't be read \(Permission denied\)"):
+        OnnxRuntimeRunner(bright_export / "mask_decoder.onnx", graphs["mask_decoder"], threads=1)

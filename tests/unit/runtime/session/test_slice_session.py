@@ -235,7 +235,7 @@ def test_undo_and_redo_are_exact(session):
     for number in (1, 2, 3):
         session.redo()
         assert np.array_equal(session.logits(), logits[number])
-    with pytest.raises(PromptError, match="no undone click"):
+    with pytest.raises(PromptError, match="nothing to redo"):
         session.redo()
 
 
