@@ -29,9 +29,15 @@ _TYPES = {
 """numpy's types by SimpleITK's, `sitkUInt8` and so on."""
 _MOST_TEXT = 2**20
 """Bytes within which the lines of a header end."""
+_LONGEST_NAME = 256
+"""Bytes that no name of a file has."""
+_LONGEST_FIELD = 512
+"""Bytes of a line of NRRD that SimpleITK (2.5.7) reads: where it has something against one of 1000 the process ends."""
 _UNITS = {"mm": "mm", "millimeter": "mm", "m": "metres", "cm": "centimetres", "um": "micrometres"}
 _SPACES = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior", "lps", "ras", "las")
 """NRRD's spaces of patients; SimpleITK takes any other, and none at all, for LPS."""
+_PARSED = re.compile(rb"^(?!#|content:|[^\n]*:=)[^\n]+", re.MULTILINE)
+"""Lines of NRRD in which SimpleITK looks for anything but free text."""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _AGAIN = "write it again as .nrrd or .mha"
 
@@ -149,9 +155,13 @@ def _read_text(path: Path) -> tuple[dict[str, str], int]:
     else:
         found = re.match(rb"((?:\s*[\w|]+\s*=[^\n]*\n)*?\s*ElementDataFile\s*=[^\n]*(?:\n|\Z))", block)
         line = re.compile(r"^\s*([\w|]+)\s*=[ \t]*(.*?)[ \t\r]*$", re.MULTILINE)
-    if not found:
+    if not found or found.end() == _MOST_TEXT:
         name = "an NRRD" if _is_nrrd(path) else "a MetaImage"
         raise InputRefused("not-itk", f"{path.name} is not {name} file: no header at its start", _AGAIN)
+    if _is_nrrd(path) and (long := max(map(len, _PARSED.findall(found.group(1))), default=0)) > _LONGEST_FIELD:
+        raise InputRefused(
+            "bad-header", f"{path.name} has a line of {long} bytes in its header, the limit is {_LONGEST_FIELD}", _AGAIN
+        )
     text = found.group(1).decode("utf-8", "replace")
     return {key.lower(): value for key, value in line.findall(text)}, found.end()
 
@@ -163,6 +173,8 @@ def _data_file(path: Path, said: Mapping[str, str]) -> Path:
         return path
     if name.startswith("LIST") or "%" in name:
         raise InputRefused("several-files", f"{path.name} keeps its voxels in several files", _AGAIN)
+    if not name.isprintable() or not 0 < len(name.encode("utf-8", "replace")) < _LONGEST_NAME:
+        raise InputRefused("bad-header", f"{path.name} names no file that could hold its voxels", _AGAIN)
     if Path(name).name != name:
         raise InputRefused(
             "other-folder", f"{path.name} keeps its voxels in another folder", "put both files into one, and name it so"
