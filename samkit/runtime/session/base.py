@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, TypeAlias, Type
 import numpy as np
 
 from samkit.errors import ManifestError, MissingDependencyError, OptionError, PromptError, SamkitError
+from samkit.files import given_path
 from samkit.geometry import Index, Triple, Volume
 from samkit.imageio.gate import MAX_BYTES, options_offered
-from samkit.imageio.in_memory import study_of
+from samkit.imageio.in_memory import is_picture_array, study_of
 from samkit.imageio.results import check_results, table_path, write_results
 from samkit.imageio.study import Study
 from samkit.imageio.writing import png_of
@@ -215,6 +216,8 @@ class Session(Closing, ABC):
         self._check_open()
         check_flag("automatic", automatic)
         check_flag("assume_ras", assume_ras)
+        if not self.is_sliced and affine is None and is_picture_array(image):
+            self._refuse_picture()  # before its values are judged: no other picture would do
         with options_offered():
             study = study_of(
                 image,
@@ -369,7 +372,7 @@ class Session(Closing, ABC):
             raise OptionError(
                 f"the path of the mask is of the type {type(path).__name__}; give a file's, e.g. save('mask.nii.gz')"
             )
-        labels, study, mask = self.labels(), self._given(), Path(path)
+        labels, study, mask = self.labels(), self._given(), given_path(path, "the path of the mask")
         table = table_path(mask) if self.structures else None
         check_results(mask, [table] if table is not None else [], study)
         write_results(mask, table, labels, study, self.structures)

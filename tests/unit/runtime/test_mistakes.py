@@ -5,11 +5,12 @@ from __future__ import annotations
 import pydoc
 import re
 
+import nibabel
 import numpy as np
 import pytest
 
 import samkit
-from samkit.errors import GeometryError, OptionError, PromptError, SamkitError
+from samkit.errors import GeometryError, ManifestError, OptionError, PromptError, SamkitError
 from samkit.methods import get_method
 from samkit.planes import PLANES
 from samkit.precisions import PRECISIONS
@@ -87,6 +88,81 @@ def test_what_is_no_export_is_told_by_its_type(target):
         OptionError, match=rf"the export is of the type {type(target).__name__}; give the folder .*'triton://.*/m-sam'"
     ):
         samkit.open_session(target)
+
+
+@pytest.mark.parametrize("port", ["localhost:8001/m-sam", "10.0.0.7:8001/m-sam"])
+def test_an_address_without_its_scheme_is_shown_with_it(port):
+    with pytest.raises(OptionError, match=f"did you mean the server's address 'triton://{port}'"):
+        samkit.open_session(port)
+
+
+def test_what_is_no_address_is_an_option(tmp_path, monkeypatch):
+    with pytest.raises(OptionError, match="the address 'triton://localhost/m-sam' is no server's"):
+        samkit.open_session("triton://localhost/m-sam")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a:1").mkdir()
+    with pytest.raises(ManifestError, match=r"^a:1 holds no manifest\.json"):
+        samkit.open_session("a:1")
+
+
+def test_a_scan_for_an_export_is_told_what_it_is(tmp_path):
+    path = tmp_path / "scan.nii.gz"
+    path.touch()
+    with pytest.raises(ManifestError, match=r"by its name it is an image; .*, and give the image to set_image$"):
+        samkit.open_session(path)
+
+
+@pytest.mark.parametrize("precision", ["float32", "fp8", "", 16])
+def test_a_precision_is_called_as_it_is_here(bright_export, precision):
+    with pytest.raises(
+        OptionError, match=f"^the precision '{precision}' is not known; known are fp32, fp16"
+    ) as refused:
+        samkit.open_session(bright_export, precision=precision)
+    assert str(refused.value).endswith("; float32 is called fp32") == (precision == "float32")
+
+
+@pytest.mark.parametrize("path", ["", "nul\0.nii.gz"])
+def test_what_no_file_can_be_called_is_no_path(session, path):
+    session.set_image(scan(), np.eye(4))
+    for act in (samkit.open_session, session.set_image, session.save):
+        with pytest.raises(OptionError, match="and no file has such a name; give the path of one that you mean"):
+            act(path)
+
+
+def test_a_tilde_is_the_home_that_a_shell_makes_of_it(bright_export, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "export").symlink_to(bright_export)
+    nibabel.save(nibabel.Nifti1Image(scan(), np.eye(4)), tmp_path / "scan.nii.gz")
+    with samkit.open_session("~/export") as session:
+        session.set_image("~/scan.nii.gz")
+        session.click((15, 16, 14))
+        session.save("~/mask.nii.gz")
+    assert (tmp_path / "mask.nii.gz").is_file()
+    with pytest.raises(ManifestError, match=f"there is no folder {tmp_path}/nowhere"):
+        samkit.open_session("~/nowhere")
+    with pytest.raises(ManifestError, match="there is no folder ~nobody-is-called-so/export"):
+        samkit.open_session("~nobody-is-called-so/export")
+
+
+def test_endings_may_be_upper_case(session, tmp_path):
+    session.set_image(scan(), np.eye(4))
+    session.click((15, 16, 14))
+    session.save(tmp_path / "A.NII.GZ")
+    session.save(tmp_path / "a.nii.gz")
+    assert (tmp_path / "A.NII.GZ").read_bytes() == (tmp_path / "a.nii.gz").read_bytes()
+
+
+def test_a_picture_for_a_method_of_volumes_is_not_judged_by_its_values(open_anywhere, bright_export):
+    with open_anywhere(bright_export) as session:
+        for picture in (scan()[:, :, 14], scan()[:, :, :3], 1e300 * scan()[:, :, 14]):
+            with pytest.raises(PromptError, match="works on volumes, and a picture is given"):
+                session.set_image(picture)
+
+
+@pytest.mark.parametrize("most", ["2G", -1, 0, 1.5, True, None])
+def test_bytes_are_counted(session, most):
+    with pytest.raises(OptionError, match=r"^max_bytes is .*, needed is a whole number above 0; e\.g\. max_bytes=\d+$"):
+        session.set_image(scan(), np.eye(4), max_bytes=most)
 
 
 def test_no_backend_is_not_the_default_one(bright_export):
