@@ -19,7 +19,7 @@ from nibabel.nifti1 import Nifti1Header, Nifti1Pair
 from nibabel.spatialimages import SpatialImage
 
 from samkit.errors import InputRefused, OptionError, PromptError
-from samkit.geometry import Volume
+from samkit.geometry import Volume, by
 from samkit.imageio.forms import Forms
 from samkit.imageio.gate import MAX_BYTES, MAX_VOXELS, PLAIN_NUMBERS, admit_scan, check_not_empty, pick_volume
 from samkit.imageio.itk import is_image, stored_image
@@ -195,8 +195,14 @@ def _of_array(array: np.ndarray, affine: Any, called: str) -> Stored:
             "singular-affine", f"the affine of {called} is no array of numbers", _ARRAY.repair
         ) from error
     array = np.asarray(array)
+    told: tuple[str, ...] = ()
+    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] in (3, 4):
+        told = (
+            f"{called}, {by(array.shape)} of 8 bits, is taken for a scan of {array.shape[2]} slices: if it is a "
+            "picture in colour, give it without an affine to a method of slices",
+        )
     return Stored(
-        called, array.shape, _wide(array.dtype), matrix, lambda: _one_of(array, 0),
+        called, array.shape, _wide(array.dtype), matrix, lambda: _one_of(array, 0), warnings=told,
         voxels_of=lambda number: _one_of(array, number),
     )  # fmt: skip
 

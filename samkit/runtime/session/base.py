@@ -32,7 +32,7 @@ from samkit.intensities import Limits
 from samkit.planes import PLANES
 from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, Prompt, SliceBox, SlicePoint
 from samkit.runtime.backends.runner import Closing
-from samkit.runtime.session.image_warnings import image_warnings
+from samkit.runtime.session.image_warnings import image_warnings, scale_warnings
 from samkit.runtime.session.overlay import draw
 from samkit.runtime.session.places import check_corners, check_flag, check_together, numbers_of, triple_of
 from samkit.runtime.session.steps import Step
@@ -51,6 +51,9 @@ _LOG = logging.getLogger(__name__)
 
 CLOSED = "this session is closed, and calls need an open one; use open_session again"
 """What any call is told after `close`."""
+
+EMPTY = "the mask is empty"
+"""What is told of one that is written with nothing in it."""
 
 Image: TypeAlias = Any
 """A file's path; an image of nibabel or SimpleITK; an array (I, J, K) with its affine; a Volume; or a picture (H, W) or
@@ -164,14 +167,20 @@ class Session(Closing, ABC):
     @property
     def image_warnings(self) -> tuple[str, ...]:
         """Return what has to be known of the image that is set: it looks like another modality than the weights', or
-        is scaled by percentiles where a CT's window is needed. Raises PromptError where no image is set.
+        is scaled by percentiles where a CT's window is needed, or its header, its axes or the size of its voxels look
+        wrong, which is logged as well when it is set. Raises PromptError where no image is set.
         """
         study = self._given()
         try:
             plan = self.manifest.plan
         except ManifestError:  # made from runners, of which nobody says what they have learnt from
             plan = None
-        return (*study.warnings, *image_warnings(study.scans, self.limits, self.method, plan))
+        return (*self._warned(study), *image_warnings(study.scans, self.limits, self.method, plan))
+
+    def _warned(self, study: Study) -> tuple[str, ...]:
+        """Return those that geometry alone shows."""
+        spacing = None if study.picture is not None else self.spacing
+        return (*study.warnings, *(() if spacing is None else scale_warnings(study.scan.volume, spacing)))
 
     # --- Acts ---
 
@@ -219,6 +228,9 @@ class Session(Closing, ABC):
         check_sides(study, self.structures, world=False)
         self._take(study.image)
         self._study = study
+        if not isinstance(image, Study):  # whoever made one has seen its warnings, and tells of them in its own way
+            for warning in self._warned(study):
+                _LOG.warning("%s", warning)
         if automatic and self.is_automatic:
             return self.segment_automatically()
         return self.last_update()
@@ -263,7 +275,10 @@ class Session(Closing, ABC):
 
     @abstractmethod
     def by_step(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, ...]]:
-        """Return prompts as `add` works on them: clicks in a volume one after the other, those on slices at once."""
+        """Return prompts as `add` works on them: clicks in a volume one after the other, those on slices at once.
+
+        Raises PromptError for what is no list of prompts.
+        """
 
     @abstractmethod
     def check(self, *prompts: Prompt) -> None:
@@ -358,6 +373,8 @@ class Session(Closing, ABC):
         table = table_path(mask) if self.structures else None
         check_results(mask, [table] if table is not None else [], study)
         write_results(mask, table, labels, study, self.structures)
+        if not labels.any():
+            _LOG.warning(EMPTY)
 
     def overlay(self, plane: str | None = None) -> np.ndarray:
         """Return a picture of the mask on the image: (H, W, 3), uint8, rows and columns of RGB.

@@ -375,6 +375,22 @@ def test_an_array_of_few_channels_is_a_picture(shape):
     assert not study.scans
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "told"),
+    [
+        ((8, 9, 3), np.uint8, True),
+        ((8, 9, 4), np.uint8, True),
+        ((8, 9, 3), np.int16, False),
+        ((3, 8, 9), np.uint8, False),
+    ],
+)
+def test_colours_with_an_affine_are_told_to_be_slices(shape, dtype, told):
+    warnings = study_of(values(dtype, shape), affine=np.eye(4)).warnings
+    assert [f"is taken for a scan of {shape[2]} slices: if it is a picture in colour" in one for one in warnings] == (
+        [True] * told
+    )
+
+
 def test_a_method_of_more_sequences_takes_more_channels():
     assert study_of(values(shape=(8, 9, 6)), channels=6).picture.shape == (8, 9, 6)
 
