@@ -209,3 +209,19 @@ def test_a_name_that_no_file_has_is_refused(name, tmp_path):
     path.write_bytes(path.read_bytes().replace(b"ElementDataFile = LOCAL", b"ElementDataFile = " + name))
     with pytest.raises(InputRefused, match=r"a\.mha names no file that could hold its voxels"):
         read_scan(path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        (b"NDims = 3", b"NDims = " + b"3" * 50, "states impossible dimensions, NDims 33333333333333333333;"),
+        (b"NDims = 3", b"NDims = -1", "states impossible dimensions, NDims -1;"),
+        (b"NDims = 3", b"NDims = 99\nNDims = 3", "states impossible dimensions, NDims 99;"),
+        (b"NDims = 3", b"NDims = 3\nName = " + b"x" * 300, "has more than 250 bytes in the field name"),
+    ],
+)
+def test_a_metaimage_that_ends_simpleitks_process_is_refused_before(before, after, says, tmp_path):
+    path = save(tmp_path / "a.mha")
+    path.write_bytes(path.read_bytes().replace(before, after, 1))
+    with pytest.raises(InputRefused, match=rf"a\.mha {says}"):
+        read_scan(path)
