@@ -85,8 +85,9 @@ def _affine(block: bytes, shape: tuple[int, ...], name: str) -> np.ndarray:
     values = np.frombuffer(block, ">f4", 15, 30).astype(np.float64)
     sizes, cosines, centre = values[:3], values[3:12].reshape(3, 3).T, values[12:]
     affine = np.eye(4)
-    affine[:3, :3] = cosines * sizes
-    affine[:3, 3] = centre - affine[:3, :3] @ (np.array(shape) / 2)
+    with np.errstate(over="ignore", invalid="ignore"):  # the gate refuses what is not finite
+        affine[:3, :3] = cosines * sizes
+        affine[:3, 3] = centre - affine[:3, :3] @ (np.array(shape) / 2)
     return affine
 
 

@@ -29,6 +29,8 @@ _TYPES = {
 """numpy's types by SimpleITK's, `sitkUInt8` and so on."""
 _MOST_TEXT = 2**20
 """Bytes within which the lines of a header end."""
+_MOST_AXES = 10
+"""That MetaImage's library has room for; it does not look, and more end the process."""
 _UNITS = {"mm": "mm", "millimeter": "mm", "m": "metres", "cm": "centimetres", "um": "micrometres"}
 _SPACES = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior", "lps", "ras", "las")
 """NRRD's spaces of patients; SimpleITK takes any other, and none at all, for LPS."""
@@ -209,7 +211,17 @@ def _unit(said: Mapping[str, str]) -> str:
 
 
 def _check_sizes(path: Path, said: Mapping[str, str]) -> None:
-    """Raise InputRefused for voxel sizes that SimpleITK would replace."""
+    """Raise InputRefused for voxel sizes that SimpleITK would replace, and for axes that end it, or make it talk."""
+    if not _is_nrrd(path):
+        axes, sizes = said.get("ndims", ""), said.get("dimsize", "").split()
+        channels = said.get("elementnumberofchannels", "1")
+        if not (axes.isdecimal() and 1 <= int(axes[:9]) <= _MOST_AXES and len(sizes) >= int(axes)):
+            raise InputRefused(
+                "bad-header", f"{path.name} states {axes[:20] or 'no'} axes (NDims) and {len(sizes)} sizes (DimSize)",
+                f"needed are 3, and a size for each; {_AGAIN}",
+            )  # fmt: skip
+        if channels != "1":
+            raise InputRefused("bad-datatype", f"{path.name} holds {channels[:20]} values in each voxel", PLAIN_NUMBERS)
     sizes = said.get("elementspacing", said.get("elementsize", "1")).split()
     if any(re.fullmatch(r"[-+]?0*\.?0*(?:e.*)?", size, re.IGNORECASE) for size in sizes):
         raise InputRefused("singular-affine", f"{path.name} states voxels of no size", _AGAIN)
