@@ -1,8 +1,8 @@
 """What every scan and every label has to be, whatever its format.
 
 A header is judged before the voxels are read, and they are read only when their number is known to be acceptable:
-files promise terabytes, affines of NaN, structured voxels. Messages name files and no folders, which may be patients'.
-What is given in memory is judged as a file is, header first.
+files promise terabytes, affines of NaN, structured voxels. Messages name files and not the
+folders that hold them, which may be patients'. What is given in memory is judged as a file is, header first.
 """
 
 from __future__ import annotations
@@ -195,7 +195,8 @@ def admit_header(
             "copy the file again",
         )
     try:
-        check_affine(stored.affine)
+        # Without forms they are made from it: what is finite in a file of other types may not be in a mask's header
+        check_affine(stored.affine if stored.forms else _in_header(stored.affine))
     except GeometryError as error:
         raise InputRefused("singular-affine", f"{name}: {str(error).partition('; ')[0]}", reader.repair) from error
     return i, j, k
@@ -219,6 +220,7 @@ def check_not_empty(name: str, shape: Sequence[int]) -> None:
         )
 
 
+NOT_FINITE = "are NaN or infinite, or too large for float32"
 PLAIN_NUMBERS = "convert it to integers or floats of up to 64 bits, one number per voxel"
 
 
@@ -247,7 +249,13 @@ def _affine(stored: Stored) -> np.ndarray:
     for bit; of what is in memory the caller's own.
     """
     affine = np.array(stored.affine, np.float64)
-    return affine if stored.forms or _path(stored) is None else affine.astype(np.float32).astype(np.float64)
+    return affine if stored.forms or _path(stored) is None else _in_header(affine)
+
+
+def _in_header(affine: np.ndarray) -> np.ndarray:
+    """Return the affine (4, 4) as a mask's header, float32, holds it; what overflows is Inf."""
+    with np.errstate(over="ignore"):
+        return np.asarray(affine, np.float64).astype(np.float32).astype(np.float64)
 
 
 def _voxels(stored: Stored) -> np.ndarray:
@@ -269,8 +277,8 @@ def _check_finite(array: np.ndarray, name: str) -> None:
     if broken:
         raise InputRefused(
             "not-finite",
-            f"{broken} of {array.size} voxels of {name} are NaN or infinite",
-            "replace them first, for example by the value of air",
+            f"{broken} of {array.size} voxels of {name} {NOT_FINITE}",
+            "replace them first, for example by the value of air, or scale them",
         )
 
 

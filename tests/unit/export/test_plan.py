@@ -98,7 +98,6 @@ def test_untested_opset_is_refused():
         plan_export("m-sam", size="tiny", opset=9)
 
 
-@pytest.mark.parametrize("weights", ["demonstration", "random", "checkpoint"])
 def test_a_large_scan_is_judged_by_its_header_before_it_is_hashed(tmp_path, monkeypatch):
     monkeypatch.setattr("samkit.export.plan.file_sha256", lambda path: pytest.fail(f"{path.name} was hashed"))
     header = nibabel.Nifti1Header()
@@ -113,6 +112,7 @@ def test_a_large_scan_is_judged_by_its_header_before_it_is_hashed(tmp_path, monk
         plan_export("m-sam", size="tiny", precision="fp16", calibration=tmp_path)
 
 
+@pytest.mark.parametrize("weights", ["demonstration", "random", "checkpoint"])
 def test_dry_run_imports_no_torch(weights, tmp_path):
     (tmp_path / "junk.pth").write_bytes(b"no checkpoint at all: it is hashed, never opened")
     extra = {
