@@ -244,7 +244,7 @@ def _unit(said: Mapping[str, str]) -> str:
 
 
 def _check_sizes(path: Path, said: Mapping[str, str]) -> None:
-    """Raise InputRefused for voxel sizes that SimpleITK would replace, and for what it would talk about, or overlook."""
+    """Raise InputRefused for voxel sizes that SimpleITK would replace, and for what it would talk of, or overlook."""
     if not _is_nrrd(path) and "dimsize" not in said:
         raise InputRefused("bad-header", f"{path.name} states no sizes (DimSize)", _AGAIN)
     if not _is_nrrd(path) and (parts := said.get("elementnumberofchannels", "1")) != "1":
