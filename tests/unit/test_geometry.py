@@ -236,7 +236,7 @@ def test_unusable_spacing_is_refused(spacing):
 
 @pytest.mark.parametrize("edge", [1e-30, 1e-7, 1e5, 1e30])
 def test_voxels_that_no_scanner_makes_are_refused(edge):
-    with pytest.raises(GeometryError, match=r"voxel edges of 1 x 1 x 1e.* mm are no scan's|voxel edges of 1 x 1 x 100000 mm"):
+    with pytest.raises(GeometryError, match=r"voxel edges of 1 x 1 x (1e.*|100000) mm are no scan's"):
         check_affine(np.diag([1, 1, edge, 1.0]))
 
 
