@@ -32,6 +32,8 @@ Index: TypeAlias = tuple[int, int, int]
 MAX_SHIFT = 0.1
 """How far [voxels] a corner of one array may lie from the same corner of another that is said to be co-registered with
 it: round-off, but no other place or orientation."""
+_SMALLEST, _LARGEST = 1e-6, 1e4
+"""Edges of a voxel [mm]: from a nanometre of an electron microscope to ten metres."""
 _LAST_ROW = (0.0, 0.0, 0.0, 1.0)
 """Of an affine: anything else there is a translation in the wrong place, which would be lost."""
 
@@ -114,7 +116,10 @@ def voxel_ml_of(affine: np.ndarray) -> float:
 
 
 def check_affine(affine: np.ndarray) -> None:
-    """Raise GeometryError unless `affine` is (4, 4), finite, can be inverted, and has 0, 0, 0, 1 as its last row."""
+    """Raise GeometryError unless `affine` is (4, 4), finite, can be inverted, and has 0, 0, 0, 1 as its last row.
+
+    Voxels have to be of a size that something in a scanner can have, too.
+    """
     if np.shape(affine) != (4, 4):
         raise GeometryError(
             f"the affine has the shape {np.shape(affine)}, needed is (4, 4); write all four of its rows"
@@ -128,6 +133,10 @@ def check_affine(affine: np.ndarray) -> None:
         raise GeometryError(
             f"the affine is singular (voxel edges of {by(spacing_of(affine))} mm span no volume); "
             "repair the file's sform or qform first"
+        )
+    if not all(_SMALLEST <= edge <= _LARGEST for edge in spacing_of(affine)):
+        raise GeometryError(
+            f"voxel edges of {by(spacing_of(affine))} mm are no scan's; repair the file's sform or qform first"
         )
     if not np.allclose(affine[3], _LAST_ROW, rtol=0, atol=1e-6):
         is_turned = np.allclose(np.asarray(affine)[:, 3], _LAST_ROW, rtol=0, atol=1e-6)

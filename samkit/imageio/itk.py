@@ -244,7 +244,11 @@ def _unit(said: Mapping[str, str]) -> str:
 
 
 def _check_sizes(path: Path, said: Mapping[str, str]) -> None:
-    """Raise InputRefused for voxel sizes that SimpleITK would replace."""
+    """Raise InputRefused for voxel sizes that SimpleITK would replace, and for what it would talk of, or overlook."""
+    if not _is_nrrd(path) and "dimsize" not in said:
+        raise InputRefused("bad-header", f"{path.name} states no sizes (DimSize)", _AGAIN)
+    if not _is_nrrd(path) and (parts := said.get("elementnumberofchannels", "1")) != "1":
+        raise InputRefused("bad-datatype", f"{path.name} holds {parts:.20} values in each voxel", PLAIN_NUMBERS)
     sizes = said.get("elementspacing", said.get("elementsize", "1")).split()
     if any(re.fullmatch(r"[-+]?0*\.?0*(?:e.*)?", size, re.IGNORECASE) for size in sizes):
         raise InputRefused("singular-affine", f"{path.name} states voxels of no size", _AGAIN)

@@ -108,6 +108,10 @@ def test_voxels_in_another_folder_or_in_several_files_are_refused(name, elsewher
         ("a.mhd", "DimSize = 7 6 5", "DimSize = 7 6 500", "truncated"),
         ("a.mhd", "MET_SHORT\n", "MET_SHORT_ARRAY\nElementNumberOfChannels = 2\n", "bad-datatype"),
         ("a.mhd", "ElementDataFile", "DataFile", "not-itk"),
+        ("a.mhd", "DimSize = 7 6 5", "", "bad-header"),
+        ("a.mhd", "NDims = 3", "NDims = 99", "bad-header"),  # ended the process
+        ("a.mhd", "NDims = 3", "NDims = -1", "bad-header"),
+        ("a.mhd", "MET_SHORT\n", "MET_SHORT\nElementNumberOfChannels = 1000000000\n", "bad-datatype"),
     ],
 )
 def test_hostile_header_is_refused_before_the_voxels(name, before, after, code, tmp_path, capfd):
