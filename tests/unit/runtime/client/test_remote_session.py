@@ -817,7 +817,7 @@ def test_what_the_server_decides_is_refused_beside_an_address(option):
 
 
 def test_a_password_in_an_address_is_not_repeated():
-    with pytest.raises(PromptError) as raised:
+    with pytest.raises(OptionError) as raised:
         samkit.runtime.open_session("triton://me:secret@localhost:8001/m-sam", device="cpu")
     assert "secret" not in str(raised.value)
 
