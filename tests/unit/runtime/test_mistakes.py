@@ -34,6 +34,11 @@ def session(request, open_anywhere):
         yield opened
 
 
+def warned(caplog):
+    """What the session told; a server in this process may log its own work, too."""
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
 # --- Opening ---
 
 
@@ -341,7 +346,7 @@ def test_voxels_that_do_not_suit_the_grid_are_told(open_anywhere, bright_export,
         caplog.clear()
         session.set_image(scan(), np.diag([1 if voxel == 7 else voxel, voxel, voxel, 1]))
         assert [told in warning for warning in session.image_warnings] == [True] * bool(told)
-        assert [record.getMessage() for record in caplog.records] == list(session.image_warnings)
+        assert warned(caplog) == list(session.image_warnings)
 
 
 def test_metres_for_millimetres_are_called_so(open_anywhere, bright_export):
@@ -355,11 +360,11 @@ def test_an_empty_mask_is_told_when_it_is_saved(session, tmp_path, caplog):
     session.set_image(scan(), np.eye(4))
     caplog.clear()
     session.save(tmp_path / "mask.nii.gz")
-    assert [record.getMessage() for record in caplog.records] == ["the mask is empty"]
+    assert warned(caplog) == ["the mask is empty"]
     session.click((15, 16, 14))
     caplog.clear()
     session.save(tmp_path / "mask.nii.gz")
-    assert not caplog.records
+    assert not warned(caplog)
 
 
 # --- In the wrong order ---
