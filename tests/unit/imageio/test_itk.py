@@ -108,6 +108,10 @@ def test_voxels_in_another_folder_or_in_several_files_are_refused(name, elsewher
         ("a.mhd", "DimSize = 7 6 5", "DimSize = 7 6 500", "truncated"),
         ("a.mhd", "MET_SHORT\n", "MET_SHORT_ARRAY\nElementNumberOfChannels = 2\n", "bad-datatype"),
         ("a.mhd", "ElementDataFile", "DataFile", "not-itk"),
+        ("a.mhd", "DimSize = 7 6 5", "", "bad-header"),
+        ("a.mhd", "NDims = 3", "NDims = 99", "bad-header"),  # ended the process
+        ("a.mhd", "NDims = 3", "NDims = -1", "bad-header"),
+        ("a.mhd", "MET_SHORT\n", "MET_SHORT\nElementNumberOfChannels = 1000000000\n", "bad-datatype"),
     ],
 )
 def test_hostile_header_is_refused_before_the_voxels(name, before, after, code, tmp_path, capfd):
@@ -208,4 +212,20 @@ def test_a_name_that_no_file_has_is_refused(name, tmp_path):
     path = save(tmp_path / "a.mha")
     path.write_bytes(path.read_bytes().replace(b"ElementDataFile = LOCAL", b"ElementDataFile = " + name))
     with pytest.raises(InputRefused, match=r"a\.mha names no file that could hold its voxels"):
+        read_scan(path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        (b"NDims = 3", b"NDims = " + b"3" * 50, "states impossible dimensions, NDims 33333333333333333333;"),
+        (b"NDims = 3", b"NDims = -1", "states impossible dimensions, NDims -1;"),
+        (b"NDims = 3", b"NDims = 99\nNDims = 3", "states impossible dimensions, NDims 99;"),
+        (b"NDims = 3", b"NDims = 3\nName = " + b"x" * 300, "has more than 250 bytes in the field name"),
+    ],
+)
+def test_a_metaimage_that_ends_simpleitks_process_is_refused_before(before, after, says, tmp_path):
+    path = save(tmp_path / "a.mha")
+    path.write_bytes(path.read_bytes().replace(before, after, 1))
+    with pytest.raises(InputRefused, match=rf"a\.mha {says}"):
         read_scan(path)
