@@ -241,7 +241,10 @@ def run_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def one_core():
-    """Let ONNX Runtime, which reads no OMP_NUM_THREADS, compute on one thread in a worker where nobody says more."""
+    """Let threads of ONNX Runtime, which reads no OMP_NUM_THREADS, sleep in a worker as soon as a run is done.
+
+    As many as ever compute: on another number of them the bits would not be those of a server.
+    """
     if not IS_WORKER:
         yield
         return
@@ -250,10 +253,19 @@ def one_core():
     class SessionOptions(onnxruntime.SessionOptions):
         def __init__(self):
             super().__init__()
-            self.intra_op_num_threads = 1
+            self.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
     with mock.patch.object(onnxruntime, "SessionOptions", SessionOptions):
         yield
+
+
+@pytest.fixture
+def options_as_shipped(monkeypatch):
+    """Use ONNX Runtime's own options in this test, in a worker, too."""
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state
+
+    monkeypatch.setattr(onnxruntime, "SessionOptions", onnxruntime_pybind11_state.SessionOptions)
 
 
 @pytest.fixture(scope="session", autouse=True)
