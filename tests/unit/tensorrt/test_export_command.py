@@ -35,7 +35,7 @@ def test_engines_are_built_from_an_export(stand_ins, quick, export, sam_export):
 
 
 def test_untested_version_is_said_however_quiet(stand_ins, quick, export, sam_export, monkeypatch):
-    monkeypatch.setattr("samkit.runtime.backends.tensorrt_library.is_known", lambda version: False)
+    monkeypatch.setattr("samkit.runtime.backends.tensorrt_library.is_known", lambda *which: False)
     code, _, err = sam_export("--build-engines", export, "--quiet")
     assert code == 0, err
     assert [line for line in err.splitlines() if "sam-export: TensorRT 11.4.0.106 is untested: calls were" in line]
@@ -49,7 +49,7 @@ def test_engines_are_built_after_the_graphs(stand_ins, quick, export, sam_export
 
 
 def test_engines_can_be_left_out(stand_ins, quick, export, sam_export):
-    code, out, err = sam_export("--method", "m-sam", "--size", "tiny", "--out", export, "--no-engines")
+    code, out, err = sam_export("--method", "m-sam", "--size", "tiny", "--out", export, "--engines", "none")
     assert (code, json.loads(out)["engines"]) == (0, {})
     assert "engine" not in err
 
@@ -59,7 +59,7 @@ def test_missing_tensorrt_is_said_or_an_error(export, sam_export, monkeypatch):
     words = ("--method", "m-sam", "--size", "tiny", "--out", export, "--quiet")
     code, out, err = sam_export(*words)
     assert (code, json.loads(out)["engines"]) == (0, {})
-    assert "no TensorRT engines were built: TensorRT is not installed, and engines need it; pip install" in err
+    assert "no engines were built: TensorRT is not installed, and its engines need it; pip install" in err
     code, out, err = sam_export(*words, "--require-tensorrt")
     assert (code, out) == (1, "")
     assert err.splitlines()[-1].startswith("sam-export: TensorRT is not installed")
@@ -70,8 +70,8 @@ def test_missing_tensorrt_is_said_or_an_error(export, sam_export, monkeypatch):
     [
         ("--build-engines", "x", "--method", "m-sam"),
         ("--build-engines", "x", "--verify", "x"),
-        ("--method", "m-sam", "--no-engines", "--require-tensorrt"),
-        ("--build-engines", "x", "--no-engines"),
+        ("--method", "m-sam", "--engines", "none", "--require-tensorrt"),
+        ("--build-engines", "x", "--engines", "none"),
     ],
 )
 def test_options_that_contradict_are_usage(sam_export, words):
