@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from samkit.engine_libraries import EngineLibrary, get_library
 from samkit.errors import ExportError, SamkitError
+from samkit.files import reason_of
 from samkit.manifest import file_sha256
 from samkit.runtime.backends.pycuda_device import describe_device
 from samkit.runtime.backends.tensorrt_library import LOG, Shape, build_engine, tensorrt_version
@@ -145,14 +146,17 @@ def build(plan: EnginePlan) -> dict[str, Any]:
         finally:
             LOG.write = lambda line: None
     seconds = time.perf_counter() - started
-    engine.write_bytes(built.engine)
     files = [engine.name]
-    if built.layers is not None:
-        layers_file(engine).write_text(built.layers)
-        files.append(layers_file(engine).name)
-    if built.timing_cache is not None:
-        write_timing_cache(cache_path, binding, built.timing_cache)
-        files.append(cache_path.name)
+    try:
+        engine.write_bytes(built.engine)
+        if built.layers is not None:
+            layers_file(engine).write_text(built.layers)
+            files.append(layers_file(engine).name)
+        if built.timing_cache is not None:
+            write_timing_cache(cache_path, binding, built.timing_cache)
+            files.append(cache_path.name)
+    except OSError as error:
+        raise ExportError(f"{engine.name} can't be written ({reason_of(error)}); make room for it") from error
     return {
         "library": library.name,
         **machine,

@@ -48,9 +48,7 @@ def problems(tmp_path_factory):
         before = os.environ.get("MYPYPATH")
         os.environ["MYPYPATH"] = f"{stubs}{os.pathsep}{PACKAGE.parent}"
         try:
-            said, failed, _ = mypy.run(
-                ["--config-file", str(config), "--cache-dir", str(folder / "cache"), str(file)]
-            )
+            said, failed, _ = mypy.run(["--config-file", str(config), "--cache-dir", str(folder / "cache"), str(file)])
         finally:
             os.environ.pop("MYPYPATH")
             if before is not None:
