@@ -111,7 +111,7 @@ def export(
 
         click.echo(json.dumps(verify_export(verify)))
     elif build_engines is not None:
-        click.echo(json.dumps({"export": str(build_engines), "engines": engines(build_engines).engines}))
+        click.echo(json.dumps({"engines": engines(build_engines).engines}))
     elif method_name is None:
         raise click.UsageError(f"no --method; available: {', '.join(list_methods())}")
     else:
@@ -144,7 +144,7 @@ def export(
         elif missing is not None:
             _announce(f"no TensorRT engines were built: {missing}")
         figures = {"digest": manifest.digest, "parity": manifest.parity, "engines": manifest.engines}
-        click.echo(json.dumps({"export": str(folder), **figures}))
+        click.echo(json.dumps(figures))
 
 
 def _missing_for_engines(required: bool) -> str | None:

@@ -44,8 +44,8 @@ from samkit.training.start import Start, count_parameters, freeze, start_weights
 from samkit.training.task import Task
 
 _log = logging.getLogger(__name__)
-_NAMING = ("folder", "split", "remarks")
-"""Facts about the data that name its folder, or cases."""
+_NAMING = ("folder", "split", "remarks", "file")
+"""Facts about data and the weights before that name folders, files, or cases."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,8 @@ def train(
         if options.words is not None:
             provenance["command"] = _command(options.words)
         if not options.show_names:
-            provenance["data"] = {key: value for key, value in facts["data"].items() if key not in _NAMING}
+            for fact in ("data", "init"):
+                provenance[fact] = facts[fact] and {k: v for k, v in facts[fact].items() if k not in _NAMING}
         provenance |= {"seed": plan.recipe.seed, "epochs": metrics["epoch"], "seconds": metrics["seconds"]}
         return CheckpointInfo(
             plan.method, plan.recipe.size, plan.config, plan.refinement, provenance, kept, options.demonstration,

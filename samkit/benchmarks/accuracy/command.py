@@ -5,7 +5,7 @@ get the same clicks: so each mask has one to be compared with. Where a mask diff
 on its own errors. Every output of every graph is compared, too (`outputs`).
 
 A run holds parts of images (`slices` of a row): share it as you would share the scans, or measure with --anonymous,
-which leaves them out. Cases go by numbers, folders by the option's name; with --show-names they have their own.
+which leaves them out. Cases go by numbers; folders and files are named with --show-names alone.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _UNSAID = (
 @click.option("--label", type=_COUNT, help="The value of the labels that counts. Default: all above 0.")
 @click.option("--pictures/--no-pictures", default=True, show_default=True, help="Keep the worst slice of each case.")
 @click.option("--anonymous", is_flag=True, help="Keep no pictures, and nothing of names.")
-@click.option("--show-names", is_flag=True, help="Name cases and folders, which else go by numbers and option.")
+@click.option("--show-names", is_flag=True, help="Name folders and files, which else go by the option or are left out.")
 @click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), default=Path("bench/accuracy.json"),
               show_default=True, help="Where the run is written.")  # fmt: skip
 def command(exports: tuple[Path, ...], backends: str | None, out: Path, **asked: Any) -> Measured:

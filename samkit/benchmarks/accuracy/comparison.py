@@ -41,7 +41,7 @@ def compare(
     if DETECTOR in compared.graphs:
         detection = Detection(baseline, candidates, config.detector.image)  # type: ignore[attr-defined]
     for number, case in enumerate(cases):
-        if compared.settings.hides_names:
+        if compared.settings.anonymous:
             case = replace(case, name=f"case {number + 1}")
         log.info("%s: %s", method.name, case.name)
         for policy in compared.policies if case.targets else ():

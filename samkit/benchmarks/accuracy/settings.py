@@ -38,7 +38,7 @@ class AccuracySettings:
 
     @property
     def hides_names(self) -> bool:
-        """Return whether cases go by numbers; phantoms have no names to hide."""
+        """Return whether files are not named; phantoms have no names to hide."""
         return self.anonymous or (self.data is not None and not self.show_names)
 
     def tolerance(self, precision: str, spacing_mm: Sequence[float]) -> Tolerance:
