@@ -36,7 +36,7 @@ BOX_FIRST, BOX_LAST = 2, 3
 
 @dataclass(frozen=True)
 class Point:
-    """One click: `index` is (i, j, k), `label` is FOREGROUND or BACKGROUND."""
+    """One click: `index` is (i, j, k), `label` is FOREGROUND, which is 1, or BACKGROUND, which is 0."""
 
     index: tuple[float, float, float]
     label: int
@@ -55,7 +55,7 @@ class Box:
 
 @dataclass(frozen=True)
 class SlicePoint:
-    """One click on a slice."""
+    """One click on a slice; `label` as of a Point."""
 
     x: float
     y: float

@@ -23,6 +23,10 @@ from support.bright_slices import write_export
 
 DEVICES = ("gpu", "tensorrt")
 
+# PyTorch reads it when it is imported, by conftest files further down at the earliest.
+if "PYTEST_XDIST_WORKER" in os.environ:  # there is one for each core: threads that wait would keep another from its own
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_addoption(parser):
     for marker in DEVICES:

@@ -1,8 +1,8 @@
 """What every scan and every label has to be, whatever its format.
 
 A header is judged before the voxels are read, and they are read only when their number is known to be acceptable:
-files promise terabytes, affines of NaN, structured voxels. Messages name files and no folders, which may be patients'.
-What is given in memory is judged as a file is, header first.
+files promise terabytes, affines of NaN, structured voxels. Messages name files and not the
+folders that hold them, which may be patients'. What is given in memory is judged as a file is, header first.
 """
 
 from __future__ import annotations
@@ -220,6 +220,7 @@ def check_not_empty(name: str, shape: Sequence[int]) -> None:
         )
 
 
+NOT_FINITE = "are NaN or infinite, or too large for float32"
 PLAIN_NUMBERS = "convert it to integers or floats of up to 64 bits, one number per voxel"
 
 
@@ -276,8 +277,8 @@ def _check_finite(array: np.ndarray, name: str) -> None:
     if broken:
         raise InputRefused(
             "not-finite",
-            f"{broken} of {array.size} voxels of {name} are NaN or infinite",
-            "replace them first, for example by the value of air",
+            f"{broken} of {array.size} voxels of {name} {NOT_FINITE}",
+            "replace them first, for example by the value of air, or scale them",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
@@ -191,7 +192,9 @@ def _open_picture(path: Path) -> StoredPicture:
 
 def _present_files(path: Path, reader: Reader) -> tuple[Path, ...]:
     """Return the files of `path`; raises InputRefused where one is missing, can't be read, or is packed otherwise."""
-    _check_present(path, InputRefused("missing", f"there is no file {path.name}", "check the path"))
+    is_there = os.path.isdir(path.parent)  # noqa: PTH112 - Path.is_dir raises where nobody may look
+    nowhere = "" if is_there else f", for there is no folder {path.parent}"
+    _check_present(path, InputRefused("missing", f"there is no file {path.name}{nowhere}", "check the path"))
     with damage_refused(path.name):
         files = reader.files(path)
     for part in files:

@@ -121,6 +121,15 @@ def check_volume_number(volume: object) -> None:
         )
 
 
+def check_max_bytes(max_bytes: object) -> None:
+    """Raise OptionError for what is no number of bytes."""
+    if isinstance(max_bytes, bool) or not isinstance(max_bytes, Integral) or int(max_bytes) < 1:
+        raise OptionError(
+            f"{{max_bytes}} is {max_bytes!r:.40}, needed is a whole number above 0; e.g. {{max_bytes {2 * MAX_BYTES}}}",
+            options=("max_bytes", f"max_bytes {2 * MAX_BYTES}"),
+        )
+
+
 def check_no_volume(volume: int | None) -> None:
     """Raise OptionError where a volume is chosen of a picture."""
     if volume is not None:

@@ -102,7 +102,7 @@ def _write_beside(path: Path, array: np.ndarray, scan: Scan) -> None:
 
 def _write_image(path: Path, image: Nifti1Image) -> None:
     with replacing(path) as file:
-        if path.name.endswith(".gz"):
+        if path.name.lower().endswith(".gz"):
             # No name and no time inside, so that equal masks are equal files.
             with gzip.GzipFile("", "wb", 3, file, mtime=0) as packed:
                 image.to_stream(packed)

@@ -84,7 +84,7 @@ def _parse_limits(context: click.Context, parameter: click.Parameter, value: str
 
 def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, Path | None], Path | None]:
     def check(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
-        if value is not None and not value.name.endswith(suffixes):
+        if value is not None and not value.name.lower().endswith(suffixes):
             raise click.BadParameter(f"'{value.name}' must end in {' or '.join(suffixes)}")
         return value
 

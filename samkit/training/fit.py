@@ -76,7 +76,6 @@ def train(
     """Train as planned and return the facts that run.json then holds; what people want to follow is logged."""
     check_run_folder(options.out, options.resume)
     before = read_run(options.out) if options.resume else None
-    make_folder(options.out)
     method = get_method(plan.method)
     plan = task.settle(plan, before["plan"]["config"] if before else None)
     decided: dict[str, Any] = {
@@ -134,6 +133,7 @@ def train(
             part=plan.part,
         )  # fmt: skip
 
+    make_folder(options.out)
     folder = RunFolder(options.out, describe, half=options.demonstration, without=fresh_parts)
     if not is_replica():
         write_run(options.out, facts)

@@ -48,7 +48,7 @@ from samkit.runtime.protocol.requests import (
 )
 from samkit.runtime.protocol.version import PROTOCOL
 from samkit.runtime.session.base import Session, Volumes, taken
-from samkit.runtime.session.places import check_prompts
+from samkit.runtime.session.places import check_flag, check_prompts
 from samkit.runtime.session.registration import check_co_registered
 from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate
@@ -196,6 +196,7 @@ class RemoteSession(Session):
 
     def by_step(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, ...]]:
         """Return prompts as the server works on them: clicks in a volume one by one, those on slices together."""
+        check_prompts(prompts)
         if self.is_sliced:
             return [tuple(prompts)] if prompts else []
         return [(prompt,) for prompt in prompts]
@@ -206,6 +207,7 @@ class RemoteSession(Session):
         Nothing changes where any of them is refused. Of several clicks the last one's step is known here, and the
         update tells of them together. Raises PromptError for `refine`, which no server does.
         """
+        check_flag("refine", refine)
         if refine:
             raise PromptError(
                 "refine is asked for, and a server does not do it; leave it out, or open the export folder instead"

@@ -33,6 +33,7 @@ from samkit.runtime.loops.refinement import NO_LOGIT
 from samkit.runtime.loops.slices import Slices, SliceState
 from samkit.runtime.session.base import Volumes, taken
 from samkit.runtime.session.local_session import LocalSession, check_inside
+from samkit.runtime.session.places import check_prompts
 from samkit.runtime.session.registration import check_co_registered
 from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate, Part, changed_part, paint
@@ -184,6 +185,7 @@ class SliceSession(LocalSession[SliceState]):
 
     def by_step(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, ...]]:
         """Return all prompts together: those of a slice go to the network at once."""
+        check_prompts(prompts)
         return [tuple(prompts)] if prompts else []
 
     def _step_on(self, prompts: Sequence[Prompt], *, refine: bool) -> None:

@@ -31,6 +31,7 @@ from samkit.runtime.loops.embeddings import ScanEmbeddings
 from samkit.runtime.loops.refinement import NO_LOGIT, Piece, Refiner, State
 from samkit.runtime.session.base import Volumes
 from samkit.runtime.session.local_session import LocalSession, check_inside
+from samkit.runtime.session.places import check_prompts
 from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate, Part, changed_part, paint, tight
 
@@ -129,6 +130,7 @@ class VolumeSession(LocalSession[_Clicked]):
 
     def by_step(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, ...]]:
         """Return each click by itself: the network gets one at a time."""
+        check_prompts(prompts)
         return [(prompt,) for prompt in prompts]
 
     def _step_on(self, prompts: Sequence[Prompt], *, refine: bool) -> None:

@@ -76,6 +76,7 @@ def hostile(path, at, content):
         (28, b"\0\0", "no-geometry"),
         (30, b"\0" * 12, "singular-affine"),
         (30, b"\x7f\xc0\0\0", "singular-affine"),
+        (30, b"\x7f\x80\0\0", "singular-affine"),
     ],
 )
 def test_hostile_header_is_refused(at, content, code, tmp_path):

@@ -27,7 +27,7 @@ SHAPE = (9, 8, 7)
 BROKEN = {
     "in metres": "states its geometry in metres, needed is mm; write it again in mm, units code 2",
     "singular": "the affine is singular",
-    "NaN": "1 of 504 voxels of a.nii.gz are NaN or infinite; replace them first",
+    "NaN": "1 of 504 voxels of a.nii.gz are NaN or infinite, or too large for float32; replace them first",
     "constant": "all voxels of a.nii.gz have the value 3; give a scan with contrast",
     "dark": "has no voxel above zero (largest -1), so its z-score is undefined",
     "of a time series": "more than one volume",
