@@ -157,7 +157,10 @@ def read_info(path: Path) -> CheckpointInfo | None:
                     raise SamkitError(f"its part is {part!r:.40}, which {method.name} does not have")
                 described = getattr(described, part)
             config = type(described).from_dict(data.pop("config", None))
-            return from_json(CheckpointInfo, data, "it", config=config)
+            info = from_json(CheckpointInfo, data, "it", config=config)
+            if info.size not in method.sizes:
+                raise SamkitError(f"its size is {info.size!r:.40}, {method.name} has {', '.join(method.sizes)}")
+            return info
     except (ValueError, SamkitError) as error:
         raise CheckpointError(
             f"{facts.name} beside the weights is not a checkpoint's JSON ({error}); restore it from the training run"
@@ -230,11 +233,18 @@ def read_weights(
 ) -> tuple[CheckpointInfo, State, str]:
     """Return what a file of `method`'s weights holds, ours or official, and its SHA-256, without building a network.
 
-    Parameters of parts may be missing. `others` and `weights` are as in `load_network`.
+    Parameters of parts may be missing; nothing else of what the JSON beside our own says. `others` and `weights` are
+    as in `load_network`.
     """
     path = resolve_checkpoint(path)
     sha256 = file_sha256(path)
-    return (*_weights_of(path, sha256, method, others, weights), sha256)
+    info, state = _weights_of(path, sha256, method, others, weights)
+    if read_info(path) is not None:
+        parts = tuple(part.prefix for part in method.parts)
+        wanted = outline(method.build, info.config, len(state))
+        whole = {name: one for name, one in wanted.items() if name in state or not name.startswith(parts)}
+        check_fit(whole, state, path.name, method.name)
+    return info, state, sha256
 
 
 def _weights_of(

@@ -113,6 +113,7 @@ _CALLS: Mapping[str, Callable[[str], str]] = {
     "world": lambda value: "world=True",
     "assume_ras": lambda value: "assume_ras=True",
     "propagate": lambda value: "propagate()",
+    "plane": lambda value: f"plane='{value}'" if value else "plane",
     **{
         name: _argument(name)
         for name in ("volume", "max_bytes", "spacing", "intensities", "threads", "timeout", "weights")

@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-from samkit.errors import SamkitError
+from samkit.errors import OptionError, SamkitError
 
 _NOT_KNOWN = frozenset({errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 """What a share answers that has no modes or no fsync. EIO and ENOSPC are none of these: there the file is not safe."""
@@ -72,6 +72,23 @@ def working_folder(parent: Path | None = None) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(handle)
+
+
+def given_path(given: str | os.PathLike, what: str) -> Path:
+    """Return a path that was given in Python, `~` being what it is in a shell; `what` is how messages call it.
+
+    Raises OptionError for what no file can be called.
+
+    >>> given_path("scan.nii.gz", "the image")
+    PosixPath('scan.nii.gz')
+    """
+    text = os.fsdecode(given)
+    if not text or "\0" in text:
+        raise OptionError(f"{what} is {text!r:.80}, and no file has such a name; give the path of one that you mean")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # the home of a user that there is not: a file may be called so
+        return Path(text)
 
 
 def make_folder(path: Path) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Real
 from typing import TypeAlias
@@ -32,6 +32,8 @@ Index: TypeAlias = tuple[int, int, int]
 MAX_SHIFT = 0.1
 """How far [voxels] a corner of one array may lie from the same corner of another that is said to be co-registered with
 it: round-off, but no other place or orientation."""
+_SMALLEST, _LARGEST = 1e-6, 1e4
+"""Edges of a voxel [mm]: from a nanometre of an electron microscope to ten metres."""
 _LAST_ROW = (0.0, 0.0, 0.0, 1.0)
 """Of an affine: anything else there is a translation in the wrong place, which would be lost."""
 
@@ -45,7 +47,7 @@ class Volume:
 
     def __str__(self) -> str:
         """Return shape and voxel size, as a person reads them."""
-        return f"{_by(self.array.shape)} voxels of {_by(self.spacing)} mm"
+        return f"{by(self.array.shape)} voxels of {by(self.spacing)} mm"
 
     def __repr__(self) -> str:
         """Return the same and the voxels' type: nobody wants to read the voxels."""
@@ -62,7 +64,12 @@ class Volume:
         return voxel_ml_of(self.affine)
 
 
-def _by(sides: Sequence[float]) -> str:
+def by(sides: Sequence[float]) -> str:
+    """Return sides as a person reads them.
+
+    >>> by((1.5, 1.5, 3))
+    '1.5 x 1.5 x 3'
+    """
     return " x ".join(f"{side:g}" for side in sides)
 
 
@@ -75,9 +82,13 @@ def spacing_of(affine: np.ndarray) -> Triple:
 def as_numbers(values: object, count: int) -> tuple[float, ...] | None:
     """Return `values` as floats where they are `count` finite numbers in a row, else None; a text holds none.
 
+    What has no order, such as a set, is no row.
+
     >>> as_numbers([1, 2.5], 2), as_numbers("12", 2), as_numbers(1, 1)
     ((1.0, 2.5), None, None)
     """
+    if isinstance(values, Set | Mapping | Iterator):
+        return None
     try:
         row: tuple[object, ...] = tuple(values)  # type: ignore[arg-type]  # what is no row is told by the error
         numbers = tuple(float(one) for one in row if isinstance(one, Real) and not isinstance(one, bool))
@@ -105,7 +116,10 @@ def voxel_ml_of(affine: np.ndarray) -> float:
 
 
 def check_affine(affine: np.ndarray) -> None:
-    """Raise GeometryError unless `affine` is (4, 4), finite, can be inverted, and has 0, 0, 0, 1 as its last row."""
+    """Raise GeometryError unless `affine` is (4, 4), finite, can be inverted, and has 0, 0, 0, 1 as its last row.
+
+    Voxels have to be of a size that something in a scanner can have, too.
+    """
     if np.shape(affine) != (4, 4):
         raise GeometryError(
             f"the affine has the shape {np.shape(affine)}, needed is (4, 4); write all four of its rows"
@@ -117,8 +131,12 @@ def check_affine(affine: np.ndarray) -> None:
     edges = math.prod(spacing_of(affine))
     if edges == 0.0 or abs(np.linalg.det(matrix)) < 1e-3 * edges:
         raise GeometryError(
-            f"the affine is singular (voxel edges of {_by(spacing_of(affine))} mm span no volume); "
+            f"the affine is singular (voxel edges of {by(spacing_of(affine))} mm span no volume); "
             "repair the file's sform or qform first"
+        )
+    if not all(_SMALLEST <= edge <= _LARGEST for edge in spacing_of(affine)):
+        raise GeometryError(
+            f"voxel edges of {by(spacing_of(affine))} mm are no scan's; repair the file's sform or qform first"
         )
     if not np.allclose(affine[3], _LAST_ROW, rtol=0, atol=1e-6):
         is_turned = np.allclose(np.asarray(affine)[:, 3], _LAST_ROW, rtol=0, atol=1e-6)
@@ -197,7 +215,8 @@ class Grid:
     def over(cls, file_shape: Index, file_affine: np.ndarray, spacing: Triple) -> Grid:
         """Return the grid of `spacing` [mm] over a scan of `file_shape` and `file_affine`.
 
-        Raises GeometryError for a singular affine and for a spacing that is not positive.
+        Raises GeometryError for a singular affine, for a spacing that is not positive, and where the whole scan is
+        one voxel of the grid.
         """
         check_affine(file_affine)
         spacing = checked_spacing(spacing)
@@ -207,6 +226,13 @@ class Grid:
         ras_spacing = [spacing_of(file_affine)[axis] for axis in order]
         # A round-off of 1e-6 voxel must not add a plane, so that all orientations of a scan get one shape.
         shape = [max(1, math.ceil(n * s / t - 1e-3)) for n, s, t in zip(ras_shape, ras_spacing, spacing, strict=True)]
+        if max(shape) == 1 < max(file_shape):
+            sides = [n * s for n, s in zip(file_shape, spacing_of(file_affine), strict=True)]
+            raise GeometryError(
+                f"the whole scan, {by(sides)} mm by its affine, is one voxel of the network's grid of {by(spacing)} "
+                "mm; write the affine in millimetres (is it in metres?), or give {spacing}",
+                options=("spacing",),
+            )
         return cls(file_shape, file_affine, spacing, (shape[0], shape[1], shape[2]), orientation)
 
     @property

@@ -398,6 +398,10 @@ def _how_to_export(path: Path) -> str:
     if path.is_file():
         if (path.parent / FILE_NAME).is_file():
             return f"it is a file of an export, whose folder {path.parent} is what you want"
+        from samkit.imageio.reading import is_picture, is_scan  # of those who open an export, few need it
+
+        if is_scan(path) or is_picture(path):
+            return "by its name it is an image; open the folder that sam-export wrote, and give the image to set_image"
         return f"it is a file; export it with sam-export --method M --checkpoint {path}"
     try:
         plan = read_json(path / "run.json")["plan"]

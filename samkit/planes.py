@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 from nibabel.orientations import io_orientation
 
-from samkit.errors import OptionError
+from samkit.errors import InputRefused, OptionError
 from samkit.geometry import Index, Triple, as_numbers, check_affine, spacing_of
 
 PLANES = ("axial", "coronal", "sagittal")
@@ -80,6 +80,25 @@ class PlaneView:
             (flipped[0], flipped[1], flipped[2]),
             (spacing[axes[1]], spacing[axes[2]]),
             spacing[axes[0]],
+        )
+
+    @classmethod
+    def chosen(cls, shape: Index, affine: np.ndarray, asked: str | None, default: str) -> Self:
+        """Return the view along the plane that is asked for, else along `default`; of one slice the view on that slice.
+
+        Raises InputRefused where one slice is asked for along another plane, GeometryError for a singular affine.
+        """
+        view = cls.of(shape, affine, default if asked is None else asked)
+        single = [plane for plane in PLANES if cls.of(shape, affine, plane).count == 1]
+        if not single or view.plane in single:
+            return view
+        if asked is None:
+            return cls.of(shape, affine, single[0])
+        raise InputRefused(
+            "one-slice",
+            f"the scan is {' x '.join(map(str, shape))}, one {single[0]} slice, and {asked} slices are asked for",
+            f"leave {{plane}} out, or give {{plane {single[0]}}}",
+            options=("plane", f"plane {single[0]}"),
         )
 
     @property

@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,6 +23,11 @@ from samkit.networks.sam3d_config import Sam3DConfig
 from support.bright_slices import write_export
 
 DEVICES = ("gpu", "tensorrt")
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+"""One of several, each with a core: threads of one that wait, spinning, would keep the others from theirs."""
+
+if IS_WORKER:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch, not imported yet, reads it then
 
 
 def pytest_addoption(parser):
@@ -230,7 +236,24 @@ def in_process(monkeypatch, capsys):
 def run_folder(tmp_path_factory):
     """A folder that all workers of a run share."""
     own = tmp_path_factory.getbasetemp()
-    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    return own.parent if IS_WORKER else own
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_core():
+    """Let ONNX Runtime, which reads no OMP_NUM_THREADS, compute on one thread in a worker where nobody says more."""
+    if not IS_WORKER:
+        yield
+        return
+    import onnxruntime
+
+    class SessionOptions(onnxruntime.SessionOptions):
+        def __init__(self):
+            super().__init__()
+            self.intra_op_num_threads = 1
+
+    with mock.patch.object(onnxruntime, "SessionOptions", SessionOptions):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

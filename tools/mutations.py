@@ -407,9 +407,9 @@ def _read_run(path: Path) -> object:
 def _write_run(path: Path) -> None:
     from samkit.benchmarks.record.run import Run
 
-    Run("latency", ("sam-bench", "latency"), "2026-01-01T00:00:00Z", 1.0, ({},), {"cpu": "x"}, {"numpy": "2"}, ()).save(
-        path
-    )
+    facts = {"processor": "x", "cores": 2, "load": {"before": [0.1], "after": [0.2]}, "settled": True}
+    exports = ({"method": "m-sam", "weights": "random", "manifest": "ab" * 32},)
+    Run("latency", ("sam-bench", "latency"), "2026-01-01T00:00:00Z", 1.0, exports, facts, {"numpy": "2"}, ()).save(path)
 
 
 def _content() -> Any:
@@ -471,15 +471,23 @@ def _write_scan(path: Path) -> None:
     import nibabel as nib
     import numpy as np
 
-    array = np.random.default_rng(0).integers(0, 500, (9, 8, 7)).astype(np.int16)
+    array = np.random.default_rng(0).integers(0, 500, (9, 8, 1 if "thin" in path.name else 7)).astype(np.int16)
+    if path.name.endswith((".nrrd", ".mha")):
+        import SimpleITK as sitk  # noqa: N813 -- as everybody calls it
+
+        sitk.WriteImage(sitk.GetImageFromArray(array.transpose()), str(path))
+        return
     image = nib.MGHImage if path.name.endswith((".mgz", ".mgh")) else nib.Nifti1Image
     nib.save(image(array, np.diag([1, 1, 2, 1.0])), path)
 
 
 def _read_scan(path: Path) -> object:
     from samkit.imageio.reading import read_scan
+    from samkit.imageio.writing import write_mask
 
-    return read_scan(path)
+    scan = read_scan(path, one_slice=True)
+    write_mask(path.with_name("mask.nii"), scan.volume.array > 0, scan)
+    return scan
 
 
 def _read_picture(path: Path) -> object:
@@ -510,9 +518,11 @@ TARGETS: dict[str, Target] = {
         Target("checkpoint", file_seeds(_write_checkpoint, "new.pt", "old.pt"), in_file(_read_checkpoint, "c.pt")),
         Target("pickle", _pickles, _read_pickle),
         Target("safetensors", _tensors, in_file(_read_checkpoint, "a.safetensors")),
-        Target("nifti", file_seeds(_write_scan, "a.nii"), in_file(_read_scan, "a.nii")),
+        Target("nifti", file_seeds(_write_scan, "a.nii", "thin.nii"), in_file(_read_scan, "a.nii")),
         Target("nifti-gz", file_seeds(_write_scan, "a.nii.gz"), in_file(_read_scan, "a.nii.gz")),
         Target("mgh", file_seeds(_write_scan, "a.mgh"), in_file(_read_scan, "a.mgh")),
+        Target("nrrd", file_seeds(_write_scan, "a.nrrd"), in_file(_read_scan, "a.nrrd")),
+        Target("metaimage", file_seeds(_write_scan, "a.mha"), in_file(_read_scan, "a.mha")),
         Target("picture", file_seeds(_write_picture, "a.png", "grey.png", "a.jpg"), in_file(_read_picture, "a.png")),
     )
 }  # fmt: skip

@@ -74,7 +74,7 @@ def read_calibration(paths: Sequence[Path], method: Method, config: Any) -> list
     subjects: list[CalibrationScan] = []
     told: list[tuple[str, ...]] = []
     for number, path in enumerate(paths, 1):
-        study = read_study(find_inputs([str(path)], method, config, {}))
+        study = read_study(find_inputs([str(path)], method, config, {}), one_slice=isinstance(method, SliceMethod))
         subjects.append(_subject(f"calibration subject {number}", study))
         told.append(study.warnings)
     for sentence in count_kinds(told, "calibration subjects"):

@@ -130,7 +130,7 @@ def export(
         click.echo(json.dumps(verify_export(verify)))
     elif build_engines is not None:
         libraries = _libraries(engines_of, required=True)
-        click.echo(json.dumps({"export": str(build_engines), "engines": build(build_engines, libraries).engines}))
+        click.echo(json.dumps({"engines": build(build_engines, libraries).engines}))
     elif method_name is None:
         raise click.UsageError(f"no --method; available: {', '.join(list_methods())}")
     else:
@@ -163,7 +163,7 @@ def export(
         if libraries:
             manifest = build(folder, libraries)
         figures = {"digest": manifest.digest, "parity": manifest.parity, "engines": manifest.engines}
-        click.echo(json.dumps({"export": str(folder), **figures}))
+        click.echo(json.dumps(figures))
 
 
 def _libraries(name: str, *, required: bool) -> list[EngineLibrary]:

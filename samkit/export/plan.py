@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from samkit.checkpoints import CheckpointInfo, read_info, resolve_checkpoint
 from samkit.errors import CheckpointError, OptionError
+from samkit.imageio.reading import is_scan, read_geometry
 from samkit.manifest import ExportPlan, GivenFile, Weights, file_sha256
 from samkit.methods import Method, get_method
 from samkit.networks.config import NetworkConfig
@@ -19,6 +20,8 @@ from samkit.weights import find_demo
 OPSET = 20
 """The dynamo exporter's default: the first opset with a Gelu of its own."""
 OPSETS = range(18, 24)
+_LARGE = 2**28
+"""Bytes of a scan that takes a second or so to hash."""
 
 
 def plan_export(
@@ -120,7 +123,9 @@ def _graphs(method: Method, config: NetworkConfig, refinement: str | None, folde
 
 
 def _given_file(path: Path | None) -> GivenFile | None:
-    """Return a file or folder with its hash, which of a folder is over those of its files; OptionError for neither."""
+    """Return a file or folder with its hash, which of a folder is over those of its files; OptionError for neither,
+    InputRefused for a large scan that its header refuses.
+    """
     if path is None:
         return None
     if path.is_file():
@@ -129,6 +134,8 @@ def _given_file(path: Path | None) -> GivenFile | None:
         raise OptionError(f"{path} is no file and no folder; check the path")
     total = hashlib.sha256()
     for file in sorted(inside for inside in path.rglob("*") if inside.is_file()):
+        if file.stat().st_size > _LARGE and is_scan(file):
+            read_geometry(file)  # its header may refuse what would take long to hash
         total.update(file_sha256(file).encode())
     return GivenFile(total.hexdigest(), str(path.resolve()))
 

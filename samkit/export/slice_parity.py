@@ -251,7 +251,7 @@ def _subject_slice(method: SliceMethod, plan: ExportPlan, subject: CalibrationSc
 
 def _fullest_slice(volumes: Sequence[Volume], target: np.ndarray, method: SliceMethod) -> tuple[np.ndarray, np.ndarray]:
     i, j, k = target.shape
-    view = PlaneView.of((i, j, k), volumes[0].affine, method.plane)
+    view = PlaneView.chosen((i, j, k), volumes[0].affine, None, method.plane)
     targets = view.slices(target)
     number = int(targets.sum(axis=(1, 2)).argmax())
     if not targets[number].any():

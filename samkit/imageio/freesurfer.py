@@ -82,11 +82,12 @@ def _affine(block: bytes, shape: tuple[int, ...], name: str) -> np.ndarray:
     """Return the affine (4, 4); raises InputRefused where the file states none."""
     if int(np.frombuffer(block, ">i2", 1, 28)[0]) <= 0:
         raise InputRefused("no-geometry", f"{name} does not say where its voxels lie", _AGAIN)
-    values = np.frombuffer(block, ">f4", 15, 30).astype(np.float64)
-    sizes, cosines, centre = values[:3], values[3:12].reshape(3, 3).T, values[12:]
     affine = np.eye(4)
-    affine[:3, :3] = cosines * sizes
-    affine[:3, 3] = centre - affine[:3, :3] @ (np.array(shape) / 2)
+    with np.errstate(invalid="ignore"):  # NaN and Inf are the gate's to refuse
+        values = np.frombuffer(block, ">f4", 15, 30).astype(np.float64)
+        sizes, cosines, centre = values[:3], values[3:12].reshape(3, 3).T, values[12:]
+        affine[:3, :3] = cosines * sizes
+        affine[:3, 3] = centre - affine[:3, :3] @ (np.array(shape) / 2)
     return affine
 
 

@@ -1,8 +1,8 @@
 """What every scan and every label has to be, whatever its format.
 
 A header is judged before the voxels are read, and they are read only when their number is known to be acceptable:
-files promise terabytes, affines of NaN, structured voxels. Messages name files and no folders, which may be patients'.
-What is given in memory is judged as a file is, header first.
+files promise terabytes, affines of NaN, structured voxels. Messages name files and not the
+folders that hold them, which may be patients'. What is given in memory is judged as a file is, header first.
 """
 
 from __future__ import annotations
@@ -37,9 +37,16 @@ _ROUND_OFF = 1e-3
 """How far a label's value may lie from a whole number: scaled integers do not come back exactly."""
 
 
-def admit_scan(stored: Stored, reader: Reader, *, max_voxels: int = MAX_VOXELS, max_bytes: int = MAX_BYTES) -> Scan:
+def admit_scan(
+    stored: Stored,
+    reader: Reader,
+    *,
+    max_voxels: int = MAX_VOXELS,
+    max_bytes: int = MAX_BYTES,
+    one_slice: bool = False,
+) -> Scan:
     """Return the scan in an open file; raises InputRefused."""
-    shape = admit_header(stored, reader, max_voxels=max_voxels, max_bytes=max_bytes)
+    shape = admit_header(stored, reader, max_voxels=max_voxels, max_bytes=max_bytes, one_slice=one_slice)
     name, array = stored.name, _voxels(stored)
     _check_finite(array, name)
     low, high = array.min(), array.max()
@@ -61,14 +68,15 @@ def admit_scan(stored: Stored, reader: Reader, *, max_voxels: int = MAX_VOXELS, 
         name,
         stored.holder or _path(stored),
         (*stored.warnings, *told, *_unusual(affine)),
-        doubt,
+        axes=stored.axes,
+        doubt=doubt,
         modality=stored.modality,
     )
 
 
-def admit_label(stored: Stored, reader: Reader, *, max_voxels: int = MAX_VOXELS, max_bytes: int = MAX_BYTES) -> Volume:
+def admit_label(stored: Stored, reader: Reader, *, max_voxels: int = MAX_VOXELS, one_slice: bool = False) -> Volume:
     """Return the label in an open file, integers from 0 on; raises InputRefused."""
-    admit_header(stored, reader, max_voxels=max_voxels, max_bytes=max_bytes)
+    admit_header(stored, reader, max_voxels=max_voxels, one_slice=one_slice)
     return Volume(labels_of(_voxels(stored), stored.name), _affine(stored))
 
 
@@ -139,16 +147,30 @@ _OFFERS = {
 """For a remedy the option that helps, too, and a remedy that says so."""
 
 
-def admit_header(stored: Stored, reader: Reader, *, max_voxels: int = MAX_VOXELS, max_bytes: int = MAX_BYTES) -> Index:
-    """Return the shape (I, J, K) of an open file; raises InputRefused for what its header states."""
+def admit_header(
+    stored: Stored,
+    reader: Reader,
+    *,
+    max_voxels: int = MAX_VOXELS,
+    max_bytes: int = MAX_BYTES,
+    one_slice: bool = False,
+) -> Index:
+    """Return the shape (I, J, K) of an open file; raises InputRefused for what its header states.
+
+    `one_slice` is whether an axis may be one voxel long, whichever it is: for methods of slices.
+    """
     name, shape = stored.name, stored.shape
     text = " x ".join(str(n) for n in shape)
     check_not_empty(name, shape)
     if any(n > 1 for n in shape[3:]):
         raise InputRefused("not-3d", f"{name} is {text}: more than one volume", ONE_VOLUME)
-    if len(shape) < 3 or min(shape[:3]) < 2:
-        raise InputRefused("not-3d", f"{name} is {text}: a slice, not a volume", "give a 3D scan of several slices")
+    if len(shape) < 2 or shape[:3].count(1) > 1:
+        raise InputRefused("not-3d", f"{name} is {text}: a line of voxels, not an image", "give a 3D scan")
+    if len(shape) < 3:
+        raise InputRefused("not-3d", f"{name} is {text}: a slice, not a volume", "give it a third axis, of length one")
     i, j, k = shape[:3]
+    if not one_slice:
+        check_several_slices(name, shape)
     longest = math.inf if stored.forms else _LONGEST  # a NIfTI file's own header did state it
     if i * j * k > max_voxels or max(i, j, k) > longest:
         raise InputRefused(
@@ -173,10 +195,21 @@ def admit_header(stored: Stored, reader: Reader, *, max_voxels: int = MAX_VOXELS
             "copy the file again",
         )
     try:
-        check_affine(stored.affine)
+        # Without forms they are made from it: what is finite in a file of other types may not be in a mask's header
+        check_affine(stored.affine if stored.forms else _in_header(stored.affine))
     except GeometryError as error:
         raise InputRefused("singular-affine", f"{name}: {str(error).partition('; ')[0]}", reader.repair) from error
     return i, j, k
+
+
+def check_several_slices(name: str, shape: Sequence[int]) -> None:
+    """Raise InputRefused for one slice, (I, J, K) or with further axes, whichever axis is one voxel long."""
+    if 1 in shape[:3]:
+        raise InputRefused(
+            "not-3d",
+            f"{name} is {' x '.join(str(n) for n in shape)}: a slice, not a volume",
+            "give a 3D scan of several slices, or use a 2D method, such as medsam",
+        )
 
 
 def check_not_empty(name: str, shape: Sequence[int]) -> None:
@@ -187,6 +220,7 @@ def check_not_empty(name: str, shape: Sequence[int]) -> None:
         )
 
 
+NOT_FINITE = "are NaN or infinite, or too large for float32"
 PLAIN_NUMBERS = "convert it to integers or floats of up to 64 bits, one number per voxel"
 
 
@@ -215,13 +249,20 @@ def _affine(stored: Stored) -> np.ndarray:
     for bit; of what is in memory the caller's own.
     """
     affine = np.array(stored.affine, np.float64)
-    return affine if stored.forms or _path(stored) is None else affine.astype(np.float32).astype(np.float64)
+    return affine if stored.forms or _path(stored) is None else _in_header(affine)
+
+
+def _in_header(affine: np.ndarray) -> np.ndarray:
+    """Return the affine (4, 4) as a mask's header, float32, holds it; what overflows is Inf."""
+    with np.errstate(over="ignore"):
+        return np.asarray(affine, np.float64).astype(np.float32).astype(np.float64)
 
 
 def _voxels(stored: Stored) -> np.ndarray:
     """Return the values (I, J, K): integers as they are, anything else float32."""
     with damage_refused(stored.name), np.errstate(over="ignore"):  # what overflows is reported as Inf
         array = np.asarray(stored.voxels())
+        array = array[..., None] if array.ndim == 2 else array
         if (array := array.reshape(array.shape[:3])).shape != stored.shape[:3]:
             raise EOFError("other voxels than the header states")
         dtype = array.dtype.newbyteorder("=") if array.dtype.kind in "iu" else np.dtype(np.float32)
@@ -236,8 +277,8 @@ def _check_finite(array: np.ndarray, name: str) -> None:
     if broken:
         raise InputRefused(
             "not-finite",
-            f"{broken} of {array.size} voxels of {name} are NaN or infinite",
-            "replace them first, for example by the value of air",
+            f"{broken} of {array.size} voxels of {name} {NOT_FINITE}",
+            "replace them first, for example by the value of air, or scale them",
         )
 
 

@@ -19,16 +19,25 @@ from nibabel.nifti1 import Nifti1Header, Nifti1Pair
 from nibabel.spatialimages import SpatialImage
 
 from samkit.errors import InputRefused, OptionError, PromptError
-from samkit.geometry import Volume
+from samkit.files import given_path
+from samkit.geometry import Volume, by
 from samkit.imageio.forms import Forms
-from samkit.imageio.gate import MAX_BYTES, MAX_VOXELS, PLAIN_NUMBERS, admit_scan, check_not_empty, pick_volume
+from samkit.imageio.gate import (
+    MAX_BYTES,
+    MAX_VOXELS,
+    NOT_FINITE,
+    PLAIN_NUMBERS,
+    admit_scan,
+    check_not_empty,
+    pick_volume,
+)
 from samkit.imageio.itk import is_image, stored_image
 from samkit.imageio.nifti import is_placed, read_voxels, unit_of
 from samkit.imageio.pictures import check_picture_size
-from samkit.imageio.reader import Reader, Stored
+from samkit.imageio.reader import Reader, Stored, in_three
 from samkit.imageio.reading import read_scan
 from samkit.imageio.scan import Scan
-from samkit.imageio.study import Study, check_no_volume, check_volume_number, read_study
+from samkit.imageio.study import Study, check_max_bytes, check_no_volume, check_volume_number, read_study
 
 COLOURS = 4
 """An array of three axes without an affine is a picture where the last one has so many channels at most."""
@@ -50,15 +59,16 @@ def study_of(
     channels: int = COLOURS,
     max_bytes: int = MAX_BYTES,
     assume_ras: bool = False,
+    one_slice: bool = False,
 ) -> Study:
     """Return what is given to a session as a study; one that is a study has passed the gate, and is returned as it is.
 
     `image` is a path, a nibabel or SimpleITK image, a Volume, a numpy array, or a dict of them by sequence. Arrays
     share `affine` (4, 4), voxel index to RAS+ [mm]; without it an array (H, W), or (H, W, C) of at most `channels`, is
-    a picture, 0..255. `volume` is which one, from 0 on, where there are several along a fourth axis. `max_bytes`
-    and `assume_ras` are as `read_study` has them; what is in memory already has no limit of bytes. No array is copied
-    where its type may stay. Raises InputRefused at the gate, PromptError for anything else, OptionError for an
-    affine that nothing needs.
+    a picture, 0..255. `volume` is which one, from 0 on, where there are several along a fourth axis. `max_bytes`,
+    `assume_ras` and `one_slice` are as `read_study` has them; what is in memory already has no limit of bytes. No
+    array is copied where its type may stay. Raises InputRefused at the gate, PromptError for anything else, OptionError
+    for an affine that nothing needs.
     """
     if isinstance(image, Study):
         return image
@@ -70,6 +80,7 @@ def study_of(
             f"{unnamed[0]!r:.40} is no name of a sequence; give a dict such as {{'t1c': ..., 't2w': ...}}"
         )
     check_volume_number(volume)
+    check_max_bytes(max_bytes)
     for name, one in named.items():
         if not (isinstance(one, (str, os.PathLike, SpatialImage, Volume, np.ndarray)) or is_image(one)):
             made = "; numpy.asarray(image) makes an array of it" if _is_like_an_array(one) else ""
@@ -80,20 +91,24 @@ def study_of(
             raise OptionError(
                 f"affine is given, and {_called('image', name)} is no array but has its own; leave it out"
             )
-    files = {name: Path(one) for name, one in named.items() if isinstance(one, (str, os.PathLike))}
+    files = {
+        name: given_path(one, _called("image", name))
+        for name, one in named.items()
+        if isinstance(one, (str, os.PathLike))
+    }
     if len(files) == len(named):
-        return read_study(files, volume=volume, max_bytes=max_bytes, assume_ras=assume_ras)
-    if len(named) == 1 and affine is None and _is_picture(first := next(iter(named.values())), channels):
+        return read_study(files, volume=volume, max_bytes=max_bytes, assume_ras=assume_ras, one_slice=one_slice)
+    if len(named) == 1 and affine is None and is_picture_array(first := next(iter(named.values())), channels):
         check_no_volume(volume)
         return Study({}, {}, _checked_picture(first))
-    scans = {name: _read(one, name, affine, volume, max_bytes) for name, one in named.items()}
+    scans = {name: _read(one, name, affine, volume, max_bytes, one_slice=one_slice) for name, one in named.items()}
     return Study(files, scans, None, volume, assume_ras)
 
 
-def _read(image: Any, sequence: str, affine: Any, volume: int | None, max_bytes: int) -> Scan:
+def _read(image: Any, sequence: str, affine: Any, volume: int | None, max_bytes: int, *, one_slice: bool) -> Scan:
     """Return one image as a scan; raises InputRefused."""
     if isinstance(image, (str, os.PathLike)):
-        return read_scan(Path(image), volume=volume, max_bytes=max_bytes)
+        return read_scan(Path(image), volume=volume, max_bytes=max_bytes, one_slice=one_slice)
     files: tuple[Path, ...] = ()
     if isinstance(image, SpatialImage):
         stored, kind = _of_nibabel(image, _called("image", sequence)), _NIBABEL
@@ -107,13 +122,14 @@ def _read(image: Any, sequence: str, affine: Any, volume: int | None, max_bytes:
         if affine is None:
             raise InputRefused(
                 "no-affine",
-                f"{called} is {' x '.join(map(str, image.shape))} and does not say where its voxels lie",
+                f"{called} is {by(image.shape)} and does not say where its voxels lie",
                 f"give {_MATRIX}: set_image(array, affine=affine)",
             )
         stored, kind = _of_array(image, affine, called), _ARRAY
     if not isinstance(getattr(image, "dataobj", None), ArrayProxy):
         max_bytes = stored.dtype.itemsize * MAX_VOXELS  # they lie in memory
-    scan = admit_scan(stored if volume is None else pick_volume(stored, volume), kind, max_bytes=max_bytes)
+    stored = stored if volume is None else pick_volume(stored, volume)
+    scan = admit_scan(stored, kind, max_bytes=max_bytes, one_slice=one_slice)
     return replace(scan, files=files)
 
 
@@ -130,14 +146,16 @@ def _check_array(array: np.ndarray, called: str, affine: Any, volume: int | None
         raise OptionError(f"{called} and the affine have changed places; call set_image(array, affine=affine)")
     if array.ndim == 2:
         raise OptionError(
-            f"{called} is {' x '.join(map(str, array.shape))}, a picture, and an affine is for scans (I, J, K); "
-            "leave the affine out, or give array[:, :, None] for a scan of one slice"
+            f"{called} is {by(array.shape)}, a picture, and an affine is for scans (I, J, K); "
+            "leave the affine out, or give array[:, :, None] for a scan of one slice, which methods of slices take"
         )
-    if array.ndim == 4 and array.shape[0] == 1 and array.shape[3] > 1 and volume is None:
+    ahead = next((axis for axis, side in enumerate(array.shape) if side > 1), 0)
+    if array.ndim >= 4 and 1 <= ahead <= array.ndim - 3 and max(array.shape[3:]) > 1 and volume is None:
+        axes = "an axis" if ahead == 1 else f"{ahead} axes"
         raise InputRefused(
             "bad-shape",
-            f"{called} is {' x '.join(map(str, array.shape))}, with an axis of length one in front of (I, J, K)",
-            "give array[0]",
+            f"{called} is {by(array.shape)}, with {axes} of length one in front of (I, J, K)",
+            f"give array[{', '.join('0' * ahead)}]",
         )
 
 
@@ -171,8 +189,9 @@ def _of_nibabel(image: SpatialImage, called: str) -> Stored:
 
     dtype = data.dtype if isinstance(data, (ArrayProxy, np.ndarray)) else image.get_data_dtype()
     return Stored(
-        called, shape, _wide(dtype), affine, lambda: read(0), unit=unit, forms=forms, is_placed=placed, voxels_of=read
-    )
+        called, in_three(shape), _wide(dtype), affine, lambda: read(0), unit=unit, forms=forms, is_placed=placed,
+        axes=min(len(shape), 3), voxels_of=read,
+    )  # fmt: skip
 
 
 def _header_when_saved(image: Nifti1Pair) -> Nifti1Header:
@@ -192,8 +211,14 @@ def _of_array(array: np.ndarray, affine: Any, called: str) -> Stored:
             "singular-affine", f"the affine of {called} is no array of numbers", _ARRAY.repair
         ) from error
     array = np.asarray(array)
+    told: tuple[str, ...] = ()
+    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] in (3, 4):
+        told = (
+            f"{called}, {by(array.shape)} of 8 bits, is taken for a scan of {array.shape[2]} slices: if it is a "
+            "picture in colour, give it without an affine to a method of slices",
+        )
     return Stored(
-        called, array.shape, _wide(array.dtype), matrix, lambda: _one_of(array, 0),
+        called, array.shape, _wide(array.dtype), matrix, lambda: _one_of(array, 0), warnings=told,
         voxels_of=lambda number: _one_of(array, number),
     )  # fmt: skip
 
@@ -211,7 +236,8 @@ def _one_of(array: np.ndarray, number: int) -> np.ndarray:
 # --- Pictures ---
 
 
-def _is_picture(image: Any, channels: int) -> bool:
+def is_picture_array(image: Any, channels: int = COLOURS) -> bool:
+    """Return whether an image that comes without an affine is a picture of at most `channels`."""
     if not isinstance(image, np.ndarray):
         return False
     return image.ndim == 2 or (image.ndim == 3 and image.shape[2] <= max(channels, COLOURS))
@@ -223,10 +249,11 @@ def _checked_picture(array: np.ndarray) -> np.ndarray:
         raise InputRefused("bad-datatype", f"the picture given holds {array.dtype.name} pixels", PLAIN_NUMBERS)
     height, width = array.shape[:2]
     check_picture_size("the picture given", (width, height))
-    values = np.asarray(array, np.float32)
+    with np.errstate(over="ignore"):  # what overflows is told as such
+        values = np.asarray(array, np.float32)
     if broken := int((~np.isfinite(values)).sum()):
         raise InputRefused(
-            "not-finite", f"{broken} of {values.size} values of the picture given are NaN or infinite", "replace them"
+            "not-finite", f"{broken} of {values.size} values of the picture given {NOT_FINITE}", "replace or scale them"
         )
     low, high = values.min(initial=0), values.max(initial=0)
     if low < 0 or high > 255 or (array.dtype.kind == "f" and 0 < high <= 1):

@@ -12,7 +12,7 @@ import math
 import re
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from samkit.errors import InputRefused
 from samkit.imageio.gate import PLAIN_NUMBERS
-from samkit.imageio.reader import GZIP, Reader, Stored, read_to_end
+from samkit.imageio.reader import GZIP, Reader, Stored, in_three, read_to_end
 
 _TYPES = {
     "UInt8": "u1", "Int8": "i1", "UInt16": "u2", "Int16": "i2", "UInt32": "u4", "Int32": "i4", "UInt64": "u8",
@@ -29,9 +29,22 @@ _TYPES = {
 """numpy's types by SimpleITK's, `sitkUInt8` and so on."""
 _MOST_TEXT = 2**20
 """Bytes within which the lines of a header end."""
+_LONGEST_NAME = 256
+"""Bytes that no name of a file has."""
+_LONGEST_WORDS = 250
+"""Bytes of a field in _SHORT."""
+_LONGEST_FIELD = 512
+"""Bytes of a line of NRRD that SimpleITK (2.5.7) reads: where it has something against one of 1000 the process ends."""
 _UNITS = {"mm": "mm", "millimeter": "mm", "m": "metres", "cm": "centimetres", "um": "micrometres"}
 _SPACES = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior", "lps", "ras", "las")
 """NRRD's spaces of patients; SimpleITK takes any other, and none at all, for LPS."""
+_SHORT = frozenset(
+    ("name", "comment", "objecttype", "objectsubtype", "acquisitiondate", "anatomicalorientation", "transformtype",
+     "modality", "elementtype", "distanceunits")
+)  # fmt: skip
+"""Fields of MetaImage for whose words SimpleITK keeps room for 255 bytes, and does not look whether they fit."""
+_PARSED = re.compile(rb"^(?!#|content:|[^\n]*:=)[^\n]+", re.MULTILINE)
+"""Lines of NRRD in which SimpleITK looks for anything but free text."""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _AGAIN = "write it again as .nrrd or .mha"
 
@@ -57,7 +70,7 @@ def _open_volume(path: Path) -> Stored:
 
     return Stored(
         path,
-        shape,
+        in_three(shape),
         dtype,
         _affine(file),
         lambda: _read_one(file, shape, 0, check),
@@ -67,6 +80,7 @@ def _open_volume(path: Path) -> Stored:
         bytes=packed and packed + (voxels_at if holder == path else 0),
         shrunk=shrunk,
         is_placed=_is_placed(path, said),
+        axes=min(len(shape), 3),
         modality=_modality(file, said),
     )
 
@@ -87,7 +101,10 @@ def stored_image(image: Any, called: str) -> Stored:
         voxels = sitk.GetArrayViewFromImage(image).transpose()  # SimpleITK's arrays are (..., K, J, I)
         return np.array(voxels.reshape(*shape[:3], -1, order="F")[..., number], order="F")
 
-    return Stored(called, shape, dtype, _affine(image), lambda: read(0), modality=_modality(image), voxels_of=read)
+    return Stored(
+        called, in_three(shape), dtype, _affine(image), lambda: read(0), axes=min(len(shape), 3),
+        modality=_modality(image), voxels_of=read,
+    )  # fmt: skip
 
 
 def _read_one(file: Any, shape: tuple[int, ...], number: int, check: Callable[[], None]) -> np.ndarray:
@@ -145,11 +162,31 @@ def _read_text(path: Path) -> tuple[dict[str, str], int]:
     else:
         found = re.match(rb"((?:\s*[\w|]+\s*=[^\n]*\n)*?\s*ElementDataFile\s*=[^\n]*(?:\n|\Z))", block)
         line = re.compile(r"^\s*([\w|]+)\s*=[ \t]*(.*?)[ \t\r]*$", re.MULTILINE)
-    if not found:
+    if not found or found.end() == _MOST_TEXT:
         name = "an NRRD" if _is_nrrd(path) else "a MetaImage"
         raise InputRefused("not-itk", f"{path.name} is not {name} file: no header at its start", _AGAIN)
-    text = found.group(1).decode("utf-8", "replace")
-    return {key.lower(): value for key, value in line.findall(text)}, found.end()
+    said = [(key.lower(), value) for key, value in line.findall(found.group(1).decode("utf-8", "replace"))]
+    if broken := _unsafe_nrrd(found.group(1)) if _is_nrrd(path) else _unsafe_metaimage(said):
+        raise InputRefused("bad-header", f"{path.name} {broken}", _AGAIN)
+    return dict(said), found.end()
+
+
+def _unsafe_nrrd(header: bytes) -> str:
+    """Return what in a header of NRRD would end SimpleITK's process; empty where nothing would."""
+    longest = max(map(len, _PARSED.findall(header)), default=0)
+    if longest <= _LONGEST_FIELD:
+        return ""
+    return f"has a line of {longest} bytes in its header, the limit is {_LONGEST_FIELD}"
+
+
+def _unsafe_metaimage(said: Sequence[tuple[str, str]]) -> str:
+    """Return what in the lines of a MetaImage would end SimpleITK's process; empty where nothing would."""
+    for key, value in said:
+        if key == "ndims" and not re.fullmatch(r"[1-9]|10", value.strip()):
+            return f"states impossible dimensions, NDims {value:.20}"
+        if key in _SHORT and len(value.encode("utf-8", "replace")) > _LONGEST_WORDS:
+            return f"has more than {_LONGEST_WORDS} bytes in the field {key}"
+    return ""
 
 
 def _data_file(path: Path, said: Mapping[str, str]) -> Path:
@@ -159,6 +196,8 @@ def _data_file(path: Path, said: Mapping[str, str]) -> Path:
         return path
     if name.startswith("LIST") or "%" in name:
         raise InputRefused("several-files", f"{path.name} keeps its voxels in several files", _AGAIN)
+    if not name.isprintable() or not 0 < len(name.encode("utf-8", "replace")) < _LONGEST_NAME:
+        raise InputRefused("bad-header", f"{path.name} names no file that could hold its voxels", _AGAIN)
     if Path(name).name != name:
         raise InputRefused(
             "other-folder", f"{path.name} keeps its voxels in another folder", "put both files into one, and name it so"
@@ -205,7 +244,11 @@ def _unit(said: Mapping[str, str]) -> str:
 
 
 def _check_sizes(path: Path, said: Mapping[str, str]) -> None:
-    """Raise InputRefused for voxel sizes that SimpleITK would replace."""
+    """Raise InputRefused for voxel sizes that SimpleITK would replace, and for what it would talk of, or overlook."""
+    if not _is_nrrd(path) and "dimsize" not in said:
+        raise InputRefused("bad-header", f"{path.name} states no sizes (DimSize)", _AGAIN)
+    if not _is_nrrd(path) and (parts := said.get("elementnumberofchannels", "1")) != "1":
+        raise InputRefused("bad-datatype", f"{path.name} holds {parts:.20} values in each voxel", PLAIN_NUMBERS)
     sizes = said.get("elementspacing", said.get("elementsize", "1")).split()
     if any(re.fullmatch(r"[-+]?0*\.?0*(?:e.*)?", size, re.IGNORECASE) for size in sizes):
         raise InputRefused("singular-affine", f"{path.name} states voxels of no size", _AGAIN)

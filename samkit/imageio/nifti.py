@@ -24,7 +24,7 @@ from nibabel.openers import ImageOpener
 from samkit.errors import InputRefused
 from samkit.imageio.forms import Forms
 from samkit.imageio.gate import PLAIN_NUMBERS
-from samkit.imageio.reader import GZIP, Reader, Stored, read_array, read_to_end
+from samkit.imageio.reader import GZIP, Reader, Stored, in_three, read_array, read_to_end
 
 _MAGIC = {b"n+1\0", b"ni1\0", b"n+2\0", b"ni2\0"}
 _MAX_OFFSET = 2**24
@@ -62,7 +62,7 @@ def _open_volume(path: Path) -> Stored:
     proxy = ArrayProxy(voxels_path, header)
     return Stored(
         path,
-        shape,
+        in_three(shape),
         dtype,
         np.array(header.get_best_affine(), np.float64),
         lambda: read_voxels(proxy),
@@ -73,6 +73,7 @@ def _open_volume(path: Path) -> Stored:
         holder=voxels_path,
         bytes=math.prod(shape[:3]) * dtype.itemsize + int(stated["vox_offset"]),
         shrunk=GZIP if _is_packed(voxels_path) else 1,
+        axes=min(len(shape), 3),
         warnings=tuple(
             f"{field} {int(stated[field])} is not one of NIfTI's: the file's {field[:5]} is not used"
             for field in ("sform_code", "qform_code")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
@@ -65,6 +65,15 @@ def read_array(
     return out
 
 
+def in_three(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of an array with a third axis: what has two is one slice.
+
+    >>> in_three((256, 192)), in_three((4, 5, 6, 7))
+    ((256, 192, 1), (4, 5, 6, 7))
+    """
+    return (*shape, 1) if len(shape) == 2 else tuple(shape)
+
+
 @dataclass(frozen=True)
 class Stored:
     """A volume in its file or in memory, by its own header; the gate judges this before it asks for the voxels."""
@@ -72,14 +81,14 @@ class Stored:
     path: Path | str
     """The file that was named, or what messages call a volume that no file is given for."""
     shape: tuple[int, ...]
-    """Along each axis of the file's array; one that is longer than 1 after the third counts volumes."""
+    """Along each axis, `in_three` of the file's array; one that is longer than 1 after the third counts volumes."""
     dtype: np.dtype
     """Of the voxels in the file."""
     affine: np.ndarray
     """(4, 4): voxel index to world RAS+, in `unit`; not yet trusted."""
     voxels: Callable[[], np.ndarray]
-    """Reads those of the only volume: (I, J, K), integers as they are and anything else float32. May raise what it
-    likes."""
+    """Reads those of the only volume: (I, J, K), or (I, J), integers as they are and anything else float32. May raise
+    what it likes."""
     unit: str = "mm"
     """Of the affine; empty where the file does not say, which is taken for mm."""
     forms: Forms | None = None
@@ -96,6 +105,8 @@ class Stored:
     """What this format's header alone shows to be unusual."""
     modality: str = ""
     """CT, MR, ... in DICOM's short words; empty where the file does not say."""
+    axes: int = 3
+    """Of the file's array: 2 where it has no third one, else 3."""
     voxels_of: Callable[[int], np.ndarray] | None = None
     """Reads, as `voxels`, the volume of a number from 0 on, where there may be several; None where it can't."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
@@ -32,31 +33,37 @@ from samkit.json_files import read_json
 
 
 def read_scan(
-    path: Path, *, volume: int | None = None, max_voxels: int = MAX_VOXELS, max_bytes: int = MAX_BYTES
+    path: Path,
+    *,
+    volume: int | None = None,
+    max_voxels: int = MAX_VOXELS,
+    max_bytes: int = MAX_BYTES,
+    one_slice: bool = False,
 ) -> Scan:
     """Return the scan in a file of any reader; raises InputRefused, MissingDependencyError.
 
     The array keeps the file's integer type, or is float32 where the file scales its values or holds floats. Trailing
     axes of length one are dropped; of a file of several volumes `volume` is which one is read, from 0 on, and without
     it such a file is refused. More than `max_voxels`, or than `max_bytes` of them as they are stored, are refused by
-    the header.
+    the header; so is one slice, unless `one_slice` takes it: any axis may be one voxel long then.
     """
     reader, stored, files = _open(path)
     stored = stored if volume is None else pick_volume(stored, volume)
-    scan = admit_scan(stored, reader, max_voxels=max_voxels, max_bytes=max_bytes)
+    scan = admit_scan(stored, reader, max_voxels=max_voxels, max_bytes=max_bytes, one_slice=one_slice)
     return replace(scan, modality=scan.modality or _modality_beside(path), files=files)
 
 
-def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> Volume:
+def read_label(path: Path, *, max_voxels: int = MAX_VOXELS, one_slice: bool = False) -> Volume:
     """Return the label in a file of any reader, whole numbers from 0 on, of an integer type; raises as `read_scan`."""
     reader, stored, _ = _open(path)
-    return admit_label(stored, reader, max_voxels=max_voxels)
+    return admit_label(stored, reader, max_voxels=max_voxels, one_slice=one_slice)
 
 
-def read_geometry(path: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[Index, np.ndarray]:
+def read_geometry(path: Path, *, max_voxels: int = MAX_VOXELS, one_slice: bool = False) -> tuple[Index, np.ndarray]:
     """Return shape (I, J, K) and affine (4, 4) of a scan or label by its header alone; raises as `read_scan`."""
     reader, stored, _ = _open(path)
-    return admit_header(stored, reader, max_voxels=max_voxels), np.array(stored.affine, np.float64)
+    shape = admit_header(stored, reader, max_voxels=max_voxels, one_slice=one_slice)
+    return shape, np.array(stored.affine, np.float64)
 
 
 def read_picture(path: Path) -> Picture:
@@ -185,7 +192,9 @@ def _open_picture(path: Path) -> StoredPicture:
 
 def _present_files(path: Path, reader: Reader) -> tuple[Path, ...]:
     """Return the files of `path`; raises InputRefused where one is missing, can't be read, or is packed otherwise."""
-    _check_present(path, InputRefused("missing", f"there is no file {path.name}", "check the path"))
+    is_there = os.path.isdir(path.parent)  # noqa: PTH112 - Path.is_dir raises where nobody may look
+    nowhere = "" if is_there else f", for there is no folder {path.parent}"
+    _check_present(path, InputRefused("missing", f"there is no file {path.name}{nowhere}", "check the path"))
     with damage_refused(path.name):
         files = reader.files(path)
     for part in files:

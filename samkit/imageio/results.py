@@ -19,7 +19,7 @@ def check_results(mask: Path, others: Iterable[Path], study: Study, sources: Ite
     InputRefused where a folder is missing, or a file would take the place of one of the study's or of `sources`.
     """
     wanted = MASK_SUFFIXES if study.picture is None else (PICTURE_SUFFIX,)
-    if not mask.name.endswith(wanted):
+    if not mask.name.lower().endswith(wanted):
         kind = "scan" if study.picture is None else "picture"
         raise OptionError(
             f"the mask of a {kind} must end in {' or '.join(wanted)}, and it is '{mask.name}'; "
@@ -50,7 +50,7 @@ def table_path(mask: Path) -> Path:
 
 
 def _stem(mask: Path) -> str:
-    return Path(mask.name.removesuffix(".gz")).stem
+    return Path(mask.stem if mask.suffix.lower() == ".gz" else mask.name).stem
 
 
 def write_table(path: Path, labels: np.ndarray, structures: Sequence[str], voxel_ml: float | None) -> None:

@@ -28,6 +28,8 @@ class Scan:
     """The file with the voxels; None for what was given in memory."""
     warnings: tuple[str, ...]
     """What looks unusual but does not stop the work."""
+    axes: int = 3
+    """Of the file's array, which a mask's file takes over; of two the third axis here is one voxel long."""
     doubt: Doubt | None = None
     """Why left and right are not known, where they are not."""
     files: tuple[Path, ...] = ()

@@ -88,15 +88,19 @@ def read_study(
     volume: int | None = None,
     max_bytes: int = MAX_BYTES,
     assume_ras: bool = False,
+    one_slice: bool = False,
 ) -> Study:
     """Read `files`, by sequence, through the gate; raises InputRefused, also for a picture that is not alone.
 
     `volume` is which one, from 0 on, of files that hold several, `max_bytes` the most that the voxels of one may take
-    as they are stored; `assume_ras` is as in Study.
+    as they are stored; `assume_ras` is as in Study, `one_slice` as for `read_scan`.
     """
     pictures = [path for path in files.values() if is_picture(path)]
     if not pictures:
-        scans = {name: read_scan(path, volume=volume, max_bytes=max_bytes) for name, path in files.items()}
+        scans = {
+            name: read_scan(path, volume=volume, max_bytes=max_bytes, one_slice=one_slice)
+            for name, path in files.items()
+        }
         return Study(files, scans, None, volume, assume_ras)
     if len(files) > 1:
         raise InputRefused(
@@ -114,6 +118,15 @@ def check_volume_number(volume: object) -> None:
         raise OptionError(
             f"{{volume}} is {volume!r:.40}, needed is a whole number, 0 is the first; e.g. {{volume 0}}",
             options=("volume", "volume 0"),
+        )
+
+
+def check_max_bytes(max_bytes: object) -> None:
+    """Raise OptionError for what is no number of bytes."""
+    if isinstance(max_bytes, bool) or not isinstance(max_bytes, Integral) or int(max_bytes) < 1:
+        raise OptionError(
+            f"{{max_bytes}} is {max_bytes!r:.40}, needed is a whole number above 0; e.g. {{max_bytes {2 * MAX_BYTES}}}",
+            options=("max_bytes", f"max_bytes {2 * MAX_BYTES}"),
         )
 
 

@@ -92,6 +92,7 @@ def check_output(path: Path, inputs: Iterable[Path]) -> None:
 
 
 def _write_beside(path: Path, array: np.ndarray, scan: Scan) -> None:
+    array = array.reshape(array.shape[: scan.axes])
     header = scan.forms.header(array.shape, array.dtype)
     # With the header's own affine nibabel leaves the forms as they are.
     image = (Nifti2Image if scan.forms.version == 2 else Nifti1Image)(array, header.get_best_affine(), header)
@@ -101,7 +102,7 @@ def _write_beside(path: Path, array: np.ndarray, scan: Scan) -> None:
 
 def _write_image(path: Path, image: Nifti1Image) -> None:
     with replacing(path) as file:
-        if path.name.endswith(".gz"):
+        if path.name.lower().endswith(".gz"):
             # No name and no time inside, so that equal masks are equal files.
             with gzip.GzipFile("", "wb", 3, file, mtime=0) as packed:
                 image.to_stream(packed)

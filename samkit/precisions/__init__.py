@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from samkit.errors import SamkitError
+from samkit.errors import OptionError
 from samkit.precisions.precision import Precision, Tolerance
 
 __all__ = ["BASE", "DECODER_TOLERANCE", "ENCODER_TOLERANCE", "PRECISIONS", "Precision", "Tolerance", "get_precision"]
@@ -27,7 +27,7 @@ DECODER_TOLERANCE = {precision.name: precision.decoder for precision in PRECISIO
 
 
 def get_precision(name: str) -> Precision:
-    """Return the record of the precision called `name`; raises SamkitError with the names there are.
+    """Return the record of the precision called `name`; raises OptionError with the names there are.
 
     >>> get_precision("fp16").suffix
     '.fp16'
@@ -35,6 +35,8 @@ def get_precision(name: str) -> Precision:
     for precision in PRECISIONS:
         if precision.name == name:
             return precision
-    raise SamkitError(
+    meant = [f"; {name} is called {precision.name}" for precision in PRECISIONS if precision.title == name]
+    raise OptionError(
         f"the precision '{name}' is not known; known are {', '.join(precision.name for precision in PRECISIONS)}"
+        + "".join(meant)
     )

@@ -96,7 +96,7 @@ class SimulatedUser:
         if not target.any():
             raise InputRefused("no-target", f"{case.name} has nothing to prompt", "leave it out, or name another label")
         if case.picture is None:
-            view = case.view(method.plane)
+            view = case.view(case.plane or method.plane)
             place = int(view.slices(target).sum(axis=(1, 2)).argmax())
             user = replace(user, view=view, place=place, spacing_mm=view.pixel_mm)
         judged = {structure: user.region(target)}

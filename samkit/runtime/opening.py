@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samkit.errors import ExportError, OptionError
+from samkit.files import given_path
 from samkit.geometry import Triple
 from samkit.runtime.client.remote_session import open_remote_session
-from samkit.runtime.client.triton_transport import GRPC, Address, is_url
+from samkit.runtime.client.triton_transport import GRPC, Address, is_url, meant_address
 from samkit.runtime.session.base import Session
 from samkit.runtime.session.view import View
 
@@ -83,6 +84,8 @@ def open_session(
             str(target), spacing=spacing, plane=plane, intensities=intensities, timeout=timeout
         )
     else:
+        if (meant := meant_address(target)) is not None:
+            raise OptionError(f"there is no folder {target}; did you mean the server's address '{meant}'?")
         if timeout is not None:
             raise OptionError(
                 "{timeout} is for a server's answers, and an export in a folder waits for none; leave it out",
@@ -134,7 +137,7 @@ def open_export(
                 f"the export is of the type {type(export).__name__}; give the folder that sam-export wrote, such as "
                 f"'exports/m-sam', or a server's address, such as '{GRPC}://127.0.0.1:8001/m-sam'"
             )
-        export = Export.open(export, verify=False)
+        export = Export.open(given_path(export, "the export"), verify=False)
     if not record.checks_bytes:
         export.verify()
     variant = backends.Variant(record.name, precision or backends.default_precision(export, record, device), device)

@@ -18,6 +18,7 @@ from samkit.imageio.gate import MAX_BYTES, options_offered
 from samkit.imageio.reading import is_picture, named
 from samkit.imageio.study import read_study
 from samkit.imageio.writing import MASK_SUFFIXES, PICTURE_SUFFIX
+from samkit.methods.method import SliceMethod
 from samkit.planes import PLANES
 from samkit.precisions import BASE, PRECISIONS
 from samkit.prompts import parse_box, parse_number, parse_point, parse_structure, read_prompts
@@ -29,7 +30,7 @@ from samkit.segment.checks import check_method, check_picture, check_place, chec
 from samkit.segment.inputs import find_inputs
 from samkit.segment.outputs import Outputs
 from samkit.segment.place import in_folder, on_server
-from samkit.segment.report import provenance, write_report
+from samkit.segment.report import case_of, provenance, without_names, write_report
 from samkit.segment.segmenting import segment_study, tell
 from samkit.sequences import parse_pattern
 from samkit.version import __version__
@@ -83,7 +84,7 @@ def _parse_limits(context: click.Context, parameter: click.Parameter, value: str
 
 def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, Path | None], Path | None]:
     def check(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
-        if value is not None and not value.name.endswith(suffixes):
+        if value is not None and not value.name.lower().endswith(suffixes):
             raise click.BadParameter(f"'{value.name}' must end in {' or '.join(suffixes)}")
         return value
 
@@ -117,9 +118,9 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
     required=True,
     multiple=True,
     metavar="[NAME=]FILE",
-    help=f"The scan: {named(pictures=False)}, one 3D volume; a picture for 2D methods, {named(pictures=True)}. "
-    "Methods of several sequences take each as -i t1c=FILE -i t2w=FILE, or a folder whose file names say which is "
-    "which.",
+    help=f"The scan: {named(pictures=False)}, one 3D volume. 2D methods also take one slice, or a picture, "
+    f"{named(pictures=True)}. Methods of several sequences take each as -i t1c=FILE -i t2w=FILE, or a folder whose "
+    "file names say which is which.",
 )
 @click.option(
     "--sequence",
@@ -188,7 +189,11 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
     help="Of a scan that does not say where its voxels lie: its axes do run as the warning says, so that millimetres, "
     "and structures of one side, may be believed. Without it they are refused there.",
 )
-@click.option("--plane", type=click.Choice(PLANES), help="Slices of 2D methods; default: the method's own.")
+@click.option(
+    "--plane",
+    type=click.Choice(PLANES),
+    help="Slices of 2D methods; default: the method's own, and of a scan of one slice the plane it lies in.",
+)
 @click.option(
     "--intensities",
     callback=_parse_limits,
@@ -237,6 +242,11 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
     help="Also write a picture, .png: the slice that shows most of the mask, with the mask on it.",
 )
 @click.option("--report", "report_path", type=_FILE, help="Also write a JSON of inputs, versions and hashes.")
+@click.option(
+    "--show-names",
+    is_flag=True,
+    help="Name files in the JSON line and in --report, which else call the case by the first digits of its SHA-256.",
+)
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 @click.pass_context
 def segment(
@@ -266,6 +276,7 @@ def segment(
     logits_path: Path | None,
     overlay_path: Path | None,
     report_path: Path | None,
+    show_names: bool,
     quiet: bool,
 ) -> None:  # fmt: skip
     """Segment a scan or a picture from clicks and boxes, or without any, and write the mask.
@@ -296,7 +307,13 @@ def segment(
         outputs = Outputs.named(mask_path, logits_path, overlay_path, report_path, place.structures)
 
         with options_offered():
-            study = read_study(files, volume=volume, max_bytes=max_bytes or MAX_BYTES, assume_ras=assume_ras)
+            study = read_study(
+                files,
+                volume=volume,
+                max_bytes=max_bytes or MAX_BYTES,
+                assume_ras=assume_ras,
+                one_slice=isinstance(place.method, SliceMethod),
+            )
         if study.picture is not None:
             of_scans = {"world": world, "assume_ras": assume_ras, "max_bytes": max_bytes}
             check_picture({**of_scans, **of_slices, "logits_path": logits_path})
@@ -318,8 +335,11 @@ def segment(
         end = time.perf_counter()
 
         seconds = {"load": read - found, "open": found - start + ready - read, **done.seconds}
+        case = case_of(study)
+        told = [*session.warnings, *done.warnings]
         result = {
-            "mask": str(mask_path),
+            "case": case,
+            **({"mask": str(mask_path)} if show_names else {}),
             "volume_ml": done.volume_ml,
             "seconds": _rounded({**seconds, "write": end - segmented, "total": end - start}),
             "method": place.method.name,
@@ -328,11 +348,13 @@ def segment(
             "clicks": len(prompts),
             **done.figures,
             "demonstration_weights": session.manifest.plan.is_demonstration,
-            "warnings": [*session.warnings, *done.warnings],
+            "warnings": told if show_names else [without_names(sentence, study, case) for sentence in told],
             "notice": NOTICE,
         }
         if report_path is not None:
-            write_report(report_path, {**result, **provenance(session, study, prompts, mask_path)})
+            write_report(
+                report_path, {**result, **provenance(session, study, prompts, mask_path, show_names=show_names)}
+            )
     click.echo(json.dumps(result))
 
 

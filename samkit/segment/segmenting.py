@@ -12,7 +12,7 @@ import numpy as np
 from samkit.imageio.study import Study
 from samkit.methods.method import SliceMethod
 from samkit.prompts import Prompt
-from samkit.runtime.session.base import Session
+from samkit.runtime.session.base import EMPTY, Session
 from samkit.runtime.session.steps import Step
 
 _LOG = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def _figures(session: Session) -> dict[str, Any]:
 
 
 def _warnings(last: Step) -> list[str]:
-    warnings = [] if last.voxels > 0 else ["the mask is empty"]
+    warnings = [] if last.voxels > 0 else [EMPTY]
     if last.limit_reached:
         warnings.append("the object goes on beyond the crops that one click may add; click on its end to follow it")
     return warnings

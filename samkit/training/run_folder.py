@@ -202,7 +202,10 @@ def read_metrics(out: Path) -> list[dict[str, str]]:
         return []
     try:
         with (out / _METRICS).open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        if "epoch" not in (reader.fieldnames or ()):
+            raise ValueError("it does not begin with the names of its columns")
         if [int(row["epoch"]) for row in rows] != list(range(len(rows))) or any(None in row.values() for row in rows):
             raise ValueError("it does not hold a row for each epoch")
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:

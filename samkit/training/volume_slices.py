@@ -78,7 +78,7 @@ def find_freesurfer(folder: Path, plane: str = "coronal") -> FoundCases:
 
 def read_labelled_volume(case: SliceCase) -> LoadedCase:
     """Return the slices of a case; label values are the file's own, 0 to 255."""
-    labels = read_label(case.labels[0]).array
+    labels = read_label(case.labels[0], one_slice=True).array
     if labels.max() > 255:
         raise InputRefused(
             "label-values", f"the label of {case.name} holds values up to {labels.max()}, 255 is the largest",
@@ -89,7 +89,7 @@ def read_labelled_volume(case: SliceCase) -> LoadedCase:
 
 def read_freesurfer(case: SliceCase) -> LoadedCase:
     """Return the slices of a case with FreeSurfer's values mapped to 1..12, anything else to 0."""
-    values = read_label(case.labels[0]).array
+    values = read_label(case.labels[0], one_slice=True).array
     to_ours = np.zeros(max(int(values.max()), *STRUCTURE_VALUES) + 1, np.uint8)
     to_ours[list(STRUCTURE_VALUES)] = range(1, len(STRUCTURE_VALUES) + 1)
     labels = to_ours[values]
@@ -115,7 +115,7 @@ def _load(case: SliceCase, labels: np.ndarray) -> LoadedCase:
     knows_sides = False  # one of several in one grid is enough
     view = None
     for path in case.images:
-        scan = read_scan(path)
+        scan = read_scan(path, one_slice=True)
         volume = scan.volume
         knows_sides |= scan.doubt is None
         remarks |= dict.fromkeys(scan.warnings)
@@ -145,12 +145,12 @@ def _found(
     cases = []
     for name, images, label in ready:
         try:
-            view = PlaneView.of(*_one_space((*images, label)), plane)
+            view = PlaneView.chosen(*_one_space((*images, label)), None, plane)
         except (InputRefused, GeometryError) as error:
             skipped.append(f"{name} skipped: {error}")
             continue
         group = name.rpartition("/")[0]
-        cases.append(SliceCase(name, group, images, (label,), reader, tuple(range(view.count)), plane=plane))
+        cases.append(SliceCase(name, group, images, (label,), reader, tuple(range(view.count)), plane=view.plane))
     if not cases:
         raise nothing_usable(skipped)
     return FoundCases(layout, tuple(cases), tuple(skipped), names)
@@ -159,9 +159,9 @@ def _found(
 def _one_space(paths: Sequence[Path]) -> tuple[Index, np.ndarray]:
     """Return shape and affine that all files share, by their headers; InputRefused names the one that differs."""
     first = paths[0]
-    shape, affine = read_geometry(first)
+    shape, affine = read_geometry(first, one_slice=True)
     for path in paths[1:]:
-        other_shape, other = read_geometry(path)
+        other_shape, other = read_geometry(path, one_slice=True)
         if other_shape != shape:
             raise InputRefused(
                 "not-co-registered",

@@ -70,7 +70,7 @@ class SliceSteps:
         result: np.ndarray,
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Return the mask (I, J, K) on the scan's own array, and what the report says of slices alone."""
-        view = PlaneView.of(shape, affine, self._method.plane if asked.plane is None else asked.plane)
+        view = PlaneView.chosen(shape, affine, asked.plane, self._method.plane)
         across = tuple(sorted(view.file_index(number) for number in found["slices"]))
         return np.ascontiguousarray(view.volume(result)), {"boxes": found["boxes"], "slices": across}
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from samkit.errors import InputRefused, PromptError
 from samkit.geometry import Grid, Index, Volume, crop
+from samkit.imageio.gate import check_several_slices
 from samkit.methods.method import VolumeMethod
 from samkit.networks.sam3d_config import Sam3DConfig
 from samkit.prompts import FOREGROUND, Prompt, prompt_json, prompts_from_json
@@ -47,6 +48,7 @@ class VolumeSteps:
             raise PromptError(
                 f"none of {len(points)} click(s) is on the object, {name} needs one; send a point, label 1"
             )
+        check_several_slices("the scan", volume.array.shape)
         i, j, k = volume.array.shape
         grid = self._grid((i, j, k), volume.affine, asked)
         for point in points:

@@ -40,6 +40,7 @@ NEEDS = {
     r"python -m (tools\.(rewrites|fp16|serving|flops)|samkit\.training\.demo_weights|samkit\.demo)": "minutes",
     r"(sam-train|sam-bench (accuracy|latency|load|compare|report))": "minutes, or data of your own",
     r"sam-export --method \S+ (--out \S+ )?(--fp16|--checkpoint|--size full)": "minutes, or weights of your own",
+    r"sam-export --method medsam --out exports/medsam$": "half a minute; `stage` has such an export",
     r"python \.\./shared/": "the folder shared/ beside the repository",
     r"sam-segment --server": "a server, which the test of its page starts",
     r"sam-segment --export (DIR|EXPORT|exports/brainseg-dmif)": "an export that other tests make",

@@ -18,20 +18,18 @@ from samkit.phantoms import make_phantom
 from samkit.prompts import FOREGROUND, Point
 from samkit.runtime import open_session
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("export of m-sam")]  # so that it is exported once
 
 
-@pytest.fixture(scope="module", params=["m-sam"])
-def demo_export(request, tmp_path_factory):
+@pytest.fixture
+def demo_export(export_of):
     """The export that `sam-export --method m-sam` makes of the demonstration weights."""
-    folder = tmp_path_factory.mktemp("demo") / request.param
-    command("export", "--method", request.param, "--out", folder)
-    return folder
+    return export_of("m-sam")
 
 
-def command(part, *arguments):
-    """Run sam-export or sam-segment in a fresh interpreter; return what it printed."""
-    code = f"from samkit.{part}.cli import main; main()"
+def segment(*arguments):
+    """Run sam-segment in a fresh interpreter; return what it printed."""
+    code = "from samkit.segment.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
     )
@@ -102,7 +100,7 @@ def test_command_gives_one_mask_for_one_point_of_the_world(demo_export, shared, 
     for path in paths:
         output = tmp_path / path.name
         click = ("--world", "--point", f"{point},+")
-        printed = command("segment", "--export", demo_export, "-i", path, "-o", output, *click)
+        printed = segment("--export", demo_export, "-i", path, "-o", output, *click)
         assert json.loads(printed)["demonstration_weights"] is True
         written = nibabel.as_closest_canonical(nibabel.load(output))
         masks[path.name] = np.asarray(written.dataobj) > 0

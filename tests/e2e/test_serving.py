@@ -149,8 +149,10 @@ def scans_of(name, shared, folder):
     data = shared / "data"
     sequences = method.sequences(method.sizes["small"]) if isinstance(method, SliceMethod) else ()
     if sequences:
-        patient = data / "ms-lesions" / "patient19"
-        return [({n: patient / f"{IN_SEQUENCES[n]}.nii.gz" for n in sequences}, patient / "lesions.nii.gz")]
+        patient = data / "ms-lesions" / "patient19"  # every slice is segmented: those through some lesions are enough
+        names = {n: f"{IN_SEQUENCES[n]}.nii.gz" for n in sequences}
+        cut = {file: slab(patient / file, method, folder) for file in (*names.values(), "lesions.nii.gz")}
+        return [({n: cut[file] for n, file in names.items()}, cut["lesions.nii.gz"])]
     if name == "lora-sam":  # which segments every slice: those through the thalami are enough
         brain, label = (slab(data / "subcortical" / f, method, folder) for f in ("norm.mgz", "aparc.a2009s+aseg.mgz"))
         return [({"": brain}, label)]
@@ -591,7 +593,7 @@ def test_killed_server_is_a_typed_error_and_a_new_one_serves_new_sessions(export
     volume, clicks = noisy(106)
     with EmbeddedServer(repository) as server:
         port = server.grpc_port
-        session = open_session(url(server, "m-sam"), timeout=20)
+        session = open_session(url(server, "m-sam"), timeout=8)  # which is waited for
         session.set_image(volume)
         misses = figure(server, "samkit_cache_misses_total")
         with ThreadPoolExecutor(1) as pool, shut(server):

@@ -254,6 +254,14 @@ def test_newer_schema_is_refused(tmp_path, network, info):
         load_network(tmp_path / "c.safetensors", M_SAM)
 
 
+def test_a_size_that_the_method_does_not_have_is_refused(tmp_path, network, info):
+    save_checkpoint(tmp_path / "c.safetensors", network, info)
+    facts = json.loads((tmp_path / "c.json").read_text())
+    (tmp_path / "c.json").write_text(json.dumps({**facts, "size": "huge"}))
+    with pytest.raises(CheckpointError, match="its size is 'huge', m-sam has"):
+        load_network(tmp_path / "c.safetensors", M_SAM)
+
+
 def test_weights_with_nan_are_not_saved(tmp_path, info):
     network = M_SAM.build(M_SAM.sizes["tiny"])
     with torch.no_grad():

@@ -234,6 +234,12 @@ def test_unusable_spacing_is_refused(spacing):
         Grid.over((4, 4, 4), np.eye(4), spacing)
 
 
+@pytest.mark.parametrize("edge", [1e-30, 1e-7, 1e5, 1e30])
+def test_voxels_that_no_scanner_makes_are_refused(edge):
+    with pytest.raises(GeometryError, match=r"voxel edges of 1 x 1 x (1e.*|100000) mm are no scan's"):
+        check_affine(np.diag([1, 1, edge, 1.0]))
+
+
 def test_tiny_voxels_are_no_singular_affine():
     check_affine(np.diag([1e-3, 1e-3, 1e-3, 1.0]))
     check_affine(np.diag([0.5, 0.5, 30.0, 1.0]))

@@ -86,10 +86,10 @@ class FolderCases:
             )  # fmt: skip
         unsure = sum(not one.knows_sides for one in taken)
         self.told = (
+            f"{len(taken)} of {count} subjects in the folder are measured",
             *count_kinds([one.remarks for one in taken], "cases"),
             *sides_unsure(unsure, len(taken), self._structures),
         )
-        self.remarks.append(f"{len(taken)} of {count} subjects in the folder are measured")
 
     def _of_volumes(self) -> list[_Candidate]:
         try:
@@ -167,7 +167,7 @@ class FolderCases:
             return Case(name, {}, self._targets(labels, names, label), picture=picture), told
         # The session scales and cuts by itself, so it gets the scans as they are, and the labels are training's
         scans = zip(self._sequences or ("",), case.images, strict=True)
-        volumes = {sequence: read_scan(path).volume for sequence, path in scans}
+        volumes = {sequence: read_scan(path, one_slice=True).volume for sequence, path in scans}
         scan = Case(name, volumes, {}, case.plane)
         return replace(scan, targets=self._targets(scan.view().volume(loaded.labels), names, label)), told
 

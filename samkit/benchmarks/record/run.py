@@ -13,12 +13,19 @@ from samkit.benchmarks.record.rows import Row, read_row, to_dict
 from samkit.errors import InputRefused, SamkitError
 from samkit.files import make_folder, write_whole
 from samkit.json_files import read_json, take_version
-from samkit.json_records import from_json, to_json
+from samkit.json_records import from_json, read_value, to_json
 from samkit.manifest import Manifest
 from samkit.version import __version__
 
 SCHEMA_VERSION = 1
 Facts = Mapping[str, Any]
+_OF_EXPORTS: Facts = {"method": str, "size": str, "weights": str, "demonstration": bool, "manifest": str}
+_OF_MACHINE: Facts = {
+    "processor": str, "cores": int, "threads": int, "device": str, "gpus": tuple[Facts, ...], "memory_gb": float,
+    "system": str, "clock_mhz": Facts, "load": Facts, "gemm_gflops": float, "copy_gb_per_s": float, "settled": bool,
+    "unsettled": tuple[str, ...],
+}  # fmt: skip
+"""Of what a run says of its exports and its machine, the types of what is shown; any of it may be missing."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +100,28 @@ def load_run(path: Path) -> Run:
         schema, data = take_version(read_json(path))
         if schema <= SCHEMA_VERSION:
             rows = tuple(read_row(row) for row in data.get("rows", ()))
-            return replace(from_json(Run, {**data, "rows": []}, "the run", schema_version=schema), rows=rows)
+            run = replace(from_json(Run, {**data, "rows": []}, "the run", schema_version=schema), rows=rows)
+            _check_facts(run)
+            return run
     except (ValueError, TypeError, AttributeError, SamkitError) as error:
         raise InputRefused(
             "no-run", f"{path} holds no run of sam-bench ({error})", "give a file that sam-bench wrote with --json"
         ) from error
     found = f"{path.name} has schema {schema} and this samkit reads up to {SCHEMA_VERSION}"
     raise InputRefused("newer-run", found, "upgrade samkit, or measure again")
+
+
+def _check_facts(run: Run) -> None:
+    """Raise SamkitError where what is shown of exports or machine has another type."""
+    for known, facts, called in (
+        *((_OF_EXPORTS, export, "an export") for export in run.exports),
+        (_OF_MACHINE, run.machine, "the machine"),
+    ):
+        for name, kind in known.items():
+            if facts.get(name) is not None:
+                read_value(kind, facts[name], f"{name} of {called}")
+    if not all(export.get("method") for export in run.exports):
+        raise SamkitError("an export has no method")
 
 
 def describe_export(manifest: Manifest) -> dict[str, Any]:

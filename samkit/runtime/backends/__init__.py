@@ -62,7 +62,7 @@ def device_names() -> tuple[str, ...]:
 def find_backend(name: str, device: str | None, precision: str | None) -> tuple[Backend, str]:
     """Return a backend's record and where it runs, by default on its own device.
 
-    Raises OptionError for a backend or a device that there is not, or a device or precision that the backend lacks.
+    Raises OptionError for a backend, device or precision that there is not, or that the backend lacks.
     """
     backend = get_backend(name)
     device = backend.devices[0] if device is None else device
@@ -73,6 +73,8 @@ def find_backend(name: str, device: str | None, precision: str | None) -> tuple[
         raise OptionError(
             f"{backend.title} runs on {places} and not on {device}; leave {{device}} out", options=("device",)
         )
+    if precision is not None:
+        get_precision(precision)
     if precision is not None and backend.precisions is not None and precision not in backend.precisions:
         titles = " and ".join(one.title for one in PRECISIONS if one.name in backend.precisions)
         raise OptionError(
@@ -89,7 +91,7 @@ def checked_threads(threads: object) -> int | None:
         return int(threads)
     raise OptionError(
         f"{{threads}} is {threads!r:.80}, needed is a whole number above 0, at most {MOST_THREADS} (four for each "
-        "core of this machine), or none for all cores; e.g. {threads 2}",
+        "core of this machine), and without it all cores are used; e.g. {threads 2}",
         options=("threads", "threads 2"),
     )
 

@@ -48,7 +48,7 @@ from samkit.runtime.protocol.requests import (
 )
 from samkit.runtime.protocol.version import PROTOCOL
 from samkit.runtime.session.base import Session, Volumes, taken
-from samkit.runtime.session.places import check_prompts
+from samkit.runtime.session.places import check_flag, check_prompts
 from samkit.runtime.session.registration import check_co_registered
 from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate
@@ -115,6 +115,7 @@ class RemoteSession(Session):
         self.structures = self._described.structures
         self.sequences = self._described.sequences
         self.is_automatic = self._described.is_automatic
+        self.is_sliced = self._described.kind == "slices"
         self.server_samkit = self._described.samkit
 
     # --- The scan ---
@@ -141,7 +142,7 @@ class RemoteSession(Session):
         self._open(replace(self._asked, sequences=tuple(named)), tensors, RemoteMask(shape, empty=0.0))
 
     def _take_picture(self, picture: np.ndarray) -> None:
-        if not self._is_sliced:
+        if not self.is_sliced:
             self._refuse_picture()
         image = np.asarray(picture, np.float32)
         image = image[..., None] if image.ndim == 2 else image
@@ -176,7 +177,7 @@ class RemoteSession(Session):
 
     def _limits(self, volumes: Volumes) -> tuple[Limits, ...]:
         """Return what the server scales by: it does the same with the same voxels, and does not tell."""
-        if not self._is_sliced:
+        if not self.is_sliced:
             return ()
         if self._scaled[0] is not self._study:  # percentiles of a large scan take a second
             named, asked = self._in_order(volumes), self._asked.intensities
@@ -195,7 +196,8 @@ class RemoteSession(Session):
 
     def by_step(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, ...]]:
         """Return prompts as the server works on them: clicks in a volume one by one, those on slices together."""
-        if self._is_sliced:
+        check_prompts(prompts)
+        if self.is_sliced:
             return [tuple(prompts)] if prompts else []
         return [(prompt,) for prompt in prompts]
 
@@ -205,6 +207,7 @@ class RemoteSession(Session):
         Nothing changes where any of them is refused. Of several clicks the last one's step is known here, and the
         update tells of them together. Raises PromptError for `refine`, which no server does.
         """
+        check_flag("refine", refine)
         if refine:
             raise PromptError(
                 "refine is asked for, and a server does not do it; leave it out, or open the export folder instead"
@@ -296,10 +299,6 @@ class RemoteSession(Session):
     def manifest(self) -> ExportDescription:
         """Return plan and digest, as an export folder's manifest has them; no files, so nothing to verify."""
         return self._described
-
-    @property
-    def _is_sliced(self) -> bool:
-        return self._described.kind == "slices"
 
     @property
     def plane(self) -> str | None:

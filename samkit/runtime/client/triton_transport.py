@@ -10,6 +10,7 @@ that (docs/how-to/serve.md).
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from samkit.errors import InputRefused, PromptError, SamkitError, ServerTimeout, ServingError
+from samkit.errors import InputRefused, OptionError, SamkitError, ServerTimeout, ServingError
 from samkit.runtime.client import tritonclient_library
 from samkit.runtime.protocol import wire
 from samkit.runtime.protocol.failure import read_error
@@ -81,13 +82,13 @@ class Address:
 
     @classmethod
     def parse(cls, url: str) -> Self:
-        """Return what `url` says; raises PromptError for what is no such address.
+        """Return what `url` says; raises OptionError for what is no such address.
 
         >>> Address.parse("triton://localhost:8001/m-sam")
         Address(scheme='triton', server='localhost:8001', name='m_sam')
         """
         shown = "" if "@" in url else f"'{url}' "  # what stands before an @ may be a password
-        wrong = PromptError(
+        wrong = OptionError(
             f"the address {shown}is no server's, needed is {GRPC}://HOST:PORT/NAME (gRPC) or {HTTP}://HOST:PORT/NAME; "
             f"e.g. {GRPC}://localhost:8001/m-sam"
         )
@@ -119,6 +120,18 @@ def is_url(target: object) -> bool:
     (True, False)
     """
     return isinstance(target, str) and "://" in target
+
+
+def meant_address(target: object) -> str | None:
+    """Return the address that `target` is meant as where it lacks its scheme; None where it is a folder, or neither.
+
+    >>> meant_address("localhost:8001/m-sam"), meant_address("exports/m-sam")
+    ('triton://localhost:8001/m-sam', None)
+    """
+    found = re.fullmatch(r"(?P<server>[\w.-]+:\d+)(/(?P<name>[\w-]+)?)?", target) if isinstance(target, str) else None
+    if found is None or os.path.exists(found[0]):  # noqa: PTH110 - Path.exists raises for a name that is too long
+        return None
+    return f"{GRPC}://{found['server']}/{found['name'] or 'NAME'}"
 
 
 def connect(address: Address) -> Transport:

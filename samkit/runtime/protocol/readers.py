@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any, TypeGuard
 
 from samkit.errors import PromptError
@@ -116,11 +117,15 @@ def write_prompts(prompts: tuple[Prompt, ...]) -> list[dict[str, Any]]:
     """Return what `read_prompts` reads; the numbers of prompts may be numpy's, which JSON does not know."""
     return [
         {
-            key: [float(number) for number in value] if isinstance(value, list) else value
+            key: [float(number) for number in value] if isinstance(value, list) else _plain(value)
             for key, value in prompt_json(prompt).items()
         }
         for prompt in prompts
     ]
+
+
+def _plain(value: object) -> object:
+    return int(value) if isinstance(value, Integral) else value
 
 
 def read_sequences(value: object, name: str) -> tuple[str, ...]:

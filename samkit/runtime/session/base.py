@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, TypeAlias, Type
 import numpy as np
 
 from samkit.errors import ManifestError, MissingDependencyError, OptionError, PromptError, SamkitError
+from samkit.files import given_path
 from samkit.geometry import Index, Triple, Volume
 from samkit.imageio.gate import MAX_BYTES, options_offered
-from samkit.imageio.in_memory import study_of
+from samkit.imageio.in_memory import is_picture_array, study_of
 from samkit.imageio.results import check_results, table_path, write_results
 from samkit.imageio.study import Study
 from samkit.imageio.writing import png_of
@@ -32,7 +33,7 @@ from samkit.intensities import Limits
 from samkit.planes import PLANES
 from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, Prompt, SliceBox, SlicePoint
 from samkit.runtime.backends.runner import Closing
-from samkit.runtime.session.image_warnings import image_warnings
+from samkit.runtime.session.image_warnings import image_warnings, scale_warnings
 from samkit.runtime.session.overlay import draw
 from samkit.runtime.session.places import check_corners, check_flag, check_together, numbers_of, triple_of
 from samkit.runtime.session.steps import Step
@@ -51,6 +52,9 @@ _LOG = logging.getLogger(__name__)
 
 CLOSED = "this session is closed, and calls need an open one; use open_session again"
 """What any call is told after `close`."""
+
+EMPTY = "the mask is empty"
+"""What is told of one that is written with nothing in it."""
 
 Image: TypeAlias = Any
 """A file's path; an image of nibabel or SimpleITK; an array (I, J, K) with its affine; a Volume; or a picture (H, W) or
@@ -97,6 +101,9 @@ class Session(Closing, ABC):
 
     target: str = ""
     """Which export, by its folder's name, or the server's address; empty where the session was made from runners."""
+
+    is_sliced: bool = False
+    """Whether the method works slice by slice."""
 
     is_closed: bool = False
     """Whether it was closed."""
@@ -161,14 +168,20 @@ class Session(Closing, ABC):
     @property
     def image_warnings(self) -> tuple[str, ...]:
         """Return what has to be known of the image that is set: it looks like another modality than the weights', or
-        is scaled by percentiles where a CT's window is needed. Raises PromptError where no image is set.
+        is scaled by percentiles where a CT's window is needed, or its header, its axes or the size of its voxels look
+        wrong, which is logged as well when it is set. Raises PromptError where no image is set.
         """
         study = self._given()
         try:
             plan = self.manifest.plan
         except ManifestError:  # made from runners, of which nobody says what they have learnt from
             plan = None
-        return (*study.warnings, *image_warnings(study.scans, self.limits, self.method, plan))
+        return (*self._warned(study), *image_warnings(study.scans, self.limits, self.method, plan))
+
+    def _warned(self, study: Study) -> tuple[str, ...]:
+        """Return those that geometry alone shows."""
+        spacing = None if study.picture is not None else self.spacing
+        return (*study.warnings, *(() if spacing is None else scale_warnings(study.scan.volume, spacing)))
 
     # --- Acts ---
 
@@ -190,6 +203,8 @@ class Session(Closing, ABC):
             session.set_image({"t1c": "a.nii.gz", "t2w": image})   # by sequence; arrays share one affine
             session.set_image(pixels)                              # (H, W) or (H, W, 3), 0..255, for methods of slices
 
+        For methods of slices a scan may be one slice, (I, J, 1) or with another axis of one voxel; the plane is that
+        slice's then, unless another one was asked for, which is refused.
         `volume` says which one is meant, 0 the first, where there are several along a fourth axis. An array is not
         copied: leave it as it is while it is set. A method that needs no prompt segments at once, unless `automatic` is
         False; for any other the mask is empty. `image_warnings` say what looks wrong about it. Where a file does not
@@ -201,6 +216,8 @@ class Session(Closing, ABC):
         self._check_open()
         check_flag("automatic", automatic)
         check_flag("assume_ras", assume_ras)
+        if not self.is_sliced and affine is None and is_picture_array(image):
+            self._refuse_picture()  # before its values are judged: no other picture would do
         with options_offered():
             study = study_of(
                 image,
@@ -209,10 +226,14 @@ class Session(Closing, ABC):
                 channels=len(self.sequences),
                 max_bytes=max_bytes,
                 assume_ras=assume_ras,
+                one_slice=self.is_sliced,
             )
         check_sides(study, self.structures, world=False)
         self._take(study.image)
         self._study = study
+        if not isinstance(image, Study):  # whoever made one has seen its warnings, and tells of them in its own way
+            for warning in self._warned(study):
+                _LOG.warning("%s", warning)
         if automatic and self.is_automatic:
             return self.segment_automatically()
         return self.last_update()
@@ -257,7 +278,10 @@ class Session(Closing, ABC):
 
     @abstractmethod
     def by_step(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, ...]]:
-        """Return prompts as `add` works on them: clicks in a volume one after the other, those on slices at once."""
+        """Return prompts as `add` works on them: clicks in a volume one after the other, those on slices at once.
+
+        Raises PromptError for what is no list of prompts.
+        """
 
     @abstractmethod
     def check(self, *prompts: Prompt) -> None:
@@ -348,10 +372,12 @@ class Session(Closing, ABC):
             raise OptionError(
                 f"the path of the mask is of the type {type(path).__name__}; give a file's, e.g. save('mask.nii.gz')"
             )
-        labels, study, mask = self.labels(), self._given(), Path(path)
+        labels, study, mask = self.labels(), self._given(), given_path(path, "the path of the mask")
         table = table_path(mask) if self.structures else None
         check_results(mask, [table] if table is not None else [], study)
         write_results(mask, table, labels, study, self.structures)
+        if not labels.any():
+            _LOG.warning(EMPTY)
 
     def overlay(self, plane: str | None = None) -> np.ndarray:
         """Return a picture of the mask on the image: (H, W, 3), uint8, rows and columns of RGB.

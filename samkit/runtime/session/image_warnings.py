@@ -1,4 +1,6 @@
-"""What has to be known of an image that was set: it looks like another modality, or no window was given."""
+"""What has to be known of an image that was set: it looks like another modality, no window was given, or its voxels
+are of a size that does not suit the network's grid.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from samkit.geometry import Grid, Triple, Volume, as_index, by
 from samkit.imageio.scan import Scan
 from samkit.intensities import PERCENTILES, Limits
 
@@ -16,6 +19,10 @@ if TYPE_CHECKING:
 
 _FAT = -50
 """Below it lies fat, and far below it air, in Hounsfield units; in MR nothing does, but for the ringing of a filter."""
+_MOST_TIMES = 5
+"""How many times as long as the grid's a scan's voxels may be; thick slices are as thick, but fine in their plane."""
+_LEAST_SIDE = 16
+"""Voxels of the grid along a scan's longest side, below which there is nothing to be seen."""
 _CT_LOWEST = -100
 _CT_SHARE = 0.01
 
@@ -30,6 +37,20 @@ def image_warnings(
     """
     seen = {scan.modality or ("CT" if _looks_like_ct(scan.volume.array) else "") for scan in scans.values()} - {""}
     return (*_other_modality(seen, method, plan), *_no_window(seen, limits))
+
+
+def scale_warnings(volume: Volume, spacing: Triple) -> tuple[str, ...]:
+    """Return in a sentence that a scan does not suit a grid of `spacing` [mm]: the network would see too few voxels."""
+    grid = Grid.over(as_index(np.array(volume.array.shape)), volume.affine, spacing)
+    hint = "is the affine in millimetres, and the spacing right?"
+    if max(grid.step) * _MOST_TIMES < 1:
+        return (
+            f"voxels of {by(volume.spacing)} mm are along each axis more than {_MOST_TIMES} times as long as those of "
+            f"the network's grid, {by(spacing)} mm, so that it sees few of them: {hint}",
+        )
+    if max(grid.shape) < _LEAST_SIDE:
+        return (f"the whole scan is {by(grid.shape)} voxels of the network's grid, {by(spacing)} mm: {hint}",)
+    return ()
 
 
 def _other_modality(seen: set[str], method: Method, plan: ExportPlan | None) -> list[str]:

@@ -16,7 +16,7 @@ from samkit.prompts import Prompt
 from samkit.runtime.backends.runner import Runner
 from samkit.runtime.loops.embeddings import ScanEmbeddings, own_embeddings
 from samkit.runtime.session.base import Session, Volumes, taken
-from samkit.runtime.session.places import check_prompts
+from samkit.runtime.session.places import check_flag, check_prompts
 from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate
 from samkit.runtime.session.world import is_inside
@@ -105,6 +105,7 @@ class LocalSession(Session, Generic[StateT]):
         prompts is refused.
         """
         self.check(*prompts)
+        check_flag("refine", refine)
         if not prompts:
             raise PromptError(f"no prompt was given; give {taken(self.method)}")
         before = self._now

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Real
 
 import numpy as np
 
 from samkit.errors import OptionError, PromptError
 from samkit.geometry import Triple, as_numbers
-from samkit.prompts import EXAMPLE_BOX, EXAMPLE_POINT, Box, Point, SliceBox, SlicePoint
+from samkit.prompts import BACKGROUND, EXAMPLE_BOX, EXAMPLE_POINT, FOREGROUND, Box, Point, SliceBox, SlicePoint
 
 
-def check_prompts(prompts: Sequence[object]) -> None:
-    """Raise PromptError unless all are prompts, whose places are numbers, as many as there must be."""
+def check_prompts(prompts: object) -> None:
+    """Raise PromptError unless it is a list of prompts: with numbers for places, as many as there must be, corners in
+    order, and a label that is one.
+    """
+    if not isinstance(prompts, Sequence) or isinstance(prompts, str):
+        raise PromptError(
+            f"the prompts are {prompts!r:.80}; give a list of them, such as [samkit.Point((60, 70, 30), 1)]"
+        )
     for prompt in prompts:
         match prompt:
             case Point(index):
@@ -33,8 +39,33 @@ def check_prompts(prompts: Sequence[object]) -> None:
                 f"{prompt!r:.80} is no prompt; give {{{shown}}}, or to add(...) such as samkit.Point((60, 70, 30), 1)",
                 options=(shown,),
             )
-        if not isinstance(prompt.structure, str):  # type: ignore[attr-defined]  # a prompt, as was just seen
-            raise PromptError(f"structure is {prompt.structure!r:.80}; give a name, or '' for none")  # type: ignore[attr-defined]
+        if isinstance(prompt, Point | SlicePoint):
+            _check_label(prompt.label)
+        if isinstance(prompt, SliceBox):
+            _check_order(prompt)
+        if not isinstance(prompt.structure, str):
+            raise PromptError(f"structure is {prompt.structure!r:.80}; give a name, or '' for none")
+
+
+def _check_label(label: object) -> None:
+    """Raise PromptError for what is neither FOREGROUND nor BACKGROUND: a network would take any number for a token."""
+    is_whole = isinstance(label, Integral) and not isinstance(label, bool)
+    if not is_whole or label not in (FOREGROUND, BACKGROUND):
+        raise PromptError(
+            f"the label of a point is {label!r:.40}; give {FOREGROUND} (samkit.prompts.FOREGROUND) on the object, or "
+            f"{BACKGROUND} (samkit.prompts.BACKGROUND) beside it"
+        )
+
+
+def _check_order(box: SliceBox) -> None:
+    """Raise PromptError where the corners have changed places: the network has a token for each."""
+    (x0, x1), (y0, y1) = sorted((box.x0, box.x1)), sorted((box.y0, box.y1))
+    if (x0, y0, x1, y1) != (box.x0, box.y0, box.x1, box.y1):
+        meant = ", ".join(f"{number:g}" for number in (x0, y0, x1, y1))
+        raise PromptError(
+            f"{box!r:.120} has its corners the other way round, needed are x0 <= x1 and y0 <= y1; "
+            f"give samkit.SliceBox({meant})"
+        )
 
 
 def check_flag(name: str, value: object) -> None:
@@ -79,8 +110,8 @@ def numbers_of(place: Sequence[float]) -> tuple[float, ...]:
         numbers = None
     if numbers is None:
         raise PromptError(
-            f"a place is {place!r:.80}, needed are finite numbers; give them together, such as (60, 70, 30), or (x, y) "
-            "on a picture"
+            f"a place is {place!r:.80}, needed are finite numbers in order; give them together, such as (60, 70, 30), "
+            "or (x, y) on a picture"
         )
     return numbers
 

@@ -33,6 +33,7 @@ from samkit.runtime.loops.refinement import NO_LOGIT
 from samkit.runtime.loops.slices import Slices, SliceState
 from samkit.runtime.session.base import Volumes, taken
 from samkit.runtime.session.local_session import LocalSession, check_inside
+from samkit.runtime.session.places import check_prompts
 from samkit.runtime.session.registration import check_co_registered
 from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate, Part, changed_part, paint
@@ -53,6 +54,8 @@ class _Opened:
 class SliceSession(LocalSession[SliceState]):
     """One method of slices with its runners. Holds one volume or picture, and the history of prompts on it."""
 
+    is_sliced = True
+
     def __init__(
         self,
         method: SliceMethod,
@@ -71,7 +74,7 @@ class SliceSession(LocalSession[SliceState]):
         """
         super().__init__(method, config, runners, precision, manifest)
         self._slice_method = method
-        self._plane = method.plane if plane is None else checked_plane(plane)
+        self._plane = None if plane is None else checked_plane(plane)
         self._intensities = intensities
         self._set: _Opened | None = None
 
@@ -83,7 +86,9 @@ class SliceSession(LocalSession[SliceState]):
     @property
     def plane(self) -> str | None:
         """Return along which slices are taken; None for a picture."""
-        return None if self._set is not None and self._set.view is None else self._plane
+        if self._set is None:
+            return self._plane or self.method.plane
+        return None if self._set.view is None else self._set.view.plane
 
     # --- The volume ---
 
@@ -91,13 +96,13 @@ class SliceSession(LocalSession[SliceState]):
         """Take one volume for each of the method's sequences.
 
         Raises InputRefused where a sequence is missing, unknown, without contrast, or not co-registered with the first
-        one, GeometryError for a singular affine.
+        one, or is one slice and another plane was asked for, GeometryError for a singular affine.
         """
         named = self._by_sequence(volumes)
         check_co_registered(named)
         first = next(iter(named.values()))
         i, j, k = first.array.shape
-        view = PlaneView.of((i, j, k), first.affine, self._plane)
+        view = PlaneView.chosen((i, j, k), first.affine, self._plane, self.method.plane)
         scaled = [
             scale_intensities(volume.array, name or "the volume", self._intensities) for name, volume in named.items()
         ]
@@ -180,6 +185,7 @@ class SliceSession(LocalSession[SliceState]):
 
     def by_step(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, ...]]:
         """Return all prompts together: those of a slice go to the network at once."""
+        check_prompts(prompts)
         return [tuple(prompts)] if prompts else []
 
     def _step_on(self, prompts: Sequence[Prompt], *, refine: bool) -> None:
@@ -294,7 +300,7 @@ class SliceSession(LocalSession[SliceState]):
             axis, first, last = "ijk"[across], ends[0][across], ends[-1][across]
             raise InputRefused(
                 "box-not-flat",
-                f"the box goes from {axis} {first:g} to {last:g}, and {self._plane} slices are flat along {axis}",
+                f"the box goes from {axis} {first:g} to {last:g}, and {view.plane} slices are flat along {axis}",
                 f"give both corners the same {axis} (and {{propagate}} for the neighbours), or another {{plane}}",
                 options=("propagate", "plane"),
             )

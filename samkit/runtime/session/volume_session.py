@@ -20,6 +20,7 @@ import numpy as np
 
 from samkit.errors import ExportError, GeometryError, InputRefused, PromptError
 from samkit.geometry import Grid, Index, Triple, Volume
+from samkit.imageio.gate import check_several_slices
 from samkit.manifest import Manifest
 from samkit.methods.method import VolumeMethod
 from samkit.networks.sam3d_config import Sam3DConfig
@@ -30,6 +31,7 @@ from samkit.runtime.loops.embeddings import ScanEmbeddings
 from samkit.runtime.loops.refinement import NO_LOGIT, Piece, Refiner, State
 from samkit.runtime.session.base import Volumes
 from samkit.runtime.session.local_session import LocalSession, check_inside
+from samkit.runtime.session.places import check_prompts
 from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate, Part, changed_part, paint, tight
 
@@ -114,6 +116,7 @@ class VolumeSession(LocalSession[_Clicked]):
         """Return the network's grid over a scan; raises GeometryError for a singular affine or spacing."""
         if volume.array.ndim != 3 or min(volume.array.shape) < 1:
             raise GeometryError(f"a volume has three axes (I, J, K), this one is {volume.array.shape}; pass one scan")
+        check_several_slices("the scan", volume.array.shape)
         i, j, k = volume.array.shape
         return Grid.over((i, j, k), volume.affine, self.spacing)
 
@@ -127,6 +130,7 @@ class VolumeSession(LocalSession[_Clicked]):
 
     def by_step(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, ...]]:
         """Return each click by itself: the network gets one at a time."""
+        check_prompts(prompts)
         return [(prompt,) for prompt in prompts]
 
     def _step_on(self, prompts: Sequence[Prompt], *, refine: bool) -> None:

@@ -5,13 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
 import samkit
 from samkit.checkpoints import CheckpointInfo, read_info
-from samkit.errors import CheckpointError, OptionError
+from samkit.errors import CheckpointError, InputRefused, OptionError
 from samkit.export.cli import export as export_command
 from samkit.export.plan import complete_plan, plan_export
 from samkit.manifest import ExportPlan, file_sha256
@@ -94,6 +96,20 @@ def test_refinement_unknown_to_the_method_is_refused():
 def test_untested_opset_is_refused():
     with pytest.raises(OptionError, match="use 18 to 23"):
         plan_export("m-sam", size="tiny", opset=9)
+
+
+def test_a_large_scan_is_judged_by_its_header_before_it_is_hashed(tmp_path, monkeypatch):
+    monkeypatch.setattr("samkit.export.plan.file_sha256", lambda path: pytest.fail(f"{path.name} was hashed"))
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((800, 800, 800))
+    header.set_data_dtype(np.float64)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    with (tmp_path / "a.nii").open("wb") as file:
+        file.write(header.binaryblock)
+        file.truncate(352 + 8 * 800**3)
+
+    with pytest.raises(InputRefused, match="4096000000 in all"):
+        plan_export("m-sam", size="tiny", precision="fp16", calibration=tmp_path)
 
 
 @pytest.mark.parametrize("weights", ["demonstration", "random", "checkpoint"])

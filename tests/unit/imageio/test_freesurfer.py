@@ -10,6 +10,7 @@ import pytest
 from nibabel.freesurfer.mghformat import MGHImage
 
 from samkit.errors import InputRefused
+from samkit.imageio.in_memory import study_of
 from samkit.imageio.reading import read_scan
 from samkit.imageio.writing import write_mask
 
@@ -75,6 +76,7 @@ def hostile(path, at, content):
         (28, b"\0\0", "no-geometry"),
         (30, b"\0" * 12, "singular-affine"),
         (30, b"\x7f\xc0\0\0", "singular-affine"),
+        (30, b"\x7f\x80\0\0", "singular-affine"),
     ],
 )
 def test_hostile_header_is_refused(at, content, code, tmp_path):
@@ -107,3 +109,25 @@ def test_real_scan_is_read(shared):
 
     assert scan.volume.array.shape == (256, 256, 256)
     assert scan.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("size", "cosine", "says"),
+    [
+        (1e25, 1e25, "the affine holds NaN or Inf"),  # finite as they stand, but no affine of a mask's header
+        (np.inf, 0.0, "the affine holds NaN or Inf"),
+        (np.nan, 1.0, "the affine holds NaN or Inf"),
+        (1e-25, 1e-25, "the affine is singular"),
+    ],
+)
+def test_a_place_that_no_mask_could_have_is_refused(size, cosine, says, tmp_path):
+    path = save(tmp_path / "a.mgz")
+    hostile(path, 30, np.array([size] * 3 + [cosine] * 9 + [0] * 3, ">f4").tobytes())
+    with pytest.raises(InputRefused, match=f"a.mgz: {says}"):
+        read_scan(path)
+
+
+def test_nor_is_one_in_memory():
+    for scale, says in ((1e39, "NaN or Inf"), (1e-60, "singular")):
+        with pytest.raises(InputRefused, match=says):
+            study_of(values(), affine=np.diag([scale, scale, scale, 1]))

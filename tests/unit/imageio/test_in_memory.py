@@ -171,7 +171,7 @@ def broken(kind):
 
 
 SENTENCES = {
-    "NaN": "1 of 504 voxels of {} are NaN or infinite; replace them first",
+    "NaN": "1 of 504 voxels of {} are NaN or infinite, or too large for float32; replace them first",
     "constant": "all voxels of {} have the value 3; give a scan with contrast",
     "dark": "{} has no voxel above zero (largest -1), so its z-score is undefined",
     "singular": "{}: the affine is singular",
@@ -234,6 +234,15 @@ def test_what_is_no_affine_is_refused(affine, words):
             lambda: study_of(values()[None], affine=OBLIQUE),
             r"an axis of length one in front of .*; give array",
         ),
+        (lambda: study_of(values()[None, None], affine=OBLIQUE), r"with 2 axes of length one .*; give array\[0, 0\]$"),
+        (lambda: study_of(values() * 1e300, affine=OBLIQUE), "voxels of the array are .* too large for float32"),
+        (lambda: study_of(values()[0] * 1e300), "values of the picture given are .* too large for float32"),
+        (
+            lambda: study_of(values()[0], affine=OBLIQUE),
+            r"give array\[:, :, None\] for a scan of one slice, which methods of slices take",
+        ),
+        (lambda: study_of("nowhere/a.nii"), "there is no file a.nii, for there is no folder nowhere; check the path"),
+        (lambda: study_of("a.nii"), "there is no file a.nii; check the path"),
         (lambda: study_of(np.ma.masked_less(values(), 9), affine=OBLIQUE), "is a masked array, .*; give array.filled"),
         (lambda: study_of(values(), affine=OBLIQUE, volume="0"), "volume is '0', needed is a whole number, .*volume=0"),
         (lambda: study_of(values(), affine=OBLIQUE, volume=True), "volume is True, needed is a whole number"),
@@ -373,6 +382,22 @@ def test_an_array_of_few_channels_is_a_picture(shape):
     assert study.picture.dtype == np.float32
     assert np.array_equal(study.picture, values(np.uint8, shape))
     assert not study.scans
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "told"),
+    [
+        ((8, 9, 3), np.uint8, True),
+        ((8, 9, 4), np.uint8, True),
+        ((8, 9, 3), np.int16, False),
+        ((3, 8, 9), np.uint8, False),
+    ],
+)
+def test_colours_with_an_affine_are_told_to_be_slices(shape, dtype, told):
+    warnings = study_of(values(dtype, shape), affine=np.eye(4)).warnings
+    assert [f"is taken for a scan of {shape[2]} slices: if it is a picture in colour" in one for one in warnings] == (
+        [True] * told
+    )
 
 
 def test_a_method_of_more_sequences_takes_more_channels():

@@ -108,6 +108,10 @@ def test_voxels_in_another_folder_or_in_several_files_are_refused(name, elsewher
         ("a.mhd", "DimSize = 7 6 5", "DimSize = 7 6 500", "truncated"),
         ("a.mhd", "MET_SHORT\n", "MET_SHORT_ARRAY\nElementNumberOfChannels = 2\n", "bad-datatype"),
         ("a.mhd", "ElementDataFile", "DataFile", "not-itk"),
+        ("a.mhd", "DimSize = 7 6 5", "", "bad-header"),
+        ("a.mhd", "NDims = 3", "NDims = 99", "bad-header"),  # ended the process
+        ("a.mhd", "NDims = 3", "NDims = -1", "bad-header"),
+        ("a.mhd", "MET_SHORT\n", "MET_SHORT\nElementNumberOfChannels = 1000000000\n", "bad-datatype"),
     ],
 )
 def test_hostile_header_is_refused_before_the_voxels(name, before, after, code, tmp_path, capfd):
@@ -189,3 +193,39 @@ def test_real_scan_and_its_label_lie_where_simpleitk_sees_them(shared, tmp_path)
     np.testing.assert_allclose(written.GetSpacing(), seen.GetSpacing(), rtol=1e-6)
     np.testing.assert_allclose(written.GetDirection(), seen.GetDirection(), atol=1e-6)
     assert np.array_equal(sitk.GetArrayFromImage(written), sitk.GetArrayFromImage(seen))
+
+
+@pytest.mark.parametrize("line", ["endian: ", "foo: ", "", "space units: "])
+def test_a_line_that_ends_simpleitks_process_is_refused_before(line, tmp_path):
+    path = save(tmp_path / "a.nrrd")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"\n\n", f"\n{line}{'9' * 2000}\n\n".encode(), 1))
+    with pytest.raises(InputRefused, match=rf"a\.nrrd has a line of {2000 + len(line)} bytes in its header"):
+        read_scan(path)
+    free = f"\n# {line}{'9' * 2000}\ncontent: {'x' * 2000}\nkey:={line * 999}.\n\n"
+    path.write_bytes(content.replace(b"\n\n", free.encode(), 1))
+    assert read_scan(path).volume.array.any()
+
+
+@pytest.mark.parametrize("name", [b"a\0b", b"x" * 300, b""])
+def test_a_name_that_no_file_has_is_refused(name, tmp_path):
+    path = save(tmp_path / "a.mha")
+    path.write_bytes(path.read_bytes().replace(b"ElementDataFile = LOCAL", b"ElementDataFile = " + name))
+    with pytest.raises(InputRefused, match=r"a\.mha names no file that could hold its voxels"):
+        read_scan(path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        (b"NDims = 3", b"NDims = " + b"3" * 50, "states impossible dimensions, NDims 33333333333333333333;"),
+        (b"NDims = 3", b"NDims = -1", "states impossible dimensions, NDims -1;"),
+        (b"NDims = 3", b"NDims = 99\nNDims = 3", "states impossible dimensions, NDims 99;"),
+        (b"NDims = 3", b"NDims = 3\nName = " + b"x" * 300, "has more than 250 bytes in the field name"),
+    ],
+)
+def test_a_metaimage_that_ends_simpleitks_process_is_refused_before(before, after, says, tmp_path):
+    path = save(tmp_path / "a.mha")
+    path.write_bytes(path.read_bytes().replace(before, after, 1))
+    with pytest.raises(InputRefused, match=rf"a\.mha {says}"):
+        read_scan(path)

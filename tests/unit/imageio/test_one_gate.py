@@ -15,6 +15,7 @@ from samkit.imageio.gate import labels_of
 from samkit.imageio.scan import count_kinds
 from samkit.imageio.study import read_study
 from samkit.methods import get_method
+from samkit.protocols.simulated_user import CENTRE, SimulatedUser
 from samkit.segment.inputs import find_inputs
 from samkit.training.click_cases import check_cases, find_cases
 from samkit.training.plan import plan_training
@@ -26,7 +27,7 @@ SHAPE = (9, 8, 7)
 BROKEN = {
     "in metres": "states its geometry in metres, needed is mm; write it again in mm, units code 2",
     "singular": "the affine is singular",
-    "NaN": "1 of 504 voxels of a.nii.gz are NaN or infinite; replace them first",
+    "NaN": "1 of 504 voxels of a.nii.gz are NaN or infinite, or too large for float32; replace them first",
     "constant": "all voxels of a.nii.gz have the value 3; give a scan with contrast",
     "dark": "has no voxel above zero (largest -1), so its z-score is undefined",
     "of a time series": "more than one volume",
@@ -190,3 +191,53 @@ def test_structures_of_one_side_are_told_of_loudly(unplaced, caplog):
 def test_figures_that_differ_are_one_kind():
     near, far = "up to 0.5 mm apart", "up to 12 mm apart"
     assert count_kinds([(near,), (far, far), ()], "scans") == (f"2 of 3 scans, with the figures of the first: {near}",)
+
+
+# --- One slice ---
+
+
+@pytest.fixture
+def thin(tmp_path):
+    """Three cases of one slice: sagittal, coronal, and axial in a file of two axes."""
+    rng = np.random.default_rng(0)
+    label = np.zeros((20, 20, 20), np.uint8)
+    label[6:12, 5:14, 6:11] = 1
+    scan = rng.integers(1, 99, label.shape) + 200 * label
+    scan[7:11, 7:11, 7:11] = 400
+    for number, cut in enumerate((np.s_[9:10], np.s_[:, 9:10], np.s_[:, :, 9])):
+        for folder, content in (("images", scan), ("labels", label)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            made = nibabel.Nifti1Image(content[cut].astype(np.int16), np.diag([1, 2, 3, 1]))
+            nibabel.save(made, tmp_path / folder / f"{number}.nii.gz")
+    return tmp_path
+
+
+def test_slices_train_and_are_measured_and_calibrated_on(thin):
+    cases = train_slices(thin).cases
+    assert [case.plane for case in cases] == ["sagittal", "coronal", "axial"]
+    loaded = [case.load() for case in cases]
+    assert [one.labels.shape for one in loaded] == [(1, 20, 20)] * 3
+    assert [one.labels.sum() for one in loaded] == [45, 30, 54]
+    assert [one.pixel_mm for one in loaded] == [(3, 2), (3, 1), (2, 1)]
+    assert all(one.images[one.labels > 0].min() > one.images[one.labels == 0].max() for one in loaded)
+
+    method = get_method("medsam")
+    config = method.sizes["tiny"]
+    for case in FolderCases(thin, method, config, 3):
+        user = SimulatedUser.of(case, CENTRE, method, config, None)
+        assert user.target.shape == (20, 20)
+        assert user.target.sum() == case.targets[""].sum()
+    subjects = read_calibration(find_calibration(thin / "images", method, config)[0], method, config)
+    assert [subject.target.shape for subject in subjects] == [(1, 20, 20), (20, 1, 20), (20, 20, 1)]
+
+
+def test_methods_of_volumes_say_what_to_do_instead(thin):
+    method = get_method("m-sam")
+    config = method.sizes["tiny"]
+    words = "20 x 20 x 1: a slice, not a volume; give a 3D scan of several slices, or use a 2D method, such as medsam"
+    with pytest.raises(InputRefused, match=words):
+        train_clicks(thin)
+    with pytest.raises(InputRefused, match=words):
+        list(FolderCases(thin, method, config, 1))
+    with pytest.raises(InputRefused, match="a slice, not a volume"):
+        read_calibration(find_calibration(thin / "images", method, config)[0], method, config)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import pydoc
 import re
 
+import nibabel
 import numpy as np
 import pytest
 
 import samkit
-from samkit.errors import GeometryError, OptionError, PromptError, SamkitError
+from samkit.errors import GeometryError, ManifestError, OptionError, PromptError, SamkitError
 from samkit.methods import get_method
 from samkit.planes import PLANES
 from samkit.precisions import PRECISIONS
-from samkit.prompts import Box, Point, SliceBox, SlicePoint
+from samkit.prompts import BACKGROUND, FOREGROUND, Box, Point, SliceBox, SlicePoint
 from samkit.runtime import MaskUpdate, RemoteSession, SliceSession, VolumeSession, opening
 from samkit.runtime.backends import BACKENDS, device_names
 from samkit.runtime.client.remote_session import DEFAULT_TIMEOUT, LONG_TIMEOUT
@@ -31,6 +32,11 @@ def session(request, open_anywhere):
     """A session on volumes and one on slices, each in this process and on a server; no image is set."""
     with open_anywhere(request.getfixturevalue(request.param)) as opened:
         yield opened
+
+
+def warned(caplog):
+    """What the session told; a server in this process may log its own work, too."""
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
 # --- Opening ---
@@ -87,6 +93,81 @@ def test_what_is_no_export_is_told_by_its_type(target):
         OptionError, match=rf"the export is of the type {type(target).__name__}; give the folder .*'triton://.*/m-sam'"
     ):
         samkit.open_session(target)
+
+
+@pytest.mark.parametrize("port", ["localhost:8001/m-sam", "10.0.0.7:8001/m-sam"])
+def test_an_address_without_its_scheme_is_shown_with_it(port):
+    with pytest.raises(OptionError, match=f"did you mean the server's address 'triton://{port}'"):
+        samkit.open_session(port)
+
+
+def test_what_is_no_address_is_an_option(tmp_path, monkeypatch):
+    with pytest.raises(OptionError, match="the address 'triton://localhost/m-sam' is no server's"):
+        samkit.open_session("triton://localhost/m-sam")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a:1").mkdir()
+    with pytest.raises(ManifestError, match=r"^a:1 holds no manifest\.json"):
+        samkit.open_session("a:1")
+
+
+def test_a_scan_for_an_export_is_told_what_it_is(tmp_path):
+    path = tmp_path / "scan.nii.gz"
+    path.touch()
+    with pytest.raises(ManifestError, match=r"by its name it is an image; .*, and give the image to set_image$"):
+        samkit.open_session(path)
+
+
+@pytest.mark.parametrize("precision", ["float32", "fp8", "", 16])
+def test_a_precision_is_called_as_it_is_here(bright_export, precision):
+    with pytest.raises(
+        OptionError, match=f"^the precision '{precision}' is not known; known are fp32, fp16"
+    ) as refused:
+        samkit.open_session(bright_export, precision=precision)
+    assert str(refused.value).endswith("; float32 is called fp32") == (precision == "float32")
+
+
+@pytest.mark.parametrize("path", ["", "nul\0.nii.gz"])
+def test_what_no_file_can_be_called_is_no_path(session, path):
+    session.set_image(scan(), np.eye(4))
+    for act in (samkit.open_session, session.set_image, session.save):
+        with pytest.raises(OptionError, match="and no file has such a name; give the path of one that you mean"):
+            act(path)
+
+
+def test_a_tilde_is_the_home_that_a_shell_makes_of_it(bright_export, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "export").symlink_to(bright_export)
+    nibabel.save(nibabel.Nifti1Image(scan(), np.eye(4)), tmp_path / "scan.nii.gz")
+    with samkit.open_session("~/export") as session:
+        session.set_image("~/scan.nii.gz")
+        session.click((15, 16, 14))
+        session.save("~/mask.nii.gz")
+    assert (tmp_path / "mask.nii.gz").is_file()
+    with pytest.raises(ManifestError, match=f"there is no folder {tmp_path}/nowhere"):
+        samkit.open_session("~/nowhere")
+    with pytest.raises(ManifestError, match="there is no folder ~nobody-is-called-so/export"):
+        samkit.open_session("~nobody-is-called-so/export")
+
+
+def test_endings_may_be_upper_case(session, tmp_path):
+    session.set_image(scan(), np.eye(4))
+    session.click((15, 16, 14))
+    session.save(tmp_path / "A.NII.GZ")
+    session.save(tmp_path / "a.nii.gz")
+    assert (tmp_path / "A.NII.GZ").read_bytes() == (tmp_path / "a.nii.gz").read_bytes()
+
+
+def test_a_picture_for_a_method_of_volumes_is_not_judged_by_its_values(open_anywhere, bright_export):
+    with open_anywhere(bright_export) as session:
+        for picture in (scan()[:, :, 14], scan()[:, :, :3], 1e300 * scan()[:, :, 14]):
+            with pytest.raises(PromptError, match="works on volumes, and a picture is given"):
+                session.set_image(picture)
+
+
+@pytest.mark.parametrize("most", ["2G", -1, 0, 1.5, True, None])
+def test_bytes_are_counted(session, most):
+    with pytest.raises(OptionError, match=r"^max_bytes is .*, needed is a whole number above 0; e\.g\. max_bytes=\d+$"):
+        session.set_image(scan(), np.eye(4), max_bytes=most)
 
 
 def test_no_backend_is_not_the_default_one(bright_export):
@@ -154,9 +235,66 @@ def test_what_is_no_prompt_is_told(session, prompt, instead):
     assert session.steps == ()
 
 
+@pytest.mark.parametrize("label", ["+", "1", None, 2, -1, -2, 255, 1.0, True, np.bool_(True)])
+def test_a_label_is_one_or_zero(session, label):
+    session.set_image(scan(), np.eye(4))
+    for prompt in (Point((15, 16, 14), label), SlicePoint(15, 16, label)):
+        for act in (session.add, session.check, lambda one: session.by_step([one])):
+            with pytest.raises(
+                PromptError, match=r"^the label of a point is .*; give 1 \(samkit\.prompts\.FOREGROUND\)"
+            ):
+                act(prompt)
+    assert session.steps == ()
+
+
+def test_a_label_may_be_numpys(session):
+    session.set_image(scan(), np.eye(4))
+    prompts = [Point((15, 16, 14), np.int64(FOREGROUND)), Point((2, 2, 14), np.uint8(BACKGROUND))]
+    same = session.add(*prompts).mask
+    session.reset()
+    assert np.array_equal(session.add(Point((15, 16, 14), 1), Point((2, 2, 14), 0)).mask, same)
+
+
+def test_a_box_whose_corners_changed_places_is_shown_in_order(open_anywhere, bright_slices):
+    with open_anywhere(bright_slices) as session:
+        session.set_image(scan()[:, :, 14].astype(np.uint8))
+        for box in (SliceBox(20, 12, 10, 22), SliceBox(10, 22, 20, 12), SliceBox(20, 22, 10, 12)):
+            with pytest.raises(PromptError, match=r"; give samkit\.SliceBox\(10, 12, 20, 22\)$"):
+                session.add(box)
+        assert session.add(SliceBox(10, 12, 20, 22)).step is not None
+
+
+def test_corners_of_a_box_in_a_volume_may_be_any_two(open_anywhere, bright_slices):
+    with open_anywhere(bright_slices) as session:
+        session.set_image(scan(), np.eye(4))
+        same = session.add(Box((10, 12, 14), (20, 22, 14))).mask
+        session.reset()
+        assert np.array_equal(session.add(Box((20, 12, 14), (10, 22, 14))).mask, same)
+
+
+@pytest.mark.parametrize(
+    "place", [{15, 16, 14}, {15: 0, 16: 0, 14: 0}, iter((15, 16, 14)), {15: 0, 16: 0, 14: 0}.keys()]
+)
+def test_what_has_no_order_is_no_place(session, place):
+    session.set_image(scan(), np.eye(4))
+    with pytest.raises(PromptError, match="needed are finite numbers in order"):
+        session.click(place)
+    with pytest.raises(PromptError, match="is no prompt"):
+        session.add(Point(place, 1))
+
+
+@pytest.mark.parametrize("prompts", [None, Point((15, 16, 14), 1), "15,16,14,+", {Point((15, 16, 14), 1)}, 3])
+def test_prompts_are_a_list(session, prompts):
+    with pytest.raises(PromptError, match=r"^the prompts are .*; give a list of them, such as \[samkit\.Point\("):
+        session.by_step(prompts)
+    with pytest.raises(PromptError, match=r"is no prompt; give click\(\(15, 16, 14\)\)"):
+        session.by_step([(15, 16, 14)])
+
+
 @pytest.mark.parametrize(
     ("call", "name"),
     [
+        (lambda session: session.add(Point((15, 16, 14), 1), refine="no"), "refine is 'no'"),
         (lambda session: session.set_image(scan(), np.eye(4), automatic="no"), "automatic is 'no'"),
         (lambda session: session.click((15, 16, 14), world="mm"), "world is 'mm'"),
         (lambda session: session.box((1, 2, 3), (4, 5, 3), world=1), "world is 1"),
@@ -188,6 +326,45 @@ def test_the_affine_needs_no_keyword(session):
     same = session.click((15, 16, 14)).mask
     session.set_image(scan(), affine=np.diag([1, 1, 2, 1]))
     assert np.array_equal(session.click((15, 16, 14)).mask, same)
+
+
+# --- Voxels of a wrong size ---
+
+
+@pytest.mark.parametrize(
+    ("voxel", "spacing", "told"),
+    [
+        (15, 1.5, "voxels of 15 x 15 x 15 mm are along each axis more than 5 times as long"),
+        (1.5, 0.01, "more than 5 times as long as those of the network's grid, 0.01 x 0.01 x 0.01 mm"),
+        (1.5, 10, "the whole scan is 5 x 5 x 5 voxels of the network's grid, 10 x 10 x 10 mm"),
+        (1, 1, ""),
+        (7, 1.5, ""),  # along one axis alone: thick slices
+    ],
+)
+def test_voxels_that_do_not_suit_the_grid_are_told(open_anywhere, bright_export, caplog, voxel, spacing, told):
+    with open_anywhere(bright_export, spacing=(spacing,) * 3) as session:
+        caplog.clear()
+        session.set_image(scan(), np.diag([1 if voxel == 7 else voxel, voxel, voxel, 1]))
+        assert [told in warning for warning in session.image_warnings] == [True] * bool(told)
+        assert warned(caplog) == list(session.image_warnings)
+
+
+def test_metres_for_millimetres_are_called_so(open_anywhere, bright_export):
+    with open_anywhere(bright_export) as session, pytest.raises(GeometryError) as refused:
+        session.set_image(scan(), np.diag([0.0015, 0.0015, 0.0015, 1]))
+    assert "the whole scan, 0.045 x 0.048 x 0.042 mm by its affine, is one voxel of the network's" in str(refused.value)
+    assert "is it in metres?" in str(refused.value)
+
+
+def test_an_empty_mask_is_told_when_it_is_saved(session, tmp_path, caplog):
+    session.set_image(scan(), np.eye(4))
+    caplog.clear()
+    session.save(tmp_path / "mask.nii.gz")
+    assert warned(caplog) == ["the mask is empty"]
+    session.click((15, 16, 14))
+    caplog.clear()
+    session.save(tmp_path / "mask.nii.gz")
+    assert not warned(caplog)
 
 
 # --- In the wrong order ---

@@ -61,7 +61,7 @@ def both(sam_segment, tmp_path):
             (tmp_path / way).mkdir()
             report = tmp_path / f"{way}.json"
             code, out, err = sam_segment(
-                *where, "-i", source, "-o", tmp_path / way / mask_name, "--report", report, *words
+                *where, "-i", source, "-o", tmp_path / way / mask_name, "--report", report, "--show-names", *words
             )
             assert code == 0, err
             written.append({path.name: path.read_bytes() for path in (tmp_path / way).iterdir()})
@@ -364,3 +364,54 @@ def test_who_vouches_for_the_axes_gets_the_same_bytes(bright_export, served, bot
 def test_structures_of_who_vouches_are_written(bright_structures, served, both, unplaced):
     served(bright_structures)
     both(bright_structures, unplaced, "labels.nii.gz", "--intensities", "0,255", "--assume-ras")
+
+
+# --- One slice ---
+
+
+@pytest.fixture
+def thin(scan, tmp_path):
+    """One coronal slice of the scan."""
+    nibabel.save(nibabel.load(scan).slicer[:, 22:23], tmp_path / "thin.nii.gz")
+    return tmp_path / "thin.nii.gz"
+
+
+def test_one_slice_gives_the_same_bytes(bright_slices, served, both, thin):
+    served(bright_slices)
+
+    (here, _), (there, _), written = both(
+        bright_slices, thin, "mask.nii", "--box", "10,0,5,30,0,25", "--intensities", "0,255"
+    )
+
+    assert here["plane"] == there["plane"] == "coronal"
+    mask = nibabel.Nifti1Image.from_bytes(written["mask.nii"])
+    assert mask.shape == (40, 1, 30)
+    assert np.array_equal(mask.dataobj, np.asarray(nibabel.load(thin).dataobj) > 200)
+    assert np.array_equal(mask.affine, nibabel.load(thin).affine)
+
+
+@pytest.mark.parametrize(
+    ("fixture", "words", "sentence"),
+    [
+        (
+            "bright_slices",
+            ("--box", "10,0,5,30,0,25", "--plane", "axial"),
+            "is 40 x 1 x 30, one coronal slice, and axial slices are asked for; leave --plane out, or give "
+            "--plane coronal",
+        ),
+        (
+            "bright_export",
+            ("--point", "20,0,15,+"),
+            "is 40 x 1 x 30: a slice, not a volume; give a 3D scan of several slices, or use a 2D method, such as",
+        ),
+    ],
+)
+def test_one_slice_is_refused_alike_where_it_means_nothing(
+    fixture, words, sentence, request, served, sam_segment, thin, tmp_path
+):
+    export = request.getfixturevalue(fixture)
+    served(export)
+    for where in (("--export", export), ("--server", URL)):
+        code, _, err = sam_segment(*where, "-i", thin, "-o", tmp_path / "m.nii", *words)
+        assert code == 3
+        assert sentence in err

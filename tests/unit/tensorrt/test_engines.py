@@ -256,6 +256,7 @@ def test_child_gets_a_plan_and_nothing_else(tmp_path):
 def test_child_refuses_a_graph_that_is_not_the_planned_one(stand_ins, export, tmp_path):
     plan = EnginePlan(
         onnx=str(export / "mask_decoder.onnx"), onnx_sha256="another", engine=str(tmp_path / "mask_decoder.fp32.plan"),
+        library="tensorrt", target="", platform="",
         profile={}, workspace_bytes=1, optimization_level=0, timing_caches=[], log=str(tmp_path / "log"),
         result=str(tmp_path / "result.json"),
     )  # fmt: skip

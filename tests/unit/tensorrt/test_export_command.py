@@ -27,7 +27,7 @@ def sam_export(monkeypatch, in_process, export):
 
 
 def test_engines_are_built_from_an_export(stand_ins, quick, export, sam_export):
-    code, out, err = sam_export("--build-engines", export, "--engine-workspace", 7, "--engine-level", 1)
+    code, out, err = sam_export("--build-engines", export, "--engines", "tensorrt", "--engine-workspace", 7, "--engine-level", 1)
     assert code == 0, err
     engine = json.loads(out)["engines"]["image_encoder.fp32.plan"]
     assert (engine["workspace_bytes"], engine["optimization_level"]) == (7 << 20, 1)
@@ -36,14 +36,14 @@ def test_engines_are_built_from_an_export(stand_ins, quick, export, sam_export):
 
 def test_untested_version_is_said_however_quiet(stand_ins, quick, export, sam_export, monkeypatch):
     monkeypatch.setattr("samkit.runtime.backends.tensorrt_library.is_known", lambda *which: False)
-    code, _, err = sam_export("--build-engines", export, "--quiet")
+    code, _, err = sam_export("--build-engines", export, "--engines", "tensorrt", "--quiet")
     assert code == 0, err
     assert [line for line in err.splitlines() if "sam-export: TensorRT 11.4.0.106 is untested: calls were" in line]
     assert "built in" not in err
 
 
 def test_engines_are_built_after_the_graphs(stand_ins, quick, export, sam_export):
-    code, out, err = sam_export("--method", "m-sam", "--size", "tiny", "--out", export)
+    code, out, err = sam_export("--method", "m-sam", "--size", "tiny", "--out", export, "--engines", "tensorrt")
     assert code == 0, err
     assert set(json.loads(out)["engines"]) == set(Manifest.load(export).engines) != set()
 

@@ -9,7 +9,7 @@ import pytest
 from samkit.errors import InputRefused
 from samkit.methods import get_method
 from samkit.training.plan import plan_training
-from samkit.training.run_folder import check_run_folder, check_same_run, read_run, write_run
+from samkit.training.run_folder import check_run_folder, check_same_run, read_metrics, read_run, write_run
 
 
 @pytest.fixture
@@ -85,6 +85,13 @@ def test_fewer_epochs_than_were_trained_are_refused(tmp_path, facts):
 
     with pytest.raises(InputRefused, match=r"has trained 3 epochs and epochs=2 asks for fewer"):
         check_same_run(tmp_path, json.loads(json.dumps(facts)), now)
+
+
+@pytest.mark.parametrize("content", ["", "\0" * 4096, "a,b\n1,2\n"])
+def test_metrics_of_other_columns_are_no_run_without_epochs(tmp_path, content):
+    (tmp_path / "metrics.csv").write_text(content)
+    with pytest.raises(InputRefused, match=r"metrics\.csv in .* is damaged"):
+        read_metrics(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"plan": {}}'])

@@ -1,5 +1,6 @@
 """`--init` fills what fits, refuses what does not, and the parameter counts are the paper's."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -86,6 +87,21 @@ def test_m_sam_starts_from_sam_med3d_and_trains_the_rest(tmp_path):
     # LoRA starts as nothing, so the encoder is the checkpoint's still.
     image = torch.randn(1, 1, 32, 32, 32)
     torch.testing.assert_close(network.encode(image), base.encode(image))
+
+
+def test_weights_that_our_own_file_has_lost_are_not_made_anew(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    path, method = tmp_path / "own.safetensors", get_method("m-sam")
+    _save(path, "m-sam", method.sizes["tiny"])
+    state = load_file(path)
+    del state["mask_decoder.iou_token.weight"]
+    save_file(state, path)
+    facts = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({**facts, "weights_sha256": ""}))
+
+    with pytest.raises(CheckpointError, match=r"does not fit m-sam: 1 missing: mask_decoder\.iou_token"):
+        load_start(path, method)
 
 
 def test_official_files_of_the_base_are_taken_too(tmp_path):

@@ -355,3 +355,20 @@ def test_three_indices_reach_no_slice():
     task["prompts"] = [{"slice": 1, "point": [1, 2, 3], "label": 1}]
     with pytest.raises(PromptError, match="run preprocess before refine"):
         refine(served, the.runners("slices"), prepared, task)
+
+
+@pytest.mark.parametrize("across", range(3))
+def test_one_slice_gets_the_sessions_mask_and_no_method_of_volumes_takes_it(across):
+    scan, affine = the.scan(1), the.oblique()
+    array = scan.take([np.argwhere(scan > 100)[0][across]], across)
+    prompts = [{"point": np.argwhere(array > 100)[0].tolist(), "label": 1}]
+    session = the.alone("slices", array, affine)
+    for point in prompts_from_json(prompts, "the test"):
+        session.add(point)
+    mask, report = run(the.served("slices"), tensors_of(array, affine), prompts)
+
+    assert mask.any()
+    assert np.array_equal(mask, session.labels())
+    assert report["slices"] == [0]
+    with pytest.raises(InputRefused, match="a slice, not a volume"):
+        preprocess(the.served("volume"), tensors_of(array, affine), said(prompts), {})

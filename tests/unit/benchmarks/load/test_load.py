@@ -20,7 +20,7 @@ from samkit.benchmarks.load.scaling import MOST_SAMPLES, grown, growth_row
 from samkit.benchmarks.load.workload import Workload
 from samkit.benchmarks.record.rows import Absent, Identity
 from samkit.benchmarks.record.run import Run
-from samkit.errors import OptionError, PromptError, SamkitError, ServingError
+from samkit.errors import OptionError, SamkitError, ServingError
 from samkit.geometry import Volume
 from samkit.manifest import Export
 from samkit.methods import get_method
@@ -228,7 +228,7 @@ def test_another_machine_is_loaded_only_where_it_is_said(host):
 
 
 def test_what_is_no_address_is_no_server():
-    with pytest.raises(PromptError, match="the address 'here' is no server's"):
+    with pytest.raises(OptionError, match="the address 'here' is no server's"):
         load.check_own_machine("here")
 
 

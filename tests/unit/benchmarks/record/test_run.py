@@ -63,6 +63,24 @@ def test_a_file_that_is_no_run_is_refused_with_a_sentence(tmp_path, text):
         load_run(tmp_path / "x.json")
 
 
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"exports": [{}]}, "an export has no method"),
+        ({"exports": [{"method": 5}]}, "method of an export is '5', and text is needed"),
+        ({"machine": {"load": 5}}, "load of the machine is '5', and an object is needed"),
+        ({"machine": {"gpus": [1]}}, "gpus of the machine is '1', and an object is needed"),
+        ({"machine": {"memory_gb": "8"}}, "memory_gb of the machine is '8', and a number is needed"),
+    ],
+)
+def test_what_is_shown_of_exports_and_machine_has_its_type(tmp_path, facts, says):
+    RUN.save(tmp_path / "run.json")
+    data = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**data, **facts}))
+    with pytest.raises(InputRefused, match=says):
+        load_run(tmp_path / "run.json")
+
+
 def test_a_run_of_a_newer_samkit_is_refused(tmp_path):
     RUN.save(tmp_path / "run.json")
     data = json.loads((tmp_path / "run.json").read_text())

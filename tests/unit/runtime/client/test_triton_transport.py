@@ -18,7 +18,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import serialize_byte_tensor
 
-from samkit.errors import AtCapacity, InputRefused, PromptError, ServerTimeout, ServingError
+from samkit.errors import AtCapacity, InputRefused, OptionError, ServerTimeout, ServingError
 from samkit.runtime.client import triton_transport
 from samkit.runtime.client.triton_transport import Address, ConnectionLost, connect, is_url
 from samkit.runtime.protocol import wire
@@ -289,12 +289,12 @@ def test_an_address_is_read(url, server, model):
     ],
 )  # fmt: skip
 def test_what_is_no_address_is_refused_with_an_example(url):
-    with pytest.raises(PromptError, match=r"e\.g\. triton://localhost:8001/m-sam"):
+    with pytest.raises(OptionError, match=r"e\.g\. triton://localhost:8001/m-sam"):
         Address.parse(url)
 
 
 def test_a_password_in_an_address_is_not_repeated():
-    with pytest.raises(PromptError) as raised:
+    with pytest.raises(OptionError) as raised:
         Address.parse("triton://me:secret@localhost:8001/m-sam")
     assert "secret" not in str(raised.value)
 

@@ -247,7 +247,7 @@ def test_a_click_is_on_the_object_or_on_background_and_nothing_else(positive):
 )
 def test_a_place_that_is_no_numbers_is_refused_in_a_sentence(place):
     session = Recorder()
-    with pytest.raises(PromptError, match=r"a place is .*, needed are finite numbers; give them together, "):
+    with pytest.raises(PromptError, match=r"a place is .*, needed are finite numbers in order; give them together, "):
         session.click(place)
     with pytest.raises(PromptError, match=r"a place is .*; give them together"):
         session.box(place, (1, 2, 3))
