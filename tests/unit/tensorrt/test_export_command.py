@@ -27,7 +27,9 @@ def sam_export(monkeypatch, in_process, export):
 
 
 def test_engines_are_built_from_an_export(stand_ins, quick, export, sam_export):
-    code, out, err = sam_export("--build-engines", export, "--engines", "tensorrt", "--engine-workspace", 7, "--engine-level", 1)
+    code, out, err = sam_export(
+        "--build-engines", export, "--engines", "tensorrt", "--engine-workspace", 7, "--engine-level", 1
+    )
     assert code == 0, err
     engine = json.loads(out)["engines"]["image_encoder.fp32.plan"]
     assert (engine["workspace_bytes"], engine["optimization_level"]) == (7 << 20, 1)
