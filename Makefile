@@ -16,6 +16,9 @@ venv: .venv/ready
 	case ",$(RUNTIME)," in *,gpu,*) ;; *) \
 	    $(BIN)/pip install --quiet --no-deps --extra-index-url $(TORCH_INDEX) 'torch==$(TORCH)+cpu' ;; esac
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(RUNTIME),formats,train,export,serve,bench,demo,dev]' -e ./weights
+	# NVIDIA's wheels, for Linux on x86-64 alone, may leave the index one day; everything but engines works without
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[tensorrt-rtx]' || echo "TensorRT for RTX can't be installed: \
+	    no engines are built, and tests of them are skipped; everything else works"
 	touch .venv/ready
 
 demo: venv  ## export M-SAM, segment a phantom with clicks from a file, print what came out, write demo/demo.png

@@ -126,6 +126,42 @@ def _switch_debugging(context: click.Context, parameter: click.Parameter, value:
         _debugging.set(True)
 
 
+def typed_words(*, show_paths: bool = False) -> list[str]:
+    """Return what was typed behind the program's name, as it may be handed on: `--data DATA`, whatever folder it is.
+
+    A path may name a patient or a place.
+    """
+    words = sys.argv[1:]
+    context = click.get_current_context(silent=True)
+    if show_paths or context is None:
+        return words
+    flags = {flag for one in _with_parents(context) for flag in _path_flags(one.command)}
+    shown, is_path_of = [], ""
+    for word in words:
+        flag, found, _ = word.partition("=")
+        shown.append(_placeholder(is_path_of) if is_path_of else word)
+        if not is_path_of and found and flag in flags:
+            shown[-1] = f"{flag}={_placeholder(flag)}"
+        is_path_of = word if not is_path_of and word in flags else ""
+    return shown
+
+
+def _with_parents(context: click.Context) -> Iterator[click.Context]:
+    yield context
+    if context.parent is not None:
+        yield from _with_parents(context.parent)
+
+
+def _path_flags(command: click.Command) -> Iterator[str]:
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and isinstance(parameter.type, click.Path):
+            yield from parameter.opts
+
+
+def _placeholder(flag: str) -> str:
+    return flag.lstrip("-").replace("-", "_").upper()
+
+
 # --- What ends a command ---
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from samkit.clicks import central_click
 from samkit.command import run_command
+from samkit.engine_libraries import get_library
 from samkit.errors import ExportError, ParityError
 from samkit.files import make_folder
 from samkit.geometry import Volume
@@ -77,6 +78,14 @@ def demo(out: Path) -> None:
         row = (f"{figures['relative_error']:.1e}", f"{figures.get('dice', ''):.6}", str(figures.get("voxels", "")))
         parity.add_row(name, *row) if "dice" in figures else parity.add_row(name, row[0], "", "")
     console.print(parity)
+    engines = Table("engine", "library", "for", "MB", "built in [s]", "run")
+    for name, facts in sorted(Manifest.load(export).engines.items()):
+        library, size = get_library(facts["library"]), f"{facts['bytes'] / 1e6:.1f}"
+        version, where = facts[library.version_fact], facts.get("target", facts.get("gpu"))
+        run = "and compared" if library.needs_gpu else "never"
+        engines.add_row(name, f"{library.title} {version}", where, size, f"{facts['build_seconds']:.1f}", run)
+    if engines.rows:
+        console.print(engines)
     console.print(f"mask file: Dice {dice(mask, lesion):.3f}, {report['volume_ml']:.2f} mL; export {exported:.0f} s;")
     console.print(f"segmentation, seconds by stage: {json.dumps(report['seconds'])}")
     _draw(out / "demo.png", scan, lesion, mask, clicks)

@@ -189,15 +189,6 @@ def graph_file(graph: str, precision: str) -> str:
     return get_precision(precision).graph_file(graph)
 
 
-def engine_file(graph: str, precision: str) -> str:
-    """Return the file name of one graph's TensorRT engine.
-
-    >>> engine_file("mask_decoder", "fp16")
-    'mask_decoder.fp16.plan'
-    """
-    return f"{graph}.{precision}.plan"
-
-
 @dataclass(frozen=True)
 class Artifact:
     """One file of an export."""

@@ -223,7 +223,7 @@ def prompt_json(prompt: Prompt) -> dict[str, Any]:
 
 
 def _entry(entry: object, source: str) -> Prompt:
-    wrong = PromptError(f"{source} is {entry!r:.200}; {_FORM}")
+    wrong = PromptError(f"{source} {_what_is_wrong(entry)}; {_FORM}")
     if not isinstance(entry, dict) or not isinstance(structure := entry.get("structure", ""), str):
         raise wrong
     match {key: value for key, value in entry.items() if key != "structure"}:
@@ -233,6 +233,29 @@ def _entry(entry: object, source: str) -> Prompt:
         case {"box": list(numbers), **others} if len(numbers) in (4, 6) and not others:
             return _box(_finite(numbers, source), structure)
     raise wrong
+
+
+_KEYS = ("point", "label", "box", "structure")
+
+
+def _what_is_wrong(entry: object) -> str:
+    """Return what to tell of an entry that is no prompt, and nothing of what else it holds: it may name a patient."""
+    if not isinstance(entry, dict):
+        return f"is a {type(entry).__name__} and no object"
+    if unknown := [str(place) for place, key in enumerate(entry, 1) if key not in _KEYS]:
+        places = " and ".join(filter(None, (", ".join(unknown[:-1][:9]), unknown[-1])))
+        return f"has {len(unknown)} key(s) of {len(entry)} that no prompt has, number {places}"
+    given = [key for key in ("point", "box") if key in entry]
+    if len(given) != 1:
+        return "has a point and a box" if given else "has neither a point nor a box"
+    if not isinstance(entry.get("structure", ""), str):
+        return "has a structure that is no text"
+    ((key, sizes),) = ((key, sizes) for key, sizes in (("point", (2, 3)), ("box", (4, 6))) if key in entry)
+    numbers = entry[key]
+    if not isinstance(numbers, list) or len(numbers) not in sizes:
+        found = f"{len(numbers)} elements" if isinstance(numbers, list) else "no list"
+        return f"has a {key} of {found}, needed are {' or '.join(map(str, sizes))} numbers"
+    return "is a box with a label" if key == "box" else "is a point without a label that is 1 or 0"
 
 
 def _point(numbers: list[float], label: int, structure: str) -> Point | SlicePoint:

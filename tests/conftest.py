@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,10 +23,11 @@ from samkit.networks.sam3d_config import Sam3DConfig
 from support.bright_slices import write_export
 
 DEVICES = ("gpu", "tensorrt")
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+"""One of several, each with a core: threads of one that wait, spinning, would keep the others from theirs."""
 
-# PyTorch reads it when it is imported, by conftest files further down at the earliest.
-if "PYTEST_XDIST_WORKER" in os.environ:  # there is one for each core: threads that wait would keep another from its own
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+if IS_WORKER:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch, not imported yet, reads it then
 
 
 def pytest_addoption(parser):
@@ -234,7 +236,36 @@ def in_process(monkeypatch, capsys):
 def run_folder(tmp_path_factory):
     """A folder that all workers of a run share."""
     own = tmp_path_factory.getbasetemp()
-    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    return own.parent if IS_WORKER else own
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_core():
+    """Let threads of ONNX Runtime, which reads no OMP_NUM_THREADS, sleep in a worker as soon as a run is done.
+
+    As many as ever compute: on another number of them the bits would not be those of a server.
+    """
+    if not IS_WORKER:
+        yield
+        return
+    import onnxruntime
+
+    class SessionOptions(onnxruntime.SessionOptions):
+        def __init__(self):
+            super().__init__()
+            self.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+    with mock.patch.object(onnxruntime, "SessionOptions", SessionOptions):
+        yield
+
+
+@pytest.fixture
+def options_as_shipped(monkeypatch):
+    """Use ONNX Runtime's own options in this test, in a worker, too."""
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state
+
+    monkeypatch.setattr(onnxruntime, "SessionOptions", onnxruntime_pybind11_state.SessionOptions)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -32,7 +32,7 @@ AT_ONCE = 2
 FULL_SIZE = ("m-sam", "sam-med3d")
 """What is timed at full size, too."""
 BACKENDS = "torch,onnxruntime,onnxruntime-fp16"
-EXPORT = "sam-export --no-engines --quiet --force"
+EXPORT = "sam-export --engines none --quiet --force"
 REAL: Mapping[str, tuple[str, ...]] = {
     "m-sam": ("hippocampus",),
     "sam-med3d": ("hippocampus",),

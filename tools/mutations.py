@@ -407,9 +407,9 @@ def _read_run(path: Path) -> object:
 def _write_run(path: Path) -> None:
     from samkit.benchmarks.record.run import Run
 
-    Run("latency", ("sam-bench", "latency"), "2026-01-01T00:00:00Z", 1.0, ({},), {"cpu": "x"}, {"numpy": "2"}, ()).save(
-        path
-    )
+    facts = {"processor": "x", "cores": 2, "load": {"before": [0.1], "after": [0.2]}, "settled": True}
+    exports = ({"method": "m-sam", "weights": "random", "manifest": "ab" * 32},)
+    Run("latency", ("sam-bench", "latency"), "2026-01-01T00:00:00Z", 1.0, exports, facts, {"numpy": "2"}, ()).save(path)
 
 
 def _content() -> Any:

@@ -1,4 +1,4 @@
-"""The child process that builds one TensorRT engine: `python -m samkit.export.build_engine plan.json`.
+"""The child process that builds one engine: `python -m samkit.export.build_engine plan.json`.
 
 It gets plan.json and nothing else, so that a build that runs out of memory or crashes takes nothing with it. What it
 has to say stands in the files that the plan names; an error is one sentence in `result`, and this process ends with 1.
@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
 
+from samkit.engine_libraries import EngineLibrary, get_library
 from samkit.errors import ExportError, SamkitError
+from samkit.files import reason_of
 from samkit.manifest import file_sha256
 from samkit.runtime.backends.pycuda_device import describe_device
 from samkit.runtime.backends.tensorrt_library import LOG, Shape, build_engine, tensorrt_version
@@ -29,6 +31,9 @@ class EnginePlan:
     """Of the graph and, where its weights lie beside it, of both: `graph_sha256`."""
     engine: str
     """The file to write; the inspector's JSON and the timing cache get the same name with other endings."""
+    library: str
+    target: str
+    platform: str
     profile: dict[str, list[list[int]]]
     """Per input its smallest, usual and largest shape."""
     workspace_bytes: int
@@ -70,9 +75,12 @@ def layers_file(engine: Path) -> Path:
     return engine.with_suffix(".layers.json")
 
 
-def describe_machine() -> dict[str, str]:
-    """Return what an engine is bound to, as the manifest has it: TensorRT, GPU, compute capability, CUDA and driver."""
-    return {"tensorrt": tensorrt_version(), **describe_device()}
+def describe_machine(library: EngineLibrary) -> dict[str, str]:
+    """Return what a build is made with, as the manifest has it: the library's version and, where engines are bound to
+    one, the GPU, its compute capability, CUDA and the driver.
+    """
+    device = describe_device() if library.needs_gpu else {}
+    return {library.version_fact: tensorrt_version(library), **device}
 
 
 # --- Timing caches: one line of JSON that says what they are bound to, then TensorRT's bytes ---
@@ -115,7 +123,8 @@ def build(plan: EnginePlan) -> dict[str, Any]:
     onnx, engine = Path(plan.onnx), Path(plan.engine)
     if graph_sha256(onnx) != plan.onnx_sha256:
         raise ExportError(f"{onnx.name} changed since the build was planned; run sam-export --verify on its folder")
-    machine = describe_machine()
+    library = get_library(plan.library)
+    machine = describe_machine(library)
     binding = {"onnx_sha256": plan.onnx_sha256, **machine}
     cache_path = timing_cache_file(engine, binding)
     known = [Path(path) for path in plan.timing_caches if Path(path).name == cache_path.name]
@@ -127,18 +136,31 @@ def build(plan: EnginePlan) -> dict[str, Any]:
             built = build_engine(
                 onnx,
                 {name: _shapes(shapes) for name, shapes in plan.profile.items()},
+                library=library,
                 workspace_bytes=plan.workspace_bytes,
                 optimization_level=plan.optimization_level,
                 timing_cache=cache,
+                target=plan.target,
+                platform=plan.platform,
             )
         finally:
             LOG.write = lambda line: None
     seconds = time.perf_counter() - started
-    engine.write_bytes(built.engine)
-    layers_file(engine).write_text(built.layers)
-    write_timing_cache(cache_path, binding, built.timing_cache)
+    files = [engine.name]
+    try:
+        engine.write_bytes(built.engine)
+        if built.layers is not None:
+            layers_file(engine).write_text(built.layers)
+            files.append(layers_file(engine).name)
+        if built.timing_cache is not None:
+            write_timing_cache(cache_path, binding, built.timing_cache)
+            files.append(cache_path.name)
+    except OSError as error:
+        raise ExportError(f"{engine.name} can't be written ({reason_of(error)}); make room for it") from error
     return {
+        "library": library.name,
         **machine,
+        **({} if library.needs_gpu else {"target": plan.target, "platform": plan.platform}),
         "onnx": onnx.name,
         "onnx_sha256": plan.onnx_sha256,
         "sha256": hashlib.sha256(built.engine).hexdigest(),
@@ -147,8 +169,8 @@ def build(plan: EnginePlan) -> dict[str, Any]:
         "workspace_bytes": plan.workspace_bytes,
         "optimization_level": plan.optimization_level,
         "build_seconds": round(seconds, 2),
-        "timing_cache_used": bool(known),
-        "files": [engine.name, layers_file(engine).name, cache_path.name],
+        **({"timing_cache_used": bool(known)} if library.needs_gpu else {}),
+        "files": files,
     }
 
 

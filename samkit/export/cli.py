@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from samkit.command import run_command, show_progress
+from samkit.engine_libraries import LIBRARIES, RTX, TENSORRT, EngineLibrary, get_library
 from samkit.errors import MissingDependencyError
 from samkit.export.plan import OPSET, plan_export
 from samkit.extras import how_to_install_demo
@@ -51,15 +52,26 @@ def _precision_flags(command: Callable[..., None]) -> Callable[..., None]:
     "--build-engines",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Build the TensorRT engines of an export, on the GPU they will run on; needs no torch. After an export this "
-    "is done by itself where TensorRT is installed.",
+    help="Build the engines of an export; needs no torch. After an export this is done by itself.",
 )
-@click.option("--no-engines", is_flag=True, help="Build no TensorRT engines after the export.")
-@click.option("--require-tensorrt", is_flag=True, help="Fail where no engine can be built, instead of saying so.")
+@click.option(
+    "--engines",
+    "engines_of",
+    type=click.Choice(["auto", *(library.name for library in LIBRARIES), "none"]),
+    default="auto",
+    show_default=True,
+    help="Which library's engines: TensorRT's, on the GPU they will run on; those of TensorRT for RTX, built on any "
+    "machine; auto: of every library that is installed.",
+)
+@click.option("--require-tensorrt", is_flag=True, help="Fail where TensorRT can build no engine, instead of saying so.")
+@click.option("--rtx-target", type=click.Choice(RTX.targets), default=RTX.targets[0], show_default=True,
+              help="GPUs that TensorRT for RTX builds for; portable: Ampere and later.")  # fmt: skip
+@click.option("--rtx-platform", type=click.Choice(RTX.platforms), default=RTX.platforms[0], show_default=True,
+              help="System that TensorRT for RTX builds for.")  # fmt: skip
 @click.option("--engine-workspace", type=click.IntRange(min=1), default=4096, show_default=True, metavar="MIB",
               help="Most memory of the GPU that a layer of an engine may work in.")  # fmt: skip
 @click.option("--engine-level", type=click.IntRange(0, 5), default=3, show_default=True,
-              help="How long TensorRT looks for fast engines (its builder_optimization_level).")  # fmt: skip
+              help="How long the library looks for fast engines (its builder_optimization_level).")  # fmt: skip
 @click.option("--list", "show_list", is_flag=True, help="Name the methods.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 @click.version_option(__version__, prog_name="sam-export")
@@ -80,30 +92,36 @@ def export(
     dry_run: bool,
     verify: Path | None,
     build_engines: Path | None,
-    no_engines: bool,
+    engines_of: str,
     require_tensorrt: bool,
+    rtx_target: str,
+    rtx_platform: str,
     engine_workspace: int,
     engine_level: int,
     show_list: bool,
     quiet: bool,
     **written: bool,
 ) -> None:
-    """Export a method's network as checked ONNX files with a manifest, and as TensorRT engines where there is a GPU."""
+    """Export a method's network as checked ONNX files with a manifest, and as engines of NVIDIA's libraries."""
     show_progress(quiet, name="sam-export", timed=True)
 
-    def engines(folder: Path) -> Manifest:
+    def build(folder: Path, libraries: list[EngineLibrary]) -> Manifest:
         from samkit.export import engines  # neither torch nor onnx
 
-        settings = engines.EngineSettings(engine_workspace * engines.MIB, engine_level)
-        return engines.build_engines(folder, settings=settings, force=force)
+        settings = engines.EngineSettings(engine_workspace * engines.MIB, engine_level, rtx_target, rtx_platform)
+        for library in libraries:
+            engines.build_engines(folder, library, settings=settings, force=force)
+        return Manifest.load(folder)
 
     if sum((show_list, verify is not None, build_engines is not None, method_name is not None)) > 1:
         raise click.UsageError("--list, --verify, --build-engines and --method each stand alone; give one")
     asked = [name for name, is_asked in written.items() if is_asked]
     if len(asked) > 1:
         raise click.UsageError(f"--{asked[0]} and --{asked[1]} are two exports; give one")
-    if no_engines and (require_tensorrt or build_engines is not None):
-        raise click.UsageError("--no-engines contradicts --require-tensorrt and --build-engines; leave it out")
+    if engines_of == "none" and (require_tensorrt or build_engines is not None):
+        raise click.UsageError("--engines none contradicts --require-tensorrt and --build-engines; leave it out")
+    if engines_of == RTX.name and require_tensorrt:
+        raise click.UsageError(f"--engines {RTX.name} contradicts --require-tensorrt; leave one out")
     if show_list:
         _print_methods()
     elif verify is not None:
@@ -111,7 +129,8 @@ def export(
 
         click.echo(json.dumps(verify_export(verify)))
     elif build_engines is not None:
-        click.echo(json.dumps({"export": str(build_engines), "engines": engines(build_engines).engines}))
+        libraries = _libraries(engines_of, required=True)
+        click.echo(json.dumps({"engines": build(build_engines, libraries).engines}))
     elif method_name is None:
         raise click.UsageError(f"no --method; available: {', '.join(list_methods())}")
     else:
@@ -135,29 +154,46 @@ def export(
                 _announce(f"the demonstration weights are not installed; {how_to_install_demo()} before the export")
             return
         _announce_weights(plan)
-        missing = None if no_engines else _missing_for_engines(require_tensorrt)
+        if require_tensorrt:
+            _check_libraries([TENSORRT])
+        libraries = [] if engines_of == "none" else _libraries(engines_of, required=False)
         from samkit.export.export import run_export  # torch only when an export is really made
 
         manifest = run_export(plan, folder, force=force)
-        if missing is None and not no_engines:
-            manifest = engines(folder)
-        elif missing is not None:
-            _announce(f"no TensorRT engines were built: {missing}")
+        if libraries:
+            manifest = build(folder, libraries)
         figures = {"digest": manifest.digest, "parity": manifest.parity, "engines": manifest.engines}
-        click.echo(json.dumps({"export": str(folder), **figures}))
+        click.echo(json.dumps(figures))
 
 
-def _missing_for_engines(required: bool) -> str | None:
-    """Return in a sentence what engines lack here, None where nothing; MissingDependencyError where `required`."""
-    from samkit.export.engines import check_tensorrt
+def _libraries(name: str, *, required: bool) -> list[EngineLibrary]:
+    """Return what builds engines here: the library called `name`, or with "auto" every one that can.
 
-    try:
-        check_tensorrt()
-    except MissingDependencyError as error:
-        if required:
-            raise
-        return str(error)
-    return None
+    Raises MissingDependencyError for a library that was named and can't, and where `required` and none can; else says
+    why there are none.
+    """
+    if name != "auto":
+        return _check_libraries([get_library(name)])
+    found, missing = [], []
+    for library in LIBRARIES:
+        try:
+            found += _check_libraries([library])
+        except MissingDependencyError as error:
+            missing.append(str(error))
+    if not found and required:
+        raise MissingDependencyError(f"no engines can be built: {missing[0]}")
+    if not found:
+        _announce(f"no engines were built: {'; '.join(missing)}")
+    return found
+
+
+def _check_libraries(libraries: list[EngineLibrary]) -> list[EngineLibrary]:
+    """Return `libraries`; raises MissingDependencyError for the first that can build nothing here."""
+    from samkit.export.engines import check_library
+
+    for library in libraries:
+        check_library(library)
+    return libraries
 
 
 def _print_methods() -> None:

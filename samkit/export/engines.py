@@ -1,9 +1,12 @@
-"""Build TensorRT engines from a finished export, check them, and add them to its manifest. Needs no torch and no onnx.
+"""Build engines from a finished export, check them, and add them to its manifest. Needs no torch and no onnx.
 
-Engines belong where they will run: they load on one kind of GPU and one version of TensorRT. So this is a command of
-its own, `sam-export --build-engines DIR`, for use inside the serving container; `sam-export` calls it where it can.
+TensorRT's engines belong where they will run: they load on one kind of GPU and one version of TensorRT. So this is a
+command of its own, `sam-export --build-engines DIR`, for use inside the serving container; `sam-export` calls it where
+it can. TensorRT for RTX builds anywhere, and what it builds can be measured on a GPU alone: the manifest says that it
+was not run.
 
-Each engine is built in a child process (build_engine.py). All are built and pass parity before the export changes.
+Each engine is built in a child process (build_engine.py). All of a library are built, and where they can run pass
+parity, before the export changes.
 """
 
 from __future__ import annotations
@@ -20,11 +23,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from samkit.engine_libraries import RTX, TENSORRT, EngineLibrary
 from samkit.errors import ExportError, MissingDependencyError, SamkitError
 from samkit.export.build_engine import EnginePlan, describe_machine, graph_sha256
 from samkit.export.verify import repeat_parity
 from samkit.files import working_folder
-from samkit.manifest import Export, Manifest, describe_files, engine_file, file_sha256
+from samkit.manifest import Export, Manifest, describe_files, file_sha256
 from samkit.methods import GraphSpec
 from samkit.runtime.backends.pycuda_device import import_pycuda
 from samkit.runtime.backends.runner import Runner
@@ -44,20 +48,25 @@ class EngineSettings:
     workspace_bytes: int = 4096 * MIB
     """Most memory of the GPU that a layer's algorithm may take while it runs."""
     optimization_level: int = 3
-    """TensorRT's builder_optimization_level, 0 to 5; 3 is its own default, 0 ignores the timing cache."""
+    """builder_optimization_level, 0 to 5; 3 is the libraries' own default, 0 ignores the timing cache."""
+    target: str = RTX.targets[0]
+    """GPUs that TensorRT for RTX builds for."""
+    platform: str = RTX.platforms[0]
+    """System that TensorRT for RTX builds for."""
 
 
-def check_tensorrt() -> dict[str, str]:
-    """Return what engines built here would be bound to; raises MissingDependencyError where none can be built."""
-    import_tensorrt()
-    import_pycuda()
-    return describe_machine()
+def check_library(library: EngineLibrary) -> dict[str, str]:
+    """Return what engines built here would be made with; raises MissingDependencyError where none can be built."""
+    import_tensorrt(library)
+    if library.needs_gpu:
+        import_pycuda()
+    return describe_machine(library)
 
 
 def engine_profile(graph: GraphSpec) -> dict[str, list[list[int]]]:
     """Return the smallest, usual and largest shape of each input of `graph`.
 
-    TensorRT's profiles begin at one point, because not every release takes an empty axis: the runner passes an ABSENT
+    Profiles begin at one point, because not every release takes an empty axis: the runner passes an ABSENT
     point in place of none. Raises ExportError for any other axis that may be empty.
     """
     profile = {}
@@ -81,41 +90,44 @@ def _size(axis: Axis, which: str) -> int:
 
 def build_engines(
     folder: Path,
+    library: EngineLibrary = TENSORRT,
     *,
     settings: EngineSettings | None = None,
     force: bool = False,
 ) -> Manifest:
-    """Build an engine of every ONNX file of the export in `folder`, and return its new manifest.
+    """Build a library's engine of every ONNX file of the export in `folder`, and return its new manifest.
 
     Engines that are there, unchanged, of this machine and with these settings are kept, unless `force`; engines' own
-    files may be missing or changed, all others not. An untested version of TensorRT is logged as a warning. Raises
-    MissingDependencyError without TensorRT, pycuda or a GPU, ManifestError for a changed export, ExportError with
-    TensorRT's own errors, and ParityError; the export is then as it was.
+    files may be missing or changed, all others not, and those of another library stay. An untested version is logged as
+    a warning. Raises MissingDependencyError without the library, or the GPU that it needs, ManifestError for a changed
+    export, ExportError with the library's own errors, and ParityError; the export is then as it was.
     """
     settings = settings or EngineSettings()
-    machine = check_tensorrt()
+    machine = check_library(library)
+    version = machine[library.version_fact]
     export = Export.open(folder)
-    if (untested := untested_warning(machine["tensorrt"])) is not None:
+    if (untested := untested_warning(version, library)) is not None:
         _log.warning(untested)
     wanted = [(spec, precision) for spec in export.specs for precision in export.plan.precisions]
-    if not force and all(_is_current(export, spec, p, machine, settings) for spec, p in wanted):
+    if not force and all(_is_current(export, library, spec, p, machine, settings) for spec, p in wanted):
         _log.info("%s already holds these engines, unchanged; nothing to do unless forced", folder)
         return export.manifest
     try:
         with working_folder(folder) as work:
             facts = {}
             for spec, precision in wanted:
-                name = engine_file(spec.name, precision)
-                _log.info("%s: TensorRT %s on %s", name, machine["tensorrt"], machine["gpu"])
-                facts[name] = _build(export, work, spec, precision, settings)
+                name = library.engine_file(spec.name, precision)
+                where = machine["gpu"] if library.needs_gpu else f"{settings.target}, {settings.platform}"
+                _log.info("%s: %s %s for %s", name, library.title, version, where)
+                facts[name] = _build(export, library, work, spec, precision, settings)
                 _log.info("%s: built in %.1f s", name, facts[name]["build_seconds"])
-            new = _with_engines(export.manifest, work, facts)
-            for precision in export.plan.precisions:
+            new = _with_engines(export.manifest, library, work, facts)
+            for precision in export.plan.precisions if library.needs_gpu else ():
                 for name, figures in _check_parity(replace(export, manifest=new), work, precision).items():
                     new.engines[name]["parity"] = figures
                     shown = (f"{k} {v:.3g}" for k, v in figures.items() if isinstance(v, float | int))
                     _log.info("%s: %s", name, ", ".join(shown))
-            _move(work, export, new)
+            _move(work, export, library, new)
     except OSError as error:
         raise ExportError(f"the engines can't be written to {folder} ({error.strerror}); make it writable") from error
     return new
@@ -123,16 +135,20 @@ def build_engines(
 
 def _is_current(
     export: Export,
+    library: EngineLibrary,
     graph: GraphSpec,
     precision: str,
     machine: dict[str, str],
     settings: EngineSettings,
 ) -> bool:
     """Return whether the manifest has this engine as a build here and now would make it, and its files are there."""
-    there = export.manifest.engines.get(engine_file(graph.name, precision), {})
+    there = export.manifest.engines.get(library.engine_file(graph.name, precision), {})
+    asked = asdict(settings)
+    if library.needs_gpu:
+        del asked["target"], asked["platform"]
     wanted = {
         **machine,
-        **asdict(settings),
+        **asked,
         "profile": engine_profile(graph),
         "onnx_sha256": graph_sha256(export.path(graph.name, precision)),
     }
@@ -147,10 +163,12 @@ def _is_unchanged(export: Export, file: str) -> bool:
     return path.is_file() and listed.get(file) == file_sha256(path)
 
 
-def _build(export: Export, work: Path, graph: GraphSpec, precision: str, settings: EngineSettings) -> dict[str, Any]:
+def _build(
+    export: Export, library: EngineLibrary, work: Path, graph: GraphSpec, precision: str, settings: EngineSettings
+) -> dict[str, Any]:
     """Return the facts of one engine, built into `work` by a child process; raises ExportError with its sentence."""
     onnx = export.path(graph.name, precision).resolve()
-    name = engine_file(graph.name, precision)
+    name = library.engine_file(graph.name, precision)
     logs = Path(tempfile.mkdtemp(prefix=f"samkit-{name}-"))  # outside of the export: it outlives a failure
     log = logs / "build.log"
     # What was timed before is handed to TensorRT, so it must be what a build of ours left
@@ -159,6 +177,9 @@ def _build(export: Export, work: Path, graph: GraphSpec, precision: str, setting
         onnx=str(onnx),
         onnx_sha256=graph_sha256(onnx),
         engine=str((work / name).resolve()),
+        library=library.name,
+        target=settings.target,
+        platform=settings.platform,
         profile=engine_profile(graph),
         workspace_bytes=settings.workspace_bytes,
         optimization_level=settings.optimization_level,
@@ -179,7 +200,8 @@ def _build(export: Export, work: Path, graph: GraphSpec, precision: str, setting
     if ended.returncode != 0 or "error" in result:
         raise _failure(result, ended.returncode, name, log)
     shutil.rmtree(logs)
-    return {"graph": graph.name, "precision": precision, **result}
+    run = {} if library.needs_gpu else {"run": None}
+    return {"graph": graph.name, "precision": precision, **result, **run}
 
 
 def _read_result(path: Path) -> dict[str, Any]:
@@ -207,12 +229,22 @@ def _failure(result: dict[str, Any], code: int, name: str, log: Path) -> SamkitE
     )
 
 
-def _with_engines(manifest: Manifest, work: Path, facts: dict[str, Any]) -> Manifest:
-    """Return the manifest with the engines in `work` in place of those it lists."""
-    kept = tuple(artifact for artifact in manifest.artifacts if artifact.file not in manifest.engine_files)
+def engines_of(manifest: Manifest, library: EngineLibrary) -> dict[str, dict[str, Any]]:
+    """Return the entries of a library's engines in a manifest; those of older ones, which name none, are TensorRT's."""
+    return {
+        name: entry for name, entry in manifest.engines.items() if entry.get("library", TENSORRT.name) == library.name
+    }
+
+
+def _with_engines(manifest: Manifest, library: EngineLibrary, work: Path, facts: dict[str, Any]) -> Manifest:
+    """Return the manifest with the library's engines in `work` in place of those of it that are listed."""
+    old = engines_of(manifest, library)
+    replaced = {file for entry in old.values() for file in entry["files"]}
+    kept = tuple(artifact for artifact in manifest.artifacts if artifact.file not in replaced)
     made = describe_files(work, [file for entry in facts.values() for file in entry["files"]])
     artifacts = tuple(sorted((*kept, *made), key=lambda artifact: artifact.file))
-    return replace(manifest, artifacts=artifacts, engines=facts)
+    others = {name: entry for name, entry in manifest.engines.items() if name not in old}
+    return replace(manifest, artifacts=artifacts, engines={**others, **facts})
 
 
 def _check_parity(export: Export, work: Path, precision: str) -> dict[str, dict[str, Any]]:
@@ -223,17 +255,17 @@ def _check_parity(export: Export, work: Path, precision: str) -> dict[str, dict[
             spec.name: opened.enter_context(TensorRTRunner(made, spec, precision)) for spec in export.specs
         }
         figures = repeat_parity(export, runners, precision)
-    return {engine_file(graph, precision): values for graph, values in figures.items()}
+    return {TENSORRT.engine_file(graph, precision): values for graph, values in figures.items()}
 
 
-def _move(work: Path, export: Export, new: Manifest) -> None:
-    """Move the engines into the export; at every moment its manifest tells the truth about its files."""
+def _move(work: Path, export: Export, library: EngineLibrary, new: Manifest) -> None:
+    """Move a library's engines into the export; at every moment its manifest tells the truth about its files."""
     folder, old = export.folder, export.manifest
-    _with_engines(old, work, {}).save(folder)
-    for entry in old.engines.values():
+    _with_engines(old, library, work, {}).save(folder)
+    for entry in engines_of(old, library).values():
         for file in entry["files"]:
             (folder / Path(file).name).unlink(missing_ok=True)
-    for entry in new.engines.values():
+    for entry in engines_of(new, library).values():
         for file in entry["files"]:
             (work / file).replace(folder / file)
     new.save(folder)

@@ -30,7 +30,7 @@ from samkit.segment.checks import check_method, check_picture, check_place, chec
 from samkit.segment.inputs import find_inputs
 from samkit.segment.outputs import Outputs
 from samkit.segment.place import in_folder, on_server
-from samkit.segment.report import provenance, write_report
+from samkit.segment.report import case_of, provenance, without_names, write_report
 from samkit.segment.segmenting import segment_study, tell
 from samkit.sequences import parse_pattern
 from samkit.version import __version__
@@ -242,6 +242,11 @@ def _check_suffix(*suffixes: str) -> Callable[[click.Context, click.Parameter, P
     help="Also write a picture, .png: the slice that shows most of the mask, with the mask on it.",
 )
 @click.option("--report", "report_path", type=_FILE, help="Also write a JSON of inputs, versions and hashes.")
+@click.option(
+    "--show-names",
+    is_flag=True,
+    help="Name files in the JSON line and in --report, which else call the case by the first digits of its SHA-256.",
+)
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 @click.pass_context
 def segment(
@@ -271,6 +276,7 @@ def segment(
     logits_path: Path | None,
     overlay_path: Path | None,
     report_path: Path | None,
+    show_names: bool,
     quiet: bool,
 ) -> None:  # fmt: skip
     """Segment a scan or a picture from clicks and boxes, or without any, and write the mask.
@@ -329,8 +335,11 @@ def segment(
         end = time.perf_counter()
 
         seconds = {"load": read - found, "open": found - start + ready - read, **done.seconds}
+        case = case_of(study)
+        told = [*session.warnings, *done.warnings]
         result = {
-            "mask": str(mask_path),
+            "case": case,
+            **({"mask": str(mask_path)} if show_names else {}),
             "volume_ml": done.volume_ml,
             "seconds": _rounded({**seconds, "write": end - segmented, "total": end - start}),
             "method": place.method.name,
@@ -339,11 +348,13 @@ def segment(
             "clicks": len(prompts),
             **done.figures,
             "demonstration_weights": session.manifest.plan.is_demonstration,
-            "warnings": [*session.warnings, *done.warnings],
+            "warnings": told if show_names else [without_names(sentence, study, case) for sentence in told],
             "notice": NOTICE,
         }
         if report_path is not None:
-            write_report(report_path, {**result, **provenance(session, study, prompts, mask_path)})
+            write_report(
+                report_path, {**result, **provenance(session, study, prompts, mask_path, show_names=show_names)}
+            )
     click.echo(json.dumps(result))
 
 

@@ -20,26 +20,46 @@ _PACKAGES = ("numpy", "scipy", "nibabel", "pillow", "onnxruntime", "onnxruntime-
 _CLIENT_PACKAGES = ("numpy", "scipy", "nibabel", "pillow", "tritonclient")
 
 
-def provenance(session: Session, study: Study, prompts: Sequence[Prompt], mask_path: Path) -> dict[str, Any]:
-    """Return what a report adds. File names only: folders may name a patient."""
+_CASE_DIGITS = 12
+
+
+def case_of(study: Study) -> str:
+    """Return what a case is called where it may be handed on: the first digits of its first file's SHA-256."""
+    return file_sha256(next(iter(_files(study).values())))[:_CASE_DIGITS]
+
+
+def without_names(sentence: str, study: Study, case: str) -> str:
+    """Return a sentence about a study in which its files are called by the case's id.
+
+    >>> without_names("scan.nii: no window", Study({"": Path("scan.nii")}, {}, None), "3f9a1c20b7d4")
+    'case 3f9a1c20b7d4: no window'
+    """
+    names = {path.name for path in (*study.sources, *study.files.values())}
+    for name in sorted(names, key=len, reverse=True):  # one may be a part of another
+        sentence = sentence.replace(name, f"case {case}")
+    return sentence
+
+
+def provenance(
+    session: Session, study: Study, prompts: Sequence[Prompt], mask_path: Path, *, show_names: bool = False
+) -> dict[str, Any]:
+    """Return what a report adds. Names of files, which may name a patient, are in it with `show_names` alone."""
     plan = session.manifest.plan
-    files = {
-        name: (scan.path if (scan := study.scans.get(name)) else None) or path for name, path in study.files.items()
-    }
+    files = _files(study)
     first = next(iter(files.values()))
+    names = {"mask": mask_path.name, "input": first.name} if show_names else {}
     how = (
         {"spacing_mm": list(session.spacing), "crop_origins": [list(origin) for origin in session.origins]}
         if session.spacing is not None
-        else {"inputs": {name: _file(path) for name, path in files.items()}}
+        else {"inputs": {name: _file(path, show_names) for name, path in files.items()}}
     )
     return {
-        "mask": mask_path.name,
+        **names,
         "samkit": __version__,
         "manifest_sha256": session.manifest.digest,
         "weights": _weights(plan.weights),
         "other_weights": {name: _weights(weights) for name, weights in plan.others.items()},
         "refinement": plan.refinement,
-        "input": first.name,
         "input_sha256": file_sha256(first),
         **({} if study.volume is None else {"volume": study.volume}),
         **how,
@@ -56,8 +76,15 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
     write_whole(path, json.dumps(report, indent=1) + "\n")
 
 
-def _file(path: Path) -> dict[str, str]:
-    return {"file": path.name, "sha256": file_sha256(path)}
+def _files(study: Study) -> dict[str, Path]:
+    """Return the file that each input was read from."""
+    return {
+        name: (scan.path if (scan := study.scans.get(name)) else None) or path for name, path in study.files.items()
+    }
+
+
+def _file(path: Path, show_names: bool) -> dict[str, str]:
+    return {**({"file": path.name} if show_names else {}), "sha256": file_sha256(path)}
 
 
 def _weights(weights: Weights) -> dict[str, str | None]:

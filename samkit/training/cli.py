@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from samkit.command import THREADS, run_command, show_progress
+from samkit.command import THREADS, run_command, show_progress, typed_words
 from samkit.errors import MissingDependencyError
 from samkit.extras import how_to_install
 from samkit.methods import get_method
@@ -42,11 +42,15 @@ _LAYOUTS = ("volumes", "images", "freesurfer", "boxes")
 @click.option("--label", type=click.IntRange(1), help="Foreground is this label value; else every value above 0.")
 @click.option("--time-limit", type=click.FloatRange(0, min_open=True), help="Stop after so many minutes of training.")
 @click.option("--threads", type=THREADS, help="CPU threads; else PyTorch's own choice.")
+@click.option(
+    "--show-names", is_flag=True, help="Name folders in the JSON line and the checkpoint; run.json names them anyway."
+)
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def command(
     method_name: str, data: Path, out: Path, preset: str, part: str, arch: str | None, init: Path | None,
     weights: str, base: Path | None, layout: str | None, sequences: tuple[str, ...], resume: bool, devices: int,
-    settings: tuple[str, ...], label: int | None, time_limit: float | None, threads: int | None, quiet: bool,
+    settings: tuple[str, ...], label: int | None, time_limit: float | None, threads: int | None, show_names: bool,
+    quiet: bool,
 ) -> None:  # fmt: skip
     """Train a method, or one part of it.
 
@@ -96,14 +100,21 @@ def command(
     if threads is not None:
         torch.set_num_threads(threads)
     check_run_folder(out, resume)
-    options = RunOptions(out, resume, devices, time_limit, quiet)
+    options = RunOptions(
+        out, resume, devices, time_limit, quiet, words=typed_words(show_paths=show_names), show_names=show_names
+    )
     start = load_start(init, method, part=part, base=base, weights=weights) if init is not None else None
     plan = plan_training(
         method, preset, settings, label=label, part=part, arch=arch, start=start.info if start else None
     )
     task = find_task(data, plan, layout=layout, patterns=by_sequence)
     facts = train(plan, task, options, data_name=data.resolve().name, start=start)
-    told = {"run": str(out), "best": facts["best"], "seconds": facts["seconds"], "warnings": facts.get("warnings", [])}
+    told = {
+        **({"run": str(out)} if show_names else {}),
+        "best": facts["best"],
+        "seconds": facts["seconds"],
+        "warnings": facts.get("warnings", []),
+    }
     click.echo(json.dumps(told))
 
 

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ from samkit.training.start import Start, count_parameters, freeze, start_weights
 from samkit.training.task import Task
 
 _log = logging.getLogger(__name__)
+_NAMING = ("folder", "split", "remarks", "file")
+"""Facts about data and the weights before that name folders, files, or cases."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,10 @@ class RunOptions:
     quiet: bool = False
     demonstration: bool = False
     """Marks the checkpoint as demonstration weights, stored as float16."""
+    words: Sequence[str] | None = None
+    """The command line as the checkpoint, which is handed on, has it; None: as run.json has it."""
+    show_names: bool = False
+    """Whether the checkpoint names the data's folder and cases."""
 
 
 def train(
@@ -103,7 +110,7 @@ def train(
     limit = None if options.time_limit_min is None else 60 * options.time_limit_min
     module = task.module(network, plan, limit, workers=4 if cuda else 0)
     facts: dict[str, Any] = {
-        "command": _command(),
+        "command": _command(sys.argv[1:]),
         **decided,
         "data": {**decided["data"], **task.notes},
         "parameters": {"total": counts.total, "tunable": counts.tunable},
@@ -115,6 +122,11 @@ def train(
     def describe(metrics: dict[str, Any]) -> CheckpointInfo:
         kept = {k: v for k, v in metrics.items() if k in module.metrics}
         provenance = {k: facts[k] for k in ("command", "data", "init", "threads", "versions")}
+        if options.words is not None:
+            provenance["command"] = _command(options.words)
+        if not options.show_names:
+            for fact in ("data", "init"):
+                provenance[fact] = facts[fact] and {k: v for k, v in facts[fact].items() if k not in _NAMING}
         provenance |= {"seed": plan.recipe.seed, "epochs": metrics["epoch"], "seconds": metrics["seconds"]}
         return CheckpointInfo(
             plan.method, plan.recipe.size, plan.config, plan.refinement, provenance, kept, options.demonstration,
@@ -219,9 +231,9 @@ def _stopped(out: Path, error: BaseException) -> Stopped:
     return Stopped(number, "no epoch was whole yet; start again, in the same {out} if you like", options=("out",))
 
 
-def _command() -> str:
+def _command(typed: Sequence[str]) -> str:
     """Return the command line without folders, which may name people or places."""
-    words = [Path(word).name if os.sep in word and "=" not in word else word for word in sys.argv[1:]]
+    words = [Path(word).name if os.sep in word and "=" not in word else word for word in typed]
     return f"{_program()} {shlex.join(words)}"
 
 

@@ -84,7 +84,7 @@ def check(repository: Path, container: bool) -> None:
         click.echo(f"sam-serve: {problem}", err=True)
     if problems:
         sys.exit(1)
-    click.echo(f"{repository} can be served here")
+    click.echo("it can be served here")
 
 
 @serve.command()

@@ -19,10 +19,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from samkit import engine_libraries
 from samkit.errors import ManifestError, ServingError
 from samkit.files import working_folder
 from samkit.manifest import FILE_NAME as MANIFEST_FILE
-from samkit.manifest import Export, Manifest, engine_file, file_sha256
+from samkit.manifest import Export, Manifest, file_sha256
 from samkit.methods import GraphSpec, SliceMethod
 from samkit.precisions import BASE
 from samkit.runtime.client.tritonclient_library import model_config
@@ -66,7 +67,7 @@ class _Source:
 
     def engine(self, graph: GraphSpec) -> str | None:
         """Return the file of the engine that runs `graph`; None where ONNX Runtime does."""
-        name = engine_file(graph.name, self.precision)
+        name = engine_libraries.TENSORRT.engine_file(graph.name, self.precision)
         return name if self.engines and name in self.export.manifest.engines else None
 
     @property

@@ -272,11 +272,13 @@ class EmbeddedServer:
 
     def _read_log(self, process: subprocess.Popen[str], key: str) -> None:
         for number, line in enumerate(process.stdout or ()):
+            # What we log may have nobody who listens any more; a full pipe would stop the server
             if not number:  # whoever speaks has read its arguments
-                _paint_over(process.pid, key)
+                with suppress(Exception):
+                    _paint_over(process.pid, key)
             if self._device == "cuda" or not _NO_GPU.search(line):
                 self._log.append(line.rstrip())
-                with suppress(Exception):  # nobody listens any more; a full pipe would stop the server
+                with suppress(Exception):
                     logger.info("%s", line.rstrip())
 
     def _running(self) -> subprocess.Popen[str]:

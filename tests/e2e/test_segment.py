@@ -50,7 +50,7 @@ def segment(export, scan, *arguments, blocked=()):
 
 
 def test_segments_without_torch(bright_export, scan):
-    done = segment(bright_export, scan, "--point", "20,22,15,+", "--point", "2,2,2,-",
+    done = segment(bright_export, scan, "--point", "20,22,15,+", "--point", "2,2,2,-", "--show-names",
                    blocked=("torch", "monai", "lightning"))  # fmt: skip
 
     assert done.returncode == 0, done.stderr

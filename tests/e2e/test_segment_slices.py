@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -114,7 +115,7 @@ def test_report_and_logits_and_clicks_file(segment, scan, tmp_path):
     clicks.write_text(json.dumps([{"box": [18, 18, 8, 32, 36, 8]}, {"point": [25, 25, 8], "label": 1}]))
     code, _, err = segment(
         "-i", scan, "-o", tmp_path / "m.nii", "--clicks", clicks, "--report", report, "--save-logits", logits,
-        "--threads", "1",
+        "--threads", "1", "--show-names",
     )  # fmt: skip
 
     assert code == 0, err
@@ -125,6 +126,26 @@ def test_report_and_logits_and_clicks_file(segment, scan, tmp_path):
     assert data["inputs"][""]["file"] == "scan.nii.gz"
     assert len(data["input_sha256"]) == len(data["output_sha256"]) == len(data["manifest_sha256"]) == 64
     assert np.array_equal(written(logits) > 0, written(tmp_path / "m.nii") > 0)
+
+
+def test_json_line_and_report_call_a_case_by_its_hash_and_the_terminal_by_its_name(segment, tmp_path):
+    ward = tmp_path / "ward-7"
+    ward.mkdir()
+    array = block()
+    array[:4] = -200  # as the air of a CT, of which a warning speaks
+    scan, report = save(ward / "Mueller_Anna_1961.nii.gz", array), tmp_path / "report.json"
+    code, out, err = segment(
+        "-i", scan, "-o", ward / "Mueller_Anna_mask.nii.gz", "--box", BOX, "--plane", "axial", "--report", report
+    )
+
+    assert code == 0, err
+    told = json.loads(out)
+    handed_on = out + report.read_text()
+    assert "Mueller" not in handed_on
+    assert "ward-7" not in handed_on
+    assert told["case"] == hashlib.sha256(scan.read_bytes()).hexdigest()[:12]
+    assert json.loads(report.read_text())["inputs"] == {"": {"sha256": hashlib.sha256(scan.read_bytes()).hexdigest()}}
+    assert "Mueller_Anna_1961.nii.gz" in err
 
 
 def test_plane_can_be_chosen(segment, scan, tmp_path):

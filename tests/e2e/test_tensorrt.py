@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 import samkit
+from samkit.engine_libraries import TENSORRT
 from samkit.errors import ManifestError
 from samkit.export.engines import build_engines
-from samkit.manifest import Export, Manifest, engine_file
+from samkit.manifest import Export, Manifest
 from samkit.masks import dice
 from samkit.methods import get_method
 from samkit.runtime import open_session
@@ -59,12 +60,14 @@ def test_engines_give_pytorchs_masks(name, built, capsys):
     """Building fails where parity does not hold; here is what it came to."""
     manifest = Manifest.load(built(name))
     manifest.verify(built(name))
-    names = {engine_file(spec.name, precision) for spec in manifest.plan.specs for precision in ("fp32", "fp16")}
+    names = {
+        TENSORRT.engine_file(spec.name, precision) for spec in manifest.plan.specs for precision in ("fp32", "fp16")
+    }
     assert set(manifest.engines) == names
     rows = []
     for spec in manifest.plan.specs:
         for precision in ("fp32", "fp16"):
-            facts = manifest.engines[engine_file(spec.name, precision)]
+            facts = manifest.engines[TENSORRT.engine_file(spec.name, precision)]
             assert json.loads((built(name) / facts["files"][1]).read_text())
             with TensorRTRunner(Export.of(built(name), manifest), spec, precision) as runner:
                 milliseconds = latency(runner, feed_of(spec))
@@ -120,7 +123,7 @@ def test_session_segments_as_on_onnx_runtime(name, precision, built, segment):
 def test_engine_of_another_machine_is_refused(built):
     folder = built("sam-med3d")
     manifest = Manifest.load(folder)
-    name = engine_file("mask_decoder", "fp16")
+    name = TENSORRT.engine_file("mask_decoder", "fp16")
     for fact, value in (("gpu", "another GPU"), ("tensorrt", "9.9.9")):
         other = replace(manifest, engines={name: {**manifest.engines[name], fact: value}})
         spec = next(spec for spec in manifest.plan.specs if spec.name == "mask_decoder")

@@ -43,6 +43,9 @@ def test_a_run_leaves_checkpoints_metrics_and_what_was_done(method, phantoms, tm
     facts = json.loads((out / "run.json").read_text())
     assert (facts["state"], facts["data"]["trained_on"], facts["data"]["held_back"]) == ("finished", 4, 1)
     assert str(tmp_path) not in (out / "run.json").read_text() + (out / "best.json").read_text()
+    assert facts["data"]["folder"] == phantoms.name
+    assert phantoms.name not in (out / "best.json").read_text() + stdout
+    assert "--data DATA --out OUT" in loaded.info.provenance["command"]
     assert any((out / "tensorboard").iterdir())
 
 

@@ -19,7 +19,7 @@ import pytest
 
 import samkit
 from samkit import errors
-from samkit.command import THREADS, run_command, show_progress
+from samkit.command import THREADS, run_command, show_progress, typed_words
 from samkit.runtime.backends import checked_threads
 
 
@@ -405,3 +405,34 @@ def test_other_libraries_say_nothing_through_it(monkeypatch, capsys):
     logging.getLogger("elsewhere").info("noise")
 
     assert capsys.readouterr().err == ""
+
+
+# --- What is handed on ---
+
+
+@pytest.mark.parametrize(
+    ("typed", "handed_on"),
+    [
+        (["one", "--data", "ward-7/Mueller", "-n", "3"], ["one", "--data", "DATA", "-n", "3"]),
+        (["one", "--data=ward-7", "-n", "3", "-n=4"], ["one", "--data=DATA", "-n", "3", "-n=4"]),
+        (["--log-file", "Mueller", "one", "-d", "--data"], ["--log-file", "LOG_FILE", "one", "-d", "D"]),
+        (["one", "--data", "--data=a", "-n", "--data"], ["one", "--data", "DATA", "-n", "--data"]),
+    ],
+)
+def test_typed_words_have_no_paths_unless_they_are_to_be_shown(typed, handed_on, monkeypatch, capsys):
+    @click.group()
+    @click.option("--log-file", type=click.Path())
+    def group(log_file):
+        pass
+
+    @group.command()
+    @click.option("--data", "-d", type=click.Path())
+    @click.option("-n", multiple=True)
+    def one(data, n):
+        click.echo(json.dumps([typed_words(), typed_words(show_paths=True)]))
+
+    monkeypatch.setattr(sys, "argv", ["sam-test", *typed])
+    with pytest.raises(SystemExit):
+        run_command(group, "sam-test")
+
+    assert json.loads(capsys.readouterr().out) == [handed_on, typed]

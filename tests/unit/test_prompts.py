@@ -160,6 +160,40 @@ def test_malformed_clicks_are_refused(content, tmp_path):
         read_prompts(path)
 
 
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (
+            {"point": [1, 2, 3], "label": 1, "Mueller": 1},
+            "click 1 of {} has 1 key(s) of 3 that no prompt has, number 3;",
+        ),
+        ({"Mueller": 1, "box": [1], "Anna": 2}, "has 2 key(s) of 3 that no prompt has, number 1 and 3;"),
+        (
+            {f"Mueller {n}": 1 for n in range(50)},
+            "has 50 key(s) of 50 that no prompt has, number 1, 2, 3, 4, 5, 6, 7, ",
+        ),
+        ({"point": "Mueller", "label": 1}, "has a point of no list, needed are 2 or 3 numbers;"),
+        ({"box": ["Mueller"] * 3}, "has a box of 3 elements, needed are 4 or 6 numbers;"),
+        ({"point": [1, 2, 3], "label": "Mueller"}, "is a point without a label that is 1 or 0;"),
+        ({"point": [1, 2, 3], "label": 1, "structure": ["Mueller"]}, "has a structure that is no text;"),
+        ({"box": [1, 2, 3, 4], "label": "Mueller"}, "is a box with a label;"),
+        ({"point": [1, 2], "box": ["Mueller"]}, "has a point and a box;"),
+        ({"label": "Mueller"}, "has neither a point nor a box;"),
+        (["Mueller"], "is a list and no object;"),
+    ],
+)
+def test_what_a_clicks_file_holds_besides_is_not_told(entry, said, tmp_path):
+    path = tmp_path / "clicks.json"
+    path.write_text(json.dumps([{"point": [1, 2, 3], "label": 1}, entry]))
+
+    with pytest.raises(PromptError) as refused:
+        read_prompts(path)
+    assert said.format("clicks.json") in str(refused.value)
+    assert "Mueller" not in str(refused.value)
+    assert "Anna" not in str(refused.value)
+    assert len(str(refused.value)) < 500
+
+
 def test_binary_clicks_file_is_refused(tmp_path):
     path = tmp_path / "clicks.json"
     path.write_bytes(b"\xff\xfe\x00")

@@ -266,7 +266,7 @@ REPOSITORIES: tuple[Kind, ...] = (
 
 def run() -> bytes:
     """Return a good run of sam-bench."""
-    return json.dumps({**json.loads(TARGETS["run"].seeds()[0]), "exports": [{"method": "m-sam"}]}).encode()
+    return TARGETS["run"].seeds()[0]
 
 
 def _run(changes: Mapping[str, object]) -> bytes:

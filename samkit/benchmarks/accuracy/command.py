@@ -4,14 +4,13 @@ For each export, case and policy of the reader (`simulated_user`) the PyTorch or
 get the same clicks: so each mask has one to be compared with. Where a mask differs, the backend is clicked on once more
 on its own errors. Every output of every graph is compared, too (`outputs`).
 
-A run holds parts of images (`slices` of a row), maybe names of files that were left out (`notes`), and the folder as it
-was typed (`command`). Share it as you would share the scans, or measure with --anonymous, which leaves all of that out.
+A run holds parts of images (`slices` of a row): share it as you would share the scans, or measure with --anonymous,
+which leaves them out. Cases go by numbers; folders and files are named with --show-names alone.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -30,7 +29,7 @@ from samkit.benchmarks.cases.phantom_scans import phantom_cases
 from samkit.benchmarks.measure.machine import Machine, finished_run
 from samkit.benchmarks.record.rows import Row
 from samkit.benchmarks.record.run import Measured, Run, describe_export
-from samkit.command import THREADS, show_progress
+from samkit.command import THREADS, show_progress, typed_words
 from samkit.errors import OptionError, SamkitError
 from samkit.manifest import Export
 from samkit.precisions import BASE, PRECISIONS
@@ -43,7 +42,8 @@ _LEAST_DICE = ", ".join([f"{BASE.min_dice:g}", *(f"and {one.min_dice:g} in {one.
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _COUNT = click.IntRange(min=1)
 _UNSAID = (
-    "it could be measured on no case, and why is left out, because it may name a file; measure it alone to read it"
+    "it could be measured on no case, and why is left out, because it may name a file; measure it alone, or with "
+    "show_names, to read it"
 )
 
 
@@ -71,6 +71,7 @@ _UNSAID = (
 @click.option("--label", type=_COUNT, help="The value of the labels that counts. Default: all above 0.")
 @click.option("--pictures/--no-pictures", default=True, show_default=True, help="Keep the worst slice of each case.")
 @click.option("--anonymous", is_flag=True, help="Keep no pictures, and nothing of names.")
+@click.option("--show-names", is_flag=True, help="Name folders and files, which else go by the option or are left out.")
 @click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), default=Path("bench/accuracy.json"),
               show_default=True, help="Where the run is written.")  # fmt: skip
 def command(exports: tuple[Path, ...], backends: str | None, out: Path, **asked: Any) -> Measured:
@@ -92,9 +93,13 @@ def command(exports: tuple[Path, ...], backends: str | None, out: Path, **asked:
             "{label} names a value of the labels in {data}, and phantoms have none; give {data}, too",
             options=("label", "data"),
         )
+    if settings.anonymous and settings.show_names:
+        raise OptionError(
+            "{anonymous} leaves names out and {show_names} puts them in; give one of them",
+            options=("anonymous", "show_names"),
+        )
     run = measure_accuracy(exports, settings)
-    hidden = str(settings.data) if settings.anonymous and settings.data else None
-    typed = [word.replace(hidden, "DATA") if hidden else word for word in sys.argv[1:]]
+    typed = typed_words(show_paths=settings.show_names)
     failures = what_broke(run, [BACKENDS[name] for name in named])
     return Measured(replace(run, command=("sam-bench", *typed)), out, failures=failures)
 
@@ -120,7 +125,7 @@ def measure_accuracy(exports: Sequence[Path], settings: AccuracySettings) -> Run
                 if len(opened) == 1:
                     raise
                 log.warning("%s: %s", name, error)
-                why = _UNSAID if settings.anonymous else error
+                why = _UNSAID if settings.hides_names else error
                 rows.append(compared.absent(compared.baseline, why, is_failure=True))
             else:
                 rows += found
@@ -143,6 +148,6 @@ def _compare(compared: Compared) -> tuple[list[Row], list[str]]:
         cases = folder or phantom_cases(method, config, settings.cases)
         rows, notes = compare(compared, baseline, candidates, cases)
     remarks = folder.remarks if folder else []
-    if settings.anonymous and remarks:
+    if settings.hides_names and remarks:
         remarks = [f"{len(remarks)} remarks on the files of the data are left out, because they may name somebody"]
     return [*rows, *absent], [*remarks, *(folder.told if folder else ()), *notes]

@@ -34,6 +34,12 @@ class AccuracySettings:
     server: str | None = None
     pictures: bool = True
     anonymous: bool = False
+    show_names: bool = False
+
+    @property
+    def hides_names(self) -> bool:
+        """Return whether files are not named; phantoms have no names to hide."""
+        return self.anonymous or (self.data is not None and not self.show_names)
 
     def tolerance(self, precision: str, spacing_mm: Sequence[float]) -> Tolerance:
         """Return what a mask of voxels of that size is held to, distances in mm."""

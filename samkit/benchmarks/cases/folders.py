@@ -86,10 +86,10 @@ class FolderCases:
             )  # fmt: skip
         unsure = sum(not one.knows_sides for one in taken)
         self.told = (
+            f"{len(taken)} of {count} subjects in the folder are measured",
             *count_kinds([one.remarks for one in taken], "cases"),
             *sides_unsure(unsure, len(taken), self._structures),
         )
-        self.remarks.append(f"{len(taken)} of {count} subjects in the folder are measured")
 
     def _of_volumes(self) -> list[_Candidate]:
         try:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from samkit.benchmarks.latency.settings import BASELINES, PARTS, LatencySettings
-from samkit.command import THREADS, show_progress
+from samkit.command import THREADS, show_progress, typed_words
 from samkit.errors import OptionError
 
 if TYPE_CHECKING:
@@ -53,9 +52,10 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--baseline", "--rival", "baselines", multiple=True, type=click.Choice(BASELINES), default=BASELINES,
               help="What graphs are compared with; default: all.")  # fmt: skip
 @click.option("--cold-starts", default=LatencySettings.cold_starts, show_default=True, type=click.IntRange(min=0))
+@click.option("--show-names", is_flag=True, help="Name folders in the run, which else go by the option.")
 @click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), default=Path("bench/latency.json"),
               show_default=True, help="All samples, and what they were measured on.")  # fmt: skip
-def command(exports: tuple[Path, ...], out: Path, **asked: Any) -> Measured:
+def command(exports: tuple[Path, ...], out: Path, show_names: bool, **asked: Any) -> Measured:
     """Time graphs and stages of exports beside PyTorch; percentiles, memory, and the share of the machine's limit.
 
     Exit code 1 where a file or a session of an export failed, or computed something else.
@@ -68,7 +68,10 @@ def command(exports: tuple[Path, ...], out: Path, **asked: Any) -> Measured:
     with ExitStack() as quiet:
         quiet.callback(readings.setLevel, readings.level)
         readings.setLevel(logging.WARNING)  # each click of a timed reading would be a line
-        run = replace(measure_latency(exports, LatencySettings(**asked)), command=("sam-bench", *sys.argv[1:]))
+        run = replace(
+            measure_latency(exports, LatencySettings(**asked)),
+            command=("sam-bench", *typed_words(show_paths=show_names)),
+        )
     absent = [row for row in run.rows if isinstance(row, Absent)]
     ours = [row for row in absent if row.is_failure and row.identity.backend not in BASELINES]
     failures = tuple(

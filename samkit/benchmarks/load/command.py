@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from samkit.benchmarks.load.workload import MODES, SCALINGS, Workload
-from samkit.command import show_progress
+from samkit.command import show_progress, typed_words
 from samkit.errors import OptionError
 
 if TYPE_CHECKING:
@@ -54,9 +53,12 @@ def _scalings(context: click.Context, option: click.Parameter, text: str) -> tup
 @click.option("--scaling", default=",".join(SCALINGS), show_default=True, callback=_scalings,
               help="What cost is fitted over; none: nothing.")  # fmt: skip
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Samples at each size.")
+@click.option("--show-names", is_flag=True, help="Name folders in the run, which else go by the option.")
 @click.option("--json", "out", default=Path("bench/load.json"), show_default=True, help="Where the run is written.",
               type=click.Path(dir_okay=False, path_type=Path))  # fmt: skip
-def command(exports: tuple[Path, ...], server: str | None, not_loopback: bool, out: Path, **asked: Any) -> Measured:
+def command(
+    exports: tuple[Path, ...], server: str | None, not_loopback: bool, out: Path, show_names: bool, **asked: Any
+) -> Measured:
     """Readers on a Triton server: sessions held, clicks per second, percentiles, memory; how cost grows."""
     if not exports and server is None:
         raise click.UsageError("there is nothing to serve; give --export DIR, or --server URL of what is served")
@@ -68,7 +70,9 @@ def command(exports: tuple[Path, ...], server: str | None, not_loopback: bool, o
     from samkit.benchmarks.record.run import Measured
 
     show_progress(quiet=False)
-    run = replace(measure_load(exports, Workload(**asked), server), command=("sam-bench", *sys.argv[1:]))
+    run = replace(
+        measure_load(exports, Workload(**asked), server), command=("sam-bench", *typed_words(show_paths=show_names))
+    )
     failed = [row.reason for row in run.rows if isinstance(row, Absent) and row.is_failure]
     parts = f"{len(failed)} part{'s' * (len(failed) > 1)} failed, the first"
     return Measured(run, out, failures=tuple(f"{parts}: {why} ({out} has what was measured)" for why in failed[:1]))

@@ -50,7 +50,7 @@ def command(files: tuple[Path, ...], out: Path, tables: Path | None, papers: Pat
 def _write(path: Path, text: str) -> None:
     make_folder(path.parent)
     write_whole(path, text)
-    click.echo(path)
+    click.echo(path, err=True)
 
 
 def render(runs: Sequence[Run], papers: Path | None = None) -> str:

@@ -1,12 +1,13 @@
-"""TensorRT, as far as samkit uses it: an engine built from an ONNX file, and an engine run. The only file that
-imports tensorrt.
+"""TensorRT and TensorRT for RTX, as far as samkit uses them: an engine built from an ONNX file, and an engine run. The
+only file that imports either.
 
-One code path serves 10.16 and 11.4. TensorRT 11 has no precision flags and no EXPLICIT_BATCH any more, and neither is
-needed: the network is strongly typed, so the graph alone says what runs in which precision, and TF32 is switched off,
-so that float32 is float32.
+One code path serves TensorRT 10.16 and 11.4 and TensorRT for RTX 1.7. TensorRT 11 has no precision flags and no
+EXPLICIT_BATCH any more, and neither is needed: the network is strongly typed, so the graph alone says what runs in
+which precision, and TF32 is switched off, so that float32 is float32.
 
-None of this was ever run: TensorRT's libraries can't be had where samkit is made. A test (tests/unit/tensorrt) walks
-every use in this file against lists of both APIs: it follows the annotations, which is why they are here.
+TensorRT for RTX builds in every run of the tests, on any machine. No engine of either was ever run: no GPU was at
+hand, and TensorRT's own libraries can't be had where samkit is made. mypy checks every use of TensorRT's in this file
+against stubs made of the lists of its APIs (tests/unit/tensorrt/test_api.py).
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from samkit.engine_libraries import RTX, TENSORRT, EngineLibrary
 from samkit.errors import ExportError, ManifestError, MissingDependencyError, SamkitError
 from samkit.extras import how_to_install
 from samkit.runtime.backends.runner import Closing
@@ -27,51 +30,51 @@ from samkit.runtime.backends.runner import Closing
 if TYPE_CHECKING:
     import tensorrt
 
-KNOWN_VERSIONS = ("10.16", "11.4")
-"""Those whose APIs every call was checked against."""
-
+T = TypeVar("T")
 Shape: TypeAlias = tuple[int, ...]
 Profile: TypeAlias = Mapping[str, tuple[Shape, Shape, Shape]]
 """Input name to its smallest, usual and largest shape."""
 
 
-def import_tensorrt() -> ModuleType:
-    """Return the module `tensorrt`; raises MissingDependencyError where it is missing or does not load."""
-    if find_spec("tensorrt") is None:
+def import_tensorrt(library: EngineLibrary = TENSORRT) -> ModuleType:
+    """Return a library's module; raises MissingDependencyError where it is missing or does not load."""
+    name = next((name for name in library.modules if find_spec(name) is not None), None)
+    if name is None:
+        where = ", on a machine with an NVIDIA GPU, or work in one of NVIDIA's TensorRT containers" * library.needs_gpu
         raise MissingDependencyError(
-            f"TensorRT is not installed, and engines need it; {how_to_install('tensorrt')}, on a machine with an "
-            "NVIDIA GPU, or work in one of NVIDIA's TensorRT containers"
+            f"{library.title} is not installed, and its engines need it; {how_to_install(library.extra)}{where}"
         )
     try:
-        import tensorrt
+        return import_module(name)
     except (ImportError, OSError) as error:
+        origin = "come from NVIDIA's own package index" if library.needs_gpu else "are wheels of the same package index"
         raise MissingDependencyError(
-            f"TensorRT is installed and does not load ({error}); install the libraries of the same version, which "
-            "come from NVIDIA's own package index, and check the driver"
+            f"{library.title} is installed and does not load ({error}); install the libraries of the same version, "
+            f"which {origin}{', and check the driver' * library.needs_gpu}"
         ) from error
-    return tensorrt
 
 
-def tensorrt_version() -> str:
-    """Return the full version, such as "11.4.0.106": an engine runs on exactly the one that built it."""
-    return str(import_tensorrt().__version__)
+def tensorrt_version(library: EngineLibrary = TENSORRT) -> str:
+    """Return the full version, such as "11.4.0.106": an engine of TensorRT runs on exactly the one that built it."""
+    return str(import_tensorrt(library).__version__)
 
 
-def is_known(version: str) -> bool:
+def is_known(version: str, library: EngineLibrary = TENSORRT) -> bool:
     """Return whether calls were checked against this version's API.
 
-    >>> is_known("11.4.0.106"), is_known("10.1.0")
-    (True, False)
+    >>> is_known("11.4.0.106"), is_known("10.1.0"), is_known("1.7.1.116", RTX)
+    (True, False, True)
     """
-    return ".".join(version.split(".")[:2]) in KNOWN_VERSIONS
+    return ".".join(version.split(".")[:2]) in library.known_versions
 
 
-def untested_warning(version: str) -> str | None:
+def untested_warning(version: str, library: EngineLibrary = TENSORRT) -> str | None:
     """Return what a user must be told about this version; None where its calls were checked."""
-    if is_known(version):
+    if is_known(version, library):
         return None
-    known = " and ".join(KNOWN_VERSIONS)
-    return f"TensorRT {version} is untested: calls were checked against the APIs of {known} alone"
+    known = " and ".join(library.known_versions)
+    plural = "APIs" if len(library.known_versions) > 1 else "API"
+    return f"{library.title} {version} is untested: calls were checked against the {plural} of {known} alone"
 
 
 class Log:
@@ -99,8 +102,9 @@ LOG = Log()
 
 
 @cache
-def _logger(trt: ModuleType) -> tensorrt.ILogger:
-    """Return the object that TensorRT calls with every message; it lives as long as the process."""
+def _logger(library: EngineLibrary) -> tensorrt.ILogger:
+    """Return the object that a library calls with every message; it lives as long as the process."""
+    trt = import_tensorrt(library)
 
     class Logger(trt.ILogger):  # type: ignore[name-defined]  # known at run time alone
         def __init__(self) -> None:
@@ -109,6 +113,8 @@ def _logger(trt: ModuleType) -> tensorrt.ILogger:
         def log(self, severity: Any, msg: str) -> None:
             if severity != trt.ILogger.VERBOSE:
                 is_error = severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
+                if not library.needs_gpu and "cudaError" in msg:
+                    is_error = False  # where there is no driver, each error is followed by one that says so
                 LOG.take(getattr(severity, "name", str(severity)), msg, is_error)
 
     return Logger()
@@ -122,60 +128,81 @@ class Built:
     """What a build leaves."""
 
     engine: bytes
-    timing_cache: bytes
-    """What was timed, for the next build of the same graph on the same GPU."""
-    layers: str
-    """The engine inspector's JSON: what TensorRT made of the graph."""
+    timing_cache: bytes | None
+    """What was timed, for the next build of the same graph on the same GPU; None where nothing is timed."""
+    layers: str | None
+    """The engine inspector's JSON: what the library made of the graph; None where only a GPU could tell."""
 
 
 def build_engine(
     onnx: Path,
     profile: Profile,
     *,
+    library: EngineLibrary = TENSORRT,
     workspace_bytes: int,
     optimization_level: int,
-    timing_cache: bytes,
+    timing_cache: bytes = b"",
+    target: str = "",
+    platform: str = "",
 ) -> Built:
     """Return the engine of an ONNX file, for all shapes of `profile`.
 
-    `optimization_level` is 0 (fast to build) to 5; `timing_cache` is an earlier build's, or empty. Raises ExportError
-    with TensorRT's own errors.
+    `optimization_level` is 0 (fast to build) to 5; `timing_cache` is an earlier build's, or empty. `target` and
+    `platform` are of those that the library knows, where it builds for other machines than this one. Raises ExportError
+    with the library's own errors.
     """
-    trt = import_tensorrt()
-    logger = _logger(trt)
+    trt = import_tensorrt(library)
+    logger = _logger(library)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx)):  # from a file, because weights may lie in another one beside it
-        raise ExportError(f"TensorRT can't parse {onnx.name}: {_parser_errors(parser)}")
+        raise ExportError(f"{library.title} can't parse {onnx.name}: {_parser_errors(parser)}{LOG.last_error()}")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
     config.builder_optimization_level = optimization_level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.clear_flag(trt.BuilderFlag.TF32)
-    cache = config.create_timing_cache(timing_cache)
-    if not config.set_timing_cache(cache, False):
-        raise ExportError(
-            f"TensorRT refuses the timing cache of {onnx.name}{LOG.last_error()}, which another GPU or version wrote; "
-            "delete the .timing-cache files of this export and build again"
-        )
+    if library.needs_gpu:
+        cache = config.create_timing_cache(timing_cache)
+        if not config.set_timing_cache(cache, False):
+            raise ExportError(
+                f"TensorRT refuses the timing cache of {onnx.name}{LOG.last_error()}, which another GPU or version "
+                "wrote; delete the .timing-cache files of this export and build again"
+            )
+    else:
+        _aim(config, target, platform)
     shapes = builder.create_optimization_profile()
     for name, (smallest, usual, largest) in profile.items():
         try:
             shapes.set_shape(name, smallest, usual, largest)
         except ValueError as error:
             raise ExportError(
-                f"TensorRT takes no shapes from {smallest} over {usual} to {largest} for '{name}' of {onnx.name} "
-                f"({error}); report this"
+                f"{library.title} takes no shapes from {smallest} over {usual} to {largest} for '{name}' of "
+                f"{onnx.name} ({error}); report this"
             ) from error
     if config.add_optimization_profile(shapes) < 0:
-        raise ExportError(f"TensorRT takes no profile {dict(profile)} for {onnx.name}{LOG.last_error()}; report this")
+        raise ExportError(
+            f"{library.title} takes no profile {dict(profile)} for {onnx.name}{LOG.last_error()}; report this"
+        )
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        raise ExportError(f"TensorRT built no engine of {onnx.name}{LOG.last_error()}")
+        raise ExportError(f"{library.title} built no engine of {onnx.name}{LOG.last_error()}")
     plan = bytes(serialized)
+    if not library.needs_gpu:
+        return Built(plan, None, None)
     kept = config.get_timing_cache()
     return Built(plan, bytes(kept.serialize()), _inspect(plan))
+
+
+def _aim(config: Any, target: str, platform: str) -> None:
+    """Say for which GPUs and system an engine is built; the first target is the library's own."""
+    rtx: Any = import_tensorrt(RTX)
+    if target != RTX.targets[0]:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(rtx.ComputeCapability, target.upper()), 0)
+    if platform == "windows":
+        config.runtime_platform = rtx.RuntimePlatform.WINDOWS_AMD64
 
 
 def _parser_errors(parser: tensorrt.OnnxParser) -> str:
@@ -190,7 +217,7 @@ def _parser_errors(parser: tensorrt.OnnxParser) -> str:
 def _inspect(plan: bytes) -> str:
     """Return the engine inspector's JSON."""
     trt = import_tensorrt()
-    runtime = trt.Runtime(_logger(trt))
+    runtime = trt.Runtime(_logger(TENSORRT))
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise ExportError(f"TensorRT can't load the engine it has just built{LOG.last_error()}")
@@ -209,13 +236,15 @@ class Engine(Closing):
         trt = import_tensorrt()
         self._name = name
         # The runtime is needed for as long as the engine lives, and the engine for as long as its context.
-        self._runtime: tensorrt.Runtime | None = trt.Runtime(_logger(trt))
-        self._engine: tensorrt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
+        runtime = trt.Runtime(_logger(TENSORRT))
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
             raise ManifestError(
                 f"TensorRT can't load {name}{LOG.last_error()}; build it again here: sam-export --build-engines"
             )
-        self._context: tensorrt.IExecutionContext | None = self._engine.create_execution_context()
+        self._runtime: tensorrt.Runtime | None = runtime
+        self._engine: tensorrt.ICudaEngine | None = engine
+        self._context: tensorrt.IExecutionContext | None = engine.create_execution_context()
         if self._context is None:
             raise SamkitError(
                 f"TensorRT has no room to run {name}{LOG.last_error()}; free memory of the GPU and try again"
@@ -224,7 +253,7 @@ class Engine(Closing):
     def tensors(self) -> tuple[dict[str, str], dict[str, str]]:
         """Return inputs and outputs: names to dtypes, as numpy calls them where it can."""
         trt = import_tensorrt()
-        engine: tensorrt.ICudaEngine = self._engine
+        engine = self._held(self._engine)
         known = {
             trt.DataType.FLOAT: "float32",
             trt.DataType.HALF: "float16",
@@ -243,7 +272,7 @@ class Engine(Closing):
 
     def feed(self, name: str, shape: Shape, address: int) -> None:
         """Say where an input lies and which shape it has; raises SamkitError where the engine was not built for it."""
-        context: tensorrt.IExecutionContext = self._context
+        context = self._held(self._context)
         if not (context.set_input_shape(name, shape) and context.set_tensor_address(name, address)):
             raise SamkitError(
                 f"{self._name} does not take '{name}' of shape {shape}{LOG.last_error()}; it was built for other "
@@ -252,7 +281,7 @@ class Engine(Closing):
 
     def output_shapes(self, names: Sequence[str]) -> dict[str, Shape]:
         """Return the shapes that outputs will have, now that all inputs are fed."""
-        context: tensorrt.IExecutionContext = self._context
+        context = self._held(self._context)
         missing = context.infer_shapes()
         shapes = {name: tuple(int(size) for size in context.get_tensor_shape(name)) for name in names}
         for name, shape in shapes.items():
@@ -265,15 +294,20 @@ class Engine(Closing):
 
     def place_output(self, name: str, address: int) -> None:
         """Say where an output goes."""
-        context: tensorrt.IExecutionContext = self._context
+        context = self._held(self._context)
         if not context.set_tensor_address(name, address):
             raise SamkitError(f"{self._name} can't write '{name}'{LOG.last_error()}; this is a bug, report it")
 
     def queue(self, stream: int) -> None:
         """Run on a CUDA stream, without waiting; raises SamkitError with TensorRT's reason where it does not start."""
-        context: tensorrt.IExecutionContext = self._context
+        context = self._held(self._context)
         if not context.execute_async_v3(stream):
             raise SamkitError(f"TensorRT could not run {self._name}{LOG.last_error()}; see the driver's log")
+
+    def _held(self, part: T | None) -> T:
+        if part is None:
+            raise SamkitError(f"{self._name} is closed; open the session again")
+        return part
 
     def close(self) -> None:
         """Let go of execution context, engine and runtime, in this order."""

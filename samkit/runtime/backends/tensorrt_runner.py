@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from samkit.engine_libraries import TENSORRT
 from samkit.errors import ManifestError, SamkitError, TensorMismatchError
-from samkit.manifest import Export, engine_file
+from samkit.manifest import Export
 from samkit.methods.method import GraphSpec
 from samkit.prompts import ABSENT
 from samkit.runtime.backends.backend import Backend, open_each
@@ -78,7 +79,7 @@ class TensorRTRunner(Closing):
         self.graph = graph
         self.providers: tuple[str, ...] = (f"TensorRT {tensorrt_version()}",)
         plan = _trusted_engine(export, graph, precision)
-        self._name = engine_file(graph.name, precision)
+        self._name = TENSORRT.engine_file(graph.name, precision)
         self._lock = Lock()
         self._kept: weakref.WeakSet[EngineTensor] = weakref.WeakSet()
         self._spare: dict[int, list[int]] = {}
@@ -214,7 +215,7 @@ def _largest(spec: TensorSpec) -> int:
 def _trusted_engine(export: Export, graph: GraphSpec, precision: str) -> bytes:
     """Return the serialised engine; raises ManifestError unless it is what was built, for this GPU and TensorRT."""
     folder, manifest = export.folder, export.manifest
-    name = engine_file(graph.name, precision)
+    name = TENSORRT.engine_file(graph.name, precision)
     listed = {artifact.file: artifact.sha256 for artifact in manifest.artifacts}
     facts: dict[str, Any] | None = manifest.engines.get(name)
     if facts is None or name not in listed:
@@ -245,7 +246,7 @@ def _trusted_engine(export: Export, graph: GraphSpec, precision: str) -> bytes:
 
 def missing_engine(export: Export, precision: str) -> str | None:
     """Return which engine an export lacks to run in `precision`; None where all are there."""
-    names = [engine_file(graph, precision) for graph in export.plan.graphs]
+    names = [TENSORRT.engine_file(graph, precision) for graph in export.plan.graphs]
     missing = [name for name in names if name not in export.manifest.engines]
     return f"the export has no TensorRT engine {missing[0]}; sam-export --build-engines" if missing else None
 

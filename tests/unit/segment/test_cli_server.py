@@ -61,7 +61,7 @@ def both(sam_segment, tmp_path):
             (tmp_path / way).mkdir()
             report = tmp_path / f"{way}.json"
             code, out, err = sam_segment(
-                *where, "-i", source, "-o", tmp_path / way / mask_name, "--report", report, *words
+                *where, "-i", source, "-o", tmp_path / way / mask_name, "--report", report, "--show-names", *words
             )
             assert code == 0, err
             written.append({path.name: path.read_bytes() for path in (tmp_path / way).iterdir()})

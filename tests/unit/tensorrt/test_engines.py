@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from samkit.engine_libraries import TENSORRT
 from samkit.errors import ExportError, ManifestError, MissingDependencyError, ParityError
 from samkit.export import engines as engines_module
 from samkit.export.build_engine import EnginePlan, read_timing_cache, timing_cache_file, write_timing_cache
 from samkit.export.engines import EngineSettings, build_engines, engine_profile
-from samkit.manifest import Manifest, engine_file
+from samkit.manifest import Manifest
 from samkit.methods import get_method, list_methods
 from samkit.methods.method import GraphSpec
 from samkit.runtime.backends import tensorrt_library
@@ -40,7 +41,7 @@ def test_every_graph_becomes_an_engine_of_the_manifest(stand_ins, export, versio
     caplog.set_level(logging.INFO, "samkit")
     manifest = build_engines(export, settings=EngineSettings(workspace_bytes=1 << 20, optimization_level=2))
     plan = manifest.plan
-    wanted = {engine_file(graph.name, precision) for graph in plan.specs for precision in plan.precisions}
+    wanted = {TENSORRT.engine_file(graph.name, precision) for graph in plan.specs for precision in plan.precisions}
     assert set(manifest.engines) == wanted
     assert manifest == Manifest.load(export)
     manifest.verify(export)
@@ -98,7 +99,7 @@ def test_another_gpu_builds_anew_and_leaves_nothing_behind(stand_ins, export, qu
 
 @pytest.mark.parametrize("version", ["11.4"])
 def test_untested_version_is_called_so(stand_ins, export, quick, monkeypatch, caplog):
-    monkeypatch.setattr(tensorrt_library, "is_known", lambda version: False)
+    monkeypatch.setattr(tensorrt_library, "is_known", lambda *which: False)
     build_engines(export)
     (warned,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "is untested: calls were checked against the APIs of 10.16 and 11.4 alone" in warned.getMessage()
@@ -255,6 +256,7 @@ def test_child_gets_a_plan_and_nothing_else(tmp_path):
 def test_child_refuses_a_graph_that_is_not_the_planned_one(stand_ins, export, tmp_path):
     plan = EnginePlan(
         onnx=str(export / "mask_decoder.onnx"), onnx_sha256="another", engine=str(tmp_path / "mask_decoder.fp32.plan"),
+        library="tensorrt", target="", platform="",
         profile={}, workspace_bytes=1, optimization_level=0, timing_caches=[], log=str(tmp_path / "log"),
         result=str(tmp_path / "result.json"),
     )  # fmt: skip

@@ -27,7 +27,9 @@ def sam_export(monkeypatch, in_process, export):
 
 
 def test_engines_are_built_from_an_export(stand_ins, quick, export, sam_export):
-    code, out, err = sam_export("--build-engines", export, "--engine-workspace", 7, "--engine-level", 1)
+    code, out, err = sam_export(
+        "--build-engines", export, "--engines", "tensorrt", "--engine-workspace", 7, "--engine-level", 1
+    )
     assert code == 0, err
     engine = json.loads(out)["engines"]["image_encoder.fp32.plan"]
     assert (engine["workspace_bytes"], engine["optimization_level"]) == (7 << 20, 1)
@@ -35,21 +37,21 @@ def test_engines_are_built_from_an_export(stand_ins, quick, export, sam_export):
 
 
 def test_untested_version_is_said_however_quiet(stand_ins, quick, export, sam_export, monkeypatch):
-    monkeypatch.setattr("samkit.runtime.backends.tensorrt_library.is_known", lambda version: False)
-    code, _, err = sam_export("--build-engines", export, "--quiet")
+    monkeypatch.setattr("samkit.runtime.backends.tensorrt_library.is_known", lambda *which: False)
+    code, _, err = sam_export("--build-engines", export, "--engines", "tensorrt", "--quiet")
     assert code == 0, err
     assert [line for line in err.splitlines() if "sam-export: TensorRT 11.4.0.106 is untested: calls were" in line]
     assert "built in" not in err
 
 
 def test_engines_are_built_after_the_graphs(stand_ins, quick, export, sam_export):
-    code, out, err = sam_export("--method", "m-sam", "--size", "tiny", "--out", export)
+    code, out, err = sam_export("--method", "m-sam", "--size", "tiny", "--out", export, "--engines", "tensorrt")
     assert code == 0, err
     assert set(json.loads(out)["engines"]) == set(Manifest.load(export).engines) != set()
 
 
 def test_engines_can_be_left_out(stand_ins, quick, export, sam_export):
-    code, out, err = sam_export("--method", "m-sam", "--size", "tiny", "--out", export, "--no-engines")
+    code, out, err = sam_export("--method", "m-sam", "--size", "tiny", "--out", export, "--engines", "none")
     assert (code, json.loads(out)["engines"]) == (0, {})
     assert "engine" not in err
 
@@ -59,7 +61,7 @@ def test_missing_tensorrt_is_said_or_an_error(export, sam_export, monkeypatch):
     words = ("--method", "m-sam", "--size", "tiny", "--out", export, "--quiet")
     code, out, err = sam_export(*words)
     assert (code, json.loads(out)["engines"]) == (0, {})
-    assert "no TensorRT engines were built: TensorRT is not installed, and engines need it; pip install" in err
+    assert "no engines were built: TensorRT is not installed, and its engines need it; pip install" in err
     code, out, err = sam_export(*words, "--require-tensorrt")
     assert (code, out) == (1, "")
     assert err.splitlines()[-1].startswith("sam-export: TensorRT is not installed")
@@ -70,8 +72,8 @@ def test_missing_tensorrt_is_said_or_an_error(export, sam_export, monkeypatch):
     [
         ("--build-engines", "x", "--method", "m-sam"),
         ("--build-engines", "x", "--verify", "x"),
-        ("--method", "m-sam", "--no-engines", "--require-tensorrt"),
-        ("--build-engines", "x", "--no-engines"),
+        ("--method", "m-sam", "--engines", "none", "--require-tensorrt"),
+        ("--build-engines", "x", "--engines", "none"),
     ],
 )
 def test_options_that_contradict_are_usage(sam_export, words):

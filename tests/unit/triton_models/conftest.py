@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from samkit.manifest import ExportPlan, Manifest, Weights, describe_files, engine_file
+from samkit.engine_libraries import TENSORRT
+from samkit.manifest import ExportPlan, Manifest, Weights, describe_files
 from samkit.methods import get_method
 
 
@@ -35,7 +36,12 @@ def paper_export(tmp_path, monkeypatch):
         )
         plan = replace(plan, **{key: value for key, value in changes.items() if key in plan.__dict__})
         built = {
-            engine_file(graph, p): {"graph": graph, "precision": p, "files": [engine_file(graph, p)], "gpu": "H100"}
+            TENSORRT.engine_file(graph, p): {
+                "graph": graph,
+                "precision": p,
+                "files": [TENSORRT.engine_file(graph, p)],
+                "gpu": "H100",
+            }
             for graph, p in engines
         }
         files = [*plan.files, *built, *beside]

@@ -241,6 +241,7 @@ def test_input_larger_than_the_config_says_is_never_run(load, runs, shape):
     assert f"tensor 'image' is {list(shape)}, bright_image_encoder takes at most [8, 1, 32, 32, 32]" in str(error)
 
 
+@pytest.mark.usefixtures("options_as_shipped")
 def test_threads_of_a_served_graph_sleep_between_runs(load):
     options = load("mask_decoder")._session.get_session_options()
 

@@ -202,6 +202,7 @@ def test_log_is_read_on_where_nobody_listens_to_it(tmp_path, monkeypatch, caplog
     with subprocess.Popen(
         [sys.executable, "-S", "-c", "print('one\\ntwo')"], stdout=subprocess.PIPE, text=True
     ) as said:
+        said.wait()  # so that there is no key to paint over any more, which is told, too
         server._read_log(said, "the key")
 
     assert list(server._log) == ["one", "two"]

@@ -105,6 +105,7 @@ def test_backends_that_nobody_asked_for_have_a_row(bright_export, monkeypatch):
     [
         (["--backends", "onnx"], "the backend 'onnx' is not known"),
         (["--server", "triton://h:1/sam", "--export", "."], "--server serves one export"),
+        (["--anonymous", "--show-names"], "--anonymous leaves names out and --show-names puts them in"),
         (["--label", "2"], "--label names a value of the labels in --data"),
         (["--min-parity-dice", "2"], "2.0 is not in the range"),
     ],

@@ -105,7 +105,7 @@ def test_subjects_can_be_read_one_at_a_time(volumes):
     assert next(walk).name == "case 1"
     (volumes / "images" / "a4.nii.gz").unlink()  # not read yet
     assert [case.name for case in walk] == ["case 2"]
-    assert "case 5 left out" in found.remarks[-2]
+    assert "case 5 left out" in found.remarks[-1]
 
 
 def test_sequences_go_by_name(sequences):
@@ -183,7 +183,7 @@ def test_what_the_gate_refuses_is_left_out_and_said(volumes):
     for name in ("m-sam", "sam"):
         cases, said = read(name, volumes)
         assert cases[0].name == "case 2"
-        assert "case 1 left out" in said[0]
+        assert any("case 1 left out" in sentence for sentence in said)
 
 
 REAL = [
@@ -206,7 +206,7 @@ def test_real_folders_are_read(name, folder, count, spacing, shared):
     method = get_method(name)
     (case,), said = read_all(shared / "data" / folder, method, method.sizes["small"], 1)
 
-    assert said[-1] == f"1 of {count} subjects in the folder are measured"
+    assert said[0] == f"1 of {count} subjects in the folder are measured"
     assert case.spacing_mm == pytest.approx(spacing)
     if name == "lora-sam":
         assert set(case.targets) == set(STRUCTURE_NAMES)

@@ -259,8 +259,8 @@ def test_the_command_writes_page_and_tables(runs, tmp_path, in_process):
         main, "sam-bench", "report", *files, "--out", tmp_path / "new" / "r.html", "--tables", tmp_path / "t.md"
     )
 
-    assert (code, err) == (0, "")
-    assert out.split() == [str(tmp_path / "new" / "r.html"), str(tmp_path / "t.md")]
+    assert (code, out) == (0, "")
+    assert err.split() == [str(tmp_path / "new" / "r.html"), str(tmp_path / "t.md")]
     assert (tmp_path / "new" / "r.html").read_text() == render(runs, FOLDER)
     assert "## Latency: m-sam" in (tmp_path / "t.md").read_text()
 
@@ -313,9 +313,9 @@ def test_figures_of_papers_come_from_a_folder_and_are_missed_aloud(accuracy_run,
     monkeypatch.setattr(report_command, "FOLDER", tmp_path / "no docs here")
 
     code, _, err = in_process(main, "sam-bench", *words)
-    assert (code, err.count("\n")) == (0, 1)
+    assert (code, err.count("\n")) == (0, 2)
     assert "give it with --papers" in err
     assert "Figures of the papers" not in (tmp_path / "r.html").read_text()
 
-    assert in_process(main, "sam-bench", *words, "--papers", FOLDER)[2] == ""
+    assert in_process(main, "sam-bench", *words, "--papers", FOLDER)[2] == f"{tmp_path / 'r.html'}\n"
     assert "Figures of the papers beside ours" in (tmp_path / "r.html").read_text()

@@ -1,0 +1,118 @@
+"""Guards that samkit calls TensorRT 10.16 and 11.4 and TensorRT for RTX 1.7 as their APIs are: mypy checks the file
+that does it against stubs made of lists of them, whether or not a library is installed.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from mypy import api as mypy
+
+import samkit
+from support.api_stubs import stub_of
+from support.compact_api import compact
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mypy of tensorrt")]
+
+FOLDER = Path(__file__).parent
+PACKAGE = Path(samkit.__file__).parent
+LIBRARY = PACKAGE / "runtime" / "backends" / "tensorrt_library.py"
+VERSIONS = ("10.16", "11.4", "rtx-1.7")
+
+
+def listed(version):
+    return json.loads((FOLDER / f"api-{version}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory):
+    """Return a function that gives mypy's errors in a source, with modules of TensorRT as a version has them."""
+    folder = tmp_path_factory.mktemp("mypy")
+    config = folder / "mypy.ini"
+    config.write_text(
+        "[mypy]\nstrict = True\npython_version = 3.11\nignore_missing_imports = True\nwarn_unused_ignores = False\n"
+        "follow_imports = silent\ndisallow_any_generics = False\n[mypy-tensorrt]\nignore_errors = True\n"
+    )
+
+    def check(source, version):
+        stubs = folder / "stubs"
+        stubs.mkdir(exist_ok=True)
+        (stubs / "tensorrt.pyi").write_text(stub_of(listed(version)))
+        file = folder / "checked.py"
+        file.write_text(source)
+        before = os.environ.get("MYPYPATH")
+        os.environ["MYPYPATH"] = f"{stubs}{os.pathsep}{PACKAGE.parent}"
+        try:
+            said, failed, _ = mypy.run(["--config-file", str(config), "--cache-dir", str(folder / "cache"), str(file)])
+        finally:
+            os.environ.pop("MYPYPATH")
+            if before is not None:
+                os.environ["MYPYPATH"] = before
+        assert not failed, failed
+        return [line.partition("error: ")[2] for line in said.splitlines() if "error: " in line]
+
+    return check
+
+
+def typed(version):
+    """Return the library's source with the module where it is asked for at run time: mypy knows no other."""
+    source = LIBRARY.read_text()
+    name = "rtx" if version.startswith("rtx") else "trt"
+    found = re.sub(r"\b(trt|" + name + r")(: Any)? = import_tensorrt\(.*\)", r"import tensorrt as \1", source)
+    assert found.count("import tensorrt as") >= 4
+    return found
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_use_is_in_the_list(version, problems):
+    assert problems(typed(version), version) == []
+
+
+WRONG = [
+    ("parser.parse_from_file(", "parser.parse_file(", '"OnnxParser" has no attribute "parse_file"'),
+    ("trt.MemoryPoolType.", "trt.MemoryPool.", 'Module has no attribute "MemoryPool"'),
+    ("trt.BuilderFlag.TF32", "trt.BuilderFlag.FP16", '"type[BuilderFlag]" has no attribute "FP16"'),
+    ("context.execute_async_v3(stream)", "context.execute_async_v3()", 'Missing positional argument "stream_handle"'),
+    ("engine.num_io_tensors", "engine.num_bindings", '"ICudaEngine" has no attribute "num_bindings"'),
+    ("config.builder_optimization_level =", "config.optimization_level =", 'no attribute "optimization_level"'),
+    ("error.node_name()", "error.node_title()", 'has no attribute "node_title"'),
+    ("kept.serialize()", "kept.to_bytes()", '"ITimingCache" has no attribute "to_bytes"'),
+    ("def log(self, severity: Any, msg: str)", "def log(self, severity: Any)", "incompatible with supertype"),
+    ("trt.LayerInformationFormat.JSON", "trt.LayerInformationFormat.YAML", 'has no attribute "YAML"'),
+    ("CreationFlag.STRONGLY_TYPED", "CreationFlag.EXPLICIT_BATCHES", 'has no attribute "EXPLICIT_BATCHES"'),
+    ("shapes.set_shape(name, ", "shapes.set_shape(", 'Missing positional argument "max"'),
+    ("config.profiling_verbosity =", "config.num_optimization_profiles =", "is read-only"),
+]
+
+
+def test_misspelt_misused_and_removed_names_are_found(problems):
+    source = typed("11.4")
+    for old, new, _ in WRONG:
+        assert source.count(old) == 1, old
+        source = source.replace(old, new)
+    found = problems(source, "11.4")
+    assert [said for *_, said in WRONG if not any(said in line for line in found)] == []
+
+
+@pytest.mark.parametrize(("module", "file"), [("tensorrt", LIBRARY.name), ("pycuda", "pycuda_device.py")])
+def test_one_file_imports_it(module, file):
+    """An import is `import X`, or `from X import`; libraries of several names are imported by the one that is there."""
+    found = {
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Import) and any(alias.name.split(".")[0] == module for alias in node.names))
+        or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == module)
+    }
+    assert found == {file}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_list_is_what_the_listing_gives(version, shared):
+    listing = json.loads((shared / "tensorrt" / f"python-api-{version}.json").read_text())
+    assert compact(listing) == listed(version)

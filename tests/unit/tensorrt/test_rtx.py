@@ -1,0 +1,198 @@
+"""NVIDIA's own parser and builder as judge: TensorRT for RTX, which needs no GPU, takes every graph of every method.
+
+What it builds can't be run or inspected without a GPU, so types are read off the network that it parsed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from samkit.engine_libraries import RTX, TENSORRT
+from samkit.errors import ExportError, ManifestError, MissingDependencyError
+from samkit.export import build_engine as child
+from samkit.export.build_engine import EnginePlan, graph_sha256
+from samkit.export.engines import EngineSettings, build_engines, check_library, engine_profile
+from samkit.extras import how_to_install
+from samkit.manifest import Export, Manifest
+from samkit.methods import list_methods
+from samkit.runtime.backends.tensorrt_library import build_engine, import_tensorrt
+
+pytestmark = pytest.mark.slow
+
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@pytest.fixture(scope="module")
+def rtx():
+    """Return the real module."""
+    try:
+        return import_tensorrt(RTX)
+    except MissingDependencyError:
+        pytest.skip(f"TensorRT for RTX is not installed; {how_to_install(RTX.extra)}")
+
+
+def parsed(rtx, path):
+    """Return a graph's network as the library parsed it, strongly typed, and what must live as long."""
+
+    class Log(rtx.ILogger):
+        def __init__(self):
+            rtx.ILogger.__init__(self)
+
+        def log(self, severity, msg):
+            pass
+
+    log = Log()
+    builder = rtx.Builder(log)
+    network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = rtx.OnnxParser(network, log)
+    assert parser.parse_from_file(str(path))
+    return network, (log, builder, parser)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.xdist_group(f"export of {name}")) for name in list_methods()]
+)
+def test_every_graph_is_parsed_typed_and_built(name, rtx, export_of, tmp_path):
+    folder = shutil.copytree(export_of(name), tmp_path / name)
+    manifest = build_engines(folder, RTX)
+
+    export = Export.open(folder, engines=True)
+    graphs = [(spec, precision) for spec in export.specs for precision in export.plan.precisions]
+    assert list(manifest.engines) == [RTX.engine_file(spec.name, precision) for spec, precision in graphs]
+    assert manifest == Manifest.load(folder)
+    for spec, precision in graphs:
+        path, facts = export.path(spec.name, precision), manifest.engines[RTX.engine_file(spec.name, precision)]
+        assert (facts["library"], facts["tensorrt_rtx"], facts["run"]) == ("rtx", rtx.__version__, None)
+        assert (facts["target"], facts["platform"], facts["onnx_sha256"]) == ("portable", "linux", graph_sha256(path))
+        assert facts["bytes"] == (folder / facts["files"][0]).stat().st_size > path.stat().st_size
+        _check_types(rtx, path, manifest.precision_notes.get(path.name, {}))
+
+
+def _check_types(rtx, path, notes):
+    """Every product is in float16, or was kept in float32 and is; borders are float32; nothing else has a type."""
+    network, _alive = parsed(rtx, path)
+    borders = [network.get_input(i) for i in range(network.num_inputs)]
+    borders += [network.get_output(i) for i in range(network.num_outputs)]
+    assert {tensor.dtype for tensor in borders} == {rtx.DataType.FLOAT}
+    layers = {layer.name: layer for layer in map(network.get_layer, range(network.num_layers))}
+    products = [node.name for node in onnx.load(path, load_external_data=False).graph.node if node.op_type in PRODUCTS]
+    kept = {entry["node"] for entry in notes.get("kept_in_float32", ())}
+    for product in products:
+        half = bool(notes) and product not in kept
+        assert layers[product].get_output(0).dtype == (rtx.DataType.HALF if half else rtx.DataType.FLOAT), product
+    if notes:
+        assert sum(product not in kept for product in products) == notes["products_in_float16"]
+    types = {layer.get_output(0).dtype for layer in layers.values()}
+    whole = {rtx.DataType.INT64, rtx.DataType.INT32, rtx.DataType.BOOL}
+    assert types <= {rtx.DataType.FLOAT, *whole, *([rtx.DataType.HALF] if notes else [])}
+
+
+def test_engines_of_another_library_stay(rtx, tiny_export, tmp_path, caplog):
+    folder = shutil.copytree(tiny_export, tmp_path / "export")
+    plain = Manifest.load(folder)
+    entry = {"library": "tensorrt", "graph": "image_encoder", "files": []}
+    other = {TENSORRT.engine_file("image_encoder", "fp32"): entry}
+    type(plain)(**{**plain.__dict__, "engines": other}).save(folder)
+
+    first = build_engines(folder, RTX)
+    assert first.engines.items() >= other.items()
+    caplog.set_level("INFO", "samkit")
+    assert build_engines(folder, RTX) == first
+    assert "nothing to do" in caplog.messages[0]
+    engine = folder / RTX.engine_file("mask_decoder", "fp16")
+    engine.write_bytes(engine.read_bytes()[:-1])
+    with pytest.raises(ManifestError, match=r"mask_decoder\.fp16\.rtx\.engine changed since it was exported.*build it"):
+        first.verify(folder)
+    again = build_engines(folder, RTX, settings=EngineSettings(target="sm86"))
+    assert {facts["target"] for facts in again.engines.values() if facts["library"] == "rtx"} == {"sm86"}
+    again.verify(folder)
+
+
+# --- What fails ---
+
+
+def one_node(tmp_path, op, shape):
+    """Return the file of a graph of one operator on (n, 4)."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in (("x", ["n", 4]), shape))
+    graph = helper.make_graph([helper.make_node(op, ["x"], [shape[0]], name="odd")], "g", [x], [y])
+    path = tmp_path / f"{op}.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    return path
+
+
+SHAPES = {"x": ((1, 4), (2, 4), (8, 4))}
+
+
+def built(path, profile=SHAPES, target="portable", platform="linux"):
+    return build_engine(
+        path, profile, library=RTX, workspace_bytes=1 << 30, optimization_level=3, target=target, platform=platform
+    )
+
+
+def test_operator_that_it_does_not_take_is_named(rtx, tmp_path):
+    with pytest.raises(ExportError, match=r"^TensorRT for RTX can't parse Unique\.onnx: node 0 'odd' \(Unique\): .*"):
+        built(one_node(tmp_path, "Unique", ("y", ["m"])))
+
+
+@pytest.mark.parametrize(
+    ("profile", "words"),
+    [
+        ({"x": ((4, 4), (2, 4), (8, 4))}, "takes no profile"),
+        ({"x": ((1, 5), (2, 5), (8, 5))}, "built no engine of Relu.onnx .*profile has min=5"),
+        ({"z": ((1, 4), (2, 4), (8, 4))}, "built no engine of Relu.onnx .*input tensor x is missing"),
+    ],
+)
+def test_profile_that_it_does_not_take_is_told(rtx, tmp_path, profile, words):
+    with pytest.raises(ExportError, match=words) as refused:
+        built(one_node(tmp_path, "Relu", ("y", ["n", 4])), profile)
+    assert "\n" not in str(refused.value)
+    assert "driver" not in str(refused.value)  # that there is none is no reason
+
+
+def test_file_that_is_cut_is_told(rtx, tmp_path):
+    path = one_node(tmp_path, "Relu", ("y", ["n", 4]))
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ExportError, match=r"can't parse Relu\.onnx: .*Failed to parse the ONNX model"):
+        built(path)
+
+
+def test_targets_are_other_engines(rtx, tmp_path):
+    path = one_node(tmp_path, "Softmax", ("y", ["n", 4]))
+    assert len({built(path, target=target).engine for target in RTX.targets}) == len(RTX.targets)
+    assert built(path, platform="windows").engine  # may be the very bytes of Linux's
+
+
+def test_product_that_turing_lacks_is_named(rtx, export_of):
+    path = export_of("m-sam", size="tiny") / "mask_decoder.onnx"
+    (spec,) = (spec for spec in Export.open(path.parent, verify=False).specs if spec.name == "mask_decoder")
+    shapes = {name: tuple(map(tuple, three)) for name, three in engine_profile(spec).items()}
+    with pytest.raises(
+        ExportError, match=r"built no engine of mask_decoder\.onnx .*'node_.*Turing.*FP32 .* is not supported"
+    ):
+        built(path, shapes, target="sm75")
+
+
+def test_full_disk_is_one_sentence(rtx, tmp_path, monkeypatch):
+    path = one_node(tmp_path, "Relu", ("y", ["n", 4]))
+    plan = EnginePlan(
+        onnx=str(path), onnx_sha256=graph_sha256(path), engine="/dev/full", library="rtx", target="portable",
+        platform="linux", profile={name: [list(s) for s in shapes] for name, shapes in SHAPES.items()},
+        workspace_bytes=1 << 30, optimization_level=3, timing_caches=[], log=str(tmp_path / "log"),
+        result=str(tmp_path / "result.json"),
+    )  # fmt: skip
+    plan.save(tmp_path / "plan.json")
+    assert child.main([str(tmp_path / "plan.json")]) == 1
+    assert json.loads((tmp_path / "result.json").read_text())["error"] == (
+        "full can't be written (No space left on device); make room for it"
+    )
+
+
+def test_without_the_library_the_sentence_names_the_extra(monkeypatch):
+    monkeypatch.setattr("samkit.runtime.backends.tensorrt_library.find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"^TensorRT for RTX is not installed, .*\[tensorrt-rtx\]"):
+        check_library(RTX)
