@@ -45,12 +45,20 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True)
 def logging_as_before():
-    """A command that a test runs shows progress; the next test hears of it no more."""
-    logger = logging.getLogger("samkit")
-    handlers, propagate, level = list(logger.handlers), logger.propagate, logger.level
+    """A command that a test runs, or what several tests share, shows progress; the next test hears of it no more."""
+    _forget_progress()
     yield
-    logger.handlers[:], logger.propagate = handlers, propagate
-    logger.setLevel(level)
+    _forget_progress()
+
+
+_LOGGER = logging.getLogger("samkit")
+_PRISTINE = tuple(_LOGGER.handlers), _LOGGER.propagate, _LOGGER.level
+
+
+def _forget_progress():
+    handlers, propagate, level = _PRISTINE
+    _LOGGER.handlers[:], _LOGGER.propagate = handlers, propagate
+    _LOGGER.setLevel(level)
 
 
 @pytest.hookimpl(wrapper=True)

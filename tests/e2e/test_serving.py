@@ -593,7 +593,7 @@ def test_killed_server_is_a_typed_error_and_a_new_one_serves_new_sessions(export
     volume, clicks = noisy(106)
     with EmbeddedServer(repository) as server:
         port = server.grpc_port
-        session = open_session(url(server, "m-sam"), timeout=8)  # which is waited for
+        session = open_session(url(server, "m-sam"), timeout=20)  # which is waited for
         session.set_image(volume)
         misses = figure(server, "samkit_cache_misses_total")
         with ThreadPoolExecutor(1) as pool, shut(server):

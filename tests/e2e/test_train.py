@@ -74,6 +74,16 @@ def test_a_killed_run_resumes_to_the_same_weights(phantoms, tmp_path, sam_train,
     assert without_seconds[0] == without_seconds[1]
 
 
+@pytest.fixture
+def signals_end():
+    """Whoever started the tests may have signals ignored, as nohup has."""
+    before = [signal.signal(signal.SIGHUP, signal.SIG_DFL), signal.signal(signal.SIGINT, signal.default_int_handler)]
+    yield
+    for number, handler in zip((signal.SIGHUP, signal.SIGINT), before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals_end")
 @pytest.mark.parametrize(
     ("number", "step", "advice"),
     [

@@ -166,7 +166,17 @@ def _measure(export: str) -> Callable[[Stage, Path], Sequence[object]]:
 
 
 def _export(stage: Stage, *words: object) -> Sequence[object]:
-    return ("sam-export", "--method", "sam-med3d", "--out", stage.out / "export", "--quiet", "--no-engines", *words)
+    return (
+        "sam-export",
+        "--method",
+        "sam-med3d",
+        "--out",
+        stage.out / "export",
+        "--quiet",
+        "--engines",
+        "none",
+        *words,
+    )
 
 
 def write_cases(root: Path) -> None:
