@@ -36,7 +36,7 @@ def own_caches() -> Iterator[None]:
     """Have a command's caches go with it, where the user has not said where they are kept.
 
     Their folder is made by whoever writes there first: most commands never do. Its name can't be guessed, so that no
-    other user of the machine has made it before.
+    other user of the machine has made it before. What packages keep there is of no patient, and may be read.
     """
     place = Path(tempfile.gettempdir()) / f"samkit-{os.urandom(8).hex()}"
     ours = {name: str(place / name.lower()) for name in CACHES if name not in os.environ}

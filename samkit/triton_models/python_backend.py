@@ -77,8 +77,9 @@ def begin(model: str, name: str = "") -> None:
 def hide_memory(maps: Path = Path("/proc/self/maps")) -> None:
     """Let nobody but the server's own user read the memory that this process shares with the server.
 
-    Scans and tokens travel through it. The server makes it readable for all, whatever its umask, and makes it anew for
-    a stub that it starts again; the process that `maps` lists the memory of is that stub, before its first request.
+    Scans and tokens travel through it. The server makes it readable for all, whatever its umask, and anew with every
+    stub that it starts; the process that `maps` lists the memory of is that stub, before its first request. Triton
+    24.10 starts none again that died. What others do so comes by here as well.
     """
     for path in set(re.findall(rf"^.*? ({SHARED_MEMORY}/\S+)$", maps.read_text(), re.MULTILINE)):
         Path(path).chmod(0o600)

@@ -1,4 +1,5 @@
-"""Nothing leaves the machine, and nothing is written but what was asked for: every command, and all that it imports.
+"""Nothing leaves the machine, nothing is written but what was asked for, and no other user reads what is temporary:
+every command, and all that it imports.
 
 A table of commands, so that whatever a command comes to depend on is watched as well. To see what a command does, run
 its test with -s: the commands' own words are shown.
@@ -44,6 +45,11 @@ attempt(lambda: socket.create_connection(("127.0.0.1", 1)))
 for folder in (Path.home() / ".cache", Path(os.environ["TMPDIR"])):
     folder.mkdir(exist_ok=True)
     (folder / "left").write_text("")
+private = Path(os.environ["TMPDIR"], "private")
+private.mkdir(0o700)
+(private / "hidden").write_text("")
+(private / "hidden").unlink()
+private.rmdir()
 os.close(os.memfd_create("no file"))
 """
 
@@ -161,6 +167,7 @@ def test_what_leaves_is_seen(tmp_path):
         "look-up native.example",
         "look-up python.example",
         "send 192.0.2.2 port 53",
+        f"shown {temporary}/left",
         f"write {home}",
         f"write {home}/left",
         f"write {temporary}/left",

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -327,15 +328,97 @@ def as_nobody(*command):
 
 
 def test_another_user_reads_no_shared_memory(server, repository):
-    regions = set(SHARED_MEMORY.glob(f"{server._memory}*"))
-    assert len(regions) == len(Repository.load(repository).models)
-    assert_private(regions)
+    assert_private(server, len(Repository.load(repository).models))
 
 
-def assert_private(regions):
+def assert_private(server, count):
+    regions = list(SHARED_MEMORY.glob(f"{server._memory}*"))
+    assert len(regions) == count
+    assert {region.stat().st_mode & 0o777 for region in regions} == {0o600}
     for region in regions:
-        assert wait_until(lambda region=region: region.stat().st_mode & 0o777 == 0o600)  # a model loads
         assert as_nobody("head", "--bytes=1", region)[0] == 1
+
+
+def test_another_user_reads_no_memory_of_a_stub_that_died_nor_of_the_next_start(repository, graphs):
+    models = len(Repository.load(repository).models)
+    with EmbeddedServer(repository) as server:
+        for pid in stubs(server):
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(tritonclient_library.grpc().InferenceServerException, match="not healthy"):
+            infer(server, "bright_mask_decoder", known_inputs(graphs["mask_decoder"]), "iou_predictions")
+        assert not stubs(server)  # this Triton starts none again; what it would make anew, `backend.begin` hides
+        assert_private(server, models)
+        server.stop()
+        server.start()
+        assert_private(server, models)
+
+
+def stubs(server):
+    """Return the processes that run a Python model."""
+    found = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0] for pid in family(server.pid)}
+    return [pid for pid, program in found.items() if program.endswith(b"_stub")]
+
+
+@pytest.fixture
+def shared_folder():
+    """A folder as /tmp is one: other users come to it, to what they may read."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o1777)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def holding(words, places, run):
+    """Return the files in `places` that hold one of `words`, as far as `run` reads them."""
+    patterns = [option for word in words for option in ("-e", word)]
+    _, out = run("grep", "-rlaFs", "--devices=skip", *patterns, *places)
+    return set(out.decode().splitlines())
+
+
+def as_myself(*command):
+    done = subprocess.run(command, capture_output=True, check=False)
+    return done.returncode, done.stdout
+
+
+def test_another_user_finds_neither_scan_nor_token_while_a_session_is_open_or_closed(bright_export, shared_folder):
+    (shared_folder / "open").write_text("Anna" * 8)
+    assert holding(["Anna"], [shared_folder], as_nobody) == {str(shared_folder / "open")}
+    (shared_folder / "open").unlink()
+    repository = shared_folder / "repository"
+    environment = {**os.environ, "TMPDIR": str(shared_folder), "HOME": str(shared_folder)}
+    serve = [sys.executable, "-m", "samkit.triton_models.cli"]
+    ports = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
+    subprocess.run([*serve, "write", bright_export, "--out", repository], env=environment, check=True, umask=0o022)
+    with (shared_folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*serve, "start", repository, *ports],
+            env=environment,
+            umask=0o022,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+    voxels = np.full((32, 32, 32), b"Anna").view(np.float32)
+    voxels[8:16, 8:16, 8:16] *= 2
+    try:
+        assert process.stdout.readline() == "READY\n", (shared_folder / "log").read_text()
+        address = process.stdout.readline().strip()
+        places = [SHARED_MEMORY, shared_folder, *(Path(f"/proc/{pid}/cmdline") for pid in family(child(process)))]
+        with open_session(address) as session:
+            session.set_image(Volume(voxels, np.eye(4)))
+            words = (session._opened().token, b"Anna" * 8)
+            assert holding(words, places, as_nobody) == set()
+            found = holding(words, places, as_myself)  # they are there, and can be found
+            assert found
+            assert all(Path(path).is_relative_to(SHARED_MEMORY) for path in found)
+            session.click((10, 10, 10))
+            assert holding(words, places, as_nobody) == set()
+        assert holding(words, places, as_nobody) == set()
+    finally:
+        process.terminate()
+        process.communicate()
+    assert process.returncode == 0
+    assert not holding(words, [SHARED_MEMORY, shared_folder], as_myself)
 
 
 def test_another_user_reads_neither_the_key_nor_the_server_s_folder(server):

@@ -1,5 +1,6 @@
 /* Preloaded into a command and all it starts: writes down every name that is looked up, every address beyond this
- * machine that is spoken to (both fail, so nothing leaves), and every file that is opened for writing or made.
+ * machine that is spoken to (both fail, so nothing leaves), and every file that is opened for writing or made; once more
+ * where it is temporary and other users could read it.
  *
  * Lines go to the file that SAMKIT_WATCH names: "program<TAB>kind<TAB>what". Native libraries come by here, too; what
  * makes system calls by itself does not.
@@ -41,6 +42,25 @@ static void note(const char *kind, const char *what) {
 
 /* --- Files: a path is noted once it is there, made absolute and followed through links --- */
 
+static int is_shared(const char *folder) {
+    const char *temporary = getenv("TMPDIR");
+    return !strcmp(folder, "/tmp") || !strcmp(folder, "/dev/shm") || (temporary != NULL && !strcmp(folder, temporary));
+}
+
+/* Whether other users may read a file: by its own mode, and through each folder up to the one that all users share. */
+static int is_shown(const char *path) {
+    char folder[PATH_MAX], *end;
+    struct stat facts;
+    if (stat(path, &facts) != 0 || !(facts.st_mode & S_IROTH)) return 0;
+    snprintf(folder, sizeof folder, "%s", path);
+    while ((end = strrchr(folder, '/')) != NULL && end != folder) {
+        *end = '\0';
+        if (is_shared(folder)) return 1;
+        if (stat(folder, &facts) != 0 || !(facts.st_mode & S_IXOTH)) return 0;
+    }
+    return 0;
+}
+
 static void note_path(int folder, const char *path) {
     char from[64], base[PATH_MAX], whole[2 * PATH_MAX], real[PATH_MAX];
     int before = errno;
@@ -52,7 +72,9 @@ static void note_path(int folder, const char *path) {
         ssize_t length = readlink(from, base, sizeof base - 1);
         snprintf(whole, sizeof whole, "%.*s/%s", length < 0 ? 1 : (int)length, length < 0 ? "?" : base, path);
     }
-    note("write", realpath(whole, real) != NULL ? real : whole);
+    path = realpath(whole, real) != NULL ? real : whole;
+    note("write", path);
+    if (is_shown(path)) note("shown", path);
     errno = before;
 }
 
