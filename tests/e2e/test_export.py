@@ -282,7 +282,7 @@ def test_list_names_every_method():
         (["--method", "m-sam", "--list"], 2, "stand alone"),
         (["--method", "m-sam", "--checkpoint", "nowhere.pth"], 3, "there is no checkpoint nowhere.pth"),
         (["--method", "sam-med3d", "--refinement", "recurrent"], 2, "it has anchored"),
-        (["--verify", "nowhere"], 3, "no finished export"),
+        (["--verify", "nowhere"], 3, "there is no folder nowhere; check the path"),
         (["--method", "sam", "--detector", "yolo.pt"], 2, "--detector does not belong to sam"),
         (["--method", "lora-sam", "--base", "sam.pth"], 2, "--base goes with a --checkpoint"),
     ],

@@ -162,7 +162,9 @@ def test_clicks_slices_and_measurements_tell_it_once_with_a_count(unplaced):
         method = get_method(name)
         found = FolderCases(unplaced, method, method.sizes["tiny"], 3)
         list(found)
-        told.append(found.told)
+        measured, *unusual = found.told
+        assert measured == "3 of 3 subjects in the folder are measured"
+        told.append(unusual)
 
     for (sentence,) in told:
         assert sentence.startswith(f"2 of 3 cases: {UNPLACED}")
