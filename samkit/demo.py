@@ -74,12 +74,13 @@ def demo(out: Path) -> None:
         table.add_row(str(number), str(tuple(int(v) for v in point.index)), "-+"[point.label], f"{overlap:.3f}")
     console.print(table)
     parity = Table("file", "relative error against PyTorch float32", "Dice", "voxels that differ")
-    for name, figures in sorted(Manifest.load(export).parity.items()):
+    manifest = Manifest.load(export)
+    for name, figures in sorted(manifest.parity.items()):
         row = (f"{figures['relative_error']:.1e}", f"{figures.get('dice', ''):.6}", str(figures.get("voxels", "")))
         parity.add_row(name, *row) if "dice" in figures else parity.add_row(name, row[0], "", "")
     console.print(parity)
     engines = Table("engine", "library", "for", "MB", "built in [s]", "run")
-    for name, facts in sorted(Manifest.load(export).engines.items()):
+    for name, facts in sorted(manifest.engines.items()):
         library, size = get_library(facts["library"]), f"{facts['bytes'] / 1e6:.1f}"
         version, where = facts[library.version_fact], facts.get("target", facts.get("gpu"))
         run = "and compared" if library.needs_gpu else "never"

@@ -26,8 +26,8 @@ class EngineLibrary:
     """Those whose APIs every call was checked against."""
     version_fact: str
     """What manifests call its version."""
-    bound_to: tuple[str, ...]
-    """Facts of a manifest's entry that must hold where an engine runs, besides the version."""
+    bound_to: tuple[tuple[str, str], ...] = ()
+    """Facts of a manifest's entry that must hold where an engine runs, and what people call them."""
     targets: tuple[str, ...] = ()
     """GPUs that can be built for where none is there; none: engines are for the GPU they are built on."""
     platforms: tuple[str, ...] = ("linux",)
@@ -55,7 +55,7 @@ TENSORRT = EngineLibrary(
     ending=".plan",
     known_versions=("10.16", "11.4"),
     version_fact="tensorrt",
-    bound_to=("gpu", "compute_capability"),
+    bound_to=(("tensorrt", "TensorRT"), ("gpu", "GPU"), ("compute_capability", "compute capability")),
 )
 RTX = EngineLibrary(
     name="rtx",
@@ -65,7 +65,6 @@ RTX = EngineLibrary(
     ending=".rtx.engine",
     known_versions=("1.7",),
     version_fact="tensorrt_rtx",
-    bound_to=(),
     targets=("portable", "sm75", "sm80", "sm86", "sm89", "sm120"),
     platforms=("linux", "windows"),
 )

@@ -18,7 +18,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import TypeAlias
 
 import numpy as np
@@ -70,7 +70,7 @@ def by(sides: Sequence[float]) -> str:
     >>> by((1.5, 1.5, 3))
     '1.5 x 1.5 x 3'
     """
-    return " x ".join(f"{side:g}" for side in sides)
+    return " x ".join(str(side) if isinstance(side, Integral) else f"{side:g}" for side in sides)
 
 
 def spacing_of(affine: np.ndarray) -> Triple:

@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
 
-from samkit.engine_libraries import EngineLibrary, get_library
+from samkit.engine_libraries import get_library
 from samkit.errors import ExportError, SamkitError
 from samkit.files import reason_of
 from samkit.manifest import file_sha256
-from samkit.runtime.backends.pycuda_device import describe_device
-from samkit.runtime.backends.tensorrt_library import LOG, Shape, build_engine, tensorrt_version
+from samkit.runtime.backends.tensorrt_library import LOG, Shape, build_engine
+from samkit.runtime.backends.tensorrt_runner import describe_machine
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,6 @@ def layers_file(engine: Path) -> Path:
     'mask_decoder.fp16.layers.json'
     """
     return engine.with_suffix(".layers.json")
-
-
-def describe_machine(library: EngineLibrary) -> dict[str, str]:
-    """Return what a build is made with, as the manifest has it: the library's version and, where engines are bound to
-    one, the GPU, its compute capability, CUDA and the driver.
-    """
-    device = describe_device() if library.needs_gpu else {}
-    return {library.version_fact: tensorrt_version(library), **device}
 
 
 # --- Timing caches: one line of JSON that says what they are bound to, then TensorRT's bytes ---

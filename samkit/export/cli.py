@@ -155,7 +155,7 @@ def export(
             return
         _announce_weights(plan)
         if require_tensorrt:
-            _check_libraries([TENSORRT])
+            _libraries(TENSORRT.name, required=True)
         libraries = [] if engines_of == "none" else _libraries(engines_of, required=False)
         from samkit.export.export import run_export  # torch only when an export is really made
 
@@ -172,28 +172,25 @@ def _libraries(name: str, *, required: bool) -> list[EngineLibrary]:
     Raises MissingDependencyError for a library that was named and can't, and where `required` and none can; else says
     why there are none.
     """
+    from samkit.export.engines import check_library
+
     if name != "auto":
-        return _check_libraries([get_library(name)])
+        named = get_library(name)
+        check_library(named)
+        return [named]
     found, missing = [], []
     for library in LIBRARIES:
         try:
-            found += _check_libraries([library])
+            check_library(library)
         except MissingDependencyError as error:
             missing.append(str(error))
+        else:
+            found.append(library)
     if not found and required:
         raise MissingDependencyError(f"no engines can be built: {missing[0]}")
     if not found:
         _announce(f"no engines were built: {'; '.join(missing)}")
     return found
-
-
-def _check_libraries(libraries: list[EngineLibrary]) -> list[EngineLibrary]:
-    """Return `libraries`; raises MissingDependencyError for the first that can build nothing here."""
-    from samkit.export.engines import check_library
-
-    for library in libraries:
-        check_library(library)
-    return libraries
 
 
 def _print_methods() -> None:

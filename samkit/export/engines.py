@@ -25,7 +25,7 @@ from typing import Any
 
 from samkit.engine_libraries import RTX, TENSORRT, EngineLibrary
 from samkit.errors import ExportError, MissingDependencyError, SamkitError
-from samkit.export.build_engine import EnginePlan, describe_machine, graph_sha256
+from samkit.export.build_engine import EnginePlan, graph_sha256
 from samkit.export.verify import repeat_parity
 from samkit.files import working_folder
 from samkit.manifest import Export, Manifest, describe_files, file_sha256
@@ -33,7 +33,7 @@ from samkit.methods import GraphSpec
 from samkit.runtime.backends.pycuda_device import import_pycuda
 from samkit.runtime.backends.runner import Runner
 from samkit.runtime.backends.tensorrt_library import import_tensorrt, untested_warning
-from samkit.runtime.backends.tensorrt_runner import POINTS, TensorRTRunner
+from samkit.runtime.backends.tensorrt_runner import POINTS, TensorRTRunner, describe_machine
 from samkit.tensors import Axis
 
 _log = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ from samkit.segment.checks import check_method, check_picture, check_place, chec
 from samkit.segment.inputs import find_inputs
 from samkit.segment.outputs import Outputs
 from samkit.segment.place import in_folder, on_server
-from samkit.segment.report import case_of, provenance, without_names, write_report
+from samkit.segment.report import case_of, first_sha256, provenance, without_names, write_report
 from samkit.segment.segmenting import segment_study, tell
 from samkit.sequences import parse_pattern
 from samkit.version import __version__
@@ -335,7 +335,8 @@ def segment(
         end = time.perf_counter()
 
         seconds = {"load": read - found, "open": found - start + ready - read, **done.seconds}
-        case = case_of(study)
+        sha256 = first_sha256(study)
+        case = case_of(sha256)
         told = [*session.warnings, *done.warnings]
         result = {
             "case": case,
@@ -352,9 +353,8 @@ def segment(
             "notice": NOTICE,
         }
         if report_path is not None:
-            write_report(
-                report_path, {**result, **provenance(session, study, prompts, mask_path, show_names=show_names)}
-            )
+            added = provenance(session, study, sha256, prompts, mask_path, show_names=show_names)
+            write_report(report_path, {**result, **added})
     click.echo(json.dumps(result))
 
 

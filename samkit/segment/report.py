@@ -23,9 +23,14 @@ _CLIENT_PACKAGES = ("numpy", "scipy", "nibabel", "pillow", "tritonclient")
 _CASE_DIGITS = 12
 
 
-def case_of(study: Study) -> str:
+def first_sha256(study: Study) -> str:
+    """Return the SHA-256 of a study's first file."""
+    return file_sha256(next(iter(_files(study).values())))
+
+
+def case_of(sha256: str) -> str:
     """Return what a case is called where it may be handed on: the first digits of its first file's SHA-256."""
-    return file_sha256(next(iter(_files(study).values())))[:_CASE_DIGITS]
+    return sha256[:_CASE_DIGITS]
 
 
 def without_names(sentence: str, study: Study, case: str) -> str:
@@ -41,9 +46,18 @@ def without_names(sentence: str, study: Study, case: str) -> str:
 
 
 def provenance(
-    session: Session, study: Study, prompts: Sequence[Prompt], mask_path: Path, *, show_names: bool = False
+    session: Session,
+    study: Study,
+    sha256: str,
+    prompts: Sequence[Prompt],
+    mask_path: Path,
+    *,
+    show_names: bool = False,
 ) -> dict[str, Any]:
-    """Return what a report adds. Names of files, which may name a patient, are in it with `show_names` alone."""
+    """Return what a report adds; `sha256` is of the study's first file.
+
+    Names of files, which may name a patient, are in it with `show_names` alone.
+    """
     plan = session.manifest.plan
     files = _files(study)
     first = next(iter(files.values()))
@@ -51,7 +65,15 @@ def provenance(
     how = (
         {"spacing_mm": list(session.spacing), "crop_origins": [list(origin) for origin in session.origins]}
         if session.spacing is not None
-        else {"inputs": {name: _file(path, show_names) for name, path in files.items()}}
+        else {
+            "inputs": {
+                name: {
+                    **({"file": path.name} if show_names else {}),
+                    "sha256": sha256 if path == first else file_sha256(path),
+                }
+                for name, path in files.items()
+            }
+        }
     )
     return {
         **names,
@@ -60,7 +82,7 @@ def provenance(
         "weights": _weights(plan.weights),
         "other_weights": {name: _weights(weights) for name, weights in plan.others.items()},
         "refinement": plan.refinement,
-        "input_sha256": file_sha256(first),
+        "input_sha256": sha256,
         **({} if study.volume is None else {"volume": study.volume}),
         **how,
         "output_sha256": file_sha256(mask_path),
@@ -81,10 +103,6 @@ def _files(study: Study) -> dict[str, Path]:
     return {
         name: (scan.path if (scan := study.scans.get(name)) else None) or path for name, path in study.files.items()
     }
-
-
-def _file(path: Path, show_names: bool) -> dict[str, str]:
-    return {**({"file": path.name} if show_names else {}), "sha256": file_sha256(path)}
 
 
 def _weights(weights: Weights) -> dict[str, str | None]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from samkit.errors import GeometryError, InputRefused
-from samkit.geometry import MAX_SHIFT, Index, corner_shift
+from samkit.geometry import MAX_SHIFT, Index, by, corner_shift
 from samkit.imageio import freesurfer
 from samkit.imageio.reading import SCAN_SUFFIXES, list_scans, read_geometry, read_label, read_scan, stem_of
 from samkit.intensities import PERCENTILES, scale_intensities
@@ -165,7 +165,7 @@ def _one_space(paths: Sequence[Path]) -> tuple[Index, np.ndarray]:
         if other_shape != shape:
             raise InputRefused(
                 "not-co-registered",
-                f"{path.name} is {_times(other_shape)} and {first.name} {_times(shape)}, so they are not co-registered",
+                f"{path.name} is {by(other_shape)} and {first.name} {by(shape)}, so they are not co-registered",
                 f"resample it onto {first.name}",
             )
         shift = corner_shift(shape, affine, other)
@@ -176,10 +176,6 @@ def _one_space(paths: Sequence[Path]) -> tuple[Index, np.ndarray]:
                 f"resample it onto {first.name}",
             )
     return shape, affine
-
-
-def _times(shape: Sequence[int]) -> str:
-    return " x ".join(str(side) for side in shape)
 
 
 def _case_folders(folder: Path, suffixes: tuple[str, ...]) -> list[tuple[str, list[Path]]]:

@@ -8,20 +8,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from samkit import engine_libraries
 from samkit.errors import ManifestError, SamkitError
 from samkit.extras import how_to_install
 from samkit.manifest import Manifest, file_sha256
 from samkit.methods import GraphSpec, SliceMethod, get_method
-from samkit.runtime.backends.pycuda_device import describe_device
-from samkit.runtime.backends.tensorrt_library import tensorrt_version
+from samkit.runtime.backends.tensorrt_runner import describe_machine
 from samkit.runtime.client import tritonclient_library
 from samkit.triton_models.model_config import DTYPES, ONNX_FILE, check_config, check_python_config, parse_config
 from samkit.triton_models.record import ENSEMBLE, ONNXRUNTIME, PYTHON, TENSORRT, Repository, ServedExport
 from samkit.triton_models.server_files import SHARED_BYTES, SHARED_MEMORY, check_numpy, find_server
 from samkit.version import __version__
-
-_BOUND_TO = {"tensorrt": "TensorRT", "gpu": "GPU", "compute_capability": "compute capability"}
-"""What an engine runs on alone, as its manifest has it."""
 
 
 def find_problems(folder: Path, *, embedded: bool = True) -> list[str]:
@@ -177,12 +174,12 @@ def _in_engines(record: Repository) -> Iterator[str]:
     if not engines:
         return
     try:
-        here = {"tensorrt": tensorrt_version(), **describe_device()}
+        here = describe_machine(engine_libraries.TENSORRT)
     except SamkitError as error:
         yield f"{', '.join(engines)} run as TensorRT engines, which can't be used here: {error}"
         return
     for model, facts in engines.items():
-        for fact, meaning in _BOUND_TO.items():
+        for fact, meaning in engine_libraries.TENSORRT.bound_to:
             if facts.get(fact) != here[fact]:
                 yield (
                     f"the engine of {model} was built for {meaning} {facts.get(fact)}, and here is {here[fact]}; "

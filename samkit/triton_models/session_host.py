@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from samkit.errors import AtCapacity, ServerRestarted, ServingError, SessionExpired, UnknownSession, WrongTurn
+from samkit.geometry import by
 from samkit.runtime.backends.runner import Runner
 from samkit.runtime.loops.embeddings import Embeddings
 from samkit.runtime.protocol.answers import Changed, Nothing, Opened
@@ -162,7 +163,7 @@ class SessionHost:
         answer, labels = held.hosted.change(request)
         spent = time.perf_counter() - started
         self._count(request, answer)
-        box = " x ".join(str(side) for side in labels.shape)
+        box = by(labels.shape)
         logger.info("%s %s turn %d %s %.3f s", _hash(token), request.op, held.hosted.turn, box, spent)
         return answer, labels
 
@@ -233,7 +234,7 @@ class SessionHost:
                     self._close(replaced, old)
         with self._lock:
             self._end_replacing(replaced)
-        sides, spent = " x ".join(str(side) for side in hosted.shape), time.perf_counter() - started
+        sides, spent = by(hosted.shape), time.perf_counter() - started
         logger.info("%s open %s %s %.3f s", _hash(token), self._served.method.name, sides, spent)
         session = hosted.session
         return Opened(token=token, turn=0, shape=hosted.shape, plane=session.plane, spacing=session.spacing), scan

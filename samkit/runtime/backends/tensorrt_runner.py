@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from samkit.engine_libraries import TENSORRT
+from samkit.engine_libraries import TENSORRT, EngineLibrary
 from samkit.errors import ManifestError, SamkitError, TensorMismatchError
 from samkit.manifest import Export
 from samkit.methods.method import GraphSpec
@@ -212,6 +212,14 @@ def _largest(spec: TensorSpec) -> int:
     return prod(axis.max for axis in spec.axes)
 
 
+def describe_machine(library: EngineLibrary) -> dict[str, str]:
+    """Return what engines are built and run with, as manifests have it: the library's version and, where engines are
+    bound to one, the GPU, its compute capability, CUDA and the driver.
+    """
+    device = describe_device() if library.needs_gpu else {}
+    return {library.version_fact: tensorrt_version(library), **device}
+
+
 def _trusted_engine(export: Export, graph: GraphSpec, precision: str) -> bytes:
     """Return the serialised engine; raises ManifestError unless it is what was built, for this GPU and TensorRT."""
     folder, manifest = export.folder, export.manifest
@@ -224,8 +232,8 @@ def _trusted_engine(export: Export, graph: GraphSpec, precision: str) -> bytes:
             f"the manifest of {folder.name} lists no engine {name} (it lists {there}), and no other file is ever "
             f"loaded; build it here: sam-export --build-engines {folder}"
         )
-    here = {"tensorrt": tensorrt_version(), **describe_device()}
-    for fact, meaning in (("tensorrt", "TensorRT"), ("gpu", "GPU"), ("compute_capability", "compute capability")):
+    here = describe_machine(TENSORRT)
+    for fact, meaning in TENSORRT.bound_to:
         if facts.get(fact) != here[fact]:
             raise ManifestError(
                 f"{name} was built for {meaning} {facts.get(fact)}, and here is {here[fact]}; an engine runs where it "

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from samkit.errors import InputRefused, ManifestError, PromptError
+from samkit.geometry import by
 from samkit.manifest import Manifest
 from samkit.methods.method import Method
 from samkit.prompts import Prompt
@@ -238,7 +239,7 @@ def check_inside(what: str, index: Sequence[float], shape: Sequence[int]) -> Non
     if is_inside(index, shape):
         return
     where = ", ".join(f"{v:g}" for v in index)
-    sides = " x ".join(str(n) for n in shape)
+    sides = by(shape)
     if len(shape) == 3:
         raise InputRefused(
             "click-outside",

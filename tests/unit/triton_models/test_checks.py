@@ -25,8 +25,7 @@ def _machine(monkeypatch):
     for need in ("find_server", "check_numpy"):
         monkeypatch.setattr(checks, need, lambda: None)
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 40))
-    monkeypatch.setattr(checks, "tensorrt_version", lambda: "11.4.0")
-    monkeypatch.setattr(checks, "describe_device", lambda: HERE)
+    monkeypatch.setattr(checks, "describe_machine", lambda library: {"tensorrt": "11.4.0", **HERE})
 
 
 @pytest.fixture
@@ -306,9 +305,9 @@ def test_an_engine_of_another_machine_is_said(with_engine, fact, there, words):
 
 
 def test_engines_without_tensorrt_are_said(with_engine, monkeypatch):
-    def missing():
+    def missing(library):
         raise MissingDependencyError("TensorRT is not installed")
 
-    monkeypatch.setattr(checks, "tensorrt_version", missing)
+    monkeypatch.setattr(checks, "describe_machine", missing)
 
     assert "can't be used here: TensorRT is not installed" in only(find_problems(with_engine(), embedded=False))
