@@ -61,10 +61,10 @@ class _Rewriting:
 
     def _gather(self, node: onnx.NodeProto, before: _Shape, after: _Shape) -> onnx.NodeProto | None:
         """Return a Slice along one axis as a Gather; None where its steps or its result's size are not known."""
-        given = [self._constant_of(name) for name in node.input[1:]]
-        if [len(values or ()) for values in given] not in ([1] * 3, [1] * 4) or given[3:] not in ([], [[1]]):
+        given = [self._constant_of(name) or [] for name in node.input[1:]]
+        if [len(values) for values in given] not in ([1] * 3, [1] * 4) or given[3:] not in ([], [[1]]):
             return None
-        (start,), (end,), (axis,) = (values or () for values in given[:3])
+        start, end, axis = (values[0] for values in given[:3])
         size = before[axis]
         if isinstance(size, int):
             start, end, _ = slice(start, end).indices(size)
