@@ -40,6 +40,7 @@ def open_session(
     plane: str | None = None,
     intensities: tuple[float, float] | None = None,
     timeout: float | None = None,
+    restore: bool | None = None,
 ) -> Session:
     """Return a session on an export folder, or on what a server serves: `triton://HOST:PORT/NAME`, `triton+http://...`.
 
@@ -62,7 +63,9 @@ def open_session(
     - `threads`: of one operator on the CPU; by default all cores
 
     With an address the server decides those four, and `timeout` [s] is how long one call may take: by default 120, and
-    3600 for one that works on many slices.
+    3600 for one that works on many slices. Where the server was started again, or forgot the session because nobody
+    used it, the next call sends scan and prompts again, within that time, and its update says `restored`; with
+    `restore=False` it raises `ServerRestarting`, `ServerRestarted` or `SessionExpired` instead.
 
     `spacing` [mm], three numbers, is for methods of volumes; `plane`, which is `axial`, `coronal` or `sagittal`, and
     `intensities`, what becomes black and what white, are for those of slices. Each is by default the method's own.
@@ -81,15 +84,20 @@ def open_session(
                 options=decided,
             )
         session: Session = open_remote_session(
-            str(target), spacing=spacing, plane=plane, intensities=intensities, timeout=timeout
+            str(target),
+            spacing=spacing,
+            plane=plane,
+            intensities=intensities,
+            timeout=timeout,
+            restore=True if restore is None else restore,
         )
     else:
         if (meant := meant_address(target)) is not None:
             raise OptionError(f"there is no folder {target}; did you mean the server's address '{meant}'?")
-        if timeout is not None:
+        if served := [name for name, value in {"timeout": timeout, "restore": restore}.items() if value is not None]:
             raise OptionError(
-                "{timeout} is for a server's answers, and an export in a folder waits for none; leave it out",
-                options=("timeout",),
+                f"{{{served[0]}}} is for a server's answers, and an export in a folder waits for none; leave it out",
+                options=served[:1],
             )
         session = open_export(
             target,

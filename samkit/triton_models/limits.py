@@ -16,7 +16,12 @@ class Limits:
     max_sessions: int = 16
     """Sessions open at once; one more is refused with "at capacity"."""
     idle_seconds: int = 900
-    """A session that nobody asked anything for so long is closed."""
+    """A session that nobody asked anything for so long is closed, unless its client announced a heartbeat."""
+    heartbeat_seconds: int = 45
+    """A session whose client announced a heartbeat is closed where nothing was heard of that for so long, and stays
+    where it rests."""
+    unused_seconds: int = 60
+    """A session without heartbeat that nobody asked anything since it was opened is closed after so long."""
     cache_bytes: int = 2**30
     """Embeddings kept in memory for all sessions of one name together [bytes]."""
     max_voxels: int = 2**28

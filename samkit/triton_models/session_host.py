@@ -36,6 +36,7 @@ from samkit.runtime.loops.embeddings import Embeddings
 from samkit.runtime.protocol.answers import Changed, Nothing, Opened
 from samkit.runtime.protocol.requests import (
     Add,
+    Alive,
     BoxCorners,
     Click,
     Close,
@@ -54,7 +55,10 @@ _START_BYTES, _SECRET_BYTES = 8, 24
 _TOKEN = re.compile(f"[0-9a-f]{{{2 * (_START_BYTES + _SECRET_BYTES)}}}")
 """What a token looks like: which start of the server it belongs to, then what nobody can guess."""
 _REMEMBERED = 4096
-"""Expired sessions whose users can still be told so."""
+"""Expired sessions whose users can still be told so, and openings that were taken back before they came."""
+_BEATS = 3
+"""How often a client says that it lives within the time after which it is taken for dead."""
+_TAKEN_BACK = "this opening was taken back by its client; draw another nonce"
 _MOST_REQUESTS = 4
 """Of one session at a time: a call, and its repeats after a lost connection."""
 
@@ -67,6 +71,13 @@ class Counters:
     clicks: int = 0
     """Points and boxes."""
     expired: int = 0
+    """Closed because nobody used them, for whatever reason."""
+    silent: int = 0
+    """Of these, those whose client's heartbeat had stopped."""
+    unused: int = 0
+    """Of these, those that had no request after `open`."""
+    cancelled: int = 0
+    """Requests to open a session that the client took back, done or not."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Time spent by stage [s]."""
 
@@ -79,6 +90,9 @@ class _Held:
     nonce: str | None
     """What the client called the request that opened it."""
     used: float
+    has_heartbeat: bool
+    is_asked: bool = False
+    """Whether any request came since it was opened."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     requests: int = 0
     """At work or waiting."""
@@ -91,6 +105,10 @@ class _Opening:
     """A request to open a session, at work or done."""
 
     ended: threading.Event = field(default_factory=threading.Event)
+    is_cancelled: bool = False
+    """Whether the client waits for it no more."""
+    token: str | None = None
+    """Of the session, from the moment it is held."""
     answer: Opened | None = None
     scan: str = ""
     """The key of what was opened."""
@@ -111,7 +129,10 @@ class SessionHost:
         self._opening = 0
         self._replaced: Counter[str] = Counter()
         self._openings: dict[str, _Opening] = {}
-        self._expired: OrderedDict[str, None] = OrderedDict()
+        self._expired: OrderedDict[str, str] = OrderedDict()
+        """Tokens of sessions that expired, and why."""
+        self._cancelled: OrderedDict[str, str] = OrderedDict()
+        """Nonces that were taken back before anything came with them."""
         self._start = secrets.token_hex(_START_BYTES)
         self.embeddings = Embeddings(served.limits.cache_bytes, clock=clock)
         self.counters = Counters()
@@ -125,7 +146,14 @@ class SessionHost:
         self.drop_idle()
         if isinstance(request, Open):
             return self._open(request, tensors), nothing()
+        if isinstance(request, Close) and request.nonce is not None:
+            self._cancel(request.nonce)
+            return Nothing(), nothing()
         held = self._find(token)
+        held.is_asked = True
+        if isinstance(request, Alive):  # beside what the session works on, which may take minutes
+            held.used = self._clock()
+            return Nothing(), nothing()
         with self._waiting(held), held.lock:
             if held.is_gone:  # while this request waited
                 raise self._gone(token)
@@ -181,13 +209,15 @@ class SessionHost:
         """Return the new session's answer; the same for the same nonce, whose first answer may have been lost."""
         nonce = request.nonce
         with self._lock:
+            if nonce is not None and nonce in self._cancelled:
+                raise ServingError(_TAKEN_BACK)
             known = None if nonce is None else self._openings.get(nonce)
             opening = _Opening() if known is None else known
             if known is None and nonce is not None:
                 self._openings[nonce] = opening
         if known is None:
             try:
-                opening.answer, opening.scan = self._open_new(request, tensors)
+                opening.answer, opening.scan = self._open_new(request, tensors, opening)
             finally:
                 if opening.answer is None and nonce is not None:  # the next try begins anew
                     with self._lock:
@@ -202,7 +232,7 @@ class SessionHost:
             raise WrongTurn("this nonce opened another scan; draw a new one at random for each")
         return opening.answer
 
-    def _open_new(self, request: Open, tensors: Tensors) -> tuple[Opened, str]:
+    def _open_new(self, request: Open, tensors: Tensors, opening: _Opening) -> tuple[Opened, str]:
         """Return the answer, and the key of the scan."""
         started, limit, replaced = time.perf_counter(), self._served.limits.max_sessions, request.replaces
         with self._lock:  # before any work on megabytes
@@ -217,16 +247,13 @@ class SessionHost:
             self._replaced += Counter([replaced] if replaced is not None else [])
         try:
             hosted, scan = self._hold(request, tensors)
+            token = self._take_place(hosted, request, opening)
         except BaseException:
             with self._lock:
                 self._opening -= 1
                 self._end_replacing(replaced)
             raise
-        token = self._start + secrets.token_hex(_SECRET_BYTES)
-        with self._lock:  # at once, so that the session is never counted twice
-            self._opening -= 1
-            self._held[token] = _Held(hosted, request.nonce, self._clock())
-            self.counters.opened += 1
+        with self._lock:
             old = None if replaced is None else self._held.get(replaced)
         if old is not None and replaced is not None:
             with old.lock:
@@ -237,7 +264,43 @@ class SessionHost:
         sides, spent = by(hosted.shape), time.perf_counter() - started
         logger.info("%s open %s %s %.3f s", _hash(token), self._served.method.name, sides, spent)
         session = hosted.session
-        return Opened(token=token, turn=0, shape=hosted.shape, plane=session.plane, spacing=session.spacing), scan
+        opened = Opened(
+            token=token,
+            turn=0,
+            shape=hosted.shape,
+            plane=session.plane,
+            spacing=session.spacing,
+            alive_seconds=self._served.limits.heartbeat_seconds / _BEATS if request.heartbeat else None,
+        )
+        return opened, scan
+
+    def _take_place(self, hosted: HostedSession, request: Open, opening: _Opening) -> str:
+        """Return the token of a session that is held from now on; raises ServingError where nobody waits for it."""
+        token = self._start + secrets.token_hex(_SECRET_BYTES)
+        with self._lock:  # at once, so that the session is never counted twice
+            if not opening.is_cancelled:
+                self._opening -= 1
+                self._held[token] = _Held(hosted, request.nonce, self._clock(), request.heartbeat)
+                self.counters.opened += 1
+                opening.token = token
+                return token
+        hosted.close()
+        raise ServingError(_TAKEN_BACK)
+
+    def _cancel(self, nonce: str) -> None:
+        """Take back the opening of this nonce: done, at work, or on its way still."""
+        with self._lock:
+            opening = self._openings.get(nonce)
+            if opening is None:
+                _remember(self._cancelled, nonce, "")
+                return
+            opening.is_cancelled = True
+            self.counters.cancelled += 1
+            held = None if opening.token is None else self._held.get(opening.token)
+        if held is not None and opening.token is not None:
+            with held.lock:
+                if not held.is_gone:
+                    self._close(opening.token, held)
 
     def _end_replacing(self, replaced: str | None) -> None:
         """Let a session count again that an opening was to replace, where it is still there."""
@@ -281,24 +344,22 @@ class SessionHost:
     def _gone(self, token: str | None) -> ServingError:
         """Return the error that says why no session has this token."""
         with self._lock:
-            is_expired = token in self._expired
-        if is_expired:
-            return SessionExpired(
-                f"nobody used this session for {self._served.limits.idle_seconds} s, so its scan was forgotten; open "
-                "the scan again"
-            )
+            why = None if token is None else self._expired.get(token)
+        if why is not None:
+            return SessionExpired(f"{why}, so its scan was forgotten; open the scan again")
         if token is not None and _TOKEN.fullmatch(token) and not token.startswith(self._start):
             return ServerRestarted("the server was started again since this session was opened; open the scan again")
         return UnknownSession("no session has this token, it was closed or never opened; open the scan again")
 
-    def _close(self, token: str, held: _Held, *, is_expired: bool = False) -> None:
+    def _close(self, token: str, held: _Held, *, why: str | None = None) -> None:
+        """Forget a session; `why` says what a client hears of one that expired."""
         with self._lock:
             self._held.pop(token, None)
-            if is_expired:  # at once, so that no request finds neither the session nor why it is gone
+            if why is not None:  # at once, so that no request finds neither the session nor why it is gone
                 self.counters.expired += 1
-                self._expired[token] = None
-                while len(self._expired) > _REMEMBERED:
-                    self._expired.popitem(last=False)
+                self.counters.silent += held.has_heartbeat
+                self.counters.unused += not held.has_heartbeat and not held.is_asked
+                _remember(self._expired, token, why)
             if held.nonce is not None:
                 self._openings.pop(held.nonce, None)
         held.is_gone = True
@@ -307,20 +368,27 @@ class SessionHost:
 
     def drop_idle(self) -> None:
         """Forget sessions and embeddings that nobody used for too long; a session at work is not idle."""
-        idle = self._served.limits.idle_seconds
         with self._lock:
-            oldest = self._clock() - idle
-            waiting = [token for token, held in self._held.items() if held.used < oldest]
+            now = self._clock()
+            waiting = [token for token, held in self._held.items() if held.used < now - self._rest(held)]
         for token in waiting:
             held = self._held.get(token)
             if held is None or not held.lock.acquire(blocking=False):
                 continue
             try:
-                if held.used < oldest and not held.is_gone:
-                    self._close(token, held, is_expired=True)
+                if held.used < now - (rest := self._rest(held)) and not held.is_gone:
+                    what = "heard of this session's client" if held.has_heartbeat else "used this session"
+                    self._close(token, held, why=f"nobody {what} for {rest} s")
             finally:
                 held.lock.release()
-        self.embeddings.drop_unused(idle)
+        self.embeddings.drop_unused(self._served.limits.idle_seconds)
+
+    def _rest(self, held: _Held) -> int:
+        """Return how long nothing may be heard of a session [s]."""
+        limits = self._served.limits
+        if held.has_heartbeat:
+            return limits.heartbeat_seconds
+        return limits.idle_seconds if held.is_asked else min(limits.idle_seconds, limits.unused_seconds)
 
     def figures(self) -> list[tuple[str, str, str, float, str]]:
         """Return what a metrics page shows: name, counter or gauge, description, value, and a stage or nothing."""
@@ -331,6 +399,9 @@ class SessionHost:
             ("samkit_sessions_open", "gauge", "Sessions that hold a scan", held, ""),
             ("samkit_sessions_total", "counter", "Sessions opened", counters.opened, ""),
             ("samkit_sessions_expired_total", "counter", "Sessions that nobody used", counters.expired, ""),
+            ("samkit_sessions_silent_total", "counter", "Of them: the client's heartbeat stopped", counters.silent, ""),
+            ("samkit_sessions_unused_total", "counter", "Of them: only ever opened", counters.unused, ""),
+            ("samkit_opens_cancelled_total", "counter", "Opened for clients that gave up", counters.cancelled, ""),
             ("samkit_clicks_total", "counter", "Points and boxes applied", counters.clicks, ""),
             ("samkit_cache_hits_total", "counter", "Embeddings that were there already", store.hits, ""),
             ("samkit_cache_misses_total", "counter", "Embeddings that had to be encoded", store.misses, ""),
@@ -340,6 +411,13 @@ class SessionHost:
                 for stage, seconds in sorted(stages.items())
             ),
         ]
+
+
+def _remember(known: OrderedDict[str, str], key: str, value: str) -> None:
+    """Add an entry; the oldest one is forgotten where there are too many."""
+    known[key] = value
+    while len(known) > _REMEMBERED:
+        known.popitem(last=False)
 
 
 def _hash(token: str) -> str:

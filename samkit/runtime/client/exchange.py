@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 
-from samkit.errors import ServerUnreachable, ServingError, TensorMismatchError
+from samkit.errors import (
+    SamkitError,
+    ServerRestarting,
+    ServerTimeout,
+    ServerUnreachable,
+    ServingError,
+    TensorMismatchError,
+)
+from samkit.runtime.client.recovery import Cure, cure_for
 from samkit.runtime.client.triton_transport import ConnectionLost, Transport
 from samkit.runtime.protocol import wire
 from samkit.runtime.protocol.answers import SAME, ServerAnswer
@@ -17,7 +25,9 @@ from samkit.runtime.session.base import CLOSED
 AnswerT = TypeVar("AnswerT", bound=ServerAnswer)
 
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
-"""Waits before a lost connection is tried again [s]; the last one repeats."""
+"""Waits before a request is tried again [s]; the last one repeats."""
+AWAY_SECONDS = 10.0
+"""After how long a user should try again by himself where this end does not wait [s]."""
 
 
 class Exchange:
@@ -28,11 +38,16 @@ class Exchange:
         transport: Transport,
         server: str,
         *,
+        waits: bool = True,
         sleep: Callable[[float], None],
         clock: Callable[[], float],
     ) -> None:
-        """Take over `transport`; `server` is what messages call the other end."""
+        """Take over `transport`; `server` is what messages call the other end.
+
+        Unless `waits`, what is being started again is told of at once, and not waited for.
+        """
         self.is_closed = False
+        self._waits = waits
         self._transport = transport
         self._server = server
         self._sleep, self._clock = sleep, clock
@@ -43,33 +58,50 @@ class Exchange:
         token: str | None,
         tensors: Mapping[str, np.ndarray],
         *,
-        timeout: float,
+        until: float,
         patience: float,
         from_now: bool = False,
     ) -> tuple[AnswerT, np.ndarray]:
-        """Return the answer to `request` and the labels that come with it, within `timeout` [s].
+        """Return the answer to `request` and the labels that come with it, `until` that time of the clock.
 
-        A lost connection is tried again for `patience` [s] after the first loss, or, with `from_now`, from now on.
-        Raises ServerUnreachable after that, and whatever the server answers with.
+        A lost connection, and what is being started again, is tried again for `patience` [s] after the first failure,
+        or, with `from_now`, from now on. Raises ServerUnreachable or ServerRestarting after that, and whatever the
+        server answers with.
         """
-        ends = self._clock() + timeout
         tries_until = self._clock() + patience if from_now else None
-        left, tries = timeout, 0
+        tries = 0
         while True:
+            if (left := until - self._clock()) <= 0:
+                raise ServerTimeout(
+                    f"the time for this call was over before {type(request).op} was sent to {self._server}; give more "
+                    "time"
+                )
             try:
                 return self.attempt(request, token, tensors, left)
-            except ConnectionLost as lost:
+            except (SamkitError, ConnectionLost) as failed:
+                if cure_for(failed) is not Cure.AGAIN or (isinstance(failed, SamkitError) and not self._waits):
+                    raise
                 now = self._clock()
                 if tries_until is None:
-                    tries_until = min(ends, now + patience)
+                    tries_until = min(until, now + patience)
                 pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
                 tries += 1
-                left = ends - now - pause
                 if now + pause >= tries_until:
-                    raise ServerUnreachable(
-                        f"{lost}, tried {tries} times; check the address, and that sam-serve start runs there"
-                    ) from lost
+                    self._give_up(failed, tries, token)
             self._sleep(pause)
+
+    def _give_up(self, failed: SamkitError | ConnectionLost, tries: int, token: str | None) -> NoReturn:
+        """Raise what a user hears after the last try."""
+        if not isinstance(failed, ConnectionLost):
+            raise failed
+        if self._waits or token is None:
+            raise ServerUnreachable(
+                f"{failed}, tried {tries} times; check the address, and that sam-serve start runs there"
+            ) from failed
+        raise ServerRestarting(
+            f"{failed}, tried {tries} times, and may be being started again; try again in {AWAY_SECONDS:.0f} s",
+            seconds=AWAY_SECONDS,
+        ) from failed
 
     def attempt(
         self, request: Request[AnswerT], token: str | None, tensors: Mapping[str, np.ndarray], timeout: float

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from samkit.errors import TensorMismatchError
 from samkit.geometry import Index
 from samkit.runtime.protocol.answers import SAME, Changed
-from samkit.runtime.protocol.requests import Redo, Reset, SessionChange, Undo
+from samkit.runtime.protocol.requests import Add, Redo, Reset, SessionChange, Undo, request_of
 from samkit.runtime.session.steps import Step
 from samkit.runtime.session.updates import MaskUpdate, Part, Region, changed_part
 
@@ -24,14 +26,27 @@ class RemoteMask:
         """Slices with prompts, as indices of the volume's array across the plane."""
         self.origins: tuple[Index, ...] = ()
         """The first grid voxel of every crop in use."""
-        self._done: list[Step | None] = []
-        """Steps; None for one that no answer told of."""
-        self._undone: list[Step | None] = []
+        self._done: list[_Taken] = []
+        self._undone: list[_Taken] = []
+        self._is_whole = True
+        """Whether the server's history is known from its beginning, and not what another program added to it."""
 
     @property
     def steps(self) -> tuple[Step, ...]:
         """Return what the steps did, in order, as far as answers told."""
-        return tuple(step for step in self._done if step is not None)
+        return tuple(taken.step for taken in self._done if taken.step is not None)
+
+    @property
+    def acts(self) -> tuple[SessionChange, ...] | None:
+        """Return what leads a new session to this mask and this history, undone steps included.
+
+        None where that is not known: another program used the session, too.
+        """
+        taken = [*self._done, *reversed(self._undone)]
+        asked = [each.request for each in taken if each.request is not None]
+        if not self._is_whole or len(asked) < len(taken):
+            return None
+        return (*asked, *([Undo()] * len(self._undone)))
 
     def take_change(self, request: SessionChange, answer: Changed, values: np.ndarray) -> None:
         """Make what the answer to `request` tells the present state; `values` are the labels in its box."""
@@ -41,16 +56,16 @@ class RemoteMask:
         self._show(answer, labels, update)
         match request:
             case Undo():
-                self._undone.append(self._done.pop() if self._done else None)
+                self._undone.append(self._done.pop() if self._done else _Taken())
             case Redo():
-                self._done.append(self._undone.pop() if self._undone else None)
+                self._done.append(self._undone.pop() if self._undone else _Taken())
             case _:
                 self._undone.clear()
                 if isinstance(request, Reset) or step is None:
                     self._done.clear()
+                    self._is_whole = True
                 else:
-                    self._done += [None] * (step.number - 1 - len(self._done))
-                    self._done.append(step)
+                    self._done += _taken(request, step, step.number - len(self._done))
 
     def take_state(self, answer: Changed, values: np.ndarray) -> None:
         """Make the server's state the present one: its history is not the one that is known here."""
@@ -65,10 +80,31 @@ class RemoteMask:
         self._show(answer, labels, update)
         self._done.clear()
         self._undone.clear()
+        self._is_whole = False
 
     def _show(self, answer: Changed, labels: _Labels, update: MaskUpdate) -> None:
         self._labels, self.update = labels, update
         self.prompted, self.origins = answer.prompted, answer.origins
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """One step."""
+
+    request: SessionChange | None = None
+    """What alone would take it again; None where that is not known."""
+    step: Step | None = None
+    """What it did; None where no answer told of it."""
+
+
+def _taken(request: SessionChange, step: Step, count: int) -> list[_Taken]:
+    """Return the `count` steps that were taken up to `step`, the last of them by `request`."""
+    several = request.prompts if isinstance(request, Add) and count > 1 else ()
+    if not several or count != len(several):  # one step; more are another program's
+        return [*([_Taken()] * (count - 1)), _Taken(request, step)]
+    # Clicks that came at once are undone one by one
+    singles = [request_of([prompt]) for prompt in several]
+    return [*map(_Taken, singles[:-1]), _Taken(singles[-1], step)]
 
 
 class _Labels:

@@ -20,7 +20,15 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from samkit.errors import InputRefused, OptionError, SamkitError, ServerStopping, ServerTimeout, ServingError
+from samkit.errors import (
+    InputRefused,
+    OptionError,
+    SamkitError,
+    ServerRestarting,
+    ServerStopping,
+    ServerTimeout,
+    ServingError,
+)
 from samkit.runtime.client import tritonclient_library
 from samkit.runtime.protocol import wire
 from samkit.runtime.protocol.failure import read_error
@@ -150,7 +158,7 @@ class GrpcTransport:
         self._address = address
         self._library = tritonclient_library.grpc()
         self._client = self._library.InferenceServerClient(address.server, channel_args=list(_CHANNEL))
-        self._is_met = False
+        self._is_met = self._has_answered = False
 
     def call(self, inputs: Mapping[str, np.ndarray], timeout: float) -> dict[str, np.ndarray]:
         """Return the model's outputs by name, within `timeout` [s]."""
@@ -167,7 +175,8 @@ class GrpcTransport:
             )
         except self._library.InferenceServerException as error:
             status, text = str(error.status()), str(error.message())
-            raise _failure(self._address, status, text, timeout) from error
+            raise _failure(self._address, status, text, timeout, was_there=self._has_answered) from error
+        self._has_answered = True
         return _outputs(result)
 
     def _meet(self, timeout: float) -> None:
@@ -194,17 +203,19 @@ class HttpTransport:
         """Load the library; a call connects."""
         self._address = address
         self._library = tritonclient_library.http()
-        self._is_met = False
+        self._is_met = self._has_answered = False
 
     def call(self, inputs: Mapping[str, np.ndarray], timeout: float) -> dict[str, np.ndarray]:
         """Return the model's outputs by name; `timeout` [s] is the longest silence."""
         self._meet(min(timeout, CONNECTING))
         client = self._client(timeout)
         try:
-            return _outputs(client.infer(self._address.model, tritonclient_library.as_inputs(self._library, inputs)))
+            result = client.infer(self._address.model, tritonclient_library.as_inputs(self._library, inputs))
+            self._has_answered = True
+            return _outputs(result)
         except self._library.InferenceServerException as error:
             status, text = str(error.status()), str(error.message())
-            raise _failure(self._address, status, text, timeout) from error
+            raise _failure(self._address, status, text, timeout, was_there=self._has_answered) from error
         except TimeoutError as error:
             raise _too_late(self._address, timeout) from error
         except (OSError, HTTPException) as error:
@@ -245,13 +256,20 @@ def _outputs(result: Any) -> dict[str, np.ndarray]:
 
 _LOST = ("StatusCode.UNAVAILABLE", "502", "503")
 _TOO_LATE = ("StatusCode.DEADLINE_EXCEEDED", "504")
+_DIED = ("is not healthy", "is not ready")
+"""What Triton says of a model whose process died, or that is being loaded again."""
 _STOPPING = ("has no available versions", "server is stopping")
 """What Triton says of a model that was there, and of all while it ends; the session says so in words of its own before.
 """
 
 
-def _failure(address: Address, status: str, text: str, timeout: float) -> SamkitError | ConnectionLost:
-    """Return what a failed call means: `status` is gRPC's or HTTP's, `text` the server's or the library's."""
+def _failure(
+    address: Address, status: str, text: str, timeout: float, *, was_there: bool
+) -> SamkitError | ConnectionLost:
+    """Return what a failed call means: `status` is gRPC's or HTTP's, `text` the server's or the library's.
+
+    `was_there` says whether the model answered before: a name that was right is no wrong one.
+    """
     if (carried := read_error(text)) is not None:
         return carried
     if status in _TOO_LATE:
@@ -261,7 +279,13 @@ def _failure(address: Address, status: str, text: str, timeout: float) -> Samkit
             f"{address.server} is being stopped and takes nothing new; try again at another server, or later "
             "at this one"
         )
-    if "unknown model" in text.lower():
+    is_unknown = "unknown model" in text.lower()
+    if (is_unknown and was_there) or any(words in text.lower() for words in _DIED):
+        return ServerRestarting(
+            f"a part of {address.server} is away ({_one_line(text)}), and started again where sam-serve start runs it; "
+            "try again in 10 s"
+        )
+    if is_unknown:
         return ServingError(
             f"{address.server} has no model {address.model}; check the name after the last slash, of which sam-serve "
             "start prints all, or add the export there with sam-serve write"

@@ -22,29 +22,32 @@ class Turns:
     """What was asked of a session so far, and which of it is in doubt."""
 
     def __init__(
-        self, ask: Callable[[SessionChange | AskState], tuple[Changed, np.ndarray]], mask: RemoteMask, turn: int
+        self, ask: Callable[[SessionChange | AskState, float], tuple[Changed, np.ndarray]], mask: RemoteMask, turn: int
     ) -> None:
-        """Begin after `turn`, the last change that happened; `ask` sends a request, and `mask` hears of each answer."""
+        """Begin after `turn`, the last change that happened.
+
+        `ask` sends a request, with the time of the clock until which it may take, and `mask` hears of each answer.
+        """
         self._ask = ask
         self._mask = mask
         self._turn = turn
         self._doubted: list[SessionChange] = []
         """Requests without an answer. All have the turn after the last one that is known: at most one can happen."""
 
-    def change(self, asked: SessionChange) -> None:
+    def change(self, asked: SessionChange, until: float) -> None:
         """Do what changes the session; calls that got no answer are looked into first.
 
         Had one of them happened and is this the same again, it is taken for another try, and happens no second time.
         """
         try:
-            self._once(asked, self.settle())
+            self._once(asked, self.settle(until), until)
         except WrongTurn:  # refused, so this one did not happen
-            happened = self.settle(is_behind=True)
+            happened = self.settle(until, is_behind=True)
             if happened is None:  # whatever has the turn is no call from here, and a user should know
                 raise
-            self._once(asked, happened)
+            self._once(asked, happened, until)
 
-    def settle(self, *, is_behind: bool = False) -> SessionChange | None:
+    def settle(self, until: float, *, is_behind: bool = False) -> SessionChange | None:
         """Find out about calls that got no answer, and return the request of the one that happened.
 
         While none did, each may wait on the server still, and all stay in doubt. Where something else happened, or
@@ -52,28 +55,28 @@ class Turns:
         """
         if not self._doubted and not is_behind:
             return None
-        state, labels = self._ask(AskState())
+        state, labels = self._ask(AskState(), until)
         if state.turn <= self._turn:
             return None
         for request in tuple(self._doubted) if state.turn == self._turn + 1 else ():
             with suppress(WrongTurn):
-                self._send(request)  # the server answers the one that has the turn once more, and does nothing
+                self._send(request, until)  # the server answers the one that has the turn once more, and does nothing
                 return request
         self._mask.take_state(state, labels)
         self._end(state.turn)
         return None
 
-    def _once(self, asked: SessionChange, happened: SessionChange | None) -> None:
+    def _once(self, asked: SessionChange, happened: SessionChange | None, until: float) -> None:
         """Do what is asked, unless it is the request that turned out to have happened."""
         if happened is None or replace(asked, turn=happened.turn) != happened:
-            self._send(replace(asked, turn=self._turn + 1))
+            self._send(replace(asked, turn=self._turn + 1), until)
 
-    def _send(self, request: SessionChange) -> None:
+    def _send(self, request: SessionChange, until: float) -> None:
         """Send what changes the session; it is in doubt until its answer is here."""
         if request not in self._doubted:
             self._doubted.append(request)
         try:
-            answer, labels = self._ask(request)
+            answer, labels = self._ask(request, until)
         except SamkitError as error:
             # Of what is neither, nobody knows whether it happened, or the next call will hear the same
             if isinstance(error, WrongTurn) or not isinstance(error, (ServingError, TensorMismatchError)):

@@ -140,6 +140,14 @@ class Opened(ServerAnswer):
         Triple | None,
         Key("`[mm, mm, mm]` or null", "voxel size of the network's grid", readers.read_spacing),
     ]
+    alive_seconds: Annotated[
+        float | None,
+        Key(
+            "number or null",
+            "how often the client has to say `alive`; null where it announced no heartbeat",
+            readers.read_optional_measure,
+        ),
+    ] = None
 
 
 _OF_A_STEP: Mapping[str, Callable[[object, str], Any]] = {

@@ -45,6 +45,14 @@ Prompts: TypeAlias = Annotated[
 Spoken: TypeAlias = Annotated[
     int | None, Key("number", "of the protocol that the client speaks; another one is refused", readers.read_count)
 ]
+Nonce: TypeAlias = Annotated[
+    str | None,
+    Key(
+        f"text of {readers.SHORTEST_NONCE} to {readers.LONGEST} letters",
+        "of `open`, drawn at random for each scan; `close` with it, and without a token, ends what got no answer",
+        readers.read_nonce,
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,14 +126,7 @@ class Open(ScanOptions, Request[Opened]):
     picture: Annotated[
         bool, Key("boolean", "whether the volume tensor is a picture, (channel, H, W, 1)", readers.read_flag)
     ] = False
-    nonce: Annotated[
-        str | None,
-        Key(
-            f"text of {readers.SHORTEST_NONCE} to {readers.LONGEST} letters",
-            "drawn at random for each scan",
-            readers.read_nonce,
-        ),
-    ] = None
+    nonce: Nonce = None
     replaces: Annotated[
         str | None,
         Key(
@@ -134,6 +135,14 @@ class Open(ScanOptions, Request[Opened]):
             readers.read_short_text,
         ),
     ] = None
+    heartbeat: Annotated[
+        bool,
+        Key(
+            "boolean",
+            "whether the client will say `alive` as often as the answer says; the session stays as long as it does",
+            readers.read_flag,
+        ),
+    ] = False
     protocol: Spoken = None
 
     @property
@@ -277,18 +286,28 @@ class AskState(Request[Changed]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Alive(Request[Nothing]):
+    """Says that the client lives, and waits for no other request of the session."""
+
+    op = called = "alive"
+    answer = Nothing
+
+
+@dataclass(frozen=True, kw_only=True)
 class Close(Request[Nothing]):
-    """Ends the session."""
+    """Ends the session, or takes back an `open`, by its nonce, that may still be worked on."""
 
     op = called = "close"
     answer = Nothing
+
+    nonce: Nonce = None
 
 
 REQUESTS: dict[str, type[Request[Any]]] = {
     request.op: request
     for request in (
         Describe, Open, Click, BoxCorners, Add, SegmentAutomatically, Propagate, Undo, Redo, Reset, Check, AskState,
-        Close,
+        Alive, Close,
     )
 }  # fmt: skip
 """All there are, by `op`."""

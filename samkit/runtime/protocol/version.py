@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-PROTOCOL = 1
+PROTOCOL = 2

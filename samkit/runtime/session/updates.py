@@ -27,10 +27,11 @@ class MaskUpdate:
         volume_ml: float | None,
         iou: tuple[float, ...] = (),
         step: Step | None = None,
+        restored: bool = False,
     ) -> None:
         """Take functions for what is costly: they are called when somebody looks, and once."""
         self._labels, self._change = labels, change
-        self._volume_ml, self._iou, self._step = volume_ml, iou, step
+        self._volume_ml, self._iou, self._step, self._restored = volume_ml, iou, step, restored
 
     def __repr__(self) -> str:
         """Return how large the mask is, and the box that changed."""
@@ -38,6 +39,21 @@ class MaskUpdate:
         box = ", ".join(f"{side.start}:{side.stop}" for side in self.changed)
         changed = f"changed [{box}]" if all(side.start < side.stop for side in self.changed) else "nothing changed"
         return f"<MaskUpdate: mask of {size}, {changed}{f' by step {self.step.number}' if self.step else ''}>"
+
+    @property
+    def restored(self) -> bool:
+        """Return whether this call found that the server had forgotten the session, and sent scan and prompts again.
+
+        The mask is what it would have been. It is told once, and never of a session on an export folder.
+        """
+        return self._restored
+
+    def as_restored(self) -> MaskUpdate:
+        """Return the same, as that of a session that was restored."""
+        return MaskUpdate(
+            lambda: self.labels, lambda: self.change, volume_ml=self.volume_ml, iou=self.iou, step=self.step,
+            restored=True,
+        )  # fmt: skip
 
     @property
     def volume_ml(self) -> float | None:

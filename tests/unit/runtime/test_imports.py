@@ -32,7 +32,7 @@ class Fake:
 
     def do_describe(self, request):
         return {
-            "protocol": 1, "samkit": "0", "method": "m-sam", "kind": "volume", "precision": "fp32", "digest": "d",
+            "protocol": 2, "samkit": "0", "method": "m-sam", "kind": "volume", "precision": "fp32", "digest": "d",
             "plan": {}, "structures": [], "sequences": [], "is_automatic": False, "plane": None,
             "warnings": [], "providers": {"mask_decoder": ["triton"]}, "limits": {"max_voxels": 1000},
         }

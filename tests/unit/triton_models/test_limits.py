@@ -9,7 +9,9 @@ from samkit.triton_models.limits import LIMITS, Limits
 from samkit.triton_models.model_config import ROLES, SESSION
 
 
-@pytest.mark.parametrize("name", ["max_sessions", "idle_seconds", "max_voxels", "threads"])
+@pytest.mark.parametrize(
+    "name", ["max_sessions", "idle_seconds", "heartbeat_seconds", "unused_seconds", "max_voxels", "threads"]
+)
 def test_limit_that_lets_nothing_through_is_refused(name):
     with pytest.raises(ServingError, match=f"the limit {name} is 0"):
         Limits(**{name: 0})

@@ -22,6 +22,7 @@ from samkit.errors import (
     PromptError,
     SamkitError,
     ServerRestarted,
+    ServingError,
     SessionExpired,
     TensorMismatchError,
     UnknownSession,
@@ -421,7 +422,7 @@ def test_request_that_is_no_request_is_refused(request_json, make):
 
 
 def test_unknown_op_is_refused(make):
-    with pytest.raises(PromptError, match="'delete', known are add, box, check, click"):
+    with pytest.raises(PromptError, match="'delete', known are add, alive, box, check, click"):
         the.ask(make(), {"op": "delete"}, None, {})
 
 
@@ -931,6 +932,114 @@ def test_repeat_that_comes_while_the_first_is_at_work_waits_for_it(make, monkeyp
 
     assert len(found) == 2
     assert len(set(found)) == host.counters.opened == 1
+
+
+# --- Places that nobody holds ---
+
+
+def test_session_that_was_only_opened_ends_sooner_than_one_that_rests(make, clock):
+    host = make(idle_seconds=900, unused_seconds=60)
+    asked, opened = User(host, the.scan(0)), User(host, the.scan(1))
+    clock.now += 59
+    asked.ask("state")
+    host.drop_idle()
+    assert len(host._held) == 2
+
+    clock.now += 2
+    host.drop_idle()
+    assert list(host._held) == [asked.token]
+    with pytest.raises(SessionExpired, match="nobody used this session for 60 s, so its scan was forgotten"):
+        opened.ask("state")
+    clock.now += 890
+    asked.ask("state")
+    assert (host.counters.expired, host.counters.unused, host.counters.silent) == (1, 1, 0)
+
+
+def test_reader_who_rests_keeps_the_place_while_the_heart_beats(make, clock):
+    host = make(idle_seconds=60, heartbeat_seconds=45)
+    user = User(host, the.scan(0), heartbeat=True)
+    assert user.opened["alive_seconds"] == 15.0
+    for _ in range(100):
+        clock.now += 44
+        user.ask("alive")
+        host.drop_idle()
+    user.click(the.bright_voxel(the.scan(0), 1))
+
+    clock.now += 46
+    host.drop_idle()
+    assert not host._held
+    with pytest.raises(SessionExpired, match="nobody heard of this session's client for 45 s"):
+        user.ask("alive")
+    assert (host.counters.expired, host.counters.unused, host.counters.silent) == (1, 0, 1)
+
+
+def test_client_without_a_heart_is_told_of_no_beats(make):
+    assert User(make(), the.scan(0)).opened.get("alive_seconds") is None
+
+
+def test_heart_beats_while_its_session_is_at_work(make):
+    array, host = the.scan(0), make()
+    user = User(host, array, heartbeat=True)
+    entered, leave = hold_encoder(host)
+    try:
+        clicking = in_thread(lambda: user.click(the.bright_voxel(array, 1)))
+        assert entered.wait(60)
+        for _ in range(10):
+            assert user.ask("alive")[0] == {}
+        assert clicking.thread.is_alive()
+    finally:
+        leave.set()
+    assert clicking.outcome()["turn"] == 1
+
+
+NONCE = "n" * 16
+
+
+def test_opening_is_taken_back_by_its_nonce(make):
+    host = make(max_sessions=1)
+    user = User(host, the.scan(0), nonce=NONCE)
+    the.ask(host, {"op": "close", "nonce": "m" * 16}, None, {})
+    user.ask("state")
+    the.ask(host, {"op": "close", "nonce": NONCE}, None, {})
+    assert not host._held
+    with pytest.raises(UnknownSession):
+        user.ask("state")
+    User(host, the.scan(0), nonce=NONCE)
+    assert host.counters.cancelled == 1
+
+
+def test_opening_that_comes_after_it_was_taken_back_is_refused(make):
+    host = make()
+    the.ask(host, {"op": "close", "nonce": NONCE}, None, {})
+    with pytest.raises(ServingError, match="taken back by its client"):
+        User(host, the.scan(0), nonce=NONCE)
+    assert not host._held
+
+
+def test_opening_that_is_taken_back_while_it_is_at_work_holds_no_place_and_ends_no_other(make, monkeypatch):
+    host, array = make(max_sessions=1), the.scan(0)
+    before = User(host, array)
+    entered, goes_on, right = threading.Event(), threading.Event(), host._hold
+
+    def hold(request, tensors):
+        entered.set()
+        assert goes_on.wait(60)
+        return right(request, tensors)
+
+    monkeypatch.setattr(host, "_hold", hold)
+    try:
+        opening = in_thread(lambda: User(host, array, nonce=NONCE, replaces=before.token))
+        assert entered.wait(60)
+        the.ask(host, {"op": "close", "nonce": NONCE}, None, {})
+    finally:
+        goes_on.set()
+
+    assert str(opening.outcome()) == "this opening was taken back by its client; draw another nonce"
+    assert list(host._held) == [before.token]
+    before.click(the.bright_voxel(array, 1))
+    monkeypatch.setattr(host, "_hold", right)
+    User(host, array, replaces=before.token)
+    assert host.counters.cancelled == 1
 
 
 def test_replaced_session_makes_room_and_ends_once_the_new_one_is_open(make):

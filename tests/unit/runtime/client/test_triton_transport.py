@@ -18,7 +18,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import serialize_byte_tensor
 
-from samkit.errors import AtCapacity, InputRefused, OptionError, ServerTimeout, ServingError
+from samkit.errors import AtCapacity, InputRefused, OptionError, ServerRestarting, ServerTimeout, ServingError
 from samkit.runtime.client import triton_transport
 from samkit.runtime.client.triton_transport import Address, ConnectionLost, connect, is_url
 from samkit.runtime.protocol import wire
@@ -191,11 +191,30 @@ def test_an_error_of_samkit_comes_back_as_itself(transport, fake):
 
 
 def test_another_error_carries_the_servers_words_in_one_line(transport, fake):
-    fake.error = "Stub process 'm_sam_session_0'\n is not healthy."
+    fake.error = "Failed to process the request(s)\n for model instance 'm_sam_session_0'"
 
     with pytest.raises(
-        ServingError, match=r"\(Stub process 'm_sam_session_0' is not healthy\.\); see the server's log"
+        ServingError, match=r"\(Failed to process .* for model instance 'm_sam_session_0'\); see the server's log"
     ):
+        transport.call(REQUEST, 60.0)
+
+
+@pytest.mark.parametrize(
+    "said", ["Stub process 'm_sam_session_0'\n is not healthy.", "Model 'm_sam_session' is not ready"]
+)
+def test_a_part_that_died_is_being_started_again(transport, fake, said):
+    fake.error = said
+
+    with pytest.raises(ServerRestarting, match=r"part of .* is away \(.*\), .*; try again in 10 s$") as raised:
+        transport.call(REQUEST, 60.0)
+    assert raised.value.seconds == 10.0
+
+
+def test_a_model_that_was_there_is_being_started_again_and_no_wrong_name(transport, fake):
+    transport.call(REQUEST, 60.0)
+    fake.error = "Request for unknown model: 'm_sam_session' is not found"
+
+    with pytest.raises(ServerRestarting, match="try again in 10 s"):
         transport.call(REQUEST, 60.0)
 
 

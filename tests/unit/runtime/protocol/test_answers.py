@@ -110,7 +110,7 @@ def test_answer_that_lacks_a_key_is_refused(key):
 @pytest.mark.parametrize(
     ("change", "server"),
     [
-        ({"protocol": 2, "samkit": "9.1"}, "samkit 9.1 and speaks protocol 2"),
+        ({"protocol": PROTOCOL + 1, "samkit": "9.1"}, f"samkit 9.1 and speaks protocol {PROTOCOL + 1}"),
         ({"protocol": 0, "samkit": "9.1", "later": True}, "samkit 9.1 and speaks protocol 0"),
         ({"protocol": "1", "samkit": 3}, "an unknown version of samkit and speaks protocol '1'"),
         ({"protocol": True}, "samkit 0.1 and speaks protocol True"),
@@ -128,7 +128,7 @@ def test_server_of_another_protocol_is_told_of_with_both_numbers(change, server)
 @pytest.mark.parametrize("data", [{"samkit": "0.0.9", "method": "m-sam"}, {"samkit": "0.0.9"}])
 def test_server_from_before_protocols_had_numbers_is_told_of(data):
     with pytest.raises(
-        ServingError, match=r"runs samkit 0\.0\.9 and speaks no numbered protocol, and samkit .* 1; inst"
+        ServingError, match=rf"runs samkit 0\.0\.9 and speaks no numbered protocol, and samkit .* {PROTOCOL}; inst"
     ):
         ExportDescription.from_server(data, "localhost:8001")
 

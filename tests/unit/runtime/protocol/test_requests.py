@@ -18,6 +18,7 @@ from samkit.runtime.protocol.requests import (
     BoxCorners,
     Check,
     Click,
+    Close,
     Describe,
     EnsembleOptions,
     Open,
@@ -34,7 +35,7 @@ ALL = [
     Open(),
     Open(
         sequences=("t1c", "t2w"), plane="coronal", intensities=(-160.0, 240.0), nonce="n" * 16, replaces="t" * 64,
-        protocol=PROTOCOL,
+        heartbeat=True, protocol=PROTOCOL,
     ),
     Open(spacing=(1.0, 1.5, 2.0), picture=True),
     Click(turn=1, point=(60.0, 70.0, 30.0), label=FOREGROUND),
@@ -45,7 +46,8 @@ ALL = [
     Check(prompts=(SlicePoint(1.0, 2.0, FOREGROUND),), world=True),
     *(kind(turn=5) for op, kind in REQUESTS.items() if op in ("segment_automatically", "propagate")),
     *(kind(turn=6) for op, kind in REQUESTS.items() if op in ("undo", "redo", "reset")),
-    *(REQUESTS[op]() for op in ("state", "close")),
+    *(REQUESTS[op]() for op in ("state", "alive", "close")),
+    Close(nonce="n" * 16),
 ]  # fmt: skip
 
 
@@ -66,7 +68,9 @@ def test_what_is_no_request_is_refused(data):
 
 @pytest.mark.parametrize("op", ["delete", "decide", "prompts", "Click", ""])
 def test_unknown_op_is_refused_with_those_there_are(op):
-    with pytest.raises(PromptError, match=f"the request's op is '{op}', known are add, box, check, click, close, desc"):
+    with pytest.raises(
+        PromptError, match=f"the request's op is '{op}', known are add, alive, box, check, click, close, desc"
+    ):
         read_request({"op": op})
 
 
@@ -113,7 +117,7 @@ def test_turn_that_is_no_number_is_none_for_the_session_to_refuse(turn):
 
 
 @pytest.mark.parametrize("op", ["describe", "open"])
-@pytest.mark.parametrize("spoken", [0, 2, 7])
+@pytest.mark.parametrize("spoken", [0, PROTOCOL + 1, 7])
 def test_client_of_another_protocol_is_told_both_numbers_whatever_else_it_says(op, spoken):
     with pytest.raises(ServingError) as caught:
         read_request({"op": op, "protocol": spoken, "of_the_future": True})
