@@ -196,8 +196,11 @@ def read_optional_text(value: object, name: str) -> str | None:
 
 def read_measure(value: object, name: str) -> float:
     """Return a number."""
-    if _is_number(value):
-        return float(value)
+    try:
+        if _is_number(value):
+            return float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        pass
     raise _wrong(name, value, "is a number; send one")
 
 
