@@ -8,36 +8,53 @@ import onnx
 from onnx import TensorProto, helper
 
 from samkit.engine_libraries import RTX
-from samkit.runtime.backends.tensorrt_library import build_engine
+from samkit.runtime.backends.tensorrt_library import _logger, build_engine
+
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 class Parsed(NamedTuple):
     """What a parser made of a graph."""
 
     network: Any
-    """Filled where `parser` took the graph."""
+    """Filled where the parser took the graph."""
     parser: Any
     takes: bool
-    alive: tuple[Any, ...]
-    """What must live as long."""
+    builder: Any
+    """Must live as long."""
+
+
+def new_parser(rtx):
+    """Return a parser with its network, strongly typed, and what must live as long; a network takes one parser."""
+    logger = _logger(RTX)  # the library keeps the first logger of a process for good, so it must never end
+    builder = rtx.Builder(logger)
+    network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    return rtx.OnnxParser(network, logger), network, builder
 
 
 def parse(rtx, graph):
-    """Return what the library makes of a graph, strongly typed; `graph` is a file or the bytes of a model."""
-
-    class Silent(rtx.ILogger):
-        def __init__(self):
-            rtx.ILogger.__init__(self)
-
-        def log(self, severity, msg):
-            pass
-
-    log = Silent()
-    builder = rtx.Builder(log)
-    network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = rtx.OnnxParser(network, log)
+    """Return what the library makes of a graph, a file or the bytes of a model."""
+    parser, network, builder = new_parser(rtx)
     takes = parser.parse(graph) if isinstance(graph, bytes) else parser.parse_from_file(str(graph))
-    return Parsed(network, parser, takes, (log, builder))
+    return Parsed(network, parser, takes, builder)
+
+
+def check_types(rtx, network, path, notes):
+    """Every product is in float16, or was kept in float32 and is; borders are float32; nothing else has a type."""
+    borders = [network.get_input(i) for i in range(network.num_inputs)]
+    borders += [network.get_output(i) for i in range(network.num_outputs)]
+    assert {tensor.dtype for tensor in borders} == {rtx.DataType.FLOAT}
+    layers = {layer.name: layer for layer in map(network.get_layer, range(network.num_layers))}
+    products = [node.name for node in onnx.load(path, load_external_data=False).graph.node if node.op_type in PRODUCTS]
+    kept = {entry["node"] for entry in notes.get("kept_in_float32", ())}
+    for product in products:
+        half = bool(notes) and product not in kept
+        assert layers[product].get_output(0).dtype == (rtx.DataType.HALF if half else rtx.DataType.FLOAT), product
+    if notes:
+        assert sum(product not in kept for product in products) == notes["products_in_float16"]
+    types = {layer.get_output(0).dtype for layer in layers.values()}
+    whole = {rtx.DataType.INT64, rtx.DataType.INT32, rtx.DataType.BOOL}
+    assert types <= {rtx.DataType.FLOAT, *whole, *([rtx.DataType.HALF] if notes else [])}
 
 
 def one_node(folder, op, shape):

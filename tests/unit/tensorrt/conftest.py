@@ -1,4 +1,4 @@
-"""Stand-ins for tensorrt and pycuda, in this process and its children; the real TensorRT for RTX, on any machine."""
+"""Stand-ins for tensorrt and pycuda, in this process and in its children."""
 
 from __future__ import annotations
 
@@ -11,13 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from samkit.engine_libraries import RTX
-from samkit.errors import MissingDependencyError
 from samkit.export import build_engine
 from samkit.export import engines as engines_module
-from samkit.extras import how_to_install
 from samkit.manifest import Manifest
-from samkit.runtime.backends.tensorrt_library import import_tensorrt
 
 FOLDER = Path(__file__).parent
 LOAD = """
@@ -52,15 +48,6 @@ def install(monkeypatch, folder, version="11.4", *, gpu="Stand-in H100", devices
 def forget():
     for name in MODULES:
         sys.modules.pop(name, None)
-
-
-@pytest.fixture(scope="session")
-def rtx():
-    """Return the real module of TensorRT for RTX."""
-    try:
-        return import_tensorrt(RTX)
-    except MissingDependencyError:
-        pytest.skip(f"TensorRT for RTX is not installed; {how_to_install(RTX.extra)}")
 
 
 @pytest.fixture(params=["10.16", "11.4"])

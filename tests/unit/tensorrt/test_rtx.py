@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from samkit.engine_libraries import RTX, TENSORRT
 from samkit.errors import ExportError, ManifestError, MissingDependencyError
@@ -20,11 +21,10 @@ from samkit.export.engine_headers import check_headers
 from samkit.export.engines import EngineSettings, build_engines, check_library, engine_profile
 from samkit.manifest import Export, Manifest
 from samkit.methods import list_methods
-from support.rtx import SHAPES, built, one_node, parse
+from support.one_node_models import loop_around, one_node_model
+from support.rtx import SHAPES, built, check_types, one_node, parse
 
 pytestmark = pytest.mark.slow
-
-PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @pytest.mark.parametrize(
@@ -62,24 +62,6 @@ def check_shapes(network, spec):
         assert found == {name: shapes[which] for name, shapes in outputs.items()}
 
 
-def check_types(rtx, network, path, notes):
-    """Every product is in float16, or was kept in float32 and is; borders are float32; nothing else has a type."""
-    borders = [network.get_input(i) for i in range(network.num_inputs)]
-    borders += [network.get_output(i) for i in range(network.num_outputs)]
-    assert {tensor.dtype for tensor in borders} == {rtx.DataType.FLOAT}
-    layers = {layer.name: layer for layer in map(network.get_layer, range(network.num_layers))}
-    products = [node.name for node in onnx.load(path, load_external_data=False).graph.node if node.op_type in PRODUCTS]
-    kept = {entry["node"] for entry in notes.get("kept_in_float32", ())}
-    for product in products:
-        half = bool(notes) and product not in kept
-        assert layers[product].get_output(0).dtype == (rtx.DataType.HALF if half else rtx.DataType.FLOAT), product
-    if notes:
-        assert sum(product not in kept for product in products) == notes["products_in_float16"]
-    types = {layer.get_output(0).dtype for layer in layers.values()}
-    whole = {rtx.DataType.INT64, rtx.DataType.INT32, rtx.DataType.BOOL}
-    assert types <= {rtx.DataType.FLOAT, *whole, *([rtx.DataType.HALF] if notes else [])}
-
-
 def test_engines_of_another_library_stay(rtx, tiny_export, tmp_path, caplog):
     folder = shutil.copytree(tiny_export, tmp_path / "export")
     plain = Manifest.load(folder)
@@ -104,9 +86,45 @@ def test_engines_of_another_library_stay(rtx, tiny_export, tmp_path, caplog):
 # --- What fails ---
 
 
-def test_operator_that_it_does_not_take_is_named(rtx, tmp_path):
-    with pytest.raises(ExportError, match=r"^TensorRT for RTX can't parse Unique\.onnx: node 0 'odd' \(Unique\): .*"):
-        built(one_node(tmp_path, "Unique", ("y", ["m"])))
+UNIQUE = helper.make_model(
+    helper.make_graph(
+        [helper.make_node("Unique", ["x"], ["y"], name="odd")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])],
+    ),
+    opset_imports=[helper.make_opsetid("", 20)],
+    ir_version=10,
+)
+
+
+def changed(operator, kind="FP32", **attributes):
+    """Return a valid model with other attributes."""
+    model = one_node_model(operator, kind)
+    model.graph.node[0].attribute.extend(helper.make_attribute(*one) for one in attributes.items())
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (UNIQUE, r"node 0 'odd' \(Unique\): it does not take this operator"),
+        (loop_around("Det"), r"node \d 'inside' \(Det\): it does not take this operator"),
+        (one_node_model("Relu", "INT32"), r"node 0 'odd' \(Relu\): .*Found unsupported input type of INT32"),
+        (one_node_model("Gelu", "INT64"), r"node 0 'odd' \(Gelu\): .*input has type Int64 but must have type Float.*"),
+        (one_node_model("DeformConv", "FP32"), r"node 0 'odd' \(DeformConv\): .*Plugin not found.*"),
+        (
+            changed("Resize", keep_aspect_ratio_policy="not_larger"),
+            r"node 0 'odd' \(Resize\): .*Only `stretch` is supported.*",
+        ),
+        (changed("ScatterND", reduction="mul"), r"node 0 'odd' \(ScatterND\): .*with reduction is not supported\."),
+    ],
+    ids=["operator", "operator in a loop", "type", "type of a layer", "plug-in", "attribute", "option"],
+)
+def test_what_the_parser_does_not_take_is_one_sentence(rtx, model, sentence, tmp_path):
+    onnx.save(model, tmp_path / "g.onnx")
+    with pytest.raises(ExportError, match=rf"^TensorRT for RTX can't parse g\.onnx: {sentence}$"):
+        built(tmp_path / "g.onnx", {})
 
 
 @pytest.mark.parametrize(
