@@ -31,12 +31,13 @@ from typing import Self
 
 import numpy as np
 
+from samkit import engine_libraries
 from samkit.errors import ServingError
 from samkit.files import working_folder
 from samkit.manifest import Manifest
 from samkit.methods import GraphSpec
 from samkit.runtime.client import tritonclient_library
-from samkit.triton_models.record import ONNXRUNTIME, Repository, ServedExport
+from samkit.triton_models.record import ONNXRUNTIME, RTX, Repository, ServedExport
 from samkit.triton_models.repository import write_repository
 from samkit.triton_models.server_files import (
     SHARED_BYTES,
@@ -192,6 +193,13 @@ class EmbeddedServer:
         if self._process is not None:
             raise ServingError("this server was started before; stop it first")
         record = Repository.load(self.repository)
+        engines = [model for model, kind in record.models.items() if kind == RTX]
+        if engines and self._device != "cuda":
+            raise ServingError(
+                f"{', '.join(engines)} run as engines of {engine_libraries.RTX.title}, which need a GPU; start it with "
+                "{device} cuda, or write the repository with --no-engines",
+                options=("device",),
+            )
         files = find_server()
         check_numpy()
         asked = self._ports
