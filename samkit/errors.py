@@ -19,6 +19,8 @@ SamkitError                 exit code 1: a stage failed
     ├── SessionExpired      1  nobody used the session for too long; its scan is forgotten
     ├── UnknownSession      1  no session has this token: it was closed, or never opened
     ├── ServerRestarted     1  the server forgot all sessions when it was started again
+    ├── ServerRestarting    1  a part of the server, or all of it, is being started again: in how many seconds to ask
+    ├── ServerStopping      1  the server is being stopped and takes no new requests
     └── WrongTurn           1  a call that does not follow the one before
 
 Exit codes of every command: 0 done, 1 a stage or parity failed, 2 usage, 3 input refused, 128 + N stopped by
@@ -230,6 +232,19 @@ class UnknownSession(ServingError):
 
 class ServerRestarted(ServingError):
     """The server forgot all sessions when it was started again."""
+
+
+class ServerRestarting(ServingError):
+    """A part of the server, or all of it, died and is being started again; ask again in `seconds`."""
+
+    def __init__(self, text: str, *, seconds: float = 10.0, options: Sequence[str] = ()) -> None:
+        super().__init__(text, options=options)
+        self.seconds = seconds
+        """How long to wait before the next try [s]."""
+
+
+class ServerStopping(ServingError):
+    """The server is being stopped: what runs there ends, and what is new has to go to another one."""
 
 
 class WrongTurn(ServingError):

@@ -24,6 +24,7 @@ from samkit.extras import how_to_install
 from samkit.manifest import ExportPlan, Manifest, Weights, describe_files
 from samkit.networks.sam3d_config import Sam3DConfig
 from samkit.runtime.backends import cuda_libraries
+from samkit.runtime.backends.tensorrt_library import import_tensorrt
 from support.bright_slices import write_export
 
 DEVICES = ("gpu", "tensorrt")
@@ -112,6 +113,15 @@ def shared():
     if not folder.is_dir():
         pytest.skip(f"needs the shared data folder beside the repository ({folder.name}/)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def rtx():
+    """Return the real module of TensorRT for RTX."""
+    try:
+        return import_tensorrt(RTX)
+    except MissingDependencyError:
+        pytest.skip(f"TensorRT for RTX is not installed; {how_to_install(RTX.extra)}")
 
 
 @pytest.fixture(scope="session")

@@ -167,11 +167,14 @@ _VALUES: tuple[Any, ...] = (
 
 
 def _of_json(data: bytes, chance: random.Random) -> bytes:
-    """Return JSON with one value put in the place of another, taken out, or moved."""
+    """Return JSON with one value put in the place of another, taken out, or moved; as it is where that can't be."""
     try:
-        root = json.loads(data)
+        return _with_one_changed(json.loads(data), chance)
     except (ValueError, RecursionError):
         return data
+
+
+def _with_one_changed(root: Any, chance: random.Random) -> bytes:
     holders = list(_holders(root))
     if not holders:
         return json.dumps(chance.choice(_VALUES)).encode()

@@ -152,7 +152,11 @@ def build(plan: EnginePlan) -> dict[str, Any]:
     return {
         "library": library.name,
         **machine,
-        **({} if library.needs_gpu else {"target": plan.target, "platform": plan.platform}),
+        **(
+            {"platform": library.platforms[0]}
+            if library.needs_gpu
+            else {"target": plan.target, "platform": plan.platform}
+        ),
         "onnx": onnx.name,
         "onnx_sha256": plan.onnx_sha256,
         "sha256": hashlib.sha256(built.engine).hexdigest(),

@@ -120,7 +120,7 @@ def build_engines(
             new = _with_engines(export.manifest, library, work, facts)
             for precision in export.plan.precisions if library.needs_gpu else ():
                 for name, figures in _check_parity(replace(export, manifest=new), work, precision).items():
-                    new.engines[name]["parity"] = figures
+                    new.engines[name] |= {"parity": figures, "run": machine}
                     shown = (f"{k} {v:.3g}" for k, v in figures.items() if isinstance(v, float | int))
                     _log.info("%s: %s", name, ", ".join(shown))
             _move(work, export, library, new)
@@ -196,8 +196,7 @@ def _build(
     if ended.returncode != 0 or "error" in result:
         raise _failure(result, ended.returncode, name, log)
     shutil.rmtree(logs)
-    run = {} if library.needs_gpu else {"run": None}
-    return {"graph": graph.name, "precision": precision, **result, **run}
+    return {"graph": graph.name, "precision": precision, **result, "run": None}
 
 
 def _read_result(path: Path) -> dict[str, Any]:

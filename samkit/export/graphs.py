@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from samkit.errors import ExportError
+from samkit.export.shapes import write_out_shapes
 from samkit.export.typed_graph import name_nodes, save_beside
 from samkit.methods import GraphSpec
 from samkit.methods.method import IMAGES
@@ -88,6 +89,7 @@ def write_graph(network: Network, spec: GraphSpec, path: Path, *, opset: int, fo
         if tensor.axes[0].name == IMAGES and tensor.axes[0].is_dynamic:
             _share_among_rows(model, tensor.name, next(t.name for t in spec.inputs if t.axes[0].name == _ROWS))
     name_nodes(model)
+    write_out_shapes(model)
     save_graph(model, path, spec, folded=folded)
 
 

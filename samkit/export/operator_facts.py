@@ -1,7 +1,10 @@
-"""What TensorRT's ONNX parser takes: operators and the types of their data (facts).
+"""What TensorRT's ONNX parsers take: operators and the types of their data (facts).
 
-Source: the operator chart of onnx-tensorrt, release 10.1 GA, opsets 9 to 20; later releases support at least these.
-`tests/unit/export/test_tensorrt_operators.py` compares it with the chart where that is at hand.
+Source: the operator chart of onnx-tensorrt, release 10.1 GA, opsets 9 to 20, and what the parser of TensorRT for RTX
+1.7.1 said when it was asked. A graph has to go into engines of both, so what either refuses is out: the chart lacks
+what came after 10.1 (Attention, RotaryEmbedding, Clip of integers, INT8 almost everywhere), RTX lacks some types and
+plug-ins.
+`tests/unit/export/test_tensorrt_operators.py` compares both where chart and library are at hand.
 """
 
 from __future__ import annotations
@@ -37,3 +40,22 @@ _BY_TYPES = {
 
 SUPPORTED = {name: frozenset(types.split()) for types, names in _BY_TYPES.items() for name in names.split()}
 """Operator to the types it takes, as the chart calls them."""
+
+_REFUSED_BY_RTX = {
+    "BF16": (
+        "GRU GlobalLpPool HardSwish LpNormalization LpPool RandomNormal RandomNormalLike RandomUniform "
+        "RandomUniformLike Shrink"
+    ),
+    "FP16 BF16": "Celu MeanVarianceNormalization Range",
+    "INT32": "Relu",
+    "INT32 INT64": "Gelu IsNaN ReduceL2 ReduceLogSum ReduceLogSumExp",
+    "FP8 INT32 INT64": "Mean",
+    # Plug-ins that it lacks
+    "FP32 FP16": "DeformConv NonZero RoiAlign",
+}
+
+REFUSED_BY_RTX = {name: frozenset(types.split()) for types, names in _REFUSED_BY_RTX.items() for name in names.split()}
+"""Operator to the types of the chart that TensorRT for RTX does not take."""
+
+TAKEN = {name: types - REFUSED_BY_RTX.get(name, frozenset()) for name, types in SUPPORTED.items()}
+"""Operator to the types that both take; none for an operator that RTX does not have."""

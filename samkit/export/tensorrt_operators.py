@@ -3,7 +3,9 @@
 Engines can be built on few machines, and graphs are exported on many. So every export is held to the facts in
 operator_facts.py: a layer that no engine could have is found where it is written. Beyond the chart, shapes must not
 depend on data: a graph input that is used as a shape, NonZero and its kin, and sizes computed in floating point. The
-runner allocates before it runs, and TensorRT computes shapes from integers.
+runner allocates before it runs, and TensorRT computes shapes from integers. The parser of TensorRT for RTX is milder
+here and there (`STRICTER` in tests/unit/export/test_tensorrt_operators.py): graphs are for releases since 10.1, and
+float32, which it makes of float64 without a word, is nothing that anybody asked for.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import onnx
 from onnx import AttributeProto, TensorProto, helper
 
 from samkit.errors import ExportError
-from samkit.export.operator_facts import LAST_OPSET, SUPPORTED
+from samkit.export.operator_facts import LAST_OPSET, SUPPORTED, TAKEN
 from samkit.export.typed_graph import infer_dtypes
 
 _log = logging.getLogger(__name__)
@@ -144,6 +146,8 @@ class _Check:
             self._refuse(node, "is not in the chart of operators")
         if node.op_type in DATA_DEPENDENT:
             self._refuse(node, "has an output whose shape depends on data")
+        if not TAKEN[node.op_type]:
+            self._refuse(node, "is not in TensorRT for RTX")
         if any(attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for attribute in node.attribute):
             self._refuse(node, "holds a graph of its own, which is not checked")
 
@@ -156,10 +160,8 @@ class _Check:
         if node.op_type == "Cast":
             typed.append(node.output[0])
         for name in typed:
-            if self._types[name] not in SUPPORTED[node.op_type]:
-                self._refuse(
-                    node, f"is given {self._types[name]} and takes {', '.join(sorted(SUPPORTED[node.op_type]))}"
-                )
+            if self._types[name] not in TAKEN[node.op_type]:
+                self._refuse(node, f"is given {self._types[name]} and takes {', '.join(sorted(TAKEN[node.op_type]))}")
 
     def _check_shapes(self, node: onnx.NodeProto) -> None:
         for index in _SHAPE_INPUTS.get(node.op_type, ()):

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from samkit.engine_libraries import RTX
 from samkit.export.check import ParityCheck
+from samkit.export.engine_headers import check_headers
 from samkit.export.references import load_references
 from samkit.manifest import Export, graph_file
 from samkit.runtime.backends.runner import Runner
@@ -16,10 +18,14 @@ _log = logging.getLogger(__name__)
 
 
 def verify_export(folder: Path) -> dict[str, Any]:
-    """Check schema and hashes of an export, repeat its parity on the stored inputs, and return the figures."""
+    """Check schema, hashes and engines' headers of an export, repeat its parity on the stored inputs, and return the
+    figures.
+    """
     export = Export.open(folder, verify=False)
     export.manifest.verify(folder)
     _log.info("%d files have the SHA-256 they were exported with", len(export.manifest.artifacts))
+    if headers := check_headers(folder, export.manifest):
+        _log.info("%d engines of %s have the header that the manifest speaks of; none was run", headers, RTX.title)
     check = ParityCheck(export.method, export.plan, load_references(export.method, folder))
     figures: dict[str, Any] = {}
     for precision in export.plan.precisions:

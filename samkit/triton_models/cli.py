@@ -6,13 +6,18 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
 from samkit.command import run_command, show_progress
 from samkit.errors import ServingError
 from samkit.precisions import BASE, PRECISIONS
+from samkit.triton_models.limits import DRAIN_SECONDS, MOST_RESTARTS
 from samkit.version import __version__
+
+if TYPE_CHECKING:
+    from samkit.triton_models.server import EmbeddedServer
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _PORT = click.IntRange(0, 65535)
@@ -101,16 +106,31 @@ def check(repository: Path, container: bool) -> None:
 @click.option("--address", default="127.0.0.1", show_default=True, help="Of IPv4; where gRPC and HTTP listen.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
               help="What ONNX Runtime runs the graphs on; cuda was never tried.")  # fmt: skip
+@click.option("--restarts", type=click.IntRange(min=0), default=MOST_RESTARTS, show_default=True,
+              help="How often in a row a part that dies at once is started again.")  # fmt: skip
+@click.option("--drain-seconds", type=click.FloatRange(min=0), default=DRAIN_SECONDS, show_default=True,
+              help="How long requests may take that are worked on when the server is stopped.")  # fmt: skip
 @click.option("--quiet", is_flag=True, help="The server's log does not go to stderr.")
 def start(
-    repository: Path, grpc_port: int, http_port: int, metrics_port: int, address: str, device: str, quiet: bool
+    repository: Path,
+    grpc_port: int,
+    http_port: int,
+    metrics_port: int,
+    address: str,
+    device: str,
+    restarts: int,
+    drain_seconds: float,
+    quiet: bool,
 ) -> None:
     """Serve REPO until Ctrl-C or SIGTERM, with the Triton of nvidia-pytriton: for this machine and for development.
+
+    What dies of it is started again. Stopping lets requests end that are worked on; a second signal ends all at once.
 
     It is release 24.10, older than security fixes of 25.07: hospitals serve REPO with NVIDIA's container.
     """
     from samkit.triton_models.checks import find_problems
     from samkit.triton_models.server import EmbeddedServer, is_loopback
+    from samkit.triton_models.supervisor import Supervisor
 
     show_progress(quiet)
     is_local = is_loopback(address)  # first: it may be none that can be listened on
@@ -130,28 +150,43 @@ def start(
         address=address,
         device=device,
     )
-    before = {number: signal.signal(number, _interrupt) for number in _STOPS}
+    is_idle, clean, before = True, True, {number: signal.signal(number, _interrupt) for number in _STOPS}
     try:
         server.start()
         _print_endpoints(repository, server.grpc, server.http, server.metrics)
-        while (code := server.wait(1)) is None:
-            pass
-        raise ServingError(f"the server ended by itself with code {code}; see its log, and start it again")
+        Supervisor(server, most=restarts).run()
     except KeyboardInterrupt:
-        click.echo("sam-serve: stopping", err=True)
+        is_idle = _drain(server, drain_seconds)
     finally:
-        clean = server.stop()
+        clean = _stop(server, at_once=not is_idle)
         for number, handler in before.items():
             signal.signal(number, handler)
-    if not clean:
+    if not (is_idle and clean):
         raise ServingError("the server did not end in order and was killed; requests may have gone without an answer")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Stop once: whoever is impatient would leave processes behind."""
-    for stop in _STOPS:
-        signal.signal(stop, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def _drain(server: EmbeddedServer, seconds: float) -> bool:
+    """Return whether nobody is at work any more: not after `seconds`, and not where another signal came."""
+    try:
+        click.echo("sam-serve: stopping; a second signal ends it at once", err=True)
+        return server.drain(seconds)
+    except KeyboardInterrupt:
+        return False
+
+
+def _stop(server: EmbeddedServer, *, at_once: bool) -> bool:
+    """Return whether the server ended in order; it leaves no process behind, however impatient somebody is."""
+    try:
+        return server.stop(at_once=at_once)
+    except KeyboardInterrupt:
+        for number in _STOPS:
+            signal.signal(number, signal.SIG_IGN)
+        server.stop(at_once=True)
+        return False
 
 
 def _print_endpoints(repository: Path, grpc: str, http: str, metrics: str) -> None:

@@ -47,6 +47,10 @@ class Limits:
 
 
 DEFAULTS = Limits()
+MOST_RESTARTS = 5
+"""How often in a row `sam-serve start` starts again what died at once."""
+DRAIN_SECONDS = 30.0
+"""How long requests that are worked on may take once the server was told to stop."""
 
 LIMITS = {
     "preprocess": ("max_voxels",),

@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import re
 import threading
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -20,15 +22,23 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from samkit.errors import SamkitError, ServingError, TensorMismatchError
+from samkit.errors import SamkitError, ServerRestarting, ServerStopping, ServingError, TensorMismatchError
 from samkit.runtime.protocol.failure import error_text, read_error
-from samkit.runtime.protocol.wire import decode
+from samkit.runtime.protocol.wire import MOST_JSON, decode
 from samkit.triton_models.server_files import SHARED_MEMORY
+from samkit.triton_models.signs import Signs
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 """Of malloc.h."""
 ERRORS_METRIC = "samkit_errors_total"
 """Counted by every Python model, beside what its sessions count."""
+REPAIR_SECONDS = 10.0
+"""How long a call waits for a model that is started again."""
+_DIED = "is not healthy"
+_AWAY = "is not ready"
+"""What Triton 24.10 says of a model whose process died, and of one that is being loaded."""
+_UNTIL_AWAY, _PAUSE = 1.0, 0.1
+"""How long after the first a model is surely no longer said to be there, and between further questions [s]."""
 _BACK = threading.Lock()
 """Metrics from two threads at once end Triton 24.10 with a segmentation fault; logs go the same way to the server."""
 
@@ -62,16 +72,22 @@ def need_tensor(request: Any, name: str) -> np.ndarray:
 def read_json(request: Any, name: str, default: object = None) -> Any:
     """Return what an input of JSON says; `default` where the request does not have it."""
     tensor = read_tensor(request, name)
-    return default if tensor is None else decode(tensor, name)
+    return default if tensor is None else decode(tensor, name, most=MOST_JSON)
+
+
+def need_json(request: Any, name: str) -> Any:
+    """Return what an input of JSON says; raises TensorMismatchError where the request does not have it."""
+    return decode(need_tensor(request, name), name, most=MOST_JSON)
 
 
 def begin(model: str, name: str = "") -> None:
-    """Do what every Python model does before its first request: hide its shared memory, and count its errors.
+    """Do what every Python model does before its first request: hide its shared memory, count its errors, see signs.
 
     `model` is the model's own name, `name` what the export is served under, where the model knows it.
     """
     hide_memory()
     _ERRORS.show_for(model, name)
+    _SIGNS.read()
 
 
 def hide_memory(maps: Path = Path("/proc/self/maps")) -> None:
@@ -83,6 +99,38 @@ def hide_memory(maps: Path = Path("/proc/self/maps")) -> None:
     """
     for path in set(re.findall(rf"^.*? ({SHARED_MEMORY}/\S+)$", maps.read_text(), re.MULTILINE)):
         Path(path).chmod(0o600)
+
+
+class _Signs:
+    """What `sam-serve start` tells this process, and is told by it; in NVIDIA's container there is nothing of it."""
+
+    def __init__(self) -> None:
+        self.found: Signs | None = None
+
+    def read(self) -> None:
+        """Find out whether somebody gives signs."""
+        self.found = Signs.of(os.environ)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a model that died is started again."""
+        return self.found is not None and self.found.is_watched
+
+    def at_work(self) -> AbstractContextManager[None]:
+        """Say that a request is worked on."""
+        return nullcontext() if self.found is None else self.found.at_work()
+
+
+_SIGNS = _Signs()
+"""Of the one server that a stub belongs to."""
+
+
+def check_open() -> None:
+    """Raise ServerStopping where nothing new may begin; for a model that clients call."""
+    if _SIGNS.found is not None and _SIGNS.found.is_stopping:
+        raise ServerStopping(
+            "this server is being stopped and takes nothing new; try again at another server, or later at this one"
+        )
 
 
 Run: TypeAlias = Callable[[Any], Mapping[str, np.ndarray]]
@@ -97,7 +145,8 @@ def answer(run: Run, request: Any) -> Any:
     """
     utils = pb_utils()
     try:
-        tensors = run(request)
+        with _SIGNS.at_work():
+            tensors = run(request)
         return utils.InferenceResponse([utils.Tensor(name, np.ascontiguousarray(a)) for name, a in tensors.items()])
     except SamkitError as error:
         _ERRORS.count(error)
@@ -155,8 +204,33 @@ def call(model: str, inputs: Mapping[str, np.ndarray], outputs: list[str]) -> di
     """Run another model of this server (BLS) and return its outputs, copied; raises what that model says.
 
     Of an error that is not ours the client hears the model's name alone: a server's own text may name its shared memory
-    (CVE-2025-23319).
+    (CVE-2025-23319). Where somebody starts again what dies, a model that is away is asked again once it is there; what
+    dies of the same question twice is not. Raises ServerRestarting for one that stays away.
     """
+    utils = pb_utils()
+    answer, deaths, until = _exec(model, inputs, outputs), 0, time.monotonic() + REPAIR_SECONDS
+    while answer.has_error():
+        text = answer.error().message()
+        if (ours := read_error(text)) is not None:
+            raise ours
+        deaths += _DIED in text
+        if deaths + (_AWAY in text) == 0 or not _SIGNS.is_watched:
+            log_error(f"model {model} failed: {text}")
+            raise ServingError(f"model {model} failed; see the server's log")
+        if deaths > 1 or time.monotonic() > until:
+            raise ServerRestarting(
+                f"the process of model {model} died and is started again; try again in {REPAIR_SECONDS:.0f} s",
+                seconds=REPAIR_SECONDS,
+            )
+        time.sleep(_UNTIL_AWAY if _DIED in text else _PAUSE)
+        answer = _exec(model, inputs, outputs)
+    found = {name: utils.get_output_tensor_by_name(answer, name).as_numpy() for name in outputs}
+    # Those arrays lie in memory that the server shares and counts: what is kept for a session must not
+    return {name: np.array(array) for name, array in found.items()}
+
+
+def _exec(model: str, inputs: Mapping[str, np.ndarray], outputs: list[str]) -> Any:
+    """Run another model of this server once, and return its answer."""
     utils = pb_utils()
     request = utils.InferenceRequest(
         model_name=model,
@@ -164,16 +238,7 @@ def call(model: str, inputs: Mapping[str, np.ndarray], outputs: list[str]) -> di
         inputs=[utils.Tensor(name, np.ascontiguousarray(array)) for name, array in inputs.items()],
         preferred_memory=utils.PreferredMemory(utils.TRITONSERVER_MEMORY_CPU, 0),
     )
-    answer = request.exec()
-    if answer.has_error():
-        text = answer.error().message()
-        if (ours := read_error(text)) is not None:
-            raise ours
-        log_error(f"model {model} failed: {text}")
-        raise ServingError(f"model {model} failed; see the server's log")
-    found = {name: utils.get_output_tensor_by_name(answer, name).as_numpy() for name in outputs}
-    # Those arrays lie in memory that the server shares and counts: what is kept for a session must not
-    return {name: np.array(array) for name, array in found.items()}
+    return request.exec()
 
 
 class _ServerLog(logging.Handler):

@@ -37,7 +37,9 @@ from samkit.files import working_folder
 from samkit.manifest import Manifest
 from samkit.methods import GraphSpec
 from samkit.runtime.client import tritonclient_library
-from samkit.triton_models.record import ONNXRUNTIME, RTX, Repository, ServedExport
+from samkit.triton_models.limits import DRAIN_SECONDS
+from samkit.triton_models.processes import Death, Vigil, members, stubs
+from samkit.triton_models.record import ONNXRUNTIME, PYTHON, RTX, Repository, ServedExport
 from samkit.triton_models.repository import write_repository
 from samkit.triton_models.server_files import (
     SHARED_BYTES,
@@ -48,6 +50,7 @@ from samkit.triton_models.server_files import (
     lay_out_backends,
     server_environment,
 )
+from samkit.triton_models.signs import VARIABLE, Signs
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +58,22 @@ LOOPBACK = "127.0.0.1"
 CHECKED_GRAPH = "mask_decoder"
 """Every export has it, and it is small: what goes through it shows that tensors arrive as they were sent."""
 
-_STOPPING_SECONDS = 10
-"""How long requests that are being answered may take once the server was told to stop."""
+_EXIT_SECONDS = 10
+"""How long Triton may take to end, once nobody is at work any more."""
 _RETRIES = 3
 """How often a server is started again, on other ports, after somebody took one that was free when it was chosen."""
 _TAKEN = re.compile(r"Socket '[^']*:(\d+)' already in use")
 _RESTRICTED = "model-repository,shared-memory,trace,logging"
 """Endpoints that change what is served, or map memory. Statistics stay open: they count, and name no patient."""
+_GATE = "samkit_gate"
+"""A model that can't be loaded: a server that tried says that it is not ready, and answers all the same."""
+_KEY_HEADER = "admin-key"
+_BROKEN = f"""name: "{_GATE}"
+backend: "none"
+input {{ name: "none" data_type: TYPE_UINT8 dims: 1 }}
+output {{ name: "nothing" data_type: TYPE_UINT8 dims: 1 }}
+"""
+"""Config of the gate."""
 _NO_GPU = re.compile(
     "NVML|DCGM|CudaDriverHelper|pinned system memory|CUDA memory pool disabled|unable to create stream"
 )
@@ -115,7 +127,8 @@ class EmbeddedServer:
     it, and so with a process that was killed. What is left of the latter is a folder of 3 MB in the temporary folder.
 
     The endpoints that change what is served, or map memory, want a random key that nobody is told. The server takes it
-    from its command line, which users of the same machine can read, and where it is painted over once it was read.
+    from its command line, which users of the same machine can read, and where it is painted over once it was read. Only
+    this class uses it, to load a model again whose process died: Triton itself goes on without, and says it is ready.
     """
 
     def __init__(
@@ -147,6 +160,10 @@ class EmbeddedServer:
         self._log: deque[str] = deque(maxlen=200)
         self._reader: threading.Thread | None = None
         self._held = ExitStack()
+        self._folder, self._key = Path(), ""
+        self._vigil = Vigil()
+        self._is_scarred = False
+        """Whether a model died, for which Triton waits in vain when it is to end."""
         self._memory = f"samkit_{os.getpid()}_{secrets.token_hex(8)}_"
         self._name = secrets.token_hex(8)  # not that of its memory, since this one is told to whoever asks
 
@@ -222,39 +239,58 @@ class EmbeddedServer:
         self._log.clear()
         try:
             self._launch(files)
-            self._wait_until_ready(60 + 60 * len(record.models) if self._timeout is None else self._timeout)
+            self._wait_until_ready(self._loading_seconds(len(record.models)))
             for name, export in record.exports.items():
                 if export.models.get(f"{name}_{CHECKED_GRAPH}") == ONNXRUNTIME:
                     self._compare(name, export)
             self._check_alive("while a known tensor went through it")  # what answered may be another server
+            self._watch(record)
         except BaseException:
-            self.stop()
+            self.stop(at_once=True)
             raise
 
+    def _loading_seconds(self, models: int) -> float:
+        return 60 + 60 * models if self._timeout is None else self._timeout
+
+    def _watch(self, record: Repository) -> None:
+        """Begin to watch the server and the process of each of its models."""
+        self._vigil.watch(self.pid)
+        there = stubs(self.pid)
+        for pid, model in there.items():
+            self._vigil.watch(pid, model)
+        for model, kind in record.models.items():
+            if kind in (PYTHON, ONNXRUNTIME, RTX) and model not in there.values():
+                raise ServingError(f"the process of {model} ended ({last_words(self._log)}); see the server's log")
+
     def _launch(self, files: ServerFiles) -> None:
-        folder = self._held.enter_context(working_folder())
-        lay_out_backends(files, folder)
+        self._folder = self._held.enter_context(working_folder())
+        backends = self._folder / "backends"
+        for part in (backends, self._gate, self._signs_folder):
+            part.mkdir()
+        lay_out_backends(files, backends)
         with ExitStack() as held:
             self.grpc_port, self.http_port = (
                 _free_port(held, self.address, port) for port in (self.grpc_port, self.http_port)
             )
             self.metrics_port = _free_port(held, LOOPBACK, self.metrics_port)
-        key = secrets.token_urlsafe(32)
-        restricted = f"{_RESTRICTED}:admin-key={key}"  # Triton 24.10 reads keys from nowhere else
+        key = self._key = secrets.token_urlsafe(32)
+        restricted = f"{_RESTRICTED}:{_KEY_HEADER}={key}"  # Triton 24.10 reads keys from nowhere else
         memory = (f"shm-region-prefix-name={self._memory}", f"shm-default-byte-size={SHARED_BYTES}",
                   f"shm-growth-byte-size={SHARED_BYTES}", "stub-timeout-seconds=300")  # fmt: skip
         command = [
             str(files.program),
             f"--id={self._name}",
             f"--model-repository={self.repository.resolve()}",
-            f"--backend-directory={folder}",
+            f"--model-repository={self._gate}",
+            f"--backend-directory={backends}",
             # A Python-based backend has settings of its own name
             *(f"--backend-config={backend},{setting}" for backend in ("python", "onnxruntime") for setting in memory),
-            "--model-control-mode=none",
+            "--model-control-mode=explicit",
+            "--load-model=*",
             "--disable-auto-complete-config",
             "--strict-readiness=true",
             "--exit-on-error=true",
-            f"--exit-timeout-secs={_STOPPING_SECONDS}",
+            f"--exit-timeout-secs={_EXIT_SECONDS}",
             f"--http-address={self.address}",
             f"--http-port={self.http_port}",
             f"--http-restricted-api={restricted}",
@@ -272,7 +308,7 @@ class EmbeddedServer:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env=server_environment(files, os.environ, self._device),
+            env={**server_environment(files, os.environ, self._device), VARIABLE: str(self._signs_folder)},
             process_group=0,  # Ctrl-C is ours to hear: the server is stopped, not hit
         )
         self._reader = threading.Thread(target=self._read_log, args=(self._process, key), daemon=True)
@@ -288,6 +324,19 @@ class EmbeddedServer:
                 self._log.append(line.rstrip())
                 with suppress(Exception):
                     logger.info("%s", line.rstrip())
+
+    @property
+    def _gate(self) -> Path:
+        return self._folder / "gate"
+
+    @property
+    def _signs_folder(self) -> Path:
+        return self._folder / "signs"
+
+    @property
+    def signs(self) -> Signs:
+        """Return what is told to the models of this start."""
+        return Signs(self._signs_folder)
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None:
@@ -321,9 +370,12 @@ class EmbeddedServer:
         """
         return (
             self._name in (_get(self._host, self.http_port, "/v2") or "")
-            and _get(self._host, self.http_port, "/v2/health/ready") is not None
+            and self._says_ready()
             and _get(LOOPBACK, self.metrics_port, "/metrics") is not None
         )
+
+    def _says_ready(self) -> bool:
+        return _get(self._host, self.http_port, "/v2/health/ready") is not None
 
     def _compare(self, name: str, export: ServedExport) -> None:
         """Raise ServingError unless the decoder of an export answers a known input as this process does."""
@@ -357,36 +409,93 @@ class EmbeddedServer:
             self._check_alive("while a known tensor went through it")
             raise ServingError(f"model {model} does not take a known tensor ({error}); see the server's log") from error
 
-    def wait(self, seconds: float) -> int | None:
-        """Return the exit code of a server that ended, or None after `seconds`."""
-        with suppress(subprocess.TimeoutExpired):
-            return self._running().wait(seconds)
-        return None
+    # --- While it runs ---
 
-    def stop(self) -> bool:
+    def wait(self, seconds: float) -> Death | None:
+        """Return what died first, of the server and its models, as soon as it did; None after `seconds` without."""
+        self._running()
+        return self._vigil.wait(seconds)
+
+    def unload(self, model: str) -> None:
+        """Let go of a model whose process died; others go on, and the server says that it is not ready until `load`.
+
+        Raises ServingError where that fails; then the whole server has to be started again.
+        """
+        self._is_scarred = True
+        self._vigil.forget(model)
+        for pid in self._pids(model):  # one that stands still, and others of the same model
+            os.kill(pid, signal.SIGKILL)
+        self._manage(model, "unload")
+
+    def load(self, model: str) -> None:
+        """Load a model again that was unloaded; raises ServingError as `unload` does."""
+        self._manage(model, "load")
+        pids = self._pids(model)
+        for pid in pids:
+            self._vigil.watch(pid, model)
+        if not pids or not self._says_ready():
+            words = last_words(self._log)
+            raise ServingError(f"model {model} was loaded again and does not run ({words}); see the server's log")
+
+    def _pids(self, model: str) -> list[int]:
+        """Return the processes that run a model."""
+        return [pid for pid, found in stubs(self.pid).items() if found == model]
+
+    def _manage(self, model: str, verb: str) -> None:
+        status, text = _ask(
+            self._host, self.http_port, "POST", f"/v2/repository/models/{model}/{verb}",
+            seconds=self._loading_seconds(1), headers={_KEY_HEADER: self._key},
+        )  # fmt: skip
+        if status != http.client.OK:
+            raise ServingError(f"the server did not {verb} model {model} ({text or 'it gave no answer'}); see its log")
+
+    # --- How it ends ---
+
+    def drain(self, seconds: float = DRAIN_SECONDS) -> bool:
+        """Let requests end that are worked on, refuse new ones, and return whether all ended within `seconds`.
+
+        From now on the server says that it is not ready.
+        """
+        if self._process is None or self._process.poll() is not None:
+            return True
+        self.signs.say_stopping()
+        version = self._gate / _GATE / "1"
+        version.mkdir(parents=True, exist_ok=True)
+        (version.parent / "config.pbtxt").write_text(_BROKEN)
+        with suppress(ServingError):  # as it should
+            self._manage(_GATE, "load")
+        return self.signs.wait_for_rest(seconds)
+
+    def stop(self, *, at_once: bool = False) -> bool:
         """Stop, and return whether the server ended by itself and in order: nothing had to be killed or removed.
 
-        Afterwards no process, no shared memory and no temporary folder of it is there. To stop twice is harmless.
+        What is to end `at_once` is killed, and so is a server of which a model died: Triton would wait for it in vain.
+        See `drain` for requests that are worked on. Afterwards no process, no shared memory and no temporary folder of
+        it is there. To stop twice is harmless.
         """
+        killed = at_once or self._is_scarred or self._vigil.wait(0) is not None
         clean = True
+        self._vigil.close()
         if self._process is not None:
-            self._process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_STOPPING_SECONDS + 10)
-            clean = self._process.poll() == 0 and not _members(self._process.pid, patience=5)
+            if not killed:
+                self._process.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_EXIT_SECONDS + 10)
+                clean = self._process.poll() == 0 and not members(self._process.pid, patience=5)
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-            _members(self._process.pid, patience=5)
+            members(self._process.pid, patience=5)
             if self._reader is not None:
                 self._reader.join(timeout=5)
             if self._process.stdout is not None:
                 self._process.stdout.close()
             self._process = None
         for region in SHARED_MEMORY.glob(f"{self._memory}*"):
-            clean = False
+            clean = clean and killed
             region.unlink(missing_ok=True)
         self._held.close()
+        self._is_scarred = False
         return clean
 
 
@@ -447,14 +556,21 @@ def _paint_over(pid: int, secret: str) -> None:
 
 def _get(host: str, port: int, path: str) -> str | None:
     """Return what a GET over HTTP is answered with; None unless it is with 200."""
-    connection = http.client.HTTPConnection(host, port, timeout=5)
+    status, text = _ask(host, port, "GET", path, seconds=5)
+    return text if status == http.client.OK else None
+
+
+def _ask(
+    host: str, port: int, verb: str, path: str, *, seconds: float, headers: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """Return status and text of an answer over HTTP; 0 and what failed where there is none within `seconds`."""
+    connection = http.client.HTTPConnection(host, port, timeout=seconds)
     try:
-        connection.request("GET", path)
+        connection.request(verb, path, headers=dict(headers or {}))
         answer = connection.getresponse()
-        text = answer.read().decode(errors="replace")
-        return text if answer.status == http.client.OK else None
-    except (OSError, http.client.HTTPException):
-        return None
+        return answer.status, answer.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        return 0, type(error).__name__
     finally:
         connection.close()
 
@@ -471,22 +587,3 @@ def _free_port(held: ExitStack, host: str, port: int) -> int:
             "or pass another port"
         ) from error
     return int(holder.getsockname()[1])
-
-
-def _members(group: int, patience: float) -> list[int]:
-    """Return the processes of a group that are still there after at most `patience` seconds; the dead don't count."""
-    until = time.monotonic() + patience
-    while members := [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and _is_member(p, group)]:
-        if time.monotonic() > until:
-            break
-        time.sleep(0.05)
-    return members
-
-
-def _is_member(process: Path, group: int) -> bool:
-    try:
-        # After the program's name, which may hold anything: state, parent, group
-        state, _, found = (process / "stat").read_text().rpartition(")")[2].split()[:3]
-    except (OSError, ValueError):
-        return False
-    return int(found) == group and state not in "ZX"

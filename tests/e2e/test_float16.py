@@ -24,6 +24,7 @@ from samkit.manifest import Manifest
 from samkit.methods import get_method
 from samkit.phantoms import make_phantom
 from samkit.weights import demo_checkpoint
+from support.rtx import PRODUCTS, check_types, parse
 
 pytestmark = pytest.mark.xdist_group("float16")
 
@@ -63,6 +64,19 @@ def test_overflow_is_found_by_measuring_and_the_masks_stay(overflowing):
     assert max(entry["range"] for entry in forced) > 65504
     gate = manifest.precision_notes["mask_decoder.fp16.onnx"]["gate"]
     assert gate["hd95"] <= 1
+
+
+def test_real_parser_has_what_overflows_in_float32(overflowing, rtx):
+    manifest = Manifest.load(overflowing[1])
+    for name, notes in manifest.precision_notes.items():
+        network = parse(rtx, overflowing[1] / name).network
+        check_types(rtx, network, overflowing[1] / name, notes)
+        layers = {layer.name: layer for layer in map(network.get_layer, range(network.num_layers))}
+        products = [one for one in notes["kept_in_float32"] if one["range"] and one["op"] in PRODUCTS]
+        assert products or "encoder" not in name
+        for one in products:
+            assert layers[one["node"]].get_input(0).dtype == rtx.DataType.FLOAT
+            assert layers[one["node"]].get_output(0).dtype == rtx.DataType.FLOAT
 
 
 def naive_notes(manifest):

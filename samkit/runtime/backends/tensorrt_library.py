@@ -164,7 +164,7 @@ def build_engine(
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx)):  # from a file, because weights may lie in another one beside it
-        raise ExportError(f"{library.title} can't parse {onnx.name}: {_parser_errors(parser)}{LOG.last_error()}")
+        raise ExportError(f"{library.title} can't parse {onnx.name}: {_parser_errors(parser)}")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
     config.builder_optimization_level = optimization_level
@@ -213,12 +213,18 @@ def _aim(config: Any, target: str, platform: str) -> None:
 
 
 def _parser_errors(parser: tensorrt.OnnxParser) -> str:
-    """Return the parser's errors, each with its node."""
-    found = []
+    """Return the parser's errors, each with its node, and what the log adds to them."""
+    found, reasons = [], []
     for index in range(parser.num_errors):
         error = parser.get_error(index)
-        found.append(f"node {error.node()} '{error.node_name()}' ({error.node_operator()}): {error.desc()}")
-    return " | ".join(found) or "no reason was given"
+        reasons.append(" ".join(error.desc().split()))
+        # "false" is all that it says of an operator that it does not know
+        reason = "it does not take this operator" if reasons[-1] == "false" else reasons[-1]
+        found.append(f"node {error.node()} '{error.node_name()}' ({error.node_operator()}): {reason}")
+    logged = LOG.last_error()
+    return (" | ".join(found) or "no reason was given") + (
+        "" if any(reason in logged for reason in reasons) else logged
+    )
 
 
 def _inspect(plan: bytes) -> str:

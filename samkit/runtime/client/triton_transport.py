@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from samkit.errors import InputRefused, OptionError, SamkitError, ServerTimeout, ServingError
+from samkit.errors import InputRefused, OptionError, SamkitError, ServerStopping, ServerTimeout, ServingError
 from samkit.runtime.client import tritonclient_library
 from samkit.runtime.protocol import wire
 from samkit.runtime.protocol.failure import read_error
@@ -245,6 +245,9 @@ def _outputs(result: Any) -> dict[str, np.ndarray]:
 
 _LOST = ("StatusCode.UNAVAILABLE", "502", "503")
 _TOO_LATE = ("StatusCode.DEADLINE_EXCEEDED", "504")
+_STOPPING = ("has no available versions", "server is stopping")
+"""What Triton says of a model that was there, and of all while it ends; the session says so in words of its own before.
+"""
 
 
 def _failure(address: Address, status: str, text: str, timeout: float) -> SamkitError | ConnectionLost:
@@ -253,6 +256,11 @@ def _failure(address: Address, status: str, text: str, timeout: float) -> Samkit
         return carried
     if status in _TOO_LATE:
         return _too_late(address, timeout)
+    if any(words in text.lower() for words in _STOPPING):
+        return ServerStopping(
+            f"{address.server} is being stopped and takes nothing new; try again at another server, or later "
+            "at this one"
+        )
     if "unknown model" in text.lower():
         return ServingError(
             f"{address.server} has no model {address.model}; check the name after the last slash, of which sam-serve "

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 from samkit import errors
-from samkit.errors import InputRefused, PromptError, SamkitError, ServingError
+from samkit.errors import InputRefused, PromptError, SamkitError, ServerRestarting, ServingError
 from samkit.runtime.protocol import readers
 from samkit.runtime.protocol.record import Key, Record
 
@@ -47,6 +47,10 @@ class Failure(Record):
         Key("`[reason, remedy]`", "of `InputRefused`: both with options as `{name}`, where it speaks of some",
             readers.read_names),
     ] = ()  # fmt: skip
+    seconds: Annotated[
+        float | None,
+        Key("number", "of `ServerRestarting`: how long to wait before the next try", readers.read_optional_measure),
+    ] = None
 
     @classmethod
     def of(cls, error: SamkitError) -> Failure:
@@ -57,6 +61,8 @@ class Failure(Record):
             text=error.text if error.options else None,
             options=error.options,
         )
+        if isinstance(error, ServerRestarting):
+            return replace(failure, seconds=error.seconds)
         if not isinstance(error, InputRefused):
             return failure
         parts = error.parts if error.options else ()
@@ -75,7 +81,10 @@ class Failure(Record):
             if self.code is None or len(parts) != 2 or parts[0] is None or parts[1] is None:
                 raise PromptError("the error has no code, reason and remedy, which InputRefused needs; send them")
             return InputRefused(self.code, parts[0], parts[1], options=self.options)
-        error: SamkitError = kind(self.message if self.text is None else self.text, options=self.options)
+        text = self.message if self.text is None else self.text
+        if kind is ServerRestarting and self.seconds is not None:
+            return ServerRestarting(text, seconds=self.seconds, options=self.options)
+        error: SamkitError = kind(text, options=self.options)
         return error
 
 

@@ -25,6 +25,7 @@ class TritonPythonModel:
 
     def run(self, request: Any) -> dict[str, np.ndarray]:
         """Return the output tensors of one request."""
+        backend.check_open()
         tensors = {name: backend.read_tensor(request, name) for name in (*wire.VOLUMES, wire.AFFINE)}
         prompts = backend.read_json(request, wire.PROMPTS, default=[])
         options = backend.read_json(request, wire.OPTIONS, default={})

@@ -40,6 +40,7 @@ class TritonPythonModel:
 
     def run(self, request: Any) -> dict[str, np.ndarray]:
         """Return the output tensors of one request."""
+        backend.check_open()
         token = backend.read_tensor(request, wire.TOKEN)
         tensors = {name: backend.read_tensor(request, name) for name in (*wire.VOLUMES, wire.AFFINE)}
         asked = read_request(backend.read_json(request, wire.REQUEST))

@@ -11,8 +11,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from samkit.errors import ExportError
-from samkit.export.operator_facts import LAST_OPSET, SUPPORTED
+from samkit.export.operator_facts import LAST_OPSET, REFUSED_BY_RTX, SUPPORTED, TAKEN
 from samkit.export.tensorrt_operators import check_file, check_files, check_model
+from support.one_node_models import one_node_model
+from support.rtx import new_parser, parse
 
 
 def model_of(nodes, *, constants=None, inputs=None, opset=20, output="y", kind=TensorProto.FLOAT):
@@ -62,96 +64,107 @@ def test_what_engines_can_have_passes(nodes, more):
     assert check_model(model_of(nodes, **more), "mask_decoder.onnx") is None
 
 
-@pytest.mark.parametrize(
-    ("nodes", "more", "sentence"),
-    [
-        ([node("Unique", "x", "y")], {}, r"\(Unique\) is not in the chart of operators"),
-        (
-            [node("NonZero", "x", "found"), node("Cast", "found", "y", to=FLOAT)],
-            {},
-            r"\(NonZero\) has an output whose shape depends on data",
-        ),
-        (
-            [node("Reshape", "x wanted", "y")],
-            {"inputs": {"wanted": (TensorProto.INT64, [2])}},
-            r"the graph's input 'wanted' is INT64",
-        ),
-        (
-            [node("Cast", "size", "wanted", to=TensorProto.INT64), node("Reshape", "x wanted", "y")],
-            {"inputs": {"size": (FLOAT, [2])}},
-            r"\(Reshape\) takes its shape from data \('wanted'\)",
-        ),
-        (
-            [node("Expand", "x size", "y")],
-            {"inputs": {"size": (FLOAT, [2])}},
-            r"\(Expand\) takes its shape from the graph's input 'size'",
-        ),
-        (
-            [
-                node("ReduceSum", "x", "sum", keepdims=0),
-                node("Cast", "sum", "count", to=TensorProto.INT64),
-                node("Range", "zero count one", "steps"),
-                node("Cast", "steps", "y", to=FLOAT),
-            ],
-            {"constants": {"zero": INT64(0), "one": INT64(1)}},
-            r"\(Range\) takes its shape from data \('count'\)",
-        ),
-        (
-            [
-                node("Shape", "x", "shape"),
-                node("Cast", "shape", "floats", to=FLOAT),
-                node("Mul", "floats half", "less"),
-                node("Cast", "less", "wanted", to=TensorProto.INT64),
-                node("Expand", "x wanted", "y"),
-            ],
-            {"constants": {"half": np.float32(0.5)}},
-            r"\(Expand\) takes its shape from 'wanted', which was computed in floating point",
-        ),
-        (
-            [
-                node("Cast", "x", "d", to=TensorProto.DOUBLE),
-                node("Add", "d d", "twice"),
-                node("Cast", "twice", "y", to=FLOAT),
-            ],
-            {},
-            r"\(Cast\) works with 'd' of type DOUBLE",
-        ),
-        (
-            [
-                node("Cast", "x", "i", to=TensorProto.INT64),
-                node("MatMul", "i weight", "z"),
-                node("Cast", "z", "y", to=FLOAT),
-            ],
-            {"constants": {"weight": np.ones((4, 4), INT64)}},
-            r"\(MatMul\) is given INT64 and takes BF16, FP16, FP32",
-        ),
-        (
-            [node("LayerNormalization", "x scale", "y mean")],
-            {"constants": {"scale": np.ones(4, np.float32)}},
-            r"\(LayerNormalization\) gives more than its first output",
-        ),
-        (
-            [node("Shape", "x", "s"), node("Slice", "s zero one axis", "a"), node("Squeeze", "x a", "y")],
-            {"constants": {"zero": np.array([0]), "one": np.array([1]), "axis": np.array([0])}},
-            r"\(Squeeze\) has an input 1 \('a'\) that is no constant",
-        ),
-        (
-            [node("Reshape", "x four", "z"), node("Resize", "z _ _ sizes", "y", mode="cubic")],
-            {"constants": {"four": np.array([1, 1, -1, 4]), "sizes": np.array([1, 1, 8, 8])}},
-            r"\(Resize\) has the mode cubic",
-        ),
-        (
-            [node("TopK", "x one", "y i", sorted=0)],
-            {"constants": {"one": np.array([1])}},
-            r"\(TopK\) is not sorted",
-        ),
-        (
-            [node("Identity", "x", "y", domain="com.microsoft")],
-            {},
-            r"\(Identity\) comes from the domain com\.microsoft",
-        ),
-    ],
-)
+REFUSED = [
+    ([node("Unique", "x", "y")], {}, r"\(Unique\) is not in the chart of operators"),
+    (
+        [node("NonZero", "x", "found"), node("Cast", "found", "y", to=FLOAT)],
+        {},
+        r"\(NonZero\) has an output whose shape depends on data",
+    ),
+    (
+        [node("Reshape", "x wanted", "y")],
+        {"inputs": {"wanted": (TensorProto.INT64, [2])}},
+        r"the graph's input 'wanted' is INT64",
+    ),
+    (
+        [node("Cast", "size", "wanted", to=TensorProto.INT64), node("Reshape", "x wanted", "y")],
+        {"inputs": {"size": (FLOAT, [2])}},
+        r"\(Reshape\) takes its shape from data \('wanted'\)",
+    ),
+    (
+        [node("Expand", "x size", "y")],
+        {"inputs": {"size": (FLOAT, [2])}},
+        r"\(Expand\) takes its shape from the graph's input 'size'",
+    ),
+    (
+        [
+            node("ReduceSum", "x", "sum", keepdims=0),
+            node("Cast", "sum", "count", to=TensorProto.INT64),
+            node("Range", "zero count one", "steps"),
+            node("Cast", "steps", "y", to=FLOAT),
+        ],
+        {"constants": {"zero": INT64(0), "one": INT64(1)}},
+        r"\(Range\) takes its shape from data \('count'\)",
+    ),
+    (
+        [
+            node("Shape", "x", "shape"),
+            node("Cast", "shape", "floats", to=FLOAT),
+            node("Mul", "floats half", "less"),
+            node("Cast", "less", "wanted", to=TensorProto.INT64),
+            node("Expand", "x wanted", "y"),
+        ],
+        {"constants": {"half": np.float32(0.5)}},
+        r"\(Expand\) takes its shape from 'wanted', which was computed in floating point",
+    ),
+    (
+        [
+            node("Cast", "x", "d", to=TensorProto.DOUBLE),
+            node("Add", "d d", "twice"),
+            node("Cast", "twice", "y", to=FLOAT),
+        ],
+        {},
+        r"\(Cast\) works with 'd' of type DOUBLE",
+    ),
+    (
+        [
+            node("Cast", "x", "i", to=TensorProto.INT64),
+            node("MatMul", "i weight", "z"),
+            node("Cast", "z", "y", to=FLOAT),
+        ],
+        {"constants": {"weight": np.ones((4, 4), INT64)}},
+        r"\(MatMul\) is given INT64 and takes BF16, FP16, FP32",
+    ),
+    (
+        [node("LayerNormalization", "x scale", "y mean")],
+        {"constants": {"scale": np.ones(4, np.float32)}},
+        r"\(LayerNormalization\) gives more than its first output",
+    ),
+    (
+        [node("Shape", "x", "s"), node("Slice", "s zero one axis", "a"), node("Squeeze", "x a", "y")],
+        {"constants": {"zero": np.array([0]), "one": np.array([1]), "axis": np.array([0])}},
+        r"\(Squeeze\) has an input 1 \('a'\) that is no constant",
+    ),
+    (
+        [node("Reshape", "x four", "z"), node("Resize", "z _ _ sizes", "y", mode="cubic")],
+        {"constants": {"four": np.array([1, 1, -1, 4]), "sizes": np.array([1, 1, 8, 8])}},
+        r"\(Resize\) has the mode cubic",
+    ),
+    (
+        [node("Cast", "x", "i", to=TensorProto.INT32), node("Relu", "i", "z"), node("Cast", "z", "y", to=FLOAT)],
+        {},
+        r"\(Relu\) is given INT32 and takes BF16, FP16, FP32, INT64",
+    ),
+    (
+        [node("DeformConv", "x weight offset", "y")],
+        {"constants": {"weight": np.ones((1, 1, 1, 1), np.float32), "offset": np.ones((1, 2, 1, 1), np.float32)}},
+        r"\(DeformConv\) is not in TensorRT for RTX",
+    ),
+    (
+        [node("TopK", "x one", "y i", sorted=0)],
+        {"constants": {"one": np.array([1])}},
+        r"\(TopK\) is not sorted",
+    ),
+    (
+        [node("Identity", "x", "y", domain="com.microsoft")],
+        {},
+        r"\(Identity\) comes from the domain com\.microsoft",
+    ),
+]
+"""Models that no engine can have: nodes, what else they hold, and what is said."""
+
+
+@pytest.mark.parametrize(("nodes", "more", "sentence"), REFUSED)
 def test_what_no_engine_can_have_is_named(nodes, more, sentence):
     with pytest.raises(ExportError, match=rf"^mask_decoder\.onnx: .*{sentence}.*") as refused:
         check_model(model_of(nodes, **more), "mask_decoder.onnx")
@@ -194,3 +207,58 @@ def test_facts_are_those_of_the_chart(shared):
         name: set(types) for name, types in SUPPORTED.items()
     }
     assert not set(SUPPORTED) & set(chart["unsupported"])
+
+
+# --- What the parser of TensorRT for RTX says, which needs no GPU ---
+
+LATER = {
+    "Attention", "BlackmanWindow", "CausalConvWithState", "HammingWindow", "HannWindow", "LinearAttention",
+    "RMSNormalization", "RotaryEmbedding", "STFT", "Swish", "TensorScatter",
+}  # fmt: skip
+"""Operators that RTX 1.7 takes and 10.1 does not."""
+STRICTER = [
+    (r"input 'wanted' is INT64", "its runner would have to allocate for a shape that is data"),
+    (r"shape from data \('count'\)", "no session could allocate before it runs"),
+    (r"was computed in floating point", "10.1 computes shapes from integers"),
+    (r"'d' of type DOUBLE", "it makes float32 of float64, and nobody asked for it"),
+    (r"has the mode cubic", "10.1 has nearest and linear"),
+    (r"is not sorted", "10.1 sorts"),
+    (r"com\.microsoft", "10.1 looks for a plug-in of that name"),
+]
+"""What we refuse and RTX takes, by what we say, with the reason for being stricter."""
+
+
+def test_types_of_every_operator_are_those_that_the_parser_takes(rtx):
+    refused = {
+        name: {kind for kind in types if not parse(rtx, one_node_model(name, kind).SerializeToString()).takes}
+        for name, types in SUPPORTED.items()
+    }
+    assert {name: types for name, types in refused.items() if types} == REFUSED_BY_RTX
+
+
+@pytest.mark.parametrize(("name", "kind"), [("Relu", "FP16"), ("Relu", "INT32"), ("Loop", "FP32"), ("NonZero", "FP32")])
+def test_parser_says_the_same_before_it_parses(rtx, name, kind):
+    model = one_node_model(name, kind).SerializeToString()
+    takes = kind in TAKEN[name]
+    assert parse(rtx, model).takes == takes
+    parser, _network, _builder = new_parser(rtx)
+    assert parser.supports_model_v2(model) == takes
+    parts = range(parser.num_subgraphs)
+    assert [(parser.get_subgraph_nodes(part), parser.is_subgraph_supported(part)) for part in parts] == (
+        [([0], True)] * takes
+    )
+
+
+def test_operators_are_those_that_the_parser_knows(rtx):
+    parser, _network, _builder = new_parser(rtx)
+    names = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == ""}
+    there = {name for name in names.union(SUPPORTED) if parser.supports_operator(name)}
+    assert (there - set(SUPPORTED)) <= LATER  # an older onnx does not know them all
+    assert set(SUPPORTED) - there == {"DeformConv"}
+
+
+def test_where_we_are_stricter_than_the_parser_is_decided(rtx):
+    taken = [said for nodes, more, said in REFUSED if parse(rtx, model_of(nodes, **more).SerializeToString()).takes]
+    assert len(taken) == len(STRICTER)
+    for (ours, _why), said in zip(STRICTER, taken, strict=True):
+        assert ours in said

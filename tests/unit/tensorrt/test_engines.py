@@ -59,6 +59,7 @@ def test_every_graph_becomes_an_engine_of_the_manifest(stand_ins, export, versio
     assert facts["profile"]["point_labels"] == [[1, 1], [1, 1], [8, 64]]
     assert facts["build_seconds"] >= 0
     assert facts["parity"]["dice"] >= 0.995
+    assert (facts["run"]["gpu"], facts["platform"]) == ("Stand-in H100", "linux")
     listed = {artifact.file: artifact.sha256 for artifact in manifest.artifacts}
     assert listed[name] == facts["sha256"]
     layers, cache = facts["files"][1:]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import onnx
 import pytest
@@ -16,42 +17,14 @@ from samkit.engine_libraries import RTX, TENSORRT
 from samkit.errors import ExportError, ManifestError, MissingDependencyError
 from samkit.export import build_engine as child
 from samkit.export.build_engine import EnginePlan, graph_sha256
+from samkit.export.engine_headers import check_headers
 from samkit.export.engines import EngineSettings, build_engines, check_library, engine_profile
-from samkit.extras import how_to_install
 from samkit.manifest import Export, Manifest
 from samkit.methods import list_methods
-from samkit.runtime.backends.tensorrt_library import build_engine, import_tensorrt
+from support.one_node_models import loop_around, one_node_model
+from support.rtx import SHAPES, built, check_types, one_node, parse
 
 pytestmark = pytest.mark.slow
-
-PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
-
-@pytest.fixture(scope="module")
-def rtx():
-    """Return the real module."""
-    try:
-        return import_tensorrt(RTX)
-    except MissingDependencyError:
-        pytest.skip(f"TensorRT for RTX is not installed; {how_to_install(RTX.extra)}")
-
-
-def parsed(rtx, path):
-    """Return a graph's network as the library parsed it, strongly typed, and what must live as long."""
-
-    class Log(rtx.ILogger):
-        def __init__(self):
-            rtx.ILogger.__init__(self)
-
-        def log(self, severity, msg):
-            pass
-
-    log = Log()
-    builder = rtx.Builder(log)
-    network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = rtx.OnnxParser(network, log)
-    assert parser.parse_from_file(str(path))
-    return network, (log, builder, parser)
 
 
 @pytest.mark.parametrize(
@@ -70,26 +43,23 @@ def test_every_graph_is_parsed_typed_and_built(name, rtx, export_of, tmp_path):
         assert (facts["library"], facts["tensorrt_rtx"], facts["run"]) == ("rtx", rtx.__version__, None)
         assert (facts["target"], facts["platform"], facts["onnx_sha256"]) == ("portable", "linux", graph_sha256(path))
         assert facts["bytes"] == (folder / facts["files"][0]).stat().st_size > path.stat().st_size
-        _check_types(rtx, path, manifest.precision_notes.get(path.name, {}))
+        network = parse(rtx, path).network
+        check_types(rtx, network, path, manifest.precision_notes.get(path.name, {}))
+        check_shapes(network, spec)
+    check_headers(folder, manifest)
 
 
-def _check_types(rtx, path, notes):
-    """Every product is in float16, or was kept in float32 and is; borders are float32; nothing else has a type."""
-    network, _alive = parsed(rtx, path)
-    borders = [network.get_input(i) for i in range(network.num_inputs)]
-    borders += [network.get_output(i) for i in range(network.num_outputs)]
-    assert {tensor.dtype for tensor in borders} == {rtx.DataType.FLOAT}
-    layers = {layer.name: layer for layer in map(network.get_layer, range(network.num_layers))}
-    products = [node.name for node in onnx.load(path, load_external_data=False).graph.node if node.op_type in PRODUCTS]
-    kept = {entry["node"] for entry in notes.get("kept_in_float32", ())}
-    for product in products:
-        half = bool(notes) and product not in kept
-        assert layers[product].get_output(0).dtype == (rtx.DataType.HALF if half else rtx.DataType.FLOAT), product
-    if notes:
-        assert sum(product not in kept for product in products) == notes["products_in_float16"]
-    types = {layer.get_output(0).dtype for layer in layers.values()}
-    whole = {rtx.DataType.INT64, rtx.DataType.INT32, rtx.DataType.BOOL}
-    assert types <= {rtx.DataType.FLOAT, *whole, *([rtx.DataType.HALF] if notes else [])}
+def check_shapes(network, spec):
+    """The library's own inference gives outputs the shapes of their specs, at the smallest, usual and largest inputs.
+
+    Changes the network's inputs.
+    """
+    outputs = engine_profile(replace(spec, inputs=spec.outputs))
+    for which in range(3):
+        for tensor in map(network.get_input, range(network.num_inputs)):
+            tensor.shape = engine_profile(spec)[tensor.name][which]
+        found = {tensor.name: list(tensor.shape) for tensor in map(network.get_output, range(network.num_outputs))}
+        assert found == {name: shapes[which] for name, shapes in outputs.items()}
 
 
 def test_engines_of_another_library_stay(rtx, tiny_export, tmp_path, caplog):
@@ -116,27 +86,45 @@ def test_engines_of_another_library_stay(rtx, tiny_export, tmp_path, caplog):
 # --- What fails ---
 
 
-def one_node(tmp_path, op, shape):
-    """Return the file of a graph of one operator on (n, 4)."""
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in (("x", ["n", 4]), shape))
-    graph = helper.make_graph([helper.make_node(op, ["x"], [shape[0]], name="odd")], "g", [x], [y])
-    path = tmp_path / f"{op}.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
-    return path
+UNIQUE = helper.make_model(
+    helper.make_graph(
+        [helper.make_node("Unique", ["x"], ["y"], name="odd")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])],
+    ),
+    opset_imports=[helper.make_opsetid("", 20)],
+    ir_version=10,
+)
 
 
-SHAPES = {"x": ((1, 4), (2, 4), (8, 4))}
+def changed(operator, kind="FP32", **attributes):
+    """Return a valid model with other attributes."""
+    model = one_node_model(operator, kind)
+    model.graph.node[0].attribute.extend(helper.make_attribute(*one) for one in attributes.items())
+    return model
 
 
-def built(path, profile=SHAPES, target="portable", platform="linux"):
-    return build_engine(
-        path, profile, library=RTX, workspace_bytes=1 << 30, optimization_level=3, target=target, platform=platform
-    )
-
-
-def test_operator_that_it_does_not_take_is_named(rtx, tmp_path):
-    with pytest.raises(ExportError, match=r"^TensorRT for RTX can't parse Unique\.onnx: node 0 'odd' \(Unique\): .*"):
-        built(one_node(tmp_path, "Unique", ("y", ["m"])))
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (UNIQUE, r"node 0 'odd' \(Unique\): it does not take this operator"),
+        (loop_around("Det"), r"node \d 'inside' \(Det\): it does not take this operator"),
+        (one_node_model("Relu", "INT32"), r"node 0 'odd' \(Relu\): .*Found unsupported input type of INT32"),
+        (one_node_model("Gelu", "INT64"), r"node 0 'odd' \(Gelu\): .*input has type Int64 but must have type Float.*"),
+        (one_node_model("DeformConv", "FP32"), r"node 0 'odd' \(DeformConv\): .*Plugin not found.*"),
+        (
+            changed("Resize", keep_aspect_ratio_policy="not_larger"),
+            r"node 0 'odd' \(Resize\): .*Only `stretch` is supported.*",
+        ),
+        (changed("ScatterND", reduction="mul"), r"node 0 'odd' \(ScatterND\): .*with reduction is not supported\."),
+    ],
+    ids=["operator", "operator in a loop", "type", "type of a layer", "plug-in", "attribute", "option"],
+)
+def test_what_the_parser_does_not_take_is_one_sentence(rtx, model, sentence, tmp_path):
+    onnx.save(model, tmp_path / "g.onnx")
+    with pytest.raises(ExportError, match=rf"^TensorRT for RTX can't parse g\.onnx: {sentence}$"):
+        built(tmp_path / "g.onnx", {})
 
 
 @pytest.mark.parametrize(

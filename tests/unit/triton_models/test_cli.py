@@ -7,6 +7,7 @@ import logging
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from samkit.errors import ServingError
 from samkit.triton_models import checks, cli, server
 from samkit.triton_models.model_config import parse_config
+from samkit.triton_models.processes import Death
 from samkit.triton_models.repository import write_repository
 
 
@@ -32,13 +34,15 @@ def repository(paper_export, tmp_path, monkeypatch):
 
 @pytest.fixture
 def fake_server(monkeypatch):
-    """A class in the server's place: `asked` is what it was made with, `ends` how it ends."""
+    """A class in the server's place: `asked` is what it was made with, `ends` returns the next of it that died."""
 
     class FakeServer:
         asked: ClassVar[dict] = {}
         ends = staticmethod(lambda: signal.raise_signal(signal.SIGTERM))
+        is_idle = staticmethod(lambda: True)
         clean = True
-        stopped = False
+        stops: ClassVar[list] = []
+        signs = SimpleNamespace(say_watched=lambda: None)
         grpc, http, metrics = "127.0.0.1:1", "127.0.0.1:2", "http://127.0.0.1:3/metrics"
 
         def __init__(self, folder, **options):
@@ -50,10 +54,16 @@ def fake_server(monkeypatch):
         def wait(self, seconds):
             return FakeServer.ends()
 
-        def stop(self):
-            FakeServer.stopped = True
+        def drain(self, seconds):
+            self.asked["drain"] = seconds
+            return FakeServer.is_idle()
+
+        def stop(self, at_once=False):
+            self.stops.append(at_once)
             return FakeServer.clean
 
+    FakeServer.asked.clear()
+    FakeServer.stops.clear()
     monkeypatch.setattr(server, "EmbeddedServer", FakeServer)
     return FakeServer
 
@@ -150,8 +160,9 @@ def test_start_prints_endpoints_and_a_signal_ends_it_with_0(sam_serve, repositor
         "triton+http://127.0.0.1:2/m-sam",
         "http://127.0.0.1:3/metrics",
     ]
-    assert err.splitlines() == ["loading", "sam-serve: stopping"]
-    assert fake_server.stopped
+    assert err.splitlines() == ["loading", "sam-serve: stopping; a second signal ends it at once"]
+    assert fake_server.stops == [False]
+    assert fake_server.asked["drain"] == 30
     assert [signal.getsignal(number) for number in cli._STOPS] == handlers
 
 
@@ -190,14 +201,26 @@ def test_start_refuses_what_check_finds(sam_serve, repository, fake_server):
     assert not fake_server.asked
 
 
-def test_start_ends_with_1_when_the_server_dies(sam_serve, repository, fake_server):
-    fake_server.ends = staticmethod(lambda: -11)
+def test_start_ends_with_1_when_the_server_dies_too_often(sam_serve, repository, fake_server):
+    fake_server.ends = staticmethod(lambda: Death("", "ended"))
 
-    code, _, err = sam_serve("start", repository)
+    code, _, err = sam_serve("start", repository, "--restarts", "1")
 
     assert code == 1
-    assert "ended by itself with code -11" in err
-    assert fake_server.stopped
+    assert "the server ended, and 1 starts in a row did not help" in err
+    assert fake_server.stops == [True, True, False]
+
+
+@pytest.mark.parametrize("waits", [lambda: False, lambda: signal.raise_signal(signal.SIGTERM)])
+def test_start_kills_what_is_at_work_too_long_or_when_asked_twice(sam_serve, repository, fake_server, waits):
+    fake_server.is_idle = staticmethod(waits)
+
+    code, _, err = sam_serve("start", repository, "--drain-seconds", "3")
+
+    assert code == 1
+    assert "did not end in order" in err
+    assert fake_server.stops == [True]
+    assert fake_server.asked["drain"] == 3
 
 
 def test_start_ends_with_1_when_the_server_had_to_be_killed(sam_serve, repository, fake_server):

@@ -12,10 +12,18 @@ import numpy as np
 import pytest
 
 from samkit import errors
-from samkit.errors import InputRefused, PromptError, ServingError, TensorMismatchError
+from samkit.errors import (
+    InputRefused,
+    PromptError,
+    ServerRestarting,
+    ServerStopping,
+    ServingError,
+    TensorMismatchError,
+)
 from samkit.runtime.protocol import wire
 from samkit.runtime.protocol.failure import error_text, read_error
 from samkit.triton_models import python_backend as backend
+from samkit.triton_models.signs import Signs
 from support import stand_ins as the
 
 
@@ -193,6 +201,68 @@ def test_call_returns_copies(utils, models):
     assert found["scores"].tolist() == [1, 1, 1]
     assert found["scores"].base is None
     assert utils.calls == ["decoder"]
+
+
+@pytest.fixture
+def watched(monkeypatch, tmp_path):
+    """Somebody starts again what dies, and no wait is long."""
+    signs = Signs(tmp_path)
+    signs.say_watched()
+    monkeypatch.setattr(backend._SIGNS, "found", signs)
+    for name in ("_UNTIL_AWAY", "_PAUSE"):
+        monkeypatch.setattr(backend, name, 0.0)
+    return signs
+
+
+DEAD, AWAY = "Stub process 'm_0_0' is not healthy.", "Failed for execute the inference request. Model 'm' is not ready."
+
+
+def dying(models, *fates):
+    """Have the model `m` fail in these words, one after the other, and then answer."""
+    left = list(fates)
+
+    def run(inputs):
+        if left:
+            raise RuntimeError(left.pop(0))
+        return {"y": inputs["x"]}
+
+    models["m"] = run
+
+
+def test_call_waits_for_a_model_that_is_started_again(utils, models, watched):
+    dying(models, DEAD, AWAY, AWAY)
+
+    assert backend.call("m", {"x": np.ones(2)}, ["y"])["y"].tolist() == [1, 1]
+
+
+def test_call_that_kills_a_model_twice_is_not_sent_again(utils, models, watched):
+    dying(models, DEAD, AWAY, DEAD)
+
+    with pytest.raises(ServerRestarting, match="model m died and is started again; try again in 10 s") as told:
+        backend.call("m", {"x": np.ones(2)}, ["y"])
+    assert told.value.seconds == 10
+
+
+def test_call_does_not_wait_for_ever(utils, models, watched, monkeypatch):
+    monkeypatch.setattr(backend, "REPAIR_SECONDS", 0.0)
+    dying(models, *[AWAY] * 10)
+
+    with pytest.raises(ServerRestarting):
+        backend.call("m", {"x": np.ones(2)}, ["y"])
+
+
+def test_call_waits_for_nobody_where_nobody_starts_anything_again(utils, models):
+    dying(models, DEAD)
+
+    with pytest.raises(ServingError, match="model m failed; see the server's log"):
+        backend.call("m", {"x": np.ones(2)}, ["y"])
+
+
+def test_nothing_new_begins_while_a_server_stops(watched):
+    backend.check_open()
+    watched.say_stopping()
+    with pytest.raises(ServerStopping, match="try again at another server"):
+        backend.check_open()
 
 
 def test_call_raises_what_the_model_says(utils, models):

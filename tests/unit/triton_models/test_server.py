@@ -274,14 +274,3 @@ def test_last_words_leave_tables_and_tracebacks_out():
     assert last_words([error, "+---+", "| x |"]) == error.split(r"\n")[0]
     assert last_words(["I1121 loading", "+---+", "ImportError: no module"]) == "I1121 loading | ImportError: no module"
     assert last_words([]) == "it said nothing"
-
-
-def test_processes_of_a_group_are_found_and_the_dead_do_not_count():
-    child = subprocess.Popen([sys.executable, "-S", "-c", "import signal; signal.pause()"], process_group=0)
-    try:
-        assert server._members(child.pid, patience=0) == [child.pid]
-        child.kill()
-        assert server._members(child.pid, patience=30) == []  # nobody has waited for it yet
-    finally:
-        child.kill()
-        child.wait()

@@ -81,6 +81,7 @@ def test_request_reads_its_own_answer():
         ({"region": [[0, 1, 2]]}, "region is .*, needed is a list of lists of 2 whole numbers"),
         ({"region": [[0, 1.5]]}, "region is .*, needed is a list of whole numbers"),
         ({"volume_ml": "2"}, "volume_ml is '2', needed is a number"),
+        ({"volume_ml": 10**400}, "volume_ml is 10+, needed is a number"),
         ({"iou": [None]}, "iou is None, needed is a number"),
         ({"prompted": [True]}, "prompted is True, needed is a whole number"),
         ({"origins": [[0, 0]]}, "origins is .*, needed is a list of lists of 3 whole numbers"),

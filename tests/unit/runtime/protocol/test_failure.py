@@ -61,6 +61,12 @@ def test_options_travel_as_data_so_that_the_command_spells_them(kind):
     assert "--fp16" in found.sentence(lambda option: f"--{option}")
 
 
+def test_how_long_to_wait_travels_with_it():
+    sent = errors.ServerRestarting("a part is started again; try again in 3 s", seconds=3)
+
+    assert read_error(error_text(sent)).seconds == 3
+
+
 def test_client_of_another_language_reads_the_sentence():
     told = json.loads(error_text(errors.OptionError("leave {fp16} out", options=("fp16",))).partition(" ")[2])
 
