@@ -308,7 +308,7 @@ def test_what_nobody_could_measure_has_rows_that_say_why(run):
         assert found == {("tensorrt", "fp16"), ("tensorrt-rtx", "fp16"), *ON_GPU}
         assert all(isinstance(row, Absent) and row.reason and not row.is_failure for row in rows)
     clicks = of(run, stage="click", device="cuda")
-    assert {row.identity.backend for row in clicks} == {"onnxruntime", "torch", "tensorrt"}
+    assert {row.identity.backend for row in clicks} == {"onnxruntime", "torch", "tensorrt", "tensorrt-rtx"}
 
 
 def test_on_a_machine_with_a_gpu_what_was_not_asked_for_says_how_to_ask(run, monkeypatch):
