@@ -41,6 +41,8 @@ def serve() -> None:
               help="Serve engines of TensorRT for RTX. Default: where this machine runs them.")  # fmt: skip
 @click.option("--max-sessions", type=click.IntRange(min=1), help="Sessions open at once, of each name.")
 @click.option("--idle-seconds", type=click.IntRange(min=1), help="A session that rests so long is closed.")
+@click.option("--max-memory", type=click.IntRange(min=1),
+              help="What sessions may hold together [MiB]. Default: half of what the server has.")  # fmt: skip
 @click.option("--cache-mb", type=click.IntRange(min=0), help="Memory for embeddings, of each name [MiB].")
 @click.option("--max-voxels", type=click.IntRange(min=1), help="Of the largest scan taken, all sequences together.")
 @click.option("--threads", type=click.IntRange(min=1), help="Requests worked on at once, of each name.")
@@ -53,6 +55,7 @@ def write(
     rtx: bool | None,
     max_sessions: int | None,
     idle_seconds: int | None,
+    max_memory: int | None,
     cache_mb: int | None,
     max_voxels: int | None,
     threads: int | None,
@@ -66,6 +69,7 @@ def write(
     limits = {
         "max_sessions": max_sessions,
         "idle_seconds": idle_seconds,
+        "memory_bytes": None if max_memory is None else max_memory << 20,
         "cache_bytes": None if cache_mb is None else cache_mb << 20,
         "max_voxels": max_voxels,
         "threads": threads,

@@ -98,13 +98,14 @@ def test_name_replaces_that_of_the_method(paper_export, out):
 
 
 def test_limits_reach_the_models(paper_export, out):
-    limits = Limits(max_sessions=3, idle_seconds=60, cache_bytes=0, max_voxels=1000, threads=2)
+    limits = Limits(max_sessions=3, idle_seconds=60, memory_bytes=7, cache_bytes=0, max_voxels=1000, threads=2)
     export = paper_export("sam")
     write_repository([export], out, limits=limits)
     digest = Manifest.load(export).digest
     common = {"samkit_name": "sam", "precision": "fp32", "manifest": digest, "engines": ""}
     assert parameters(out, "sam_session") == {
-        **common, "max_sessions": "3", "idle_seconds": "60", "cache_bytes": "0", "max_voxels": "1000", "threads": "2",
+        **common, "max_sessions": "3", "idle_seconds": "60", "memory_bytes": "7", "cache_bytes": "0",
+        "max_voxels": "1000", "threads": "2",
     }  # fmt: skip
     for role in ("preprocess", "postprocess"):
         assert parameters(out, f"sam_{role}") == {**common, "max_voxels": "1000"}
