@@ -30,7 +30,7 @@ test: venv
 test-fast: venv  ## unit tests but those marked slow
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 20 -m "not slow" tests/unit samkit tools
 
-test-full: venv  ## SAM ViT-B at 1024 pixels through the real TensorRT for RTX; minutes, 8 GB of memory, no GPU
+test-full: venv  ## SAM ViT-B at 1024 pixels through the real TensorRT for RTX; minutes, 4 GB of memory, no GPU
 	$(BIN)/python -m pytest -n 0 -m full --timeout 1800
 
 test-gpu: RUNTIME = gpu
@@ -39,7 +39,7 @@ test-gpu: venv  ## everything that needs CUDA but not TensorRT; a test that can'
 	$(BIN)/python -m tools.bench --device cuda
 
 test-tensorrt: RUNTIME = cpu,tensorrt
-test-tensorrt: venv  ## build every method's engines, compare, print the table; needs samkit[tensorrt] and a GPU
+test-tensorrt: venv  ## build and run every method's engines of both libraries, compare, print the table; needs a GPU
 	$(BIN)/python -m pytest -n 0 -m tensorrt --require-tensorrt
 
 check: venv  ## lint, types, layers

@@ -36,7 +36,7 @@ class Served:
     """As in the model's own folder, which holds the manifest and none of the files."""
     limits: Limits
     engines: frozenset[str] = frozenset()
-    """Graphs that run as TensorRT engines."""
+    """Graphs that run as TensorRT engines, whose axes all begin at one."""
     names: int = 1
     """How many exports the server serves."""
 
