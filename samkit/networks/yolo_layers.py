@@ -107,7 +107,8 @@ class Detect(nn.Module):
         self.m = nn.ModuleList(nn.Conv2d(n, anchors.shape[1] * self.values, 1) for n in inputs)
         # Made once for the largest image and sliced: an exported graph then counts no cells of its own.
         steps = (torch.arange(math.ceil(longest / self.finest), dtype=torch.float32) + 0.5) * self.finest
-        self.register_buffer("centres", torch.stack(torch.meshgrid(steps, steps, indexing="xy"))[None], persistent=False)
+        centres = torch.stack(torch.meshgrid(steps, steps, indexing="xy"))[None]  # x and y of the finest cells [pixels]
+        self.register_buffer("centres", centres, persistent=False)
         self._set_priors()
 
     def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
