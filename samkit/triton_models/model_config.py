@@ -201,26 +201,24 @@ class Port:
     dtype: str
     """Triton's."""
     dims: tuple[int, ...]
-    optional: bool = False
 
 
 _ONE, _CUBE = (1,), (-1, -1, -1)
 
 
 _SCAN = (
-    *(Port(name, DTYPES[dtype], (-1, *_CUBE), optional=True) for name, dtype in wire.VOLUMES.items()),
-    Port(wire.AFFINE, DTYPES["float64"], (4, 4), optional=True),
+    *(Port(name, DTYPES[dtype], (-1, *_CUBE)) for name, dtype in wire.VOLUMES.items()),
+    Port(wire.AFFINE, DTYPES["float64"], (4, 4)),
 )
-"""The inputs that a scan comes in: exactly one of the volumes, (sequence, I, J, K), and the affine. All are optional to
-Triton, whose ensemble would say "unexpected deadlock" where one is missing; `scans.read_scan` says which."""
+"""The inputs that a scan comes in: exactly one of the volumes, (sequence, I, J, K), and the affine."""
 _ASKED = (
     *_SCAN,
-    Port(wire.PROMPTS, TEXT, _ONE, optional=True),
-    Port(wire.OPTIONS, TEXT, _ONE, optional=True),
+    Port(wire.PROMPTS, TEXT, _ONE),
+    Port(wire.OPTIONS, TEXT, _ONE),
 )
 _ANSWERED = (Port(wire.MASK, DTYPES["uint8"], _CUBE), Port(wire.REPORT, TEXT, _ONE))
 _PREPARED = (Port(wire.PREPARED, DTYPES["float32"], (-1, *_CUBE)), Port(wire.TASK, TEXT, _ONE))
-_REQUEST = (Port(wire.REQUEST, TEXT, _ONE), Port(wire.TOKEN, TEXT, _ONE, optional=True))
+_REQUEST = (Port(wire.REQUEST, TEXT, _ONE), Port(wire.TOKEN, TEXT, _ONE))
 _CHANGE = (Port(wire.ANSWER, TEXT, _ONE), Port(wire.CHANGED, DTYPES["uint8"], _CUBE))
 
 
@@ -282,7 +280,10 @@ def ensemble_config(name: str, *, slices: bool) -> str:
 
 
 def _port_inputs(messages: ModuleType, ports: Sequence[Port]) -> list[Any]:
-    return [messages.ModelInput(name=p.name, data_type=p.dtype, dims=p.dims, optional=p.optional) for p in ports]
+    """Return inputs that are optional to Triton: the model says what it lacks, and counts it, where Triton's ensemble
+    would say "unexpected deadlock".
+    """
+    return [messages.ModelInput(name=p.name, data_type=p.dtype, dims=p.dims, optional=True) for p in ports]
 
 
 def _port_outputs(messages: ModuleType, ports: Sequence[Port]) -> list[Any]:
@@ -333,11 +334,10 @@ def check_python_config(text: str, model: str, role: str, *, slices: bool) -> No
     inputs, outputs = role_ports(role, slices=slices)
     _check_tensors(model, "inputs", config.input, [(port.name, port.dtype, list(port.dims)) for port in inputs])
     _check_tensors(model, "outputs", config.output, [(port.name, port.dtype, list(port.dims)) for port in outputs])
-    needed = {port.name for port in inputs if not port.optional}
-    if (found := {tensor.name for tensor in config.input if not tensor.optional}) != needed:
+    if found := sorted(tensor.name for tensor in config.input if not tensor.optional):
         raise ManifestError(
-            f"config.pbtxt of {model} makes {', '.join(sorted(found)) or 'no input'} necessary, and its clients send "
-            f"{', '.join(sorted(needed))} always; restore `optional`"
+            f"config.pbtxt of {model} makes {', '.join(found)} necessary, and the model says itself what it lacks; "
+            "restore `optional`"
         )
     if config.max_batch_size or config.HasField("dynamic_batching") or config.HasField("sequence_batching"):
         raise ManifestError(

@@ -5,6 +5,7 @@ Nothing here is decided by how long something takes: what has to come to pass is
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,9 +20,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samkit.errors import MissingDependencyError, ServerStopping
+from samkit.errors import GeometryError, MissingDependencyError, PromptError, ServerStopping, TensorMismatchError
 from samkit.geometry import Volume
 from samkit.runtime import open_session
+from samkit.runtime.client import tritonclient_library
+from samkit.runtime.protocol.failure import read_error
 from samkit.triton_models.processes import stubs
 from samkit.triton_models.repository import write_repository
 from samkit.triton_models.server_files import SHARED_MEMORY, find_server
@@ -113,6 +116,12 @@ class Command:
         self.process.kill()
         self.process.communicate()
         self._stderr.close()
+
+    def figure(self, label):
+        """Return the figure of this name and these labels from the metrics page; 0 where there is none yet."""
+        with urllib.request.urlopen(self.metrics) as page:  # noqa: S310
+            lines = [line.rpartition(" ") for line in page.read().decode().splitlines()]
+        return sum(float(value) for found, _, value in lines if found == label)
 
     def said(self):
         return self.log.read_text()
@@ -229,6 +238,60 @@ def test_command_gives_up_with_a_sentence(start):
     assert command.process.wait(60) == 1
     assert "the server ended, and 0 starts in a row did not help" in command.said()
     assert not command.regions()
+
+
+# --- What nobody should send ---
+
+
+def ask(url, model, tensors):
+    """Return the error that a model's answer carries; None where it carries none."""
+    library = tritonclient_library.grpc()
+    with library.InferenceServerClient(url.split("/")[2]) as client:
+        try:
+            client.infer(model, tritonclient_library.as_inputs(library, tensors), client_timeout=300)
+        except library.InferenceServerException as error:
+            return read_error(str(error))
+    return None
+
+
+def text(data):
+    return np.array([data if isinstance(data, bytes) else json.dumps(data).encode()], object)
+
+
+PREPARED = np.ones((1, 32, 32, 32), np.float32)
+POINT = {"point": [16, 16, 16], "label": 1}
+SCAN = {"volume": PREPARED, "affine": np.eye(4)}
+
+
+@pytest.mark.parametrize(
+    ("role", "tensors", "kind"),
+    [
+        ("refine", {}, TensorMismatchError),
+        ("refine", {"prepared": PREPARED}, TensorMismatchError),
+        ("refine", {"task": text({})}, TensorMismatchError),
+        ("refine", {"prepared": PREPARED, "task": text({})}, PromptError),
+        ("postprocess", {}, TensorMismatchError),
+        ("postprocess", {"found": text({})}, TensorMismatchError),
+        ("postprocess", {"logits": np.ones(3, np.float32)}, TensorMismatchError),
+        ("postprocess", {"found": text({}), "logits": np.ones(3, np.float32)}, PromptError),
+        ("preprocess", {"volume": PREPARED}, GeometryError),
+        ("preprocess", {**SCAN, "prompts": text([POINT] * 513)}, PromptError),
+        ("preprocess", {**SCAN, "prompts": text(b" " * 2**20 + b"[]")}, TensorMismatchError),
+        ("session", {}, PromptError),
+        ("session", {"request": text({"op": "check", "prompts": [POINT] * 513})}, PromptError),
+        ("session", {"request": text({"op": "check", "prompts": [POINT] * 100_000})}, TensorMismatchError),
+        ("session", {"request": text(b'{"op": ' + b" " * 60_000_000 + b'"describe"}')}, TensorMismatchError),
+    ],
+)
+def test_bad_request_is_refused_with_its_type_and_counted(running, role, tensors, kind):
+    label = f'samkit_errors_total{{model="{NAME}_{role}",name="{NAME}",type="{kind.__name__}"}}'
+    before = running.figure(label)
+
+    error = ask(running.url, f"{NAME}_{role}", tensors)
+
+    assert type(error) is kind
+    assert "bug" not in str(error)
+    assert running.figure(label) == before + 1
 
 
 # --- Stopping ---
