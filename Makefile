@@ -36,7 +36,7 @@ test-gpu: venv  ## everything that needs CUDA but not TensorRT; a test that can'
 	$(BIN)/python -m tools.bench --device cuda
 
 test-tensorrt: RUNTIME = cpu,tensorrt
-test-tensorrt: venv  ## build every method's engines, compare, print the table; needs samkit[tensorrt] and a GPU
+test-tensorrt: venv  ## build and run every method's engines of both libraries, compare, print the table; needs a GPU
 	$(BIN)/python -m pytest -n 0 -m tensorrt --require-tensorrt
 
 check: venv  ## lint, types, layers

@@ -20,11 +20,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samkit.errors import GeometryError, MissingDependencyError, PromptError, ServerStopping, TensorMismatchError
+from samkit.errors import (
+    AtCapacity,
+    GeometryError,
+    MissingDependencyError,
+    PromptError,
+    ServerStopping,
+    TensorMismatchError,
+)
 from samkit.geometry import Volume
 from samkit.runtime import open_session
 from samkit.runtime.client import tritonclient_library
 from samkit.runtime.protocol.failure import read_error
+from samkit.triton_models.limits import Limits
 from samkit.triton_models.processes import stubs
 from samkit.triton_models.repository import write_repository
 from samkit.triton_models.server_files import SHARED_MEMORY, find_server
@@ -64,7 +72,7 @@ def _needs_server():
 def repository(bright_export, tmp_path_factory):
     """The bright export, whose encoder waits while a gate is shut."""
     folder = tmp_path_factory.mktemp("watched") / "repository"
-    write_repository([bright_export], folder)
+    write_repository([bright_export], folder, limits=Limits(memory_bytes=64 << 20))
     encoder = folder / f"{NAME}_image_encoder"
     config = (encoder / "config.pbtxt").read_text().replace('backend: "onnxruntime"', 'backend: "python"')
     (encoder / "config.pbtxt").write_text(config.replace('default_model_filename: "model.onnx"', ""))
@@ -292,6 +300,18 @@ def test_bad_request_is_refused_with_its_type_and_counted(running, role, tensors
     assert type(error) is kind
     assert "bug" not in str(error)
     assert running.figure(label) == before + 1
+
+
+def test_scan_beyond_the_memory_of_all_is_refused(running):
+    large = Volume(np.ones((256, 256, 150), np.float32), np.eye(4))
+    large.array[100, 100, 70] = 2  # 38 of the 64 MiB that sessions may hold
+    with open_session(running.url) as first, open_session(running.url) as second:
+        first.set_image(large)
+        wait_until(lambda: running.figure(f'samkit_sessions_bytes{{name="{NAME}"}}') >= large.array.nbytes)
+        with pytest.raises(AtCapacity, match="may hold 64: this scan of 37 does not fit; close one"):
+            second.set_image(large)
+        first.set_image(large)  # takes the place of the one before
+    wait_until(lambda: running.figure(f'samkit_sessions_bytes{{name="{NAME}"}}') == 0)
 
 
 # --- Stopping ---
