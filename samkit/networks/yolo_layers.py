@@ -107,7 +107,8 @@ class Detect(nn.Module):
         self.m = nn.ModuleList(nn.Conv2d(n, anchors.shape[1] * self.values, 1) for n in inputs)
         # Made once for the largest image and sliced: an exported graph then counts no cells of its own.
         steps = (torch.arange(math.ceil(longest / self.finest), dtype=torch.float32) + 0.5) * self.finest
-        self.register_buffer("centres", torch.stack(torch.meshgrid(steps, steps, indexing="xy")), persistent=False)
+        centres = torch.stack(torch.meshgrid(steps, steps, indexing="xy"))[None]  # x and y of the finest cells [pixels]
+        self.register_buffer("centres", centres, persistent=False)
         self._set_priors()
 
     def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -121,16 +122,16 @@ class Detect(nn.Module):
     def decode(self, maps: tuple[Tensor, ...]) -> Tensor:
         """Return predictions (B, rows, 5 + classes) of `forward`'s logits, see Yolo.detect."""
         height, width = maps[self.strides.index(self.finest)].shape[2:4]
-        finest = self.centres[:, :height, :width]
+        finest = self.centres[..., :height, :width]  # (1, 2, h, w)
         rows = []
         for logits, anchors, stride in zip(maps, self.anchors, self.strides, strict=True):
             # The mean of the cells that a coarser cell is made of: TensorRT pays for every slice, hardly for a pooling.
-            centres = F.avg_pool2d(finest, stride // self.finest).permute(1, 2, 0)
-            out = logits.sigmoid()
-            centre = centres + (out[..., :2] * 2 - 1) * stride  # up to half a cell outside its own cell
-            twice = out[..., 2:4] * 2  # a side is at most four times its anchor's
-            size = twice * twice * (anchors * stride)[:, None, None]
-            rows.append(torch.cat([centre, size, out[..., 4:]], -1).flatten(1, 3))
+            centres = F.avg_pool2d(finest, stride // self.finest)
+            out = logits.movedim(-1, 2).sigmoid()  # (B, A, 5 + classes, h, w), which parts faster
+            centre = (centres - stride) + out[:, :, :2] * (2 * stride)  # up to half a cell outside its own cell
+            twice = out[:, :, 2:4] * 2  # a side is at most four times its anchor's
+            size = twice * twice * (anchors * stride)[..., None, None]
+            rows.append(torch.cat([centre, size, out[:, :, 4:]], 2).movedim(2, -1).flatten(1, 3))
         return torch.cat(rows, 1)
 
     def _set_priors(self) -> None:

@@ -41,6 +41,7 @@ def install(
     """
     load = LOAD.format(folder=str(FOLDER))
     shutil.rmtree(folder, ignore_errors=True)
+    _FOLDERS.add(str(folder))
     made = {
         PYCUDA: f"load('stand_in_pycuda').make(__spec__, {gpu!r}, {devices})",
         BINDINGS: "load('stand_in_cuda_bindings').make("
@@ -58,14 +59,26 @@ def install(
         "sys.modules[__name__] = made\n"
     )
     forget()
+    for name in _REAL:
+        del sys.modules[name]
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     monkeypatch.delenv("STAND_IN_FAULT", raising=False)
 
 
+_FOLDERS = set()
+"""Where stand-ins lie."""
+_REAL = {}
+"""Modules that were loaded before a stand-in took their place: those of cuda-bindings load once in a process."""
+
+
 def forget():
+    """Take the stand-ins away, and put back what they stood for."""
     for name in MODULES:
-        sys.modules.pop(name, None)
+        module = sys.modules.pop(name, None)
+        if module is not None and not any(str(module.__spec__.origin).startswith(folder) for folder in _FOLDERS):
+            _REAL[name] = module
+    sys.modules.update(_REAL)
     tensorrt_library._logger.cache_clear()  # it is the class of a module that is gone
 
 
