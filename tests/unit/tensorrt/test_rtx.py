@@ -29,6 +29,7 @@ from samkit.manifest import Export, Manifest
 from samkit.methods import get_method, list_methods
 from support.one_node_models import loop_around, one_node_model
 from support.rtx import SHAPES, built, check_types, one_node, parse
+from tools.layers import layers_of, too_many_whole
 
 pytestmark = pytest.mark.slow
 
@@ -51,6 +52,7 @@ def test_every_graph_is_parsed_typed_and_built(name, rtx, export_of, tmp_path):
         assert facts["bytes"] == (folder / facts["files"][0]).stat().st_size > path.stat().st_size
         network = parse(rtx, path).network
         check_types(rtx, network, path, manifest.precision_notes.get(path.name, {}))
+        assert too_many_whole(spec.name, layers_of(network)) is None
         check_shapes(network, spec)
     check_headers(folder, manifest)
 
