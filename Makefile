@@ -8,7 +8,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 BIN := .venv/bin
 
-.PHONY: venv demo test test-fast test-gpu test-tensorrt check bench weights release clean
+.PHONY: venv demo test test-fast test-full test-gpu test-tensorrt check bench weights release clean
 
 venv: .venv/ready
 .venv/ready: pyproject.toml weights/pyproject.toml constraints.txt
@@ -30,13 +30,16 @@ test: venv
 test-fast: venv  ## unit tests but those marked slow
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 20 -m "not slow" tests/unit samkit tools
 
+test-full: venv  ## SAM ViT-B at 1024 pixels through the real TensorRT for RTX; minutes, 4 GB of memory, no GPU
+	$(BIN)/python -m pytest -n 0 -m full --timeout 1800
+
 test-gpu: RUNTIME = gpu
 test-gpu: venv  ## everything that needs CUDA but not TensorRT; a test that can't run fails; then prints the timings
 	$(BIN)/python -m pytest -n 0 -m "gpu and not tensorrt" --require-gpu
 	$(BIN)/python -m tools.bench --device cuda
 
 test-tensorrt: RUNTIME = cpu,tensorrt
-test-tensorrt: venv  ## build every method's engines, compare, print the table; needs samkit[tensorrt] and a GPU
+test-tensorrt: venv  ## build and run every method's engines of both libraries, compare, print the table; needs a GPU
 	$(BIN)/python -m pytest -n 0 -m tensorrt --require-tensorrt
 
 check: venv  ## lint, types, layers

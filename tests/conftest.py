@@ -18,11 +18,12 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from samkit.engine_libraries import RTX
+from samkit.engine_libraries import LIBRARIES, RTX
 from samkit.errors import MissingDependencyError
 from samkit.extras import how_to_install
 from samkit.manifest import ExportPlan, Manifest, Weights, describe_files
 from samkit.networks.sam3d_config import Sam3DConfig
+from samkit.runtime.backends import cuda_libraries
 from samkit.runtime.backends.tensorrt_library import import_tensorrt
 from support.bright_slices import write_export
 
@@ -92,9 +93,13 @@ def _without_gpu():
 
 
 def _without_tensorrt():
-    """Why no engine can be built; empty where one can."""
-    if missing := [name for name in ("tensorrt", "pycuda") if importlib.util.find_spec(name) is None]:
-        return f"{' and '.join(missing)} is not installed; pip install 'samkit[tensorrt]'"
+    """Why engines of neither library can be run; empty where one can, and a test says which it needs."""
+    try:
+        cuda_libraries.describe_device(RTX.extra)
+    except MissingDependencyError as error:
+        return str(error)
+    if all(importlib.util.find_spec(name) is None for library in LIBRARIES for name in library.modules):
+        return f"no library of engines is installed; {how_to_install(*(library.extra for library in LIBRARIES))}"
     return ""
 
 

@@ -34,6 +34,9 @@ from samkit.runtime.backends.tensorrt_library import _logger, build_engine, impo
 UNCOUNTED = ("CONSTANT", "SHAPE", "CAST")
 """Layers of whole numbers that are no work: what is known, what is read, what changes type."""
 WHOLE = ("INT32", "INT64", "BOOL")
+MOST_WHOLE = {"image_encoder": 20, "detector": 120}
+"""The most layers of whole numbers, without UNCOUNTED, that a graph of an export may have, at any size."""
+MOST_WHOLE_OF_OTHERS = 60
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,19 @@ def read_layers(path: Path) -> list[Layer]:
     parser = rtx.OnnxParser(network, logger)
     if not parser.parse_from_file(str(path)):
         raise ExportError(f"{RTX.title} can't parse {path.name}: {parser.get_error(0).desc()}")
+    return layers_of(network)
+
+
+def layers_of(network: Any) -> list[Layer]:
+    """Return the layers of a parsed network."""
     layers = map(network.get_layer, range(network.num_layers))
     return [Layer(one.name, one.type.name, one.get_output(0).dtype.name) for one in layers]
+
+
+def too_many_whole(graph: str, layers: list[Layer]) -> str | None:
+    """Return what is wrong with the layers of the graph called `graph`; None where few compute in whole numbers."""
+    counted, most = sum(layer.is_counted for layer in layers), MOST_WHOLE.get(graph, MOST_WHOLE_OF_OTHERS)
+    return f"{graph} has {counted} layers of whole numbers, at most {most} are meant" if counted > most else None
 
 
 @click.command()

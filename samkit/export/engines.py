@@ -30,9 +30,8 @@ from samkit.export.verify import repeat_parity
 from samkit.files import working_folder
 from samkit.manifest import Export, Manifest, describe_files, file_sha256
 from samkit.methods import GraphSpec
-from samkit.runtime.backends.pycuda_device import import_pycuda
 from samkit.runtime.backends.runner import Runner
-from samkit.runtime.backends.tensorrt_library import import_tensorrt, untested_warning
+from samkit.runtime.backends.tensorrt_library import untested_warning
 from samkit.runtime.backends.tensorrt_runner import POINTS, TensorRTRunner, describe_machine
 from samkit.tensors import Axis
 
@@ -57,9 +56,6 @@ class EngineSettings:
 
 def check_library(library: EngineLibrary) -> dict[str, str]:
     """Return what engines built here would be made with; raises MissingDependencyError where none can be built."""
-    import_tensorrt(library)
-    if library.needs_gpu:
-        import_pycuda()
     return describe_machine(library)
 
 

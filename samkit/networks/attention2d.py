@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samkit.networks.layers import log_add_exp, log_sum_exp
+from samkit.networks.layers import append_value, log_add_exp, log_sum_exp
 from samkit.networks.lora import LoraQKV
 from samkit.networks.network import Foldable
 
@@ -141,7 +141,7 @@ class WindowAttention(Foldable):
         if r < n or c < n:
             beyond = self._padding_logit(along_h, along_w, r, c).reshape(-1, heads, r * c, 1)
             logits = torch.cat([logits, scaled @ constants.bias_k + beyond], dim=-1)
-            v = torch.cat([v, constants.bias_v.expand(v.shape[0], -1, -1, -1)], dim=2)
+            v = append_value(v, constants.bias_v)
         return logits.softmax(dim=-1) @ v
 
     def _padding_logit(self, along_h: Tensor, along_w: Tensor, r: int, c: int) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samkit.networks.layers import log_add_exp, log_sum_exp
+from samkit.networks.layers import append_value, log_add_exp, log_sum_exp
 from samkit.networks.lora import LoraQKV
 from samkit.networks.network import Foldable
 
@@ -143,7 +143,7 @@ class RelPosAttention(Foldable):
             t2 = cube @ constants.table_h  # (B, h, a, b, a', c')
             position = self._padding_logit(t1, t2, t3, constants).reshape(batch, self.heads, g**3, 1)
             logits = torch.cat([logits, scaled @ constants.bias_k + position], dim=-1)
-            v = torch.cat([v, constants.bias_v.expand(batch, -1, -1, -1)], dim=2)
+            v = append_value(v, constants.bias_v)
         out: Tensor = logits.softmax(dim=-1) @ v
         return out.transpose(1, 2).reshape(batch, g, g, g, dim)
 

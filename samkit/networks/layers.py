@@ -71,3 +71,11 @@ def log_sum_exp(x: Tensor, dim: int = -1) -> Tensor:
 def log_add_exp(x: Tensor, y: Tensor) -> Tensor:
     """Return log(exp(x) + exp(y)) without overflow; written out for the same reason."""
     return torch.maximum(x, y) + (1 + (-(x - y).abs()).exp()).log()
+
+
+def append_value(values: Tensor, constant: Tensor) -> Tensor:
+    """Return the values (B, h, n, e) of n keys and of one more, which is `constant` (h, 1, e) in every row.
+
+    It is added to zeros made of the first key, not expanded: TensorRT would compute the size of an Expand.
+    """
+    return torch.cat([values, values[:, :, :1] * 0 + constant], dim=2)

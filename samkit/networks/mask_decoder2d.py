@@ -37,7 +37,6 @@ class MaskDecoder2D(nn.Module):
         batch, (height, width) = prompts.shape[0], source.shape[2:]
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(batch, -1, -1)
         tokens = torch.cat([own, prompts], dim=1)
-        present = torch.cat([torch.ones_like(own[..., 0], dtype=torch.bool), present], dim=1)
         tokens, image = self.transformer(source, image_pe, tokens, present)
         kernels = self.output_hypernetworks_mlps(tokens[:, 1 : 1 + len(self.output_hypernetworks_mlps)])
         masks = self.output_upscaling.masks(image, kernels, (height, width))

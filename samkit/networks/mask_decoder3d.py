@@ -36,7 +36,6 @@ class MaskDecoder3D(nn.Module):
         """
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(prompts.shape[0], -1, -1)
         tokens = torch.cat([own, prompts], dim=1)
-        present = torch.cat([torch.ones_like(own[..., 0], dtype=torch.bool), present], dim=1)
         tokens, image = self.transformer(source, image_pe, tokens, present)
         kernels = self.output_hypernetworks_mlps(tokens[:, 1 : 1 + MASK_TOKENS])
         # Upstream makes all four masks and reads the first; folded, the first alone is made.

@@ -82,9 +82,10 @@ class PromptEncoder2D(Foldable):
             encoded = encoded + (kind == label).to(coords.dtype) * weight
         points = ((labels == FOREGROUND) | (labels == BACKGROUND)).to(coords.dtype).sum(dim=1, keepdim=True)
         corners = ((labels == BOX_FIRST) | (labels == BOX_LAST)).to(coords.dtype).sum(dim=1, keepdim=True)
-        padding = self.not_a_point_embed.weight.expand(coords.shape[0], 1, -1)
-        present = torch.cat([labels != ABSENT, (points > 0) & (corners == 0)], dim=1)
-        return torch.cat([encoded, padding], dim=1), present
+        counts = (points > 0) & (corners == 0)
+        # Zeros where it doesn't count, as good as any number: a product makes rows of it, and no size has to be read.
+        padding = counts.to(coords.dtype)[..., None] * self.not_a_point_embed.weight
+        return torch.cat([encoded, padding], dim=1), torch.cat([labels != ABSENT, counts], dim=1)
 
     def mask(self, logits: Tensor, given: Tensor) -> Tensor:
         """Return the dense embedding (B, C, g, g) of a mask prompt (B, 1, S/4, S/4).

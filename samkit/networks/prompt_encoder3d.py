@@ -69,9 +69,10 @@ class PromptEncoder3D(Foldable):
             (FOREGROUND, self.point_embeddings.get_parameter("1.weight")),
         ):
             encoded = encoded + (kind == label).to(coords.dtype) * weight
-        padding = self.not_a_point_embed.weight.expand(coords.shape[0], 1, -1)
         present = labels != ABSENT
         any_present = present.to(coords.dtype).sum(dim=1, keepdim=True) > 0
+        # Zeros where it is absent, as good as any number: a product makes rows of it, which no size has to be read for.
+        padding = any_present.to(coords.dtype)[..., None] * self.not_a_point_embed.weight
         return torch.cat([encoded, padding], dim=1), torch.cat([present, any_present], dim=1)
 
     def mask(self, logits: Tensor) -> Tensor:

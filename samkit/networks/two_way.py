@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from samkit.networks.layers import MLPBlock
 from samkit.networks.lora import LoraLinear, full_weight
@@ -175,11 +176,13 @@ class TwoWayTransformer(nn.Module):
         """Return the tokens (B, T, C) and the image's tokens (B, N, C), N the product of its sides.
 
         `image` (1 or B, C, ...) and `image_pe` (1, C, ...) are maps of two or three axes, `tokens` (B, T, C); `present`
-        (B, T) is true where a token counts, None where all do: absent ones are masked as keys, so they change nothing.
+        (B, P) is true where one of the last P tokens counts: absent ones are masked as keys, so they change nothing.
+        The tokens before them count always, and all do where it is None.
         """
         penalty = None
         if present is not None:
-            penalty = torch.where(present, 0.0, ABSENT_LOGIT).to(tokens.dtype)[:, None, None]
+            penalty = torch.where(present, 0.0, ABSENT_LOGIT).to(tokens.dtype)
+            penalty = F.pad(penalty, (tokens.shape[1] - present.shape[1], 0))[:, None, None]
         image, image_pe = image.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2)
         token_pe = tokens
         for layer in self.layers:

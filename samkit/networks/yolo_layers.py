@@ -95,21 +95,20 @@ class Detect(nn.Module):
     """The head: one 1x1 convolution per grid, and what its numbers mean in pixels."""
 
     anchors: Tensor
-    cells: Tensor
+    centres: Tensor
 
     def __init__(
         self, inputs: tuple[int, ...], classes: int, anchors: Tensor, strides: tuple[int, ...], longest: int
     ) -> None:
         """Take `anchors` (grid, A, 2), width and height in strides, and the longest side of an image [pixels]."""
         super().__init__()
-        self.values, self.strides, self.longest = 5 + classes, strides, longest
+        self.values, self.strides, self.finest, self.longest = 5 + classes, strides, min(strides), longest
         self.register_buffer("anchors", anchors)
         self.m = nn.ModuleList(nn.Conv2d(n, anchors.shape[1] * self.values, 1) for n in inputs)
         # Made once for the largest image and sliced: an exported graph then counts no cells of its own.
-        steps = torch.arange(math.ceil(longest / min(strides)), dtype=torch.float32)
-        # A centre lies up to half a cell outside its own cell: that half is in here.
-        cells = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1) - 0.5
-        self.register_buffer("cells", cells, persistent=False)
+        steps = (torch.arange(math.ceil(longest / self.finest), dtype=torch.float32) + 0.5) * self.finest
+        centres = torch.stack(torch.meshgrid(steps, steps, indexing="xy"))[None]  # x and y of the finest cells [pixels]
+        self.register_buffer("centres", centres, persistent=False)
         self._set_priors()
 
     def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -122,14 +121,17 @@ class Detect(nn.Module):
 
     def decode(self, maps: tuple[Tensor, ...]) -> Tensor:
         """Return predictions (B, rows, 5 + classes) of `forward`'s logits, see Yolo.detect."""
+        height, width = maps[self.strides.index(self.finest)].shape[2:4]
+        finest = self.centres[..., :height, :width]  # (1, 2, h, w)
         rows = []
         for logits, anchors, stride in zip(maps, self.anchors, self.strides, strict=True):
-            height, width = logits.shape[2:4]
-            out = logits.sigmoid()
-            centre = (out[..., :2] * 2 + self.cells[:height, :width]) * stride
-            twice = out[..., 2:4] * 2  # a side is at most four times its anchor's
-            size = twice * twice * (anchors * stride)[:, None, None]
-            rows.append(torch.cat([centre, size, out[..., 4:]], -1).flatten(1, 3))
+            # The mean of the cells that a coarser cell is made of: TensorRT pays for every slice, hardly for a pooling.
+            centres = F.avg_pool2d(finest, stride // self.finest)
+            out = logits.movedim(-1, 2).sigmoid()  # (B, A, 5 + classes, h, w), which parts faster
+            centre = (centres - stride) + out[:, :, :2] * (2 * stride)  # up to half a cell outside its own cell
+            twice = out[:, :, 2:4] * 2  # a side is at most four times its anchor's
+            size = twice * twice * (anchors * stride)[..., None, None]
+            rows.append(torch.cat([centre, size, out[:, :, 4:]], 2).movedim(2, -1).flatten(1, 3))
         return torch.cat(rows, 1)
 
     def _set_priors(self) -> None:

@@ -56,7 +56,8 @@ def open_session(
 
     With a folder, its files are checked against the manifest first, and these say what runs them:
 
-    - `backend`: `onnxruntime`, which is the default, `onnxruntime-tensorrt`, `tensorrt` or `torch`
+    - `backend`: `onnxruntime`, which is the default, `onnxruntime-tensorrt`, `tensorrt`, `tensorrt-rtx`,
+      `tensorrt-rtx-eager` or `torch`
     - `device`: `cpu` or `cuda`; by default the backend's own, `cpu` of `onnxruntime` and `torch`, else `cuda`
     - `precision`: `fp32` or `fp16`, which an export has if it was made so; by default `fp16` on `cuda` where backend
       and export have it, else `fp32`

@@ -13,7 +13,7 @@ from samkit.errors import ManifestError, SamkitError
 from samkit.extras import how_to_install
 from samkit.manifest import Manifest, file_sha256
 from samkit.methods import GraphSpec, SliceMethod, get_method
-from samkit.runtime.backends.tensorrt_runner import describe_machine
+from samkit.runtime.backends.tensorrt_runner import describe_here
 from samkit.runtime.client import tritonclient_library
 from samkit.triton_models.model_config import DTYPES, ONNX_FILE, check_config, check_python_config, parse_config
 from samkit.triton_models.record import ENSEMBLE, ONNXRUNTIME, PYTHON, TENSORRT, Repository, ServedExport
@@ -169,21 +169,26 @@ def _graphs(name: str, export: ServedExport, folder: Path) -> dict[str, GraphSpe
 
 
 def _in_engines(record: Repository) -> Iterator[str]:
-    """Say which engines can't run here: they run on the GPU and the TensorRT that they were built with."""
-    engines = {model: facts for export in record.exports.values() for model, facts in export.engines.items()}
-    if not engines:
-        return
-    try:
-        here = describe_machine(engine_libraries.TENSORRT)
-    except SamkitError as error:
-        yield f"{', '.join(engines)} run as TensorRT engines, which can't be used here: {error}"
-        return
-    for model, facts in engines.items():
-        for fact, meaning in engine_libraries.TENSORRT.bound_to:
-            if facts.get(fact) != here[fact]:
+    """Say which engines can't run here: they run on the release, and the GPU or the target, they were built with."""
+    for library in engine_libraries.LIBRARIES:
+        engines = {
+            model: facts
+            for export in record.exports.values()
+            for model, facts in export.engines.items()
+            if facts.get("library", engine_libraries.TENSORRT.name) == library.name
+        }
+        if not engines:
+            continue
+        try:
+            here = describe_here(library)
+        except SamkitError as error:
+            yield f"{', '.join(engines)} run as engines of {library.title}, which can't be used here: {error}"
+            continue
+        for model, facts in engines.items():
+            if (misfit := library.misfit(facts, here)) is not None:
                 yield (
-                    f"the engine of {model} was built for {meaning} {facts.get(fact)}, and here is {here[fact]}; "
-                    "build it here with sam-export --build-engines, and write the repository again"
+                    f"the engine of {model} {misfit}; build it here with sam-export --build-engines, and write the "
+                    "repository again"
                 )
 
 

@@ -36,9 +36,13 @@ def serve() -> None:
 @click.option("--precision", type=click.Choice([one.name for one in PRECISIONS]),
               help=f"Of all graphs. Default: {BASE.name}.")  # fmt: skip
 @click.option("--name", help="What to serve one export as. Default: its method, with _ for -.")
-@click.option("--no-engines", is_flag=True, help="Serve ONNX files though TensorRT engines were built of them.")
+@click.option("--no-engines", is_flag=True, help="Serve ONNX files though engines were built of them.")
+@click.option("--rtx/--no-rtx", default=None,
+              help="Serve engines of TensorRT for RTX. Default: where this machine runs them.")  # fmt: skip
 @click.option("--max-sessions", type=click.IntRange(min=1), help="Sessions open at once, of each name.")
 @click.option("--idle-seconds", type=click.IntRange(min=1), help="A session that rests so long is closed.")
+@click.option("--max-memory", type=click.IntRange(min=1),
+              help="What sessions may hold together [MiB]. Default: half of what the server has.")  # fmt: skip
 @click.option("--cache-mb", type=click.IntRange(min=0), help="Memory for embeddings, of each name [MiB].")
 @click.option("--max-voxels", type=click.IntRange(min=1), help="Of the largest scan taken, all sequences together.")
 @click.option("--threads", type=click.IntRange(min=1), help="Requests worked on at once, of each name.")
@@ -48,19 +52,24 @@ def write(
     precision: str | None,
     name: str | None,
     no_engines: bool,
+    rtx: bool | None,
     max_sessions: int | None,
     idle_seconds: int | None,
+    max_memory: int | None,
     cache_mb: int | None,
     max_voxels: int | None,
     threads: int | None,
 ) -> None:
     """Write exports as one model repository, in place of one that was there."""
+    if rtx and no_engines:
+        raise click.UsageError("--rtx contradicts --no-engines; leave one out")
     from samkit.triton_models.limits import Limits
     from samkit.triton_models.repository import write_repository
 
     limits = {
         "max_sessions": max_sessions,
         "idle_seconds": idle_seconds,
+        "memory_bytes": None if max_memory is None else max_memory << 20,
         "cache_bytes": None if cache_mb is None else cache_mb << 20,
         "max_voxels": max_voxels,
         "threads": threads,
@@ -71,6 +80,7 @@ def write(
         precision=precision,
         name=name,
         engines=not no_engines,
+        rtx=rtx,
         limits=Limits(**{key: value for key, value in limits.items() if value is not None}),
     )
     for served, export in record.exports.items():

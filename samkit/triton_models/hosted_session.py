@@ -25,6 +25,7 @@ from samkit.runtime.protocol.requests import (
 )
 from samkit.runtime.session.local_session import LocalSession
 from samkit.runtime.session.updates import MaskUpdate
+from samkit.triton_models.memory import Counted
 from samkit.triton_models.scans import in_voxels
 
 Reply: TypeAlias = tuple[ServerAnswer, np.ndarray]
@@ -56,6 +57,9 @@ class HostedSession:
         """Of the last change."""
         self.last: tuple[SessionChange, Reply] | None = None
         """That change, and how it was answered."""
+        self._counted = Counted()
+        self.nbytes = self._count()
+        """Memory of scan, history and last answer [bytes]."""
 
     def tell(self, request: Request[Any]) -> Reply:
         """Return the answer to a request that changes nothing; raises what its prompts would."""
@@ -82,7 +86,12 @@ class HostedSession:
         with self.session.all_or_nothing():
             reply = self._reply(self._apply(request), request.turn)
         self.turn, self.last = request.turn, (request, reply)
+        self.nbytes = self._count()
         return reply
+
+    def _count(self) -> int:
+        answered = () if self.last is None else (self.last[1][1],)
+        return self._counted.count((*self.session.kept, *answered))
 
     def _apply(self, request: SessionChange) -> MaskUpdate:
         match request:

@@ -22,6 +22,9 @@ class Limits:
     where it rests."""
     unused_seconds: int = 60
     """A session without heartbeat that nobody asked anything since it was opened is closed after so long."""
+    memory_bytes: int = 0
+    """What all sessions of one name together may hold: scans, histories, answers [bytes]; 0 is half of what the machine
+    or the container has, shared among the names. Beyond it no scan is opened, and no prompt taken."""
     cache_bytes: int = 2**30
     """Embeddings kept in memory for all sessions of one name together [bytes]."""
     max_voxels: int = 2**28
@@ -33,7 +36,7 @@ class Limits:
     def __post_init__(self) -> None:
         """Raise ServingError for a limit that lets nothing through."""
         for name, value in self.__dict__.items():
-            least = 0 if name == "cache_bytes" else 1  # no cache is a choice
+            least = 0 if name in ("cache_bytes", "memory_bytes") else 1  # no cache is a choice
             if value < least:
                 raise ServingError(f"the limit {name} is {value} and nothing could be served with it; raise it")
 

@@ -1,7 +1,7 @@
 """config.pbtxt of every model: names, dtypes and dims of a graph from its GraphSpec, those of Python models from here.
 
-They are built as Triton's own protobuf messages and written by protobuf, so that each one parses. Models that run as a
-TensorRT engine have a config, too; none of those was ever loaded: untested.
+They are built as Triton's own protobuf messages and written by protobuf, so that each one parses. Models that run as an
+engine have a config, too; none of those was ever loaded: untested.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from samkit.errors import ManifestError, ServingError
 from samkit.methods import GraphSpec
+from samkit.runtime.backends.tensorrt_library import EAGER, LAZY
 from samkit.runtime.backends.tensorrt_runner import POINTS
 from samkit.runtime.client.tritonclient_library import model_config
 from samkit.runtime.loops.slices import encoder_batch
@@ -55,7 +56,11 @@ MASKS = "low_res_masks"
 _BATCH = "batch"
 LARGEST = "largest"
 """Parameter of a graph's model: JSON of each input's largest shape, batch axis first. Our stand-in refuses what is
-larger before it runs; the C++ backend ignores the parameter. Engines have none: their profile says it."""
+larger before it runs, and so do engines behind the Python backend; the C++ backend ignores the parameter. Engines of
+Triton's own have none: their profile says it."""
+GRAPH, PRECISION, KERNELS = "graph", "precision", "kernels"
+"""Parameters of an engine behind the Python backend: which one it is, and whether kernels for a new shape are compiled
+`lazy` or `eager`."""
 
 _HEADER = "# Written by sam-serve write, which replaces this file when it writes again.\n"
 _GRAPH_EDITS = """\
@@ -112,24 +117,31 @@ def _most_rows(graph: GraphSpec, *, engine: bool) -> int:
     return max(axis.max, 2 * request_rows(graph)) if is_shared else axis.max
 
 
-def graph_config(model: str, graph: GraphSpec, *, engine: bool = False) -> str:
-    """Return config.pbtxt of the model that runs `graph`; as a TensorRT engine (untested) with `engine`.
+def graph_config(model: str, graph: GraphSpec, *, engine: bool = False, rtx: str | None = None) -> str:
+    """Return config.pbtxt of the model that runs `graph`; as a TensorRT engine with `engine`, as one of TensorRT for
+    RTX where `rtx` is its precision (both untested).
 
     Thread counts are the backend's defaults. Raises MissingDependencyError without tritonclient.
     """
-    messages, batch = model_config(), batch_size(graph, engine=engine)
+    messages, batch = model_config(), batch_size(graph, engine=engine or rtx is not None)
+    parameters = {} if engine else {LARGEST: _largest(graph, engine=rtx is not None)}
+    if rtx is not None:
+        parameters |= {GRAPH: graph.name, PRECISION: rtx, KERNELS: LAZY}
     config = messages.ModelConfig(
         name=model,
         max_batch_size=batch,
         input=[_graph_tensor(messages.ModelInput, spec, batch) for spec in graph.inputs],
         output=[_graph_tensor(messages.ModelOutput, spec, batch) for spec in graph.outputs],
-        default_model_filename=ENGINE_FILE if engine else ONNX_FILE,
+        default_model_filename="" if rtx is not None else ENGINE_FILE if engine else ONNX_FILE,
         model_warmup=[_warmup(messages, graph, *bucket) for bucket in _buckets(graph, batch)],
-        parameters={} if engine else {LARGEST: messages.ModelParameter(string_value=_largest(graph))},
+        parameters={key: messages.ModelParameter(string_value=value) for key, value in parameters.items()},
     )
-    # Triton would make two on a CPU: twice the memory, and batches cut in half. On a GPU it is one by default
-    config.instance_group.add(count=1, kind="KIND_AUTO")
-    if engine:
+    # Triton would make two on a CPU: twice the memory, and batches cut in half. On a GPU it is one by default. An
+    # engine behind the Python backend finds the first GPU itself, and one is enough
+    config.instance_group.add(count=1, kind="KIND_AUTO" if rtx is None else "KIND_CPU")
+    if rtx is not None:
+        config.backend = "python"
+    elif engine:
         config.platform = _ENGINE
     else:
         config.backend = "onnxruntime"
@@ -138,12 +150,12 @@ def graph_config(model: str, graph: GraphSpec, *, engine: bool = False) -> str:
     return _to_text(config, _GRAPH_EDITS)
 
 
-def _largest(graph: GraphSpec) -> str:
+def _largest(graph: GraphSpec, *, engine: bool) -> str:
     """Return LARGEST's value. Where Triton batches, the batch axis goes as far as max_batch_size may."""
     shapes = {spec.name: [axis.max for axis in spec.axes] for spec in graph.inputs}
     if request_rows(graph):
         for shape in shapes.values():
-            shape[0] = _most_rows(graph, engine=False)
+            shape[0] = _most_rows(graph, engine=engine)
     return json.dumps(shapes)
 
 
@@ -201,26 +213,24 @@ class Port:
     dtype: str
     """Triton's."""
     dims: tuple[int, ...]
-    optional: bool = False
 
 
 _ONE, _CUBE = (1,), (-1, -1, -1)
 
 
 _SCAN = (
-    *(Port(name, DTYPES[dtype], (-1, *_CUBE), optional=True) for name, dtype in wire.VOLUMES.items()),
-    Port(wire.AFFINE, DTYPES["float64"], (4, 4), optional=True),
+    *(Port(name, DTYPES[dtype], (-1, *_CUBE)) for name, dtype in wire.VOLUMES.items()),
+    Port(wire.AFFINE, DTYPES["float64"], (4, 4)),
 )
-"""The inputs that a scan comes in: exactly one of the volumes, (sequence, I, J, K), and the affine. All are optional to
-Triton, whose ensemble would say "unexpected deadlock" where one is missing; `scans.read_scan` says which."""
+"""The inputs that a scan comes in: exactly one of the volumes, (sequence, I, J, K), and the affine."""
 _ASKED = (
     *_SCAN,
-    Port(wire.PROMPTS, TEXT, _ONE, optional=True),
-    Port(wire.OPTIONS, TEXT, _ONE, optional=True),
+    Port(wire.PROMPTS, TEXT, _ONE),
+    Port(wire.OPTIONS, TEXT, _ONE),
 )
 _ANSWERED = (Port(wire.MASK, DTYPES["uint8"], _CUBE), Port(wire.REPORT, TEXT, _ONE))
 _PREPARED = (Port(wire.PREPARED, DTYPES["float32"], (-1, *_CUBE)), Port(wire.TASK, TEXT, _ONE))
-_REQUEST = (Port(wire.REQUEST, TEXT, _ONE), Port(wire.TOKEN, TEXT, _ONE, optional=True))
+_REQUEST = (Port(wire.REQUEST, TEXT, _ONE), Port(wire.TOKEN, TEXT, _ONE))
 _CHANGE = (Port(wire.ANSWER, TEXT, _ONE), Port(wire.CHANGED, DTYPES["uint8"], _CUBE))
 
 
@@ -282,7 +292,10 @@ def ensemble_config(name: str, *, slices: bool) -> str:
 
 
 def _port_inputs(messages: ModuleType, ports: Sequence[Port]) -> list[Any]:
-    return [messages.ModelInput(name=p.name, data_type=p.dtype, dims=p.dims, optional=p.optional) for p in ports]
+    """Return inputs that are optional to Triton: the model says what it lacks, and counts it, where Triton's ensemble
+    would say "unexpected deadlock".
+    """
+    return [messages.ModelInput(name=p.name, data_type=p.dtype, dims=p.dims, optional=True) for p in ports]
 
 
 def _port_outputs(messages: ModuleType, ports: Sequence[Port]) -> list[Any]:
@@ -310,7 +323,8 @@ def parse_config(text: str, model: str) -> Any:
 def check_config(text: str, graph: GraphSpec) -> None:
     """Raise ManifestError unless a config.pbtxt, which someone may have edited, still describes `graph`."""
     config = parse_config(text, graph.name)
-    engine = config.platform == _ENGINE
+    is_rtx = GRAPH in config.parameters
+    engine = is_rtx or config.platform == _ENGINE
     needed, most, highest = request_rows(graph), config.max_batch_size, _most_rows(graph, engine=engine)
     if most and not 0 < needed <= most <= highest:
         allowed = f"0 or {needed} to {highest}" if needed else "0"
@@ -320,10 +334,18 @@ def check_config(text: str, graph: GraphSpec) -> None:
         )
     for kind, found, specs in (("inputs", config.input, graph.inputs), ("outputs", config.output, graph.outputs)):
         _check_tensors(graph.name, kind, found, [(spec.name, _dtype(spec), _dims(spec, most)) for spec in specs])
-    if not engine and (largest := config.parameters[LARGEST].string_value) != _largest(graph):
+    if engine and not is_rtx:
+        return
+    expected = _largest(graph, engine=engine)
+    if (largest := config.parameters[LARGEST].string_value) != expected:
         raise ManifestError(
             f"config.pbtxt of {graph.name} has the parameter {LARGEST} '{largest:.200}', needed is "
-            f"'{_largest(graph)}'; restore it, or write the repository again"
+            f"'{expected}'; restore it, or write the repository again"
+        )
+    if is_rtx and (kernels := config.parameters[KERNELS].string_value) not in (LAZY, EAGER):
+        raise ManifestError(
+            f"config.pbtxt of {graph.name} has the parameter {KERNELS} '{kernels:.80}', needed is {LAZY} or {EAGER}; "
+            "set it to one of them"
         )
 
 
@@ -333,11 +355,10 @@ def check_python_config(text: str, model: str, role: str, *, slices: bool) -> No
     inputs, outputs = role_ports(role, slices=slices)
     _check_tensors(model, "inputs", config.input, [(port.name, port.dtype, list(port.dims)) for port in inputs])
     _check_tensors(model, "outputs", config.output, [(port.name, port.dtype, list(port.dims)) for port in outputs])
-    needed = {port.name for port in inputs if not port.optional}
-    if (found := {tensor.name for tensor in config.input if not tensor.optional}) != needed:
+    if found := sorted(tensor.name for tensor in config.input if not tensor.optional):
         raise ManifestError(
-            f"config.pbtxt of {model} makes {', '.join(sorted(found)) or 'no input'} necessary, and its clients send "
-            f"{', '.join(sorted(needed))} always; restore `optional`"
+            f"config.pbtxt of {model} makes {', '.join(found)} necessary, and the model says itself what it lacks; "
+            "restore `optional`"
         )
     if config.max_batch_size or config.HasField("dynamic_batching") or config.HasField("sequence_batching"):
         raise ManifestError(

@@ -23,14 +23,16 @@ from samkit.errors import ExportError, PromptError
 from samkit.geometry import Volume, voxel_ml_of
 from samkit.methods.method import SliceMethod, VolumeMethod
 from samkit.networks.sam3d_config import Sam3DConfig
-from samkit.prompts import Prompt, prompts_from_json
+from samkit.prompts import Prompt
 from samkit.runtime.backends.runner import Runner
 from samkit.runtime.protocol import wire
 from samkit.runtime.protocol.answers import Report
+from samkit.runtime.protocol.readers import read_prompts
 from samkit.runtime.protocol.requests import EnsembleOptions
 from samkit.triton_models.scans import Tensors, in_voxels, read_scan, volumes_of
 from samkit.triton_models.served import Served
 from samkit.triton_models.slice_steps import SliceSteps
+from samkit.triton_models.tasks import FoundInSlices, FoundInVolume, Task
 from samkit.triton_models.volume_steps import VolumeSteps
 
 
@@ -43,18 +45,11 @@ class Steps(Protocol):
         """Return the whole scan as the networks see it, float32, and the prompts in its frame, as JSON."""
 
     def refine(
-        self, runners: Mapping[str, Runner], prepared: np.ndarray, task: Mapping[str, Any]
+        self, runners: Mapping[str, Runner], prepared: np.ndarray, task: Task
     ) -> tuple[dict[str, Any], np.ndarray]:
         """Return what was found, as JSON, and the result in the frame of `prepared`."""
 
-    def restore(
-        self,
-        shape: tuple[int, int, int],
-        affine: np.ndarray,
-        asked: EnsembleOptions,
-        found: Mapping[str, Any],
-        result: np.ndarray,
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def restore(self, found: Task, affine: np.ndarray, result: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         """Return the mask (I, J, K), uint8, on the scan's own array, and the report's keys of this kind alone."""
 
 
@@ -79,36 +74,44 @@ def preprocess(served: Served, tensors: Tensors, prompts: object, options: objec
         raise PromptError(f"the options are {options!r:.100}, needed is a JSON object; e.g. {{}}")
     asked = EnsembleOptions.from_json(options)
     array, affine = read_scan(tensors, asked.sequences, served.limits.max_voxels)
-    given = in_voxels(prompts_from_json(prompts, "the request"), affine, array.shape[1:], world=asked.world)
+    given = in_voxels(read_prompts(prompts, "prompts"), affine, array.shape[1:], world=asked.world)
     served.session({}, asked)  # or raises for options of the other kind
     prepared, placed = steps_of(served).prepare(asked, volumes_of(array, affine, asked.sequences), given)
-    task = {
-        "prompts": placed,
-        "shape": list(array.shape[1:]),
-        "affine": affine.tolist(),
-        "options": asked.to_json(),
-        "seconds": {"preprocess": time.perf_counter() - started},
-    }
-    return prepared, task
+    i, j, k = array.shape[1:]
+    task = Task(
+        prompts=tuple(placed),
+        shape=(i, j, k),
+        affine=tuple(map(tuple, affine.tolist())),
+        options=asked,
+        seconds={"preprocess": time.perf_counter() - started},
+    )
+    return prepared, task.to_json()
 
 
 def refine(
-    served: Served, runners: Mapping[str, Runner], prepared: np.ndarray, task: Mapping[str, Any]
+    served: Served, runners: Mapping[str, Runner], prepared: np.ndarray, task: object
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Return what was found, as JSON, and logits (all boxes, one after the other) or labels (slices, H, W)."""
+    """Return what was found, as JSON, and logits (all boxes, one after the other) or labels (slices, H, W).
+
+    Raises PromptError and TensorMismatchError for what `preprocess` would not have answered.
+    """
     started = time.perf_counter()
-    found, result = steps_of(served).refine(runners, prepared, task)
-    seconds = {**task["seconds"], "refine": time.perf_counter() - started}
-    return {**task, **found, "seconds": seconds}, result
+    asked = Task.from_json(task)
+    found, result = steps_of(served).refine(runners, prepared, asked)
+    seconds = {**asked.seconds, "refine": time.perf_counter() - started}
+    return {**asked.to_json(), **found, "seconds": seconds}, result
 
 
-def postprocess(served: Served, found: Mapping[str, Any], result: np.ndarray) -> tuple[np.ndarray, Report]:
-    """Return the mask (I, J, K), uint8, on the scan's own array, and the report on it."""
+def postprocess(served: Served, found: object, result: np.ndarray) -> tuple[np.ndarray, Report]:
+    """Return the mask (I, J, K), uint8, on the scan's own array, and the report on it.
+
+    Raises PromptError and TensorMismatchError for what `refine` would not have answered.
+    """
     started = time.perf_counter()
-    affine, (i, j, k) = np.array(found["affine"], np.float64), found["shape"]
-    wire.check_size((1, i, j, k), served.limits.max_voxels)
-    asked = EnsembleOptions.from_json(found["options"])
-    mask, of_its_kind = steps_of(served).restore((i, j, k), affine, asked, found, result)
+    told = (FoundInSlices if served.is_slices else FoundInVolume).from_json(found)
+    affine, asked = np.array(told.affine, np.float64), told.options
+    wire.check_size((1, *told.shape), served.limits.max_voxels)
+    mask, of_its_kind = steps_of(served).restore(told, affine, result)
     voxels = int(np.count_nonzero(mask))
     report = Report(
         method=served.method.name,
@@ -116,9 +119,9 @@ def postprocess(served: Served, found: Mapping[str, Any], result: np.ndarray) ->
         manifest_sha256=served.digest,
         voxels=voxels,
         volume_ml=voxels * voxel_ml_of(affine),
-        iou=tuple(found["iou"]),
+        iou=told.iou,
         warnings=served.session({}, asked).warnings,
-        seconds={**found["seconds"], "postprocess": time.perf_counter() - started},
+        seconds={**told.seconds, "postprocess": time.perf_counter() - started},
         **of_its_kind,
     )
     return mask, report

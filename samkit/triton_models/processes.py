@@ -13,7 +13,8 @@ from typing import Self
 
 _LOOK_SECONDS = 0.2
 """How often processes are looked at that are alive and may stand still; of a death Linux tells at once."""
-_STUB = "triton_python_backend_stub"
+_STUB, _INSTANCE = "triton_python_backend_stub", 8
+"""Its name, and the place of the model's among its words."""
 _DEAD, _STOPPED = "ZX", "T"
 """States in /proc: ended, and held by SIGSTOP."""
 
@@ -35,8 +36,8 @@ def stubs(group: int) -> dict[int, str]:
         with suppress(OSError):
             words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
             # triton_python_backend_stub FILE MEMORY ... INSTANCE, which is the model's name, its group and its number
-            if words[0].endswith(_STUB):
-                found[pid] = words[8].rsplit("_", 2)[0]
+            if words[0].endswith(_STUB) and len(words) > _INSTANCE:  # it has none while it ends
+                found[pid] = words[_INSTANCE].rsplit("_", 2)[0]
     return found
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from samkit.errors import SamkitError, ServerRestarting, ServerStopping, ServingError, TensorMismatchError
 from samkit.runtime.protocol.failure import error_text, read_error
-from samkit.runtime.protocol.wire import decode
+from samkit.runtime.protocol.wire import MOST_JSON, decode
 from samkit.triton_models.server_files import SHARED_MEMORY
 from samkit.triton_models.signs import Signs
 
@@ -72,7 +72,12 @@ def need_tensor(request: Any, name: str) -> np.ndarray:
 def read_json(request: Any, name: str, default: object = None) -> Any:
     """Return what an input of JSON says; `default` where the request does not have it."""
     tensor = read_tensor(request, name)
-    return default if tensor is None else decode(tensor, name)
+    return default if tensor is None else decode(tensor, name, most=MOST_JSON)
+
+
+def need_json(request: Any, name: str) -> Any:
+    """Return what an input of JSON says; raises TensorMismatchError where the request does not have it."""
+    return decode(need_tensor(request, name), name, most=MOST_JSON)
 
 
 def begin(model: str, name: str = "") -> None:

@@ -20,7 +20,7 @@ from samkit.json_records import from_json
 SCHEMA_VERSION = 1
 FILE_NAME = "samkit.json"
 
-ONNXRUNTIME, TENSORRT, PYTHON, ENSEMBLE = "onnxruntime", "tensorrt", "python", "ensemble"
+ONNXRUNTIME, TENSORRT, RTX, PYTHON, ENSEMBLE = "onnxruntime", "tensorrt", "tensorrt-rtx", "python", "ensemble"
 """What runs a model."""
 
 
@@ -35,11 +35,11 @@ class ServedExport:
     """The export's `Manifest.digest`: reports carry it. The manifests in the repository have another one wherever
     weights came from a file, because they don't say where it lies."""
     models: Mapping[str, str]
-    """Model name to what runs it: onnxruntime, tensorrt, python or ensemble."""
+    """Model name to what runs it: onnxruntime, tensorrt, tensorrt-rtx, python or ensemble."""
     files: Mapping[str, str]
     """Path relative to the repository to SHA-256: model files, model.py and manifest.json."""
     engines: Mapping[str, Any] = field(default_factory=dict)
-    """Of each model that is a TensorRT engine, the manifest's entry: the GPU and the TensorRT it needs."""
+    """Of each model that is an engine, the manifest's entry: its library, and the GPU or the target it needs."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Write export folders as one Triton model repository.
 
-    NAME_<graph>/config.pbtxt, 1/model.onnx or 1/model.plan      each graph of the export
+    NAME_<graph>/config.pbtxt, 1/model.onnx or 1/model.plan      each graph of the export; or, as an engine of TensorRT
+                                                                  for RTX, 1/model.py, 1/manifest.json and the engine
     NAME_preprocess, NAME_refine, NAME_postprocess, NAME_session  config.pbtxt, 1/model.py, 1/manifest.json
     NAME/config.pbtxt, 1/                                         the ensemble
     samkit.json                                                   what was written, with SHA-256 (record.py)
@@ -20,12 +21,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from samkit import engine_libraries
-from samkit.errors import ManifestError, ServingError
+from samkit.engine_libraries import EngineLibrary
+from samkit.errors import ManifestError, MissingDependencyError, ServingError
 from samkit.files import working_folder
 from samkit.manifest import FILE_NAME as MANIFEST_FILE
 from samkit.manifest import Export, Manifest, file_sha256
 from samkit.methods import GraphSpec, SliceMethod
 from samkit.precisions import BASE
+from samkit.runtime.backends.tensorrt_runner import describe_here
 from samkit.runtime.client.tritonclient_library import model_config
 from samkit.triton_models.limits import DEFAULTS, LIMITS, Limits
 from samkit.triton_models.model_config import (
@@ -38,7 +41,16 @@ from samkit.triton_models.model_config import (
     graph_config,
     python_config,
 )
-from samkit.triton_models.record import ENSEMBLE, FILE_NAME, ONNXRUNTIME, PYTHON, TENSORRT, Repository, ServedExport
+from samkit.triton_models.record import (
+    ENSEMBLE,
+    FILE_NAME,
+    ONNXRUNTIME,
+    PYTHON,
+    RTX,
+    TENSORRT,
+    Repository,
+    ServedExport,
+)
 from samkit.version import __version__
 
 NAME_FORM = re.compile(r"[a-z][a-z0-9_]*")
@@ -46,6 +58,7 @@ MODELS = Path(__file__).parent / "models"
 """The model.py of each role."""
 VERSION = "1"
 """Triton's name for the one version of every model."""
+_KINDS = {None: ONNXRUNTIME, engine_libraries.TENSORRT: TENSORRT, engine_libraries.RTX: RTX}
 
 
 @dataclass(frozen=True)
@@ -55,7 +68,8 @@ class _Source:
     export: Export
     name: str
     precision: str
-    engines: bool
+    libraries: tuple[EngineLibrary, ...]
+    """Whose engines are taken, where there are some."""
 
     @property
     def graphs(self) -> tuple[GraphSpec, ...]:
@@ -65,15 +79,20 @@ class _Source:
     def slices(self) -> bool:
         return isinstance(self.export.method, SliceMethod)
 
+    def library(self, graph: GraphSpec) -> EngineLibrary | None:
+        """Return the library whose engine runs `graph`; None where ONNX Runtime does."""
+        there = self.export.manifest.engines
+        return next((one for one in self.libraries if one.engine_file(graph.name, self.precision) in there), None)
+
     def engine(self, graph: GraphSpec) -> str | None:
-        """Return the file of the engine that runs `graph`; None where ONNX Runtime does."""
-        name = engine_libraries.TENSORRT.engine_file(graph.name, self.precision)
-        return name if self.engines and name in self.export.manifest.engines else None
+        """Return the file of that engine."""
+        library = self.library(graph)
+        return None if library is None else library.engine_file(graph.name, self.precision)
 
     @property
     def models(self) -> dict[str, str]:
         """Return every model's name and what runs it."""
-        graphs = {self.model(graph.name): TENSORRT if self.engine(graph) else ONNXRUNTIME for graph in self.graphs}
+        graphs = {self.model(graph.name): _KINDS[self.library(graph)] for graph in self.graphs}
         return {**graphs, **{self.model(role): PYTHON for role in (*ROLES, SESSION)}, self.name: ENSEMBLE}
 
     def model(self, part: str) -> str:
@@ -87,21 +106,23 @@ def write_repository(
     precision: str | None = None,
     name: str | None = None,
     engines: bool = True,
+    rtx: bool | None = None,
     limits: Limits = DEFAULTS,
 ) -> Repository:
     """Write `exports` into the model repository `out` and return its record.
 
     `precision` is that of all graphs, float32 unless another is asked for. `name` replaces the method's name, of one
-    export. With `engines`, graphs that have a TensorRT engine in this precision are served by it. A repository of
-    samkit's that is in `out` is replaced, edited configs included, once the new one is complete; a server that runs on
-    it has loaded its models and goes on with them.
+    export. With `engines`, graphs that have a TensorRT engine in this precision are served by it, and with `rtx` those
+    that have one of TensorRT for RTX by that, behind the Python backend: by default where this machine runs them. A
+    repository of samkit's that is in `out` is replaced, edited configs included, once the new one is complete; a server
+    that runs on it has loaded its models and goes on with them.
 
     Raises ServingError for names that can't be served together and an `out` that is something else, ManifestError for
     an export that is not whole or lacks the precision, MissingDependencyError without tritonclient.
     """
     model_config()  # before any work
     out = Path(os.path.realpath(out))  # not `resolve`, which knows no sentence for links that go in circles
-    sources = [_open(folder, precision or BASE.name, name, engines) for folder in exports]
+    sources = [_open(folder, precision or BASE.name, name, engines, rtx) for folder in exports]
     _check_names(sources, name)
     try:
         _check_out(out)
@@ -122,13 +143,31 @@ def write_repository(
 # --- Before any work ---
 
 
-def _open(folder: Path, precision: str, name: str | None, engines: bool) -> _Source:
+def _open(folder: Path, precision: str, name: str | None, engines: bool, rtx: bool | None) -> _Source:
     """Return an export whose files were verified and that has every graph in this precision."""
     export = Export.open(folder, verify=False)
     for graph in export.specs:
         export.path(graph.name, precision)
-    export.manifest.verify(folder, engines=engines)
-    return _Source(export, name or export.method.name.replace("-", "_"), precision, engines)
+    libraries: tuple[EngineLibrary, ...] = (engine_libraries.TENSORRT,) if engines else ()
+    if engines and (_runs_rtx(export, precision) if rtx is None else rtx):
+        libraries += (engine_libraries.RTX,)
+    source = _Source(export, name or export.method.name.replace("-", "_"), precision, libraries)
+    export.manifest.verify(folder, engines=any(source.engine(graph) for graph in export.specs))
+    return source
+
+
+def _runs_rtx(export: Export, precision: str) -> bool:
+    """Return whether this machine runs an export's engines of TensorRT for RTX, all that there are."""
+    library = engine_libraries.RTX
+    names = [library.engine_file(graph.name, precision) for graph in export.specs]
+    facts = [export.manifest.engines[name] for name in names if name in export.manifest.engines]
+    if not facts:
+        return False
+    try:
+        here = describe_here(library)
+    except MissingDependencyError:
+        return False
+    return all(library.misfit(each, here) is None for each in facts)
 
 
 def _check_names(sources: Sequence[_Source], name: str | None) -> None:
@@ -213,9 +252,16 @@ def _new_model(new: Path, model: str, config: str) -> Path:
 def _write_graph(source: _Source, graph: GraphSpec, new: Path) -> Iterator[Path]:
     """Write the model of one graph; yield its files."""
     model, engine = source.model(graph.name), source.engine(graph)
-    config = graph_config(model, graph, engine=engine is not None)
+    is_rtx = source.library(graph) is engine_libraries.RTX
+    config = graph_config(
+        model, graph, engine=engine is not None and not is_rtx, rtx=source.precision if is_rtx else None
+    )
     check_config(config, graph)
     version = _new_model(new, model, config)
+    if engine is not None and is_rtx:
+        yield _copy(source, engine, version / engine)
+        yield from _write_model("engine", source, version)
+        return
     if engine is not None:
         yield _copy(source, engine, version / ENGINE_FILE)
         return
@@ -244,11 +290,16 @@ def _write_python(source: _Source, role: str, new: Path, limits: Limits) -> Iter
         "precision": source.precision,
         # The manifest beside the model does not have it: its weights have no path
         "manifest": source.export.digest,
-        "engines": " ".join(graph.name for graph in source.graphs if source.engine(graph) is not None),
+        "engines": " ".join(g.name for g in source.graphs if source.library(g) is engine_libraries.TENSORRT),
     }
     parameters |= {key: str(getattr(limits, key)) for key in LIMITS[role]}
     model = source.model(role)
     version = _new_model(new, model, python_config(model, role, parameters, slices=source.slices))
+    yield from _write_model(role, source, version)
+
+
+def _write_model(role: str, source: _Source, version: Path) -> Iterator[Path]:
+    """Write what every Python model has, its code and the manifest; yield both files."""
     shutil.copyfile(MODELS / f"{role}.py", version / "model.py")
     without_origin(source.export.manifest).save(version)
     yield from (version / "model.py", version / MANIFEST_FILE)

@@ -36,7 +36,9 @@ class Served:
     """As in the model's own folder, which holds the manifest and none of the files."""
     limits: Limits
     engines: frozenset[str] = frozenset()
-    """Graphs that run as TensorRT engines."""
+    """Graphs that run as TensorRT engines, whose axes all begin at one."""
+    names: int = 1
+    """How many exports the server serves."""
 
     @classmethod
     def from_triton(cls, args: Mapping[str, str]) -> Self:
@@ -54,6 +56,7 @@ class Served:
             export=Export.open(folder, verify=False),
             limits=Limits.from_parameters(parameters),
             engines=frozenset(parameters["engines"].split()),
+            names=max(1, sum(1 for _ in folder.parents[1].glob("*_session"))),
         )
 
     @property

@@ -31,6 +31,7 @@ from typing import Self
 
 import numpy as np
 
+from samkit import engine_libraries
 from samkit.errors import ServingError
 from samkit.files import working_folder
 from samkit.manifest import Manifest
@@ -38,7 +39,7 @@ from samkit.methods import GraphSpec
 from samkit.runtime.client import tritonclient_library
 from samkit.triton_models.limits import DRAIN_SECONDS
 from samkit.triton_models.processes import Death, Vigil, members, stubs
-from samkit.triton_models.record import ONNXRUNTIME, PYTHON, Repository, ServedExport
+from samkit.triton_models.record import ONNXRUNTIME, PYTHON, RTX, Repository, ServedExport
 from samkit.triton_models.repository import write_repository
 from samkit.triton_models.server_files import (
     SHARED_BYTES,
@@ -209,6 +210,13 @@ class EmbeddedServer:
         if self._process is not None:
             raise ServingError("this server was started before; stop it first")
         record = Repository.load(self.repository)
+        engines = [model for model, kind in record.models.items() if kind == RTX]
+        if engines and self._device != "cuda":
+            raise ServingError(
+                f"{', '.join(engines)} run as engines of {engine_libraries.RTX.title}, which need a GPU; start it with "
+                "{device} cuda, or write the repository with --no-engines",
+                options=("device",),
+            )
         files = find_server()
         check_numpy()
         asked = self._ports
@@ -251,7 +259,7 @@ class EmbeddedServer:
         for pid, model in there.items():
             self._vigil.watch(pid, model)
         for model, kind in record.models.items():
-            if kind in (PYTHON, ONNXRUNTIME) and model not in there.values():
+            if kind in (PYTHON, ONNXRUNTIME, RTX) and model not in there.values():
                 raise ServingError(f"the process of {model} ended ({last_words(self._log)}); see the server's log")
 
     def _launch(self, files: ServerFiles) -> None:

@@ -33,6 +33,7 @@ from samkit.errors import AtCapacity, ServerRestarted, ServingError, SessionExpi
 from samkit.geometry import by
 from samkit.runtime.backends.runner import Runner
 from samkit.runtime.loops.embeddings import Embeddings
+from samkit.runtime.protocol import wire
 from samkit.runtime.protocol.answers import Changed, Nothing, Opened
 from samkit.runtime.protocol.requests import (
     Add,
@@ -42,10 +43,13 @@ from samkit.runtime.protocol.requests import (
     Close,
     Describe,
     Open,
+    Propagate,
     Request,
+    SegmentAutomatically,
     SessionChange,
 )
 from samkit.triton_models.hosted_session import HostedSession, Reply, nothing
+from samkit.triton_models.memory import budget_of_machine
 from samkit.triton_models.scans import Tensors, read_scan, volumes_of
 from samkit.triton_models.served import Served
 
@@ -127,6 +131,9 @@ class SessionHost:
         self._lock = threading.Lock()
         self._held: dict[str, _Held] = {}
         self._opening = 0
+        self._coming = 0
+        """Bytes of scans that are being opened."""
+        self._budget = served.limits.memory_bytes or budget_of_machine(served.names)
         self._replaced: Counter[str] = Counter()
         self._openings: dict[str, _Opening] = {}
         self._expired: OrderedDict[str, str] = OrderedDict()
@@ -187,6 +194,9 @@ class SessionHost:
             return held.hosted.tell(request)
         if (before := held.hosted.repeated(request)) is not None:
             return before
+        if isinstance(request, (Click, BoxCorners, Add, SegmentAutomatically, Propagate)):
+            with self._lock:
+                self._check_memory(0, "this session takes nothing more; undo, reset, ")
         started = time.perf_counter()
         answer, labels = held.hosted.change(request)
         spent = time.perf_counter() - started
@@ -194,6 +204,15 @@ class SessionHost:
         box = by(labels.shape)
         logger.info("%s %s turn %d %s %.3f s", _hash(token), request.op, held.hosted.turn, box, spent)
         return answer, labels
+
+    def _check_memory(self, more: int, what: str, replaced: str | None = None) -> None:
+        """Raise AtCapacity where sessions would hold more than they may; whoever calls has the lock."""
+        taken = sum(held.hosted.nbytes for token, held in self._held.items() if token != replaced) + self._coming
+        if taken + more > self._budget:
+            raise AtCapacity(
+                f"the sessions of {self._served.method.name} hold {taken >> 20} MiB, and may hold "
+                f"{self._budget >> 20}: {what}close one, try again later, or have memory_bytes raised"
+            )
 
     def _count(self, request: SessionChange, answer: Changed) -> None:
         """Add to the figures what a change did."""
@@ -235,6 +254,7 @@ class SessionHost:
     def _open_new(self, request: Open, tensors: Tensors, opening: _Opening) -> tuple[Opened, str]:
         """Return the answer, and the key of the scan."""
         started, limit, replaced = time.perf_counter(), self._served.limits.max_sessions, request.replaces
+        size = self._size(tensors)
         with self._lock:  # before any work on megabytes
             # A session that makes room for another does not count, nor do those that others replace meanwhile
             staying = self._held.keys() - self._replaced.keys() - {replaced}
@@ -243,14 +263,17 @@ class SessionHost:
                     f"{limit} sessions of {self._served.method.name} are open, as many as this server holds; close "
                     "one, try again later, or have max_sessions raised"
                 )
+            self._check_memory(size, f"this scan of {size >> 20} does not fit; ", replaced)
             self._opening += 1
+            self._coming += size
             self._replaced += Counter([replaced] if replaced is not None else [])
         try:
             hosted, scan = self._hold(request, tensors)
-            token = self._take_place(hosted, request, opening)
+            token = self._take_place(hosted, request, opening, size)
         except BaseException:
             with self._lock:
                 self._opening -= 1
+                self._coming -= size
                 self._end_replacing(replaced)
             raise
         with self._lock:
@@ -274,12 +297,13 @@ class SessionHost:
         )
         return opened, scan
 
-    def _take_place(self, hosted: HostedSession, request: Open, opening: _Opening) -> str:
+    def _take_place(self, hosted: HostedSession, request: Open, opening: _Opening, size: int) -> str:
         """Return the token of a session that is held from now on; raises ServingError where nobody waits for it."""
         token = self._start + secrets.token_hex(_SECRET_BYTES)
         with self._lock:  # at once, so that the session is never counted twice
             if not opening.is_cancelled:
                 self._opening -= 1
+                self._coming -= size
                 self._held[token] = _Held(hosted, request.nonce, self._clock(), request.heartbeat)
                 self.counters.opened += 1
                 opening.token = token
@@ -301,6 +325,11 @@ class SessionHost:
             with held.lock:
                 if not held.is_gone:
                     self._close(opening.token, held)
+
+    def _size(self, tensors: Tensors) -> int:
+        """Return the bytes that a session will hold of a scan, before any step."""
+        arrays = [array for name in wire.VOLUMES if (array := tensors.get(name)) is not None]
+        return sum(4 * array.size if self._served.is_slices else array.nbytes for array in arrays)
 
     def _end_replacing(self, replaced: str | None) -> None:
         """Let a session count again that an opening was to replace, where it is still there."""
@@ -394,9 +423,12 @@ class SessionHost:
         """Return what a metrics page shows: name, counter or gauge, description, value, and a stage or nothing."""
         with self._lock:
             counters, stages, held = self.counters, dict(self.counters.seconds), len(self._held)
+            nbytes = sum(held.hosted.nbytes for held in self._held.values())
         store = self.embeddings
         return [
             ("samkit_sessions_open", "gauge", "Sessions that hold a scan", held, ""),
+            ("samkit_sessions_bytes", "gauge", "Memory of scans, histories and last answers", nbytes, ""),
+            ("samkit_sessions_bytes_limit", "gauge", "What that may be", self._budget, ""),
             ("samkit_sessions_total", "counter", "Sessions opened", counters.opened, ""),
             ("samkit_sessions_expired_total", "counter", "Sessions that nobody used", counters.expired, ""),
             ("samkit_sessions_silent_total", "counter", "Of them: the client's heartbeat stopped", counters.silent, ""),

@@ -14,9 +14,12 @@ from samkit.planes import PlaneView
 from samkit.prompts import Box, Point, Prompt, SliceBox, SlicePoint, prompt_json, prompts_from_json
 from samkit.runtime.backends.runner import Runner
 from samkit.runtime.loops.slices import Slices, SliceState
+from samkit.runtime.protocol import wire
+from samkit.runtime.protocol.readers import read_count
 from samkit.runtime.protocol.requests import EnsembleOptions
 from samkit.runtime.session.slice_session import SliceSession
 from samkit.triton_models.served import Served
+from samkit.triton_models.tasks import FoundInSlices, Task, check_prepared, check_shape
 
 
 class SliceSteps:
@@ -44,39 +47,42 @@ class SliceSteps:
         return session.channels(), [{"slice": number, **prompt_json(prompt)} for number, prompt in placed]
 
     def refine(
-        self, runners: Mapping[str, Runner], prepared: np.ndarray, task: Mapping[str, Any]
+        self, runners: Mapping[str, Runner], prepared: np.ndarray, task: Task
     ) -> tuple[dict[str, Any], np.ndarray]:
         """Return what was found, as JSON, and labels (slices, H, W)."""
+        sequences = self._method.sequences(self._served.config)
+        check_prepared(prepared.shape, sequences=max(1, len(sequences)))
         slices = Slices(self._method, self._served.config, runners, list(prepared))
         state, boxes = SliceState(), 0
         touched: list[int] = []
-        if task["prompts"]:
-            state, touched = slices.prompt(state, [_placed(entry) for entry in task["prompts"]])
+        if task.prompts:
+            state, touched = slices.prompt(state, [_placed(entry, prepared.shape[1]) for entry in task.prompts])
         if self._method.is_automatic:
             state, touched, boxes = slices.segment_automatically(state)
-        if EnsembleOptions.from_json(task["options"]).propagate:
+        if task.options.propagate:
             state, touched = slices.propagate(state)
         last = state.answers.get(touched[-1]) if touched else None
         found = {"boxes": boxes, "slices": sorted(state.answers), "iou": [] if last is None else list(last.iou)}
         _, _, height, width = prepared.shape
         return found, state.labels(slices.count, (height, width))
 
-    def restore(
-        self,
-        shape: tuple[int, int, int],
-        affine: np.ndarray,
-        asked: EnsembleOptions,
-        found: Mapping[str, Any],
-        result: np.ndarray,
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def restore(self, found: Task, affine: np.ndarray, result: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         """Return the mask (I, J, K) on the scan's own array, and what the report says of slices alone."""
-        view = PlaneView.chosen(shape, affine, asked.plane, self._method.plane)
-        across = tuple(sorted(view.file_index(number) for number in found["slices"]))
-        return np.ascontiguousarray(view.volume(result)), {"boxes": found["boxes"], "slices": across}
+        if not isinstance(found, FoundInSlices):
+            raise PromptError(f"{found.called} is not of slices; send what refine answers")
+        view = PlaneView.chosen(found.shape, affine, found.options.plane, self._method.plane)
+        check_shape(wire.LABELS, result.shape, (view.count, *view.shape))
+        if found.slices and max(found.slices) >= view.count:
+            raise PromptError(f"slice {max(found.slices)} is none of the scan's {view.count}; run refine before")
+        across = tuple(sorted(view.file_index(number) for number in found.slices))
+        return np.ascontiguousarray(view.volume(result)), {"boxes": found.boxes, "slices": across}
 
 
-def _placed(entry: Mapping[str, Any]) -> tuple[int, SlicePoint | SliceBox]:
+def _placed(entry: Mapping[str, Any], count: int) -> tuple[int, SlicePoint | SliceBox]:
     (prompt,) = prompts_from_json([{key: value for key, value in entry.items() if key != "slice"}], "the task")
     if isinstance(prompt, (Point, Box)):
         raise PromptError("the task has a prompt with three indices, and a slice has two; run preprocess before refine")
-    return int(entry["slice"]), prompt
+    number = read_count(entry.get("slice"), "slice")
+    if number >= count:
+        raise PromptError(f"slice {number} is none of the scan's {count}; run preprocess before refine")
+    return number, prompt

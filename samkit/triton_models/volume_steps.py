@@ -16,11 +16,16 @@ from samkit.networks.sam3d_config import Sam3DConfig
 from samkit.prompts import FOREGROUND, Prompt, prompt_json, prompts_from_json
 from samkit.runtime.backends.runner import Runner
 from samkit.runtime.loops.refinement import Piece, Refiner, State
+from samkit.runtime.protocol import wire
 from samkit.runtime.protocol.requests import EnsembleOptions
 from samkit.runtime.session.local_session import check_inside
 from samkit.runtime.session.updates import paint
 from samkit.runtime.session.volume_session import mask_parts, point_to_grid, volume_click
 from samkit.triton_models.served import Served
+from samkit.triton_models.tasks import Box, FoundInVolume, Task, check_prepared, check_shape
+
+_BEYOND = 1024
+"""Grid voxels: a click on the edge of a scan may lie a few beyond its grid, where that is finer."""
 
 
 class VolumeSteps:
@@ -64,11 +69,16 @@ class VolumeSteps:
         return grid.from_file(volume.array)[None], [prompt_json(point_to_grid(point, grid)) for point in points]
 
     def refine(
-        self, runners: Mapping[str, Runner], prepared: np.ndarray, task: Mapping[str, Any]
+        self, runners: Mapping[str, Runner], prepared: np.ndarray, task: Task
     ) -> tuple[dict[str, Any], np.ndarray]:
         """Return what was found, as JSON, and logits of all boxes, one after the other."""
+        check_prepared(prepared.shape, sequences=1)
         (scan,), patch = prepared, self._config.patch
         i, j, k = scan.shape
+        clicks = [volume_click(p, self._method.name) for p in prompts_from_json(list(task.prompts), "the task")]
+        for click in clicks:
+            if not all(-_BEYOND <= v < side + _BEYOND for v, side in zip(click.index, (i, j, k), strict=True)):
+                raise PromptError("a click of the task lies far outside of the grid; run preprocess before refine")
 
         def read_box(origin: Index) -> np.ndarray:
             return crop(scan, origin, patch)
@@ -76,8 +86,8 @@ class VolumeSteps:
         refinement = str(self._served.export.plan.refinement)
         refiner = Refiner(self._method, self._config, refinement, runners, (i, j, k), read_box)
         state = State()
-        for point in prompts_from_json(task["prompts"], "the task"):
-            state = refiner.click(state, volume_click(point, self._method.name))
+        for click in clicks:
+            state = refiner.click(state, click)
         pieces = refiner.merge(state)
         found = {
             "pieces": [{"origin": list(piece.origin), "shape": list(piece.logits.shape)} for piece in pieces],
@@ -88,28 +98,25 @@ class VolumeSteps:
         flat = [piece.logits.ravel() for piece in pieces]
         return found, np.concatenate(flat) if flat else np.zeros(0, np.float32)
 
-    def restore(
-        self,
-        shape: tuple[int, int, int],
-        affine: np.ndarray,
-        asked: EnsembleOptions,
-        found: Mapping[str, Any],
-        result: np.ndarray,
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def restore(self, found: Task, affine: np.ndarray, result: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         """Return the mask (I, J, K) on the scan's own array, and what the report says of volumes alone."""
-        pieces = _pieces(found["pieces"], result)
-        parts = mask_parts(pieces, self._grid(shape, affine, asked), self._method.mask_threshold)
-        return paint(parts, shape), {"crops": found["crops"], "limit_reached": found["limit_reached"]}
+        if not isinstance(found, FoundInVolume):
+            raise PromptError(f"{found.called} is not of a volume; send what refine answers")
+        grid = self._grid(found.shape, affine, found.options)
+        parts = mask_parts(_pieces(found.pieces, result, grid), grid, self._method.mask_threshold)
+        return paint(parts, found.shape), {"crops": found.crops, "limit_reached": found.limit_reached}
 
     def _grid(self, shape: tuple[int, int, int], affine: np.ndarray, asked: EnsembleOptions) -> Grid:
         return Grid.over(shape, affine, self._config.spacing if asked.spacing is None else asked.spacing)
 
 
-def _pieces(entries: Sequence[Mapping[str, Any]], logits: np.ndarray) -> list[Piece]:
+def _pieces(boxes: Sequence[Box], logits: np.ndarray, grid: Grid) -> list[Piece]:
+    check_shape(wire.LOGITS, logits.shape, (sum(math.prod(box.shape) for box in boxes),))
     pieces, start = [], 0
-    for entry in entries:
-        size = int(np.prod(entry["shape"]))
-        i, j, k = entry["origin"]
-        pieces.append(Piece((i, j, k), logits[start : start + size].reshape(entry["shape"])))
+    for box in boxes:
+        if not all(-n < o < side for o, n, side in zip(box.origin, box.shape, grid.shape, strict=True)):
+            raise PromptError(f"a piece at {list(box.origin)} lies outside of the scan's grid; run refine before")
+        size = math.prod(box.shape)
+        pieces.append(Piece(box.origin, logits[start : start + size].reshape(box.shape)))
         start += size
     return pieces

@@ -20,11 +20,12 @@ from samkit.export.cli import export, main
 from samkit.export.emulation import EmulatedRunner
 from samkit.export.export import run_export
 from samkit.export.plan import plan_export
+from samkit.export.typed_graph import PRODUCTS
 from samkit.manifest import Manifest
 from samkit.methods import get_method
 from samkit.phantoms import make_phantom
 from samkit.weights import demo_checkpoint
-from support.rtx import PRODUCTS, check_types, parse
+from support.rtx import check_types, parse
 
 pytestmark = pytest.mark.xdist_group("float16")
 

@@ -5,6 +5,7 @@ Nothing here is decided by how long something takes: what has to come to pass is
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,9 +20,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samkit.errors import MissingDependencyError, ServerStopping
+from samkit.errors import (
+    AtCapacity,
+    GeometryError,
+    MissingDependencyError,
+    PromptError,
+    ServerStopping,
+    TensorMismatchError,
+)
 from samkit.geometry import Volume
 from samkit.runtime import open_session
+from samkit.runtime.client import tritonclient_library
+from samkit.runtime.protocol.failure import read_error
+from samkit.triton_models.limits import Limits
 from samkit.triton_models.processes import stubs
 from samkit.triton_models.repository import write_repository
 from samkit.triton_models.server_files import SHARED_MEMORY, find_server
@@ -61,7 +72,7 @@ def _needs_server():
 def repository(bright_export, tmp_path_factory):
     """The bright export, whose encoder waits while a gate is shut."""
     folder = tmp_path_factory.mktemp("watched") / "repository"
-    write_repository([bright_export], folder)
+    write_repository([bright_export], folder, limits=Limits(memory_bytes=64 << 20))
     encoder = folder / f"{NAME}_image_encoder"
     config = (encoder / "config.pbtxt").read_text().replace('backend: "onnxruntime"', 'backend: "python"')
     (encoder / "config.pbtxt").write_text(config.replace('default_model_filename: "model.onnx"', ""))
@@ -113,6 +124,12 @@ class Command:
         self.process.kill()
         self.process.communicate()
         self._stderr.close()
+
+    def figure(self, label):
+        """Return the figure of this name and these labels from the metrics page; 0 where there is none yet."""
+        with urllib.request.urlopen(self.metrics) as page:  # noqa: S310
+            lines = [line.rpartition(" ") for line in page.read().decode().splitlines()]
+        return sum(float(value) for found, _, value in lines if found == label)
 
     def said(self):
         return self.log.read_text()
@@ -229,6 +246,72 @@ def test_command_gives_up_with_a_sentence(start):
     assert command.process.wait(60) == 1
     assert "the server ended, and 0 starts in a row did not help" in command.said()
     assert not command.regions()
+
+
+# --- What nobody should send ---
+
+
+def ask(url, model, tensors):
+    """Return the error that a model's answer carries; None where it carries none."""
+    library = tritonclient_library.grpc()
+    with library.InferenceServerClient(url.split("/")[2]) as client:
+        try:
+            client.infer(model, tritonclient_library.as_inputs(library, tensors), client_timeout=300)
+        except library.InferenceServerException as error:
+            return read_error(str(error))
+    return None
+
+
+def text(data):
+    return np.array([data if isinstance(data, bytes) else json.dumps(data).encode()], object)
+
+
+PREPARED = np.ones((1, 32, 32, 32), np.float32)
+POINT = {"point": [16, 16, 16], "label": 1}
+SCAN = {"volume": PREPARED, "affine": np.eye(4)}
+
+
+@pytest.mark.parametrize(
+    ("role", "tensors", "kind"),
+    [
+        ("refine", {}, TensorMismatchError),
+        ("refine", {"prepared": PREPARED}, TensorMismatchError),
+        ("refine", {"task": text({})}, TensorMismatchError),
+        ("refine", {"prepared": PREPARED, "task": text({})}, PromptError),
+        ("postprocess", {}, TensorMismatchError),
+        ("postprocess", {"found": text({})}, TensorMismatchError),
+        ("postprocess", {"logits": np.ones(3, np.float32)}, TensorMismatchError),
+        ("postprocess", {"found": text({}), "logits": np.ones(3, np.float32)}, PromptError),
+        ("preprocess", {"volume": PREPARED}, GeometryError),
+        ("preprocess", {**SCAN, "prompts": text([POINT] * 513)}, PromptError),
+        ("preprocess", {**SCAN, "prompts": text(b" " * 2**20 + b"[]")}, TensorMismatchError),
+        ("session", {}, PromptError),
+        ("session", {"request": text({"op": "check", "prompts": [POINT] * 513})}, PromptError),
+        ("session", {"request": text({"op": "check", "prompts": [POINT] * 100_000})}, TensorMismatchError),
+        ("session", {"request": text(b'{"op": ' + b" " * 60_000_000 + b'"describe"}')}, TensorMismatchError),
+    ],
+)
+def test_bad_request_is_refused_with_its_type_and_counted(running, role, tensors, kind):
+    label = f'samkit_errors_total{{model="{NAME}_{role}",name="{NAME}",type="{kind.__name__}"}}'
+    before = running.figure(label)
+
+    error = ask(running.url, f"{NAME}_{role}", tensors)
+
+    assert type(error) is kind
+    assert "bug" not in str(error)
+    assert running.figure(label) == before + 1
+
+
+def test_scan_beyond_the_memory_of_all_is_refused(running):
+    large = Volume(np.ones((256, 256, 150), np.float32), np.eye(4))
+    large.array[100, 100, 70] = 2  # 38 of the 64 MiB that sessions may hold
+    with open_session(running.url) as first, open_session(running.url) as second:
+        first.set_image(large)
+        wait_until(lambda: running.figure(f'samkit_sessions_bytes{{name="{NAME}"}}') >= large.array.nbytes)
+        with pytest.raises(AtCapacity, match="may hold 64: this scan of 37 does not fit; close one"):
+            second.set_image(large)
+        first.set_image(large)  # takes the place of the one before
+    wait_until(lambda: running.figure(f'samkit_sessions_bytes{{name="{NAME}"}}') == 0)
 
 
 # --- Stopping ---

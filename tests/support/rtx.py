@@ -8,9 +8,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from samkit.engine_libraries import RTX
+from samkit.export.typed_graph import PRODUCTS
 from samkit.runtime.backends.tensorrt_library import _logger, build_engine
-
-PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 class Parsed(NamedTuple):

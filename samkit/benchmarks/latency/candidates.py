@@ -90,7 +90,7 @@ def attempt(identity: Identity, act: Callable[[], T]) -> T | Absent:
         return act()
     except MissingDependencyError as error:
         return Absent("latency", identity, str(error), is_failure=False)
-    except Exception as error:  # PyTorch's compiler, ONNX Runtime and TensorRT share no other base
+    except Exception as error:  # PyTorch's compiler, ONNX Runtime and NVIDIA's libraries share none below
         if identity.backend == EAGER:
             raise
         first_line = (str(error).strip() or "no reason").splitlines()[0]

@@ -2,7 +2,7 @@
 
 Before anything is timed, its outputs are compared with PyTorch eager's on the same inputs: the time of something that
 computes another thing is an error, and no figure. The inputs are seeded, and the embedding is the export's own. On a
-CUDA device the TensorRT engines of the export take turns, too, with embeddings of their own encoder.
+CUDA device the engines of the export take turns, too, with embeddings of their own encoder.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ MOST_SPREAD, MOST_STOLEN, MOST_BUSY = 0.10, 0.02, 0.05
 processors' time what a hypervisor gave to others, and what others used within LOOK_SECONDS before the first run."""
 LOOK_SECONDS = 1.0
 PACKAGES = (
-    "samkit", "numpy", "scipy", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "monai", "tritonclient",
-    "nvidia-pytriton",
+    "samkit", "numpy", "scipy", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt",
+    "tensorrt-rtx-cu13-libs", "monai", "tritonclient", "nvidia-pytriton",
 )  # fmt: skip
 """Whose versions a run names, where they are installed."""
 

@@ -34,6 +34,7 @@ COLOURS: Mapping[str, str] = {
     "torch-compile fp32": "#009E73",
     "onnxruntime-no-fold fp32": "#56B4E9", "onnxruntime fp32": "#0072B2", "onnxruntime fp16": "#E69F00",
     "tensorrt fp16": "#D55E00", "tensorrt fp32": "#8C510A",
+    "tensorrt-rtx fp16": "#76B900", "tensorrt-rtx fp32": "#3F6B00",
     "triton fp32": "#7B3294",
 }  # fmt: skip
 OTHER_COLOURS = ("#882255", "#44AA99", "#999933", "#332288", "#AA4499", "#117733", "#661100", "#6699CC")

@@ -20,6 +20,7 @@ BACKENDS: Mapping[str, str] = {
     "onnxruntime-no-fold": "ONNX Runtime, no fold",
     "onnxruntime": "ONNX Runtime",
     "tensorrt": "TensorRT",
+    "tensorrt-rtx": "TensorRT for RTX",
     "triton": "Triton",
 }
 """How a reader calls backends, in the order of columns; one that is not here goes last, by the title that its row has,
@@ -142,7 +143,8 @@ def is_eager(row: Row) -> bool:
 def backend_of(row: Row) -> str:
     """Return backend, precision and device as a reader calls them."""
     who = row.identity
-    where = " (CUDA)" if who.device == "cuda" and who.backend != "tensorrt" else ""
+    runs_there_alone = who.backend.startswith("tensorrt")
+    where = " (CUDA)" if who.device == "cuda" and not runs_there_alone else ""
     return f"{BACKENDS.get(who.backend) or who.backend_title or who.backend} {who.precision}{where}"
 
 

@@ -36,6 +36,8 @@ _FILES = (
     "onnxruntime_runner",
     "onnxruntime_tensorrt",
     "tensorrt_runner",
+    "tensorrt_rtx_runner",
+    "tensorrt_rtx_eager",
     "torch_runner",
 )
 BACKENDS: tuple[Backend, ...] = tuple(import_module(f"{__name__}.{file}").BACKEND for file in _FILES)

@@ -1,42 +1,29 @@
 """One CUDA device through pycuda: its memory, its stream, and what it is. The only file that imports pycuda.
 
-The device's primary context is used, because it is the one TensorRT works in. Contexts belong to threads, so every
-call is made inside `with device.active():`, from whatever thread; nothing stays current in between.
-
-It is retained once and never given back before the process ends: pycuda's `detach` of a context that is not current
-makes it so and leaves it there, since releasing a primary context pops nothing, and in any other thread than the one
-that retained it does nothing at all (pycuda src/cpp/cuda.hpp; CUDA driver API, cuDevicePrimaryCtxRelease).
+The primary context is retained once and never given back before the process ends: pycuda's `detach` of a context that
+is not current makes it so and leaves it there, since releasing a primary context pops nothing, and in any other thread
+than the one that retained it does nothing at all (pycuda src/cpp/cuda.hpp; CUDA driver API, cuDevicePrimaryCtxRelease).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from samkit.errors import MissingDependencyError
-from samkit.extras import how_to_install
+from samkit.runtime.backends.cuda_device import NON_BLOCKING, CudaLibrary, dotted, no_device, no_driver
 from samkit.runtime.backends.runner import Closing
 
 if TYPE_CHECKING:
     import pycuda.driver
 
-_DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
-
-def import_pycuda() -> Any:
+def _import_driver() -> Any:
     """Return the module `pycuda.driver`, initialised; raises MissingDependencyError where it or a device is missing."""
-    if find_spec("pycuda") is None:
-        raise MissingDependencyError(
-            "TensorRT engines need pycuda, which is not installed; it compiles from source and wants a C++ compiler "
-            f"and the CUDA toolkit (nvcc on the PATH), with both there: {how_to_install('tensorrt')}"
-        )
     try:
         import pycuda.driver
     except ImportError as error:
@@ -47,44 +34,21 @@ def import_pycuda() -> Any:
     try:
         pycuda.driver.init()
     except pycuda.driver.Error as error:
-        raise MissingDependencyError(
-            f"the CUDA driver does not start ({error}), and TensorRT engines need an NVIDIA GPU; check nvidia-smi, and "
-            "--gpus of the container"
-        ) from error
+        raise no_driver(error) from error
     if pycuda.driver.Device.count() == 0:
-        raise MissingDependencyError(
-            "CUDA finds no device, and TensorRT engines need an NVIDIA GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES"
-        )
+        raise no_device()
     return pycuda.driver
 
 
-def describe_device() -> dict[str, str]:
-    """Return what engines and timing caches are bound to: GPU, compute capability, CUDA and driver.
-
-    `cuda` is the version that pycuda was compiled with, `cuda_driver` the newest that the driver knows, `driver` the
-    NVIDIA driver's own version, or "unknown" where the system does not tell. Creates no context.
-    """
-    driver = import_pycuda()
+def _describe() -> dict[str, str]:
+    driver = _import_driver()
     device: pycuda.driver.Device = driver.Device(0)
-    name, capability = device.name(), device.compute_capability()
-    newest = driver.get_driver_version()
     return {
-        "gpu": str(name),
-        "compute_capability": ".".join(str(part) for part in capability),
+        "gpu": str(device.name()),
+        "compute_capability": ".".join(str(part) for part in device.compute_capability()),
         "cuda": ".".join(str(part) for part in driver.get_version()[:2]),
-        "cuda_driver": f"{newest // 1000}.{newest % 1000 // 10}",
-        "driver": _kernel_driver(),
+        "cuda_driver": dotted(driver.get_driver_version()),
     }
-
-
-def _kernel_driver() -> str:
-    """Return the NVIDIA driver's version, from the line that begins "NVRM version:"."""
-    try:
-        text = _DRIVER_FILE.read_text()
-    except OSError:
-        return "unknown"
-    found = re.search(r"Kernel Module(?: for \S+)?\s+(\d[\d.]*)", text)
-    return found.group(1) if found else "unknown"
 
 
 @cache
@@ -94,18 +58,18 @@ def _primary_context(driver: Any) -> pycuda.driver.Context:
     return device.retain_primary_context()
 
 
-class CudaDevice(Closing):
-    """The first CUDA device that is visible, with one stream; everything that was allocated goes when it is closed."""
+class PycudaDevice(Closing):
+    """A CudaDevice."""
 
     def __init__(self) -> None:
         """Raise MissingDependencyError where pycuda or a device is missing."""
-        self._driver = import_pycuda()
+        self._driver = _import_driver()
         self._context: pycuda.driver.Context = _primary_context(self._driver)
         self._memory: dict[int, pycuda.driver.DeviceAllocation] = {}
         self._pinned: list[np.ndarray] = []
         self._stream: pycuda.driver.Stream | None = None
         with self.active():
-            self._stream = self._driver.Stream()
+            self._stream = self._driver.Stream(NON_BLOCKING)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -143,6 +107,10 @@ class CudaDevice(Closing):
         """Queue a copy from the device into `target`, page-locked."""
         self._driver.memcpy_dtoh_async(target, address, self._stream)
 
+    def copy(self, target: int, source: int, count: int) -> None:
+        """Queue a copy of `count` bytes from one address of the device to another."""
+        self._driver.memcpy_dtod_async(target, source, count, self._stream)
+
     def fetch_now(self, target: np.ndarray, address: int) -> None:
         """Copy from the device into `target`, any array, and wait for it."""
         self._driver.memcpy_dtoh(target, address)
@@ -163,3 +131,6 @@ class CudaDevice(Closing):
                 allocation.free()
             self._stream = None  # destroyed here, where its context is current
         self._memory, self._pinned = {}, []
+
+
+LIBRARY = CudaLibrary(name="pycuda", module="pycuda", describe=_describe, open=PycudaDevice)

@@ -6,12 +6,13 @@ EXPLICIT_BATCH any more, and neither is needed: the network is strongly typed, s
 which precision, and TF32 is switched off, so that float32 is float32.
 
 TensorRT for RTX builds in every run of the tests, on any machine. No engine of either was ever run: no GPU was at
-hand, and TensorRT's own libraries can't be had where samkit is made. mypy checks every use of TensorRT's in this file
-against stubs made of the lists of its APIs (tests/unit/tensorrt/test_api.py).
+hand, and TensorRT's own libraries can't be had where samkit is made. mypy checks every use of theirs in this file
+against stubs made of the lists of their APIs (tests/unit/tensorrt/test_api.py).
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from samkit.runtime.backends.runner import Closing
 
 if TYPE_CHECKING:
     import tensorrt
+    import tensorrt_rtx
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Shape: TypeAlias = tuple[int, ...]
@@ -97,6 +101,9 @@ class Log:
         return last
 
 
+NO_DRIVER = "cudaError 35:"
+"""What CUDA says where there is no driver, and where it is too old."""
+
 LOG = Log()
 """The only one: TensorRT keeps the first logger of a process for good, whatever later objects are given."""
 
@@ -113,7 +120,7 @@ def _logger(library: EngineLibrary) -> tensorrt.ILogger:
         def log(self, severity: Any, msg: str) -> None:
             if severity != trt.ILogger.VERBOSE:
                 is_error = severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
-                if not library.needs_gpu and "cudaError" in msg:
+                if not library.needs_gpu and NO_DRIVER in msg:
                     is_error = False  # where there is no driver, each error is followed by one that says so
                 LOG.take(getattr(severity, "name", str(severity)), msg, is_error)
 
@@ -233,32 +240,89 @@ def _inspect(plan: bytes) -> str:
 
 # --- Running ---
 
+LAZY, EAGER = "lazy", "eager"
+"""When TensorRT for RTX compiles kernels for a new shape: while general ones do the work, or before the first run."""
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """How TensorRT for RTX makes an engine's kernels; of TensorRT's, the engine has all."""
+
+    kernels: str = LAZY
+    captures: bool = False
+    """Whether the library captures CUDA graphs, and replays them where shapes stay."""
+    known: bytes = b""
+    """Kernels of earlier runs here, as `Engine.kernels` gave them; or none."""
+
 
 class Engine(Closing):
     """One engine with one execution context. The CUDA context must be current in every call."""
 
-    def __init__(self, plan: bytes, name: str) -> None:
-        """Load a serialised engine, which the caller trusts; raises ManifestError where TensorRT does not take it."""
-        trt = import_tensorrt()
+    def __init__(
+        self, plan: bytes, name: str, library: EngineLibrary = TENSORRT, compilation: Compilation | None = None
+    ) -> None:
+        """Load a serialised engine, which the caller trusts; raises ManifestError where its library does not take it.
+
+        `compilation` is for libraries that have a runtime cache.
+        """
+        trt = import_tensorrt(library)
         self._name = name
+        self._library = library
+        self._cache: Any = None
+        self._config: Any = None
         # The runtime is needed for as long as the engine lives, and the engine for as long as its context.
-        runtime = trt.Runtime(_logger(TENSORRT))
+        runtime = trt.Runtime(_logger(library))
+        if library.has_runtime_cache and (reason := invalidity(runtime, plan, name)) is not None:
+            raise ManifestError(
+                f"{library.title} does not run {name} here ({reason}); update the driver, or build it again with the "
+                "release that is here: sam-export --build-engines"
+            )
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise ManifestError(
-                f"TensorRT can't load {name}{LOG.last_error()}; build it again here: sam-export --build-engines"
+                f"{library.title} can't load {name}{LOG.last_error()}; build it again here: sam-export --build-engines"
             )
         self._runtime: tensorrt.Runtime | None = runtime
         self._engine: tensorrt.ICudaEngine | None = engine
-        self._context: tensorrt.IExecutionContext | None = engine.create_execution_context()
+        self._context: tensorrt.IExecutionContext | None
+        if library.has_runtime_cache:
+            self._context = self._compiling(engine, compilation or Compilation())
+        else:
+            self._context = engine.create_execution_context()
         if self._context is None:
             raise SamkitError(
-                f"TensorRT has no room to run {name}{LOG.last_error()}; free memory of the GPU and try again"
+                f"{library.title} has no room to run {name}{LOG.last_error()}; free memory of the GPU and try again"
             )
+
+    def _compiling(self, engine: Any, compilation: Compilation) -> Any:
+        """Return the execution context of an engine of TensorRT for RTX."""
+        rtx = import_tensorrt(RTX)
+        compiled: tensorrt_rtx.ICudaEngine = engine
+        config = compiled.create_runtime_config()
+        strategies = rtx.DynamicShapesKernelSpecializationStrategy
+        is_eager = compilation.kernels == EAGER
+        config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER if is_eager else strategies.LAZY
+        graphs = rtx.CudaGraphStrategy
+        config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if compilation.captures else graphs.DISABLED
+        cache = config.create_runtime_cache()
+        if compilation.known and not cache.deserialize(compilation.known):
+            _log.info("%s: %s does not take the kernels of earlier runs; they are compiled anew", self._name, RTX.title)
+        if not config.set_runtime_cache(cache):
+            _log.warning("%s: %s takes no cache, so kernels are compiled in each session", self._name, RTX.title)
+        self._cache, self._config = cache, config
+        return compiled.create_execution_context(config)
+
+    def kernels(self) -> bytes:
+        """Return what was compiled so far and before; nothing of a library without a runtime cache."""
+        if self._cache is None:
+            return b""
+        cache: tensorrt_rtx.IRuntimeCache = self._cache
+        made = cache.serialize()
+        return b"" if made is None else bytes(made)
 
     def tensors(self) -> tuple[dict[str, str], dict[str, str]]:
         """Return inputs and outputs: names to dtypes, as numpy calls them where it can."""
-        trt = import_tensorrt()
+        trt = import_tensorrt(self._library)
         engine = self._held(self._engine)
         known = {
             trt.DataType.FLOAT: "float32",
@@ -308,7 +372,9 @@ class Engine(Closing):
         """Run on a CUDA stream, without waiting; raises SamkitError with TensorRT's reason where it does not start."""
         context = self._held(self._context)
         if not context.execute_async_v3(stream):
-            raise SamkitError(f"TensorRT could not run {self._name}{LOG.last_error()}; see the driver's log")
+            raise SamkitError(
+                f"{self._library.title} could not run {self._name}{LOG.last_error()}; see the driver's log"
+            )
 
     def _held(self, part: T | None) -> T:
         if part is None:
@@ -316,7 +382,31 @@ class Engine(Closing):
         return part
 
     def close(self) -> None:
-        """Let go of execution context, engine and runtime, in this order."""
+        """Let go of execution context, what it was made with, engine and runtime, in this order."""
         self._context = None
+        self._cache = self._config = None
         self._engine = None
         self._runtime = None
+
+
+def invalidity(runtime: Any, plan: bytes, name: str) -> str | None:
+    """Return why an engine of TensorRT for RTX is not valid here, as its header tells the library; None where it is."""
+    rtx = import_tensorrt(RTX)
+    asked: tensorrt_rtx.Runtime = runtime
+    validity, diagnostics = asked.get_engine_validity(plan[: asked.engine_header_size])
+    if validity == rtx.EngineValidity.SUBOPTIMAL:
+        _log.warning("%s may run slower here than it could, says %s; build it again here", name, RTX.title)
+    if validity != rtx.EngineValidity.INVALID:
+        return None
+    kinds = rtx.EngineInvalidityDiagnostics
+    meanings = (
+        (kinds.VERSION_MISMATCH, "another release built it"),
+        (kinds.UNSUPPORTED_CC, "it was not built for this GPU's compute capability"),
+        (kinds.OLD_CUDA_DRIVER, "the CUDA driver is too old"),
+        (kinds.OLD_CUDA_RUNTIME, "the CUDA runtime is too old"),
+        (kinds.INSUFFICIENT_GPU_MEMORY, "the GPU has too little memory"),
+        (kinds.MALFORMED_ENGINE, "it is no engine of this library"),
+        (kinds.CUDA_ERROR, "CUDA is not installed as it should be"),
+    )
+    told = [f"{kind.name}: {meaning}" for kind, meaning in meanings if int(diagnostics) & int(kind)]
+    return ", ".join(told) or "it gives no reason"

@@ -1,10 +1,11 @@
-"""TensorRT engines behind the Runner interface, on the first CUDA device that is visible.
+"""Engines of NVIDIA's libraries behind the Runner interface, on the first CUDA device that is visible.
 
-An engine is native code for one GPU and one TensorRT version, and whoever can write one can run code here. So only a
-file that the manifest lists is ever loaded, with the SHA-256, the GPU and the version it was built with.
+An engine is native code, and whoever can write one can run code here. So only a file that the manifest lists is ever
+loaded, with the SHA-256, the version, and the GPU or the target it was built with (EngineLibrary says which).
 
 Buffers are allocated once, for the largest shapes of the graph. A tensor that is kept lies in memory of its own, which
-is used again once nobody holds the tensor.
+is used again once nobody holds the tensor. Where the library captures CUDA graphs, every run reads and writes the same
+buffers, and what is kept or was kept is copied: a captured graph may hold the addresses that it was captured with.
 """
 
 from __future__ import annotations
@@ -22,12 +23,20 @@ import numpy as np
 from samkit.engine_libraries import TENSORRT, EngineLibrary
 from samkit.errors import ManifestError, SamkitError, TensorMismatchError
 from samkit.manifest import Export
-from samkit.methods.method import GraphSpec
+from samkit.methods.method import GraphSpec, VolumeMethod
 from samkit.prompts import ABSENT
 from samkit.runtime.backends.backend import Backend, open_each
-from samkit.runtime.backends.pycuda_device import CudaDevice, describe_device
+from samkit.runtime.backends.cuda_device import CudaDevice
+from samkit.runtime.backends.cuda_libraries import cuda_library, describe_device
 from samkit.runtime.backends.runner import Closing, Runner, check_inputs, kept_names, still_open
-from samkit.runtime.backends.tensorrt_library import Engine, tensorrt_version, untested_warning
+from samkit.runtime.backends.runtime_cache import RuntimeCache
+from samkit.runtime.backends.tensorrt_library import (
+    LAZY,
+    Compilation,
+    Engine,
+    tensorrt_version,
+    untested_warning,
+)
 from samkit.tensors import Tensor, TensorSpec
 
 POINTS = "points"
@@ -70,24 +79,39 @@ class EngineTensor:
 class TensorRTRunner(Closing):
     """One engine of an export."""
 
-    def __init__(self, export: Export, graph: GraphSpec, precision: str) -> None:
-        """Load the engine of `graph` in `precision` from the folder of `export`, whose manifest lists it.
+    def __init__(
+        self,
+        export: Export,
+        graph: GraphSpec,
+        precision: str,
+        library: EngineLibrary = TENSORRT,
+        *,
+        kernels: str = LAZY,
+    ) -> None:
+        """Load a library's engine of `graph` in `precision` from the folder of `export`, whose manifest lists it.
 
-        Raises ManifestError where there is none, where it was built for another GPU or TensorRT, or changed since, and
-        MissingDependencyError where TensorRT, pycuda or a GPU is missing.
+        `kernels` is when they are compiled, where the library does that here: LAZY or EAGER. Raises ManifestError where
+        there is no engine, where it was built for another GPU or version, or changed since, and MissingDependencyError
+        where the library, a package that drives CUDA, or a GPU is missing.
         """
         self.graph = graph
-        self.providers: tuple[str, ...] = (f"TensorRT {tensorrt_version()}",)
-        plan = _trusted_engine(export, graph, precision)
-        self._name = TENSORRT.engine_file(graph.name, precision)
+        version = tensorrt_version(library)
+        self.providers: tuple[str, ...] = (f"{library.title} {version}",)
+        here = describe_here(library)
+        plan = _trusted_engine(export, graph, precision, library, here)
+        self._name = library.engine_file(graph.name, precision)
+        self._captures = library.has_runtime_cache and shapes_stay(export, graph)
+        self._cache = RuntimeCache(plan, version, here) if library.has_runtime_cache else None
         self._lock = Lock()
         self._kept: weakref.WeakSet[EngineTensor] = weakref.WeakSet()
         self._spare: dict[int, list[int]] = {}
         self._engine: Engine | None = None
         with ExitStack() as opened:
-            self._device = opened.enter_context(CudaDevice())
+            self._device: CudaDevice = cuda_library(library.extra).open()
+            opened.callback(self._device.close)
             with self._device.active():
-                engine = Engine(plan, self._name)
+                known = b"" if self._cache is None else self._cache.read()
+                engine = Engine(plan, self._name, library, Compilation(kernels, self._captures, known))
                 opened.callback(engine.close)
                 self._check_tensors(engine)
                 self._memory = {
@@ -129,7 +153,7 @@ class TensorRTRunner(Closing):
     def _run(self, engine: Engine, inputs: Mapping[str, Tensor], stay: Collection[str]) -> dict[str, Tensor]:
         for name, tensor in inputs.items():
             if isinstance(tensor, EngineTensor):
-                address = tensor.address
+                address = self._at_hand(name, tensor)
             elif isinstance(tensor, np.ndarray):
                 address = self._send(name, tensor)
             else:
@@ -147,9 +171,11 @@ class TensorRTRunner(Closing):
             name: self._own_memory(prod(shape) * dtypes[name].itemsize) if name in stay else self._memory[name]
             for name, shape in shapes.items()
         }
-        for name, address in where.items():
-            engine.place_output(name, address)
+        for name in shapes:
+            engine.place_output(name, self._memory[name] if self._captures else where[name])
         engine.queue(self._device.stream)
+        for name in stay if self._captures else ():
+            self._device.copy(where[name], self._memory[name], prod(shapes[name]) * dtypes[name].itemsize)
         arrived = {name: self._host[name][: prod(shape)] for name, shape in shapes.items() if name not in stay}
         for name, array in arrived.items():
             self._device.fetch(array, where[name])
@@ -168,6 +194,13 @@ class TensorRTRunner(Closing):
         source[:] = array.ravel()
         if array.size:
             self._device.send(self._memory[name], source)
+        return self._memory[name]
+
+    def _at_hand(self, name: str, tensor: EngineTensor) -> int:
+        """Return where a kept tensor is read: where it lies, or in the input's buffer, to which its copy is queued."""
+        if not self._captures:
+            return tensor.address
+        self._device.copy(self._memory[name], tensor.address, tensor.nbytes)
         return self._memory[name]
 
     def _own_memory(self, count: int) -> int:
@@ -189,10 +222,13 @@ class TensorRTRunner(Closing):
             for tensor in list(self._kept):
                 tensor.free()
             with self._device.active():
+                compiled = b"" if self._cache is None else self._engine.kernels()
                 self._engine.close()
             self._engine = None
             self._memory, self._host, self._spare = {}, {}, {}
             self._device.close()
+        if self._cache is not None and compiled:
+            self._cache.write(compiled)
 
 
 def fill_points(graph: GraphSpec, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -212,70 +248,85 @@ def _largest(spec: TensorSpec) -> int:
     return prod(axis.max for axis in spec.axes)
 
 
-def describe_machine(library: EngineLibrary) -> dict[str, str]:
-    """Return what engines are built and run with, as manifests have it: the library's version and, where engines are
-    bound to one, the GPU, its compute capability, CUDA and the driver.
+def shapes_stay(export: Export, graph: GraphSpec) -> bool:
+    """Return whether one click of a session has the shapes of the next: of a volume, each is a point by itself.
+
+    An encoder's shapes stay, too, and its kernels take so long that nobody notices how they are started.
     """
-    device = describe_device() if library.needs_gpu else {}
-    return {library.version_fact: tensorrt_version(library), **device}
+    is_decoder = any(axis.name == POINTS for spec in graph.inputs for axis in spec.axes)
+    return is_decoder and isinstance(export.method, VolumeMethod)
 
 
-def _trusted_engine(export: Export, graph: GraphSpec, precision: str) -> bytes:
-    """Return the serialised engine; raises ManifestError unless it is what was built, for this GPU and TensorRT."""
+def describe_machine(library: EngineLibrary) -> dict[str, str]:
+    """Return what engines are built with, as manifests have it: the library's version and, where engines are built on
+    the GPU they will run on, that GPU, its compute capability, CUDA and the driver.
+    """
+    return describe_here(library) if library.needs_gpu else {library.version_fact: tensorrt_version(library)}
+
+
+def describe_here(library: EngineLibrary) -> dict[str, str]:
+    """Return what engines run with on this machine: the library's version, and what `describe_device` says."""
+    return {library.version_fact: tensorrt_version(library), **describe_device(library.extra)}
+
+
+def _trusted_engine(
+    export: Export, graph: GraphSpec, precision: str, library: EngineLibrary, here: Mapping[str, str]
+) -> bytes:
+    """Return the serialised engine; raises ManifestError unless it is what was built, for what is `here`."""
     folder, manifest = export.folder, export.manifest
-    name = TENSORRT.engine_file(graph.name, precision)
+    name = library.engine_file(graph.name, precision)
     listed = {artifact.file: artifact.sha256 for artifact in manifest.artifacts}
     facts: dict[str, Any] | None = manifest.engines.get(name)
+    again = f"sam-export --build-engines {folder}"
     if facts is None or name not in listed:
         there = ", ".join(sorted(manifest.engines)) or "none"
         raise ManifestError(
             f"the manifest of {folder.name} lists no engine {name} (it lists {there}), and no other file is ever "
-            f"loaded; build it here: sam-export --build-engines {folder}"
+            f"loaded; build it here: {again}"
         )
-    here = describe_machine(TENSORRT)
-    for fact, meaning in TENSORRT.bound_to:
-        if facts.get(fact) != here[fact]:
-            raise ManifestError(
-                f"{name} was built for {meaning} {facts.get(fact)}, and here is {here[fact]}; an engine runs where it "
-                f"was built, so build it here: sam-export --build-engines {folder}"
-            )
+    if (misfit := library.misfit(facts, here)) is not None:
+        raise ManifestError(f"{name} {misfit}; {library.advice} here: {again}")
     path = folder / name
     if not path.is_file():
-        raise ManifestError(f"{name} is missing though the manifest lists it; sam-export --build-engines {folder}")
+        raise ManifestError(f"{name} is missing though the manifest lists it; {again}")
     plan = path.read_bytes()
     found = hashlib.sha256(plan).hexdigest()  # of the very bytes that are loaded
     if found != listed[name]:
         raise ManifestError(
             f"{name} changed since it was built: its SHA-256 is {found[:12]}..., the manifest has "
-            f"{listed[name][:12]}...; build it again: sam-export --build-engines {folder}"
+            f"{listed[name][:12]}...; build it again: {again}"
         )
     return plan
 
 
-def missing_engine(export: Export, precision: str) -> str | None:
-    """Return which engine an export lacks to run in `precision`; None where all are there."""
-    names = [TENSORRT.engine_file(graph, precision) for graph in export.plan.graphs]
-    missing = [name for name in names if name not in export.manifest.engines]
-    return f"the export has no TensorRT engine {missing[0]}; sam-export --build-engines" if missing else None
+def engine_backend(library: EngineLibrary, summary: str, *, kernels: str = LAZY, in_benchmarks: bool = True) -> Backend:
+    """Return the backend that runs a library's engines; EAGER kernels are named behind it."""
+
+    def open_runners(export: Export, device: str, precision: str, threads: int | None) -> dict[str, Runner]:
+        return open_each(export.specs, lambda graph: TensorRTRunner(export, graph, precision, library, kernels=kernels))
+
+    def missing(export: Export, precision: str) -> str | None:
+        names = [library.engine_file(graph, precision) for graph in export.plan.graphs]
+        lacking = [name for name in names if name not in export.manifest.engines]
+        return f"the export has no {library.title} engine {lacking[0]}; sam-export --build-engines" if lacking else None
+
+    def warnings() -> tuple[str, ...]:
+        here = describe_here(library)
+        told = (untested_warning(here[library.version_fact], library), library.untried(here))
+        return tuple(sentence for sentence in told if sentence is not None)
+
+    return Backend(
+        name=library.backend if kernels == LAZY else f"{library.backend}-{kernels}",
+        title=library.title if kernels == LAZY else f"{library.title}, {kernels}",
+        summary=summary,
+        devices=("cuda",),
+        extras={"cuda": library.extra},
+        open_runners=open_runners,
+        checks_bytes=True,
+        missing=missing,
+        warnings=warnings,
+        in_benchmarks=in_benchmarks,
+    )
 
 
-def _open_runners(export: Export, device: str, precision: str, threads: int | None) -> dict[str, Runner]:
-    return open_each(export.specs, lambda graph: TensorRTRunner(export, graph, precision))
-
-
-def _warnings() -> tuple[str, ...]:
-    untested = untested_warning(tensorrt_version())
-    return () if untested is None else (untested,)
-
-
-BACKEND = Backend(
-    name="tensorrt",
-    title="TensorRT",
-    summary="runs engines that sam-export built for this GPU",
-    devices=("cuda",),
-    extras={"cuda": "tensorrt"},
-    open_runners=_open_runners,
-    checks_bytes=True,
-    missing=missing_engine,
-    warnings=_warnings,
-)
+BACKEND = engine_backend(TENSORRT, "runs engines that sam-export built for this GPU")

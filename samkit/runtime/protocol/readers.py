@@ -13,6 +13,8 @@ from samkit.prompts import BACKGROUND, FOREGROUND, Prompt, prompt_json, prompts_
 
 FINEST, COARSEST = 1e-6, 1e6
 """Spacings that are taken [mm]: beyond them a grid's sides are no numbers to count with."""
+MOST_PROMPTS = 512
+"""Of one request; a session takes no more steps."""
 LONGEST, SHORTEST_NONCE = 128, 16
 """Letters of a nonce or a token."""
 _MOST = 2**53
@@ -109,7 +111,11 @@ def read_label(value: object, name: str) -> int:
 
 
 def read_prompts(value: object, name: str) -> tuple[Prompt, ...]:
-    """Return points and boxes as a clicks file has them."""
+    """Return points and boxes as a clicks file has them, at most MOST_PROMPTS."""
+    if isinstance(value, list) and len(value) > MOST_PROMPTS:
+        raise PromptError(
+            f"{len(value)} prompts come in one request, and a server takes {MOST_PROMPTS}; send them in several"
+        )
     return tuple(prompts_from_json(value, "the request"))
 
 

@@ -22,6 +22,8 @@ AFFINE = "affine"
 """(4, 4) float64: voxel index to world RAS+ [mm]."""
 REQUEST, TOKEN, ANSWER, CHANGED = "request", "token", "answer", "changed"
 """Tensors of the session."""
+MOST_JSON = 2**20
+"""Bytes of JSON in one tensor that a server reads."""
 PROMPTS, OPTIONS, MASK, REPORT = "prompts", "options", "mask", "report"
 """Tensors of the ensemble."""
 PREPARED, TASK, FOUND, LOGITS, LABELS = "prepared", "task", "found", "logits", "labels"
@@ -72,11 +74,15 @@ def encode(data: object) -> np.ndarray:
     return np.array([json.dumps(data).encode()], object)
 
 
-def decode(tensor: np.ndarray, name: str) -> Any:
-    """Return what `encode` encoded; raises TensorMismatchError for anything else."""
+def decode(tensor: np.ndarray, name: str, *, most: float = math.inf) -> Any:
+    """Return what `encode` encoded; raises TensorMismatchError for anything else, and for more than `most` bytes."""
     values = tensor.ravel().tolist()
     try:
         (value,) = values
+        if len(value) > most:
+            raise TensorMismatchError(
+                f"tensor '{name}' holds {len(value)} bytes of JSON, and a server reads {most}; send no more"
+            )
         return parse_json(value)
     except (ValueError, TypeError, AttributeError) as error:
         raise TensorMismatchError(

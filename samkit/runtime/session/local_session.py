@@ -169,6 +169,12 @@ class LocalSession(Session, Generic[StateT]):
         return self._update_since(None, None)
 
     @property
+    def kept(self) -> tuple[object, ...]:
+        """Return what stays in memory: the scan's arrays, and the states of the history, undone ones included."""
+        history = (state for state, _ in (*self._done, *self._undone))
+        return (*self._scan_arrays(), *(state for state in (self._before, *history) if state is not None))
+
+    @property
     def steps(self) -> tuple[Step, ...]:
         """Return what the steps did, in order."""
         return tuple(step for _, step in self._done)
@@ -209,6 +215,10 @@ class LocalSession(Session, Generic[StateT]):
     @abstractmethod
     def _opened(self) -> object:
         """Return what is set; raises as `_present` does."""
+
+    @abstractmethod
+    def _scan_arrays(self) -> Sequence[np.ndarray]:
+        """Return the voxels that are held."""
 
     @abstractmethod
     def _check_places(self, prompts: Sequence[Prompt]) -> None:

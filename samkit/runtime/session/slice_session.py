@@ -355,6 +355,9 @@ class SliceSession(LocalSession[SliceState]):
     def _opened(self) -> _Opened:
         return self._present(self._set)
 
+    def _scan_arrays(self) -> list[np.ndarray]:
+        return list(self._opened().slices.channels)
+
     def close(self) -> None:
         """Let go of runners and volume."""
         super().close()

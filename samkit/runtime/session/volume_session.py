@@ -197,6 +197,9 @@ class VolumeSession(LocalSession[_Clicked]):
     def _opened(self) -> _Opened:
         return self._present(self._set)
 
+    def _scan_arrays(self) -> list[np.ndarray]:
+        return [self._opened().volume.array]
+
     def close(self) -> None:
         """Let go of runners and volume."""
         super().close()

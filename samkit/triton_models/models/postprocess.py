@@ -26,6 +26,6 @@ class TritonPythonModel:
 
     def run(self, request: Any) -> dict[str, np.ndarray]:
         """Return the output tensors of one request."""
-        found = backend.read_json(request, wire.FOUND)
+        found = backend.need_json(request, wire.FOUND)
         mask, report = postprocess(self.served, found, backend.need_tensor(request, self.result))
         return {wire.MASK: mask, wire.REPORT: wire.encode(report.to_json())}

@@ -32,7 +32,7 @@ class TritonPythonModel:
         """Return the output tensors of one request."""
         prepared = backend.need_tensor(request, wire.PREPARED)
         wire.check_size(prepared.shape, self.served.limits.max_voxels)  # it need not come from preprocess
-        found, result = refine(self.served, self.runners, prepared, backend.read_json(request, wire.TASK))
+        found, result = refine(self.served, self.runners, prepared, backend.need_json(request, wire.TASK))
         return {wire.FOUND: wire.encode(found), self.result: result}
 
     def finalize(self) -> None:

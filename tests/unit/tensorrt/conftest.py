@@ -1,4 +1,4 @@
-"""Stand-ins for tensorrt and pycuda, in this process and in its children."""
+"""Stand-ins for NVIDIA's libraries and for what drives CUDA, in this process and in its children."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from samkit.export import build_engine
 from samkit.export import engines as engines_module
 from samkit.manifest import Manifest
+from samkit.runtime.backends import tensorrt_library
 
 FOLDER = Path(__file__).parent
 LOAD = """
@@ -24,30 +25,61 @@ def load(name):
     spec.loader.exec_module(module)
     return module
 """
-MODULES = ("tensorrt", "pycuda", "pycuda.driver")
+MODULES = (
+    "tensorrt", "tensorrt_rtx", "pycuda", "pycuda.driver", "cuda", "cuda.bindings", "cuda.bindings.driver",
+)  # fmt: skip
+PYCUDA, BINDINGS = "pycuda.driver", "cuda.bindings.driver"
+RTX = "rtx-1.7"
 
 
-def install(monkeypatch, folder, version="11.4", *, gpu="Stand-in H100", devices=1):
-    """Put the stand-ins first on the path of this process and of its children, as if they were installed."""
+def install(
+    monkeypatch, folder, version="11.4", *, gpu="Stand-in H100", devices=1, drivers=(PYCUDA,), capability=(9, 0)
+):
+    """Put the stand-ins first on the path of this process and of its children, as if they were installed.
+
+    `drivers` are the packages that drive CUDA; the library's memory is that of the first.
+    """
     load = LOAD.format(folder=str(FOLDER))
-    (folder / "pycuda").mkdir(parents=True, exist_ok=True)
-    (folder / "pycuda" / "__init__.py").write_text("")
-    (folder / "pycuda" / "driver.py").write_text(
-        f"{load}\nsys.modules[__name__] = load('stand_in_pycuda').make(__spec__, {gpu!r}, {devices})\n"
-    )
-    (folder / "tensorrt.py").write_text(
-        f"{load}\nmade = load('stand_in_tensorrt').make({version!r}, lambda: sys.modules['pycuda.driver'], __spec__)\n"
+    shutil.rmtree(folder, ignore_errors=True)
+    _FOLDERS.add(str(folder))
+    made = {
+        PYCUDA: f"load('stand_in_pycuda').make(__spec__, {gpu!r}, {devices})",
+        BINDINGS: "load('stand_in_cuda_bindings').make("
+        f"load('stand_in_pycuda').State(), __spec__, {gpu!r}, {devices}, {capability})",
+    }
+    for name in drivers:
+        file = folder / f"{name.replace('.', '/')}.py"
+        file.parent.mkdir(parents=True)
+        for package in file.relative_to(folder).parents[:-1]:
+            (folder / package / "__init__.py").write_text("")
+        file.write_text(f"{load}\nsys.modules[__name__] = {made[name]}\n")
+    folder.mkdir(exist_ok=True)
+    (folder / f"{'tensorrt_rtx' if version == RTX else 'tensorrt'}.py").write_text(
+        f"{load}\nmade = load('stand_in_tensorrt').make({version!r}, lambda: sys.modules[{drivers[0]!r}], __spec__)\n"
         "sys.modules[__name__] = made\n"
     )
     forget()
+    for name in _REAL:
+        del sys.modules[name]
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     monkeypatch.delenv("STAND_IN_FAULT", raising=False)
 
 
+_FOLDERS = set()
+"""Where stand-ins lie."""
+_REAL = {}
+"""Modules that were loaded before a stand-in took their place: those of cuda-bindings load once in a process."""
+
+
 def forget():
+    """Take the stand-ins away, and put back what they stood for."""
     for name in MODULES:
-        sys.modules.pop(name, None)
+        module = sys.modules.pop(name, None)
+        if module is not None and not any(str(module.__spec__.origin).startswith(folder) for folder in _FOLDERS):
+            _REAL[name] = module
+    sys.modules.update(_REAL)
+    tensorrt_library._logger.cache_clear()  # it is the class of a module that is gone
 
 
 @pytest.fixture(params=["10.16", "11.4"])
@@ -70,8 +102,8 @@ def stand_ins(version, monkeypatch, tmp_path):
 
 @pytest.fixture
 def cuda():
-    """Return what the pycuda stand-in knows to be alive."""
-    return lambda: sys.modules["pycuda.driver"].state
+    """Return what the stand-in that drives CUDA knows to be alive."""
+    return lambda: next(sys.modules[name] for name in (PYCUDA, BINDINGS) if name in sys.modules).state
 
 
 @pytest.fixture

@@ -208,6 +208,12 @@ def make(spec=None, gpu=GPU, devices=1):
         check(dest, src, True)
         stream._queue.append(lambda: copy(dest.ctypes.data, src, dest.nbytes))
 
+    def memcpy_dtod_async(dest, src, size, stream=None):
+        current()
+        if min(state.memory.get(int(address), -1) for address in (dest, src)) < size:
+            raise LogicError(f"{size} bytes do not lie at {int(dest):#x} and {int(src):#x}")
+        stream._queue.append(lambda: copy(dest, src, size))
+
     def memcpy_dtoh(dest, src):
         check(dest, src, False)
         copy(dest.ctypes.data, src, dest.nbytes)
@@ -220,7 +226,8 @@ def make(spec=None, gpu=GPU, devices=1):
 
     names = (
         Error, LogicError, init, Context, Device, Stream, DeviceAllocation, PagelockedHostAllocation,
-        mem_alloc, pagelocked_empty, memcpy_htod_async, memcpy_dtoh_async, memcpy_dtoh, get_version, get_driver_version,
+        mem_alloc, pagelocked_empty, memcpy_htod_async, memcpy_dtoh_async, memcpy_dtod_async, memcpy_dtoh,
+        get_version, get_driver_version,
     )  # fmt: skip
     for thing in names:
         setattr(module, thing.__name__, thing)

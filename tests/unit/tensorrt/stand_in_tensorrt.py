@@ -1,8 +1,9 @@
-"""A stand-in for `tensorrt`, built from an API list: it has the list's names and arguments, and refuses any other.
+"""A stand-in for `tensorrt` or `tensorrt_rtx`, built from an API list: it has the list's names and arguments alone.
 
-Its engines are ONNX files that ONNX Runtime runs on the CPU, in memory of the pycuda stand-in, when the stream is
-waited for. What it can be told to get wrong stands in the environment variable STAND_IN_FAULT: `parse`, `build`,
-`shape`, `profile`, `cache`, `crash`, `killed`, `load`, `memory`, `shapes`, `run`.
+Its engines are ONNX files that ONNX Runtime runs on the CPU, in memory of the stand-in that drives CUDA, when the
+stream is waited for; kernels of TensorRT for RTX are the shapes that were run. What it can be told to get wrong stands
+in the environment variable STAND_IN_FAULT: `parse`, `build`, `shape`, `profile`, `cache`, `crash`, `killed`, `load`,
+`memory`, `shapes`, `run`, `slow`, and `invalid` with the number of the diagnostics behind it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ import numpy as np
 
 FOLDER = Path(__file__).parent
 MARK = b"stand-in engine "
+DIAGNOSTICS = (
+    "VERSION_MISMATCH UNSUPPORTED_CC OLD_CUDA_DRIVER OLD_CUDA_RUNTIME INSUFFICIENT_GPU_MEMORY MALFORMED_ENGINE "
+    "CUDA_ERROR"
+)
+"""In the library's own order: they are bits."""
+HEADER = 64
 
 
 def fault():
@@ -32,17 +39,23 @@ class Refused(AssertionError):
 
 
 def make(version, pycuda=None, spec=None):
-    """Return the module of `version`, such as "11.4"; `pycuda` returns the stand-in whose memory engines work in."""
+    """Return the module of `version`, such as "11.4" or "rtx-1.7"; `pycuda` returns the stand-in whose memory engines
+    work in.
+    """
+    is_rtx = version.startswith("rtx-")
     api = json.loads((FOLDER / f"api-{version}.json").read_text())
-    module = types.ModuleType("tensorrt")
+    module = types.ModuleType("tensorrt_rtx" if is_rtx else "tensorrt")
     module.__spec__ = spec
-    module.__version__ = f"{version}.0.106"
+    module.__version__ = f"{version.removeprefix('rtx-')}.0.106"
     made = {}
     for name, entry in api.items():
         if "enum" in entry:
             made[name] = enum.IntEnum(name, entry["enum"].split(), start=0)
+    if is_rtx:
+        made["EngineInvalidityDiagnostics"] = enum.IntFlag("EngineInvalidityDiagnostics", DIAGNOSTICS)
+        assert {*DIAGNOSTICS.split()} == {*api["EngineInvalidityDiagnostics"]["enum"].split()}
     made["ILogger.Severity"] = enum.IntEnum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE", start=0)
-    behaviours = {key: value for key, value in vars(Behaviours(made, module, pycuda)).items() if "." in key}
+    behaviours = {key: value for key, value in vars(Behaviours(made, module, pycuda, is_rtx)).items() if "." in key}
     for name, entry in api.items():
         if "members" in entry:
             made[name] = make_class(name, api, behaviours, made)
@@ -81,7 +94,7 @@ def make_class(name, api, behaviours, made):
         behaviour = next((behaviours[f"{n}.{member}"] for n in (name, *api[name]["bases"])
                           if f"{n}.{member}" in behaviours), None)  # fmt: skip
         if isinstance(facts, dict):
-            if facts["constant"] == "Severity":
+            if name == "ILogger" and member in made["ILogger.Severity"].__members__:
                 content[member] = made["ILogger.Severity"][member]
         elif isinstance(facts, str):
             content[member] = make_property(member, behaviour)
@@ -122,7 +135,7 @@ def make_method(name, member, signatures, behaviour):
 class Behaviours:
     """What the methods do, by the name `Class.method`; each name is checked against the list."""
 
-    def __init__(self, made, module, pycuda):
+    def __init__(self, made, module, pycuda, is_rtx):
         def new(kind, **fields):
             thing = object.__new__(made[kind])
             for field, value in fields.items():
@@ -250,11 +263,54 @@ class Behaviours:
             inputs = {node.name for node in self._session.get_inputs()}
             return made["TensorIOMode"].INPUT if name in inputs else made["TensorIOMode"].OUTPUT
 
-        def create_context(self, strategy=None):
+        def create_context(self, strategy=None, runtime_config=None):
+            config = runtime_config or strategy
+            if is_rtx != (config is not None):
+                raise Refused("TensorRT for RTX is told how to compile, and TensorRT has nothing to")
             if fault() == "memory":
                 error(self._logger, "CUDA out of memory")
                 return None
-            return new("IExecutionContext", engine=self, shapes={}, addresses={}, sizes={})
+            return new("IExecutionContext", engine=self, shapes={}, addresses={}, sizes={}, config=config, graph=None)
+
+        def header_size(self):
+            return HEADER
+
+        def validity(self, buffer):
+            if len(buffer) != HEADER:
+                raise Refused(f"the header has {HEADER} bytes, not {len(buffer)}")
+            if fault().startswith("invalid"):
+                return made["EngineValidity"].INVALID, int(fault().removeprefix("invalid"))
+            if not bytes(buffer).startswith(MARK):
+                return made["EngineValidity"].INVALID, int(made["EngineInvalidityDiagnostics"].MALFORMED_ENGINE)
+            return made["EngineValidity"].SUBOPTIMAL if fault() == "slow" else made["EngineValidity"].VALID, 0
+
+        def create_runtime_config(self):
+            module.configs.append(new("IRuntimeConfig", cache=None))
+            return module.configs[-1]
+
+        def set_runtime_cache(self, cache=None):
+            self._cache = cache
+            return True
+
+        def deserialize_cache(self, blob):
+            if not pycuda().state.mine():
+                raise Refused("no CUDA context is current")
+            if fault() == "cache" or not bytes(blob).startswith(b"kernels "):
+                return False
+            self._shapes = {*bytes(blob).decode().split("|")[1:]}
+            return True
+
+        def serialize_kernels(self):
+            return HostMemory("|".join(["kernels ", *sorted(self._shapes)]).encode())
+
+        def captured(self):
+            """A graph that was captured holds the addresses of its capture, whatever they are set to later."""
+            if self._config._cuda_graph_strategy != made["CudaGraphStrategy"].WHOLE_GRAPH_CAPTURE:
+                return self._addresses
+            key = tuple(sorted(self._shapes.items()))
+            if self._graph is None or self._graph[0] != key:
+                self._graph = (key, dict(self._addresses))
+            return self._graph[1]
 
         def create_inspector(self):
             return new("EngineInspector", engine=self)
@@ -280,13 +336,13 @@ class Behaviours:
         def infer_shapes(self):
             return [n.name for n in self._engine._session.get_inputs() if n.name not in self._shapes]
 
-        def read_inputs(self, filled):
+        def read_inputs(self, addresses=None):
             feed = {}
             for name, shape in self._shapes.items():
                 feed[name] = np.zeros(shape, np.float32)
-                if filled:
-                    check_memory(self._addresses[name], feed[name].nbytes)
-                    ctypes.memmove(feed[name].ctypes.data, self._addresses[name], feed[name].nbytes)
+                if addresses is not None:
+                    check_memory(addresses[name], feed[name].nbytes)
+                    ctypes.memmove(feed[name].ctypes.data, addresses[name], feed[name].nbytes)
             return feed
 
         def check_memory(address, count):
@@ -302,7 +358,7 @@ class Behaviours:
             key = tuple(sorted(self._shapes.items()))
             if key not in self._sizes:
                 names = [node.name for node in self._engine._session.get_outputs()]
-                outputs = self._engine._session.run(names, read_inputs(self, False))
+                outputs = self._engine._session.run(names, read_inputs(self))
                 self._sizes[key] = {n: output.shape for n, output in zip(names, outputs, strict=True)}
             return self._sizes[key][name]
 
@@ -311,14 +367,17 @@ class Behaviours:
                 error(self._engine._logger, "Cask convolution execution")
                 return False
             stream = pycuda().state.streams[stream_handle]
+            addresses = captured(self) if is_rtx else self._addresses
+            if is_rtx:
+                self._config._cache._shapes.add(str(sorted(self._shapes.items())))
 
             def work():
                 outputs = [node.name for node in self._engine._session.get_outputs()]
-                values = self._engine._session.run(outputs, read_inputs(self, True))
+                values = self._engine._session.run(outputs, read_inputs(self, addresses))
                 for name, value in zip(outputs, values, strict=True):
                     value = np.ascontiguousarray(value)
-                    check_memory(self._addresses[name], value.nbytes)
-                    ctypes.memmove(self._addresses[name], value.ctypes.data, value.nbytes)
+                    check_memory(addresses[name], value.nbytes)
+                    ctypes.memmove(addresses[name], value.ctypes.data, value.nbytes)
 
             stream._queue.append(work)
             return True
@@ -348,6 +407,15 @@ class Behaviours:
             "IExecutionContext.infer_shapes": infer_shapes, "IExecutionContext.get_tensor_shape": get_shape,
             "IExecutionContext.execute_async_v3": execute,
         }  # fmt: skip
+        if is_rtx:
+            module.configs = []
+            self.__dict__ |= {
+                "Runtime.engine_header_size": header_size, "Runtime.get_engine_validity": validity,
+                "ICudaEngine.create_runtime_config": create_runtime_config,
+                "IRuntimeConfig.create_runtime_cache": lambda self: new("IRuntimeCache", shapes=set()),
+                "IRuntimeConfig.set_runtime_cache": set_runtime_cache,
+                "IRuntimeCache.deserialize": deserialize_cache, "IRuntimeCache.serialize": serialize_kernels,
+            }  # fmt: skip
 
 
 class HostMemory(bytes):

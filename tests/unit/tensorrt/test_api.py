@@ -1,5 +1,5 @@
 """Guards that samkit calls TensorRT 10.16 and 11.4 and TensorRT for RTX 1.7 as their APIs are: mypy checks the file
-that does it against stubs made of lists of them, whether or not a library is installed.
+that does it against stubs made of lists of them, whether or not a library is installed. cuda-bindings is asked itself.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ def problems(tmp_path_factory):
     config = folder / "mypy.ini"
     config.write_text(
         "[mypy]\nstrict = True\npython_version = 3.11\nignore_missing_imports = True\nwarn_unused_ignores = False\n"
-        "follow_imports = silent\ndisallow_any_generics = False\n[mypy-tensorrt]\nignore_errors = True\n"
+        "follow_imports = silent\ndisallow_any_generics = False\n[mypy-tensorrt,tensorrt_rtx]\nignore_errors = True\n"
     )
 
     def check(source, version):
         stubs = folder / "stubs"
         stubs.mkdir(exist_ok=True)
         (stubs / "tensorrt.pyi").write_text(stub_of(listed(version)))
+        (stubs / "tensorrt_rtx.pyi").write_text(stub_of(listed("rtx-1.7")))
         file = folder / "checked.py"
         file.write_text(source)
         before = os.environ.get("MYPYPATH")
@@ -59,18 +60,18 @@ def problems(tmp_path_factory):
     return check
 
 
-def typed(version):
-    """Return the library's source with the module where it is asked for at run time: mypy knows no other."""
-    source = LIBRARY.read_text()
-    name = "rtx" if version.startswith("rtx") else "trt"
-    found = re.sub(r"\b(trt|" + name + r")(: Any)? = import_tensorrt\(.*\)", r"import tensorrt as \1", source)
+def typed():
+    """Return the library's source with the modules where they are asked for at run time: mypy knows no other."""
+    found = re.sub(r"\btrt = import_tensorrt\(.*\)", "import tensorrt as trt", LIBRARY.read_text())
+    found = re.sub(r"\brtx(: Any)? = import_tensorrt\(RTX\)", "import tensorrt_rtx as rtx", found)
     assert found.count("import tensorrt as") >= 4
+    assert found.count("import tensorrt_rtx as") >= 3
     return found
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_use_is_in_the_list(version, problems):
-    assert problems(typed(version), version) == []
+    assert problems(typed(), version) == []
 
 
 WRONG = [
@@ -87,11 +88,16 @@ WRONG = [
     ("CreationFlag.STRONGLY_TYPED", "CreationFlag.EXPLICIT_BATCHES", 'has no attribute "EXPLICIT_BATCHES"'),
     ("shapes.set_shape(name, ", "shapes.set_shape(", 'Missing positional argument "max"'),
     ("config.profiling_verbosity =", "config.num_optimization_profiles =", "is read-only"),
+    ("asked.get_engine_validity(", "asked.engine_validity(", '"Runtime" has no attribute "engine_validity"'),
+    ("strategies.LAZY\n", "strategies.LATER\n", 'has no attribute "LATER"'),
+    ("cache.deserialize(", "cache.load(", '"IRuntimeCache" has no attribute "load"'),
+    ("config.set_runtime_cache(cache)", "config.set_runtime_cache(cache, 1)", 'Too many arguments for "set_runtime_'),
+    ("kinds.OLD_CUDA_DRIVER", "kinds.OLD_DRIVER", 'has no attribute "OLD_DRIVER"'),
 ]
 
 
 def test_misspelt_misused_and_removed_names_are_found(problems):
-    source = typed("11.4")
+    source = typed()
     for old, new, _ in WRONG:
         assert source.count(old) == 1, old
         source = source.replace(old, new)
@@ -99,7 +105,15 @@ def test_misspelt_misused_and_removed_names_are_found(problems):
     assert [said for *_, said in WRONG if not any(said in line for line in found)] == []
 
 
-@pytest.mark.parametrize(("module", "file"), [("tensorrt", LIBRARY.name), ("pycuda", "pycuda_device.py")])
+@pytest.mark.parametrize(
+    ("module", "file"),
+    [
+        ("tensorrt", LIBRARY.name),
+        ("tensorrt_rtx", LIBRARY.name),
+        ("pycuda", "pycuda_device.py"),
+        ("cuda", "cuda_bindings_device.py"),
+    ],
+)
 def test_one_file_imports_it(module, file):
     """An import is `import X`, or `from X import`; libraries of several names are imported by the one that is there."""
     found = {
@@ -116,3 +130,22 @@ def test_one_file_imports_it(module, file):
 def test_list_is_what_the_listing_gives(version, shared):
     listing = json.loads((shared / "tensorrt" / f"python-api-{version}.json").read_text())
     assert compact(listing) == listed(version)
+
+
+def test_every_use_of_cuda_bindings_is_in_the_package():
+    """Names and numbers of arguments, which the package has in its docstrings; it loads without a driver."""
+    driver = pytest.importorskip("cuda.bindings.driver")
+    tree = ast.parse((PACKAGE / "runtime" / "backends" / "cuda_bindings_device.py").read_text())
+    calls = {
+        node.func.attr: len(node.args)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.startswith("cu")
+    }
+    assert len(calls) > 15
+    for name, count in calls.items():
+        signature = getattr(driver, name).__doc__.splitlines()[0]
+        assert count == (0 if signature.endswith("()") else signature.count(",") + 1), signature
+    assert driver.CUDA_VERSION >= 12090
+    assert driver.CUresult.CUDA_SUCCESS == 0
+    names = re.findall(r"CU_DEVICE_ATTRIBUTE_\w+", ast.unparse(tree))
+    assert [hasattr(driver.CUdevice_attribute, name) for name in names] == [True, True]

@@ -109,5 +109,6 @@ def test_engine_of_another_gpu_is_an_error_and_the_others_have_their_times(stand
         assert row.is_failure
 
     for row in rows_of_stages(export, here, cold_starts=1):
-        assert isinstance(row, Absent) == (row.identity.backend == "tensorrt")
-        assert isinstance(row, LatencyRow) or row.is_failure
+        assert isinstance(row, Absent) == row.identity.backend.startswith("tensorrt")
+        # The export has none for RTX, which is no failure
+        assert isinstance(row, LatencyRow) or row.is_failure == (row.identity.backend == "tensorrt")

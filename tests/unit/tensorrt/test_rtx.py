@@ -5,6 +5,7 @@ What it builds can't be run or inspected without a GPU, so types are read off th
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from dataclasses import replace
@@ -19,10 +20,16 @@ from samkit.export import build_engine as child
 from samkit.export.build_engine import EnginePlan, graph_sha256
 from samkit.export.engine_headers import check_headers
 from samkit.export.engines import EngineSettings, build_engines, check_library, engine_profile
+from samkit.export.graphs import write_graph
+from samkit.export.loading import random_network
+from samkit.export.plan import OPSET
+from samkit.export.precision import choose_kept, convert_to_fp16, count_products
+from samkit.export.typed_graph import PRODUCTS, TypedGraph
 from samkit.manifest import Export, Manifest
-from samkit.methods import list_methods
+from samkit.methods import get_method, list_methods
 from support.one_node_models import loop_around, one_node_model
 from support.rtx import SHAPES, built, check_types, one_node, parse
+from tools.layers import layers_of, too_many_whole
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +52,7 @@ def test_every_graph_is_parsed_typed_and_built(name, rtx, export_of, tmp_path):
         assert facts["bytes"] == (folder / facts["files"][0]).stat().st_size > path.stat().st_size
         network = parse(rtx, path).network
         check_types(rtx, network, path, manifest.precision_notes.get(path.name, {}))
+        assert too_many_whole(spec.name, layers_of(network)) is None
         check_shapes(network, spec)
     check_headers(folder, manifest)
 
@@ -81,6 +89,34 @@ def test_engines_of_another_library_stay(rtx, tiny_export, tmp_path, caplog):
     again = build_engines(folder, RTX, settings=EngineSettings(target="sm86"))
     assert {facts["target"] for facts in again.engines.values() if facts["library"] == "rtx"} == {"sm86"}
     again.verify(folder)
+
+
+@pytest.mark.parametrize("name", ["sam-med3d", pytest.param("sam", marks=pytest.mark.full)])
+def test_full_size_encoder_is_parsed_typed_and_built(name, rtx, tmp_path):
+    method = get_method(name)
+    (spec,) = (spec for spec in method.graphs(method.sizes["full"]) if spec.name == "image_encoder")
+    path, half = tmp_path / "encoder.onnx", tmp_path / "encoder.fp16.onnx"
+    network = random_network(method, method.sizes["full"])
+    network.set_folded(True)
+    network.freeze()
+    write_graph(network, spec, path, opset=OPSET, folded=True)
+    del network
+    gc.collect()  # the exporter's programs hold the network in cycles
+    graph = TypedGraph(onnx.load(path))
+    kept = [one.node for one in choose_kept(graph)]
+    kept += [node.name for node in graph.nodes if node.op_type in PRODUCTS][::10]
+    onnx.save(convert_to_fp16(graph, kept), half)
+    notes = {
+        "kept_in_float32": [{"node": node} for node in kept],
+        "products_in_float16": count_products(graph, kept)[1],
+    }
+    for file, what in ((path, {}), (half, notes)):
+        parsed = parse(rtx, file).network
+        check_types(rtx, parsed, file, what)
+        check_shapes(parsed, spec)
+    # Only one of them: in float32 a ViT-B of 1024 pixels takes more memory than small machines have
+    shapes = {tensor: tuple(map(tuple, three)) for tensor, three in engine_profile(spec).items()}
+    assert len(built(half, shapes).engine) > half.stat().st_size
 
 
 # --- What fails ---

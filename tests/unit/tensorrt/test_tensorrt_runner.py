@@ -1,4 +1,4 @@
-"""Guards the TensorRT runner: only engines it can trust, one set of buffers, tensors that stay, and nothing left open.
+"""Guards the runner of engines: only those it can trust, one set of buffers, tensors that stay, and nothing left open.
 
 TensorRT and pycuda are stand-ins that know the names of the real ones alone; engines run by ONNX Runtime on the CPU.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import itertools
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -26,7 +27,7 @@ from samkit.geometry import Volume
 from samkit.manifest import Export, Manifest
 from samkit.prompts import ABSENT, Point
 from samkit.runtime import open_session
-from samkit.runtime.backends import pycuda_device, tensorrt_library
+from samkit.runtime.backends import cuda_libraries, tensorrt_library
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
 from samkit.runtime.backends.tensorrt_runner import TensorRTRunner, fill_points
 
@@ -260,10 +261,11 @@ def test_run_that_fails_says_why_and_does_not_fall_back(built, open_runner, monk
 
 
 @pytest.mark.parametrize("version", ["11.4"])
-def test_missing_pycuda_says_what_it_takes(built, open_runner, monkeypatch):
-    monkeypatch.setattr(pycuda_device, "find_spec", lambda name: None)
+def test_missing_package_for_cuda_says_what_brings_one(built, open_runner, monkeypatch):
+    for name in ("pycuda", "cuda"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(
-        MissingDependencyError, match=r"compiles from source and wants a C\+\+ compiler and the CUDA tool"
+        MissingDependencyError, match=r"of pycuda and cuda-bindings none is installed; pip .*\[tensorrt\].* as a wheel"
     ):
         open_runner("mask_decoder")
 
@@ -278,13 +280,13 @@ def test_missing_pycuda_says_what_it_takes(built, open_runner, monkeypatch):
 )
 def test_driver_version_is_read(tmp_path, monkeypatch, text, version):
     (tmp_path / "version").write_text(text)
-    monkeypatch.setattr(pycuda_device, "_DRIVER_FILE", tmp_path / "version")
-    assert pycuda_device._kernel_driver() == version
+    monkeypatch.setattr(cuda_libraries, "_DRIVER_FILE", tmp_path / "version")
+    assert cuda_libraries._kernel_driver() == version
 
 
 def test_driver_version_may_be_hidden(tmp_path, monkeypatch):
-    monkeypatch.setattr(pycuda_device, "_DRIVER_FILE", tmp_path / "none")
-    assert pycuda_device._kernel_driver() == "unknown"
+    monkeypatch.setattr(cuda_libraries, "_DRIVER_FILE", tmp_path / "none")
+    assert cuda_libraries._kernel_driver() == "unknown"
 
 
 def test_session_on_engines_answers_as_on_the_graphs(built, cuda):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from samkit.engine_libraries import TENSORRT
+from samkit.engine_libraries import RTX, TENSORRT
 from samkit.manifest import ExportPlan, Manifest, Weights, describe_files
 from samkit.methods import get_method
 
@@ -17,7 +17,7 @@ def paper_export(tmp_path, monkeypatch):
     # ONNX Runtime can't open a text
     monkeypatch.setattr("samkit.triton_models.checks._in_graph_files", lambda export, folder: iter(()))
 
-    def make(name, folder=None, *, precision="fp32", engines=(), beside=(), **changes):
+    def make(name, folder=None, *, precision="fp32", engines=(), rtx=(), beside=(), **changes):
         folder = tmp_path / (folder or f"export-{name}")
         folder.mkdir()
         method = get_method(name)
@@ -43,6 +43,18 @@ def paper_export(tmp_path, monkeypatch):
                 "gpu": "H100",
             }
             for graph, p in engines
+        }
+        built |= {
+            RTX.engine_file(graph, p): {
+                "library": "rtx",
+                "graph": graph,
+                "precision": p,
+                "files": [RTX.engine_file(graph, p)],
+                "tensorrt_rtx": "1.7.1.116",
+                "target": "portable",
+                "platform": "linux",
+            }
+            for graph, p in rtx
         }
         files = [*plan.files, *built, *beside]
         for file in files:

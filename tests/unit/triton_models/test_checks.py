@@ -25,7 +25,7 @@ def _machine(monkeypatch):
     for need in ("find_server", "check_numpy"):
         monkeypatch.setattr(checks, need, lambda: None)
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 40))
-    monkeypatch.setattr(checks, "describe_machine", lambda library: {"tensorrt": "11.4.0", **HERE})
+    monkeypatch.setattr(checks, "describe_here", lambda library: {"tensorrt": "11.4.0", **HERE})
 
 
 @pytest.fixture
@@ -304,10 +304,31 @@ def test_an_engine_of_another_machine_is_said(with_engine, fact, there, words):
     assert words in only(find_problems(with_engine(**{fact: there}), embedded=False))
 
 
+def test_engines_for_rtx_are_held_to_their_release_and_target(paper_export, tmp_path, monkeypatch):
+    export = paper_export("m-sam", rtx=[("image_encoder", "fp32")])
+    write_repository([export], tmp_path / "repository", rtx=True)
+
+    def problems(**facts):
+        here = {"tensorrt_rtx": "1.7.1.116", "gpu": "RTX 4090", "compute_capability": "8.9", **facts}
+        monkeypatch.setattr(checks, "describe_here", lambda library: here)
+        return find_problems(tmp_path / "repository")
+
+    assert problems() == []  # the embedded server runs them as well, since they are Python
+    assert only(problems(tensorrt_rtx="1.8.0")).startswith(
+        "the engine of m_sam_image_encoder was built for TensorRT for RTX 1.7.1.116, and here is 1.8.0; build it here"
+    )
+    assert "was built for compute capability 8.0 and later, and here is 7.5" in only(problems(compute_capability="7.5"))
+    config = tmp_path / "repository" / "m_sam_image_encoder" / "config.pbtxt"
+    config.write_text(config.read_text().replace('"lazy"', '"eager"'))
+    assert problems() == []
+    config.write_text(config.read_text().replace('"eager"', '"later"'))
+    assert "has the parameter kernels 'later', needed is lazy or eager" in only(problems())
+
+
 def test_engines_without_tensorrt_are_said(with_engine, monkeypatch):
     def missing(library):
         raise MissingDependencyError("TensorRT is not installed")
 
-    monkeypatch.setattr(checks, "describe_machine", missing)
+    monkeypatch.setattr(checks, "describe_here", missing)
 
     assert "can't be used here: TensorRT is not installed" in only(find_problems(with_engine(), embedded=False))

@@ -263,15 +263,17 @@ def test_ensemble_hands_every_tensor_on_as_it_was(slices):
     assert config.platform == "ensemble"
     steps = config.ensemble_scheduling.step
     assert [step.model_name for step in steps] == ["m_sam_preprocess", "m_sam_refine", "m_sam_postprocess"]
-    known = {tensor.name: (tensor.data_type, list(tensor.dims), tensor.optional) for tensor in config.input}
+    known = {tensor.name: (tensor.data_type, list(tensor.dims)) for tensor in config.input}
+    assert all(tensor.optional for tensor in config.input)
     for step, role in zip(steps, ROLES, strict=True):
         model = parse_config(python_config(step.model_name, role, {}, slices=slices), role)
         assert dict(step.input_map) == {tensor.name: tensor.name for tensor in model.input}
         assert dict(step.output_map) == {tensor.name: tensor.name for tensor in model.output}
         for tensor in model.input:
-            assert known[tensor.name] == (tensor.data_type, list(tensor.dims), tensor.optional)
-        known |= {tensor.name: (tensor.data_type, list(tensor.dims), False) for tensor in model.output}
-    assert {t.name: (t.data_type, list(t.dims), False) for t in config.output}.items() <= known.items()
+            assert known[tensor.name] == (tensor.data_type, list(tensor.dims))
+            assert tensor.optional
+        known |= {tensor.name: (tensor.data_type, list(tensor.dims)) for tensor in model.output}
+    assert {t.name: (t.data_type, list(t.dims)) for t in config.output}.items() <= known.items()
 
 
 def test_all_inputs_are_optional_to_triton_so_that_samkit_says_which_is_missing():
@@ -281,10 +283,15 @@ def test_all_inputs_are_optional_to_triton_so_that_samkit_says_which_is_missing(
     assert {tensor.name for tensor in config.input} == optional
 
 
-def test_session_requires_nothing_but_a_request():
-    inputs, outputs = role_ports(SESSION, slices=False)
-    assert [port.name for port in inputs if not port.optional] == [wire.REQUEST]
+def test_session_answers_with_an_answer_and_what_changed():
+    _, outputs = role_ports(SESSION, slices=False)
     assert [port.name for port in outputs] == [wire.ANSWER, wire.CHANGED]
+
+
+@pytest.mark.parametrize("role", [*ROLES, SESSION])
+def test_triton_requires_nothing_since_the_model_says_what_it_lacks(role):
+    config = parse_config(python_text(role), role)
+    assert all(tensor.optional for tensor in config.input)
 
 
 @pytest.mark.parametrize("role", [*ROLES, SESSION])
@@ -345,7 +352,7 @@ def test_instances_may_be_more_wherever_nothing_is_remembered():
         (lambda config: config.parameters.pop("samkit_name"), "lacks the parameter samkit_name"),
         (lambda config: config.input.pop(), "has the inputs"),
         (lambda config: setattr(config.output[0], "name", "reply"), "has the outputs"),
-        (lambda config: setattr(config.input[1], "optional", False), "makes request, token necessary"),
+        (lambda config: setattr(config.input[1], "optional", False), "makes token necessary"),
     ],
 )
 def test_session_that_can_not_be_served_so_is_refused(change, words):

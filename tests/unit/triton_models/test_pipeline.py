@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from samkit.errors import GeometryError, InputRefused, OptionError, PromptError,
 from samkit.geometry import Volume, voxel_to_world
 from samkit.prompts import BACKGROUND, FOREGROUND, SliceBox, SlicePrompts, prompts_from_json
 from samkit.runtime.protocol import wire
+from samkit.runtime.protocol.readers import MOST_PROMPTS
 from samkit.runtime.protocol.requests import ScanOptions
 from samkit.triton_models.pipeline import postprocess, preprocess, refine
 from support import stand_ins as the
@@ -372,3 +374,83 @@ def test_one_slice_gets_the_sessions_mask_and_no_method_of_volumes_takes_it(acro
     assert report["slices"] == [0]
     with pytest.raises(InputRefused, match="a slice, not a volume"):
         preprocess(the.served("volume"), tensors_of(array, affine), said(prompts), {})
+
+
+# --- Steps that are called by themselves ---
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """What goes from step to step, by the kind of method."""
+    found, array = {}, the.scan(1)
+    for kind in ("volume", "slices"):
+        served = the.served(kind)
+        given = clicks(array) if kind == "volume" else [{"point": np.argwhere(array > 100)[0].tolist(), "label": 1}]
+        prepared, task = preprocess(served, tensors_of(array, np.eye(4)), said(given), {})
+        found[kind] = (served, prepared, said(task), *refine(served, the.runners(kind), prepared, said(task)))
+    return found
+
+
+WRONG = [None, [], {}, "text", -1, 1e300, [1, 2], [[1]], {"a": 1}, True]
+
+
+@pytest.mark.parametrize("value", WRONG)
+@pytest.mark.parametrize("key", ["prompts", "shape", "affine", "options", "seconds"])
+@pytest.mark.parametrize("kind", ["volume", "slices"])
+def test_task_that_no_step_wrote_is_refused_or_done(steps, kind, key, value):
+    served, prepared, task, _, _ = steps[kind]
+    with suppress(SamkitError):
+        refine(served, the.runners(kind), prepared, {**task, key: value})
+
+
+@pytest.mark.parametrize("value", WRONG)
+@pytest.mark.parametrize("key", ["pieces", "crops", "limit_reached", "iou", "boxes", "slices", "shape", "affine"])
+@pytest.mark.parametrize("kind", ["volume", "slices"])
+def test_finding_that_no_step_wrote_is_refused_or_done(steps, kind, key, value):
+    served, _, _, found, result = steps[kind]
+    with suppress(SamkitError):
+        postprocess(served, {**said(found), key: value}, result)
+
+
+@pytest.mark.parametrize("kind", ["volume", "slices"])
+def test_steps_refuse_tensors_that_belong_to_no_other(steps, kind):
+    served, prepared, task, found, result = steps[kind]
+    with pytest.raises(TensorMismatchError, match="run the step before"):
+        refine(served, the.runners(kind), np.concatenate([prepared] * 9), task)
+    with pytest.raises(TensorMismatchError, match="run the step before"):
+        postprocess(served, said(found), result[:-1])
+    other = steps["slices" if kind == "volume" else "volume"]
+    with pytest.raises(PromptError):
+        postprocess(served, said(other[3]), result)
+
+
+@pytest.mark.parametrize(
+    "box", [{"origin": [10**9, 0, 0]}, {"origin": [-(10**9), 0, 0]}, {"shape": [0, 1, 1]}, {"shape": [2**40] * 3}]
+)
+def test_piece_beyond_the_scan_takes_no_memory(steps, box):
+    served, _, _, found, result = steps["volume"]
+    told = said(found)
+    told["pieces"][0].update(box)
+    with pytest.raises((PromptError, TensorMismatchError)):
+        postprocess(served, told, result)
+
+
+@pytest.mark.parametrize("place", [[1e300, 1, 1], [-1e6, 1, 1]])
+def test_click_of_a_task_far_outside_is_refused(steps, place):
+    served, prepared, task, _, _ = steps["volume"]
+    with pytest.raises(PromptError, match="run preprocess before"):
+        refine(served, the.runners("volume"), prepared, {**task, "prompts": [{"point": place, "label": 1}]})
+
+
+def test_slice_of_a_task_that_is_not_there_is_refused(steps):
+    served, prepared, task, found, result = steps["slices"]
+    with pytest.raises(PromptError, match="is none of the scan's"):
+        refine(served, the.runners("slices"), prepared, {**task, "prompts": [{**task["prompts"][0], "slice": 999}]})
+    with pytest.raises(PromptError, match="is none of the scan's"):
+        postprocess(served, {**said(found), "slices": [999]}, result)
+
+
+def test_more_prompts_than_a_request_may_have_are_refused_at_once():
+    many = clicks(the.scan(1)) * (MOST_PROMPTS + 1)
+    with pytest.raises(PromptError, match=f"a server takes {MOST_PROMPTS}; send them in several"):
+        preprocess(the.served("volume"), tensors_of(the.scan(1), np.eye(4)), said(many), {})

@@ -103,6 +103,7 @@ def test_limits_reach_the_models(paper_export, out):
         idle_seconds=60,
         heartbeat_seconds=6,
         unused_seconds=7,
+        memory_bytes=5,
         cache_bytes=0,
         max_voxels=1000,
         threads=2,
@@ -113,7 +114,7 @@ def test_limits_reach_the_models(paper_export, out):
     common = {"samkit_name": "sam", "precision": "fp32", "manifest": digest, "engines": ""}
     assert parameters(out, "sam_session") == {
         **common, "max_sessions": "3", "idle_seconds": "60", "heartbeat_seconds": "6", "unused_seconds": "7",
-        "cache_bytes": "0", "max_voxels": "1000", "threads": "2",
+        "memory_bytes": "5", "cache_bytes": "0", "max_voxels": "1000", "threads": "2",
     }  # fmt: skip
     for role in ("preprocess", "postprocess"):
         assert parameters(out, f"sam_{role}") == {**common, "max_voxels": "1000"}
@@ -159,6 +160,56 @@ def test_without_engines_their_files_are_neither_needed_nor_copied(paper_export,
     entry = write_repository([export], out, engines=False).exports["sam"]
     assert set(entry.models.values()) == {"onnxruntime", "python", "ensemble"}
     assert entry.engines == {}
+
+
+HERE = {"tensorrt_rtx": "1.7.1.116", "gpu": "RTX 4090", "compute_capability": "8.9"}
+
+
+def on_machine(monkeypatch, **facts):
+    """Have `sam-serve write` run on a machine with a GPU and TensorRT for RTX."""
+    monkeypatch.setattr(repository, "describe_here", lambda library: {**HERE, **facts})
+
+
+def test_engines_for_rtx_are_served_behind_python_where_this_machine_runs_them(paper_export, out, monkeypatch):
+    export = paper_export("sam", rtx=[("image_encoder", "fp32"), ("mask_decoder", "fp16")])
+    name = "image_encoder.fp32.rtx.engine"
+    assert write_repository([export], out).exports["sam"].models["sam_image_encoder"] == "onnxruntime"  # no GPU here
+    on_machine(monkeypatch, compute_capability="7.5")
+    assert write_repository([export], out).exports["sam"].engines == {}
+    on_machine(monkeypatch)
+    assert write_repository([export], out, rtx=False).exports["sam"].engines == {}
+    assert write_repository([export], out, engines=False).exports["sam"].engines == {}
+
+    entry = write_repository([export], out).exports["sam"]
+    assert entry.models["sam_image_encoder"] == "tensorrt-rtx"
+    assert entry.models["sam_mask_decoder"] == "onnxruntime"  # its engine is of the other precision
+    folder = out / "sam_image_encoder" / "1"
+    assert {path.name for path in folder.iterdir()} == {name, "model.py", "manifest.json"}
+    assert {file for file in entry.files if file.startswith("sam_image_encoder/")} == {
+        f"sam_image_encoder/1/{file}" for file in (name, "model.py", "manifest.json")
+    }
+    assert entry.engines == {"sam_image_encoder": Manifest.load(export).engines[name]}
+    config = parse_config((out / "sam_image_encoder" / "config.pbtxt").read_text(), "sam_image_encoder")
+    assert (config.backend, config.platform, config.default_model_filename) == ("python", "", "")
+    facts = {key: entry.string_value for key, entry in config.parameters.items()}
+    assert (facts["graph"], facts["precision"], facts["kernels"]) == ("image_encoder", "fp32", "lazy")
+    assert parameters(out, "sam_refine")["engines"] == ""  # its axes may be empty: the runner fills them
+
+
+def test_engines_for_rtx_are_served_elsewhere_where_that_is_asked(paper_export, out):
+    export = paper_export("sam", rtx=[("image_encoder", "fp32")])
+    entry = write_repository([export], out, rtx=True).exports["sam"]
+    assert entry.models["sam_image_encoder"] == "tensorrt-rtx"
+    (export / "image_encoder.fp32.rtx.engine").unlink()
+    assert write_repository([export], out).exports["sam"].engines == {}  # what is not served is not needed
+    with pytest.raises(ManifestError, match=r"image_encoder\.fp32\.rtx\.engine is missing"):
+        write_repository([export], out, rtx=True)
+
+
+def test_engine_of_tensorrt_comes_first(paper_export, out, monkeypatch):
+    on_machine(monkeypatch)
+    export = paper_export("sam", engines=[("image_encoder", "fp32")], rtx=[("image_encoder", "fp32")])
+    assert write_repository([export], out).exports["sam"].models["sam_image_encoder"] == "tensorrt"
 
 
 # --- Where an export came from ---

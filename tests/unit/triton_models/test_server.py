@@ -20,6 +20,7 @@ from samkit.methods import get_method
 from samkit.runtime.backends.runner import check_inputs
 from samkit.triton_models import server, server_files
 from samkit.triton_models.record import Repository
+from samkit.triton_models.repository import write_repository
 from samkit.triton_models.server import CHECKED_GRAPH, EmbeddedServer, is_loopback, known_inputs, last_words
 from samkit.triton_models.server_files import (
     ServerFiles,
@@ -151,6 +152,14 @@ def test_known_inputs_fit_the_decoder_and_never_change(name):
 def test_a_folder_that_is_no_repository_is_refused(tmp_path):
     with pytest.raises(ManifestError, match=r"no samkit\.json"):
         EmbeddedServer(tmp_path).start()
+
+
+def test_engines_for_rtx_are_not_started_without_a_gpu(paper_export, tmp_path):
+    write_repository([paper_export("sam", rtx=[("image_encoder", "fp32")])], tmp_path / "repository", rtx=True)
+    with pytest.raises(
+        ServingError, match=r"^sam_image_encoder run as engines of TensorRT for RTX, .* device cuda, or"
+    ):
+        EmbeddedServer(tmp_path / "repository").start()
 
 
 def test_a_server_that_was_never_started_can_be_stopped(tmp_path):

@@ -873,6 +873,64 @@ def test_figures_count_sessions_clicks_and_stages(kind, make, clock):
     assert {name: value for name, _, _, value, _ in host.figures()}["samkit_sessions_expired_total"] == 1
 
 
+# --- Memory ---
+
+
+def held(host):
+    return {name: value for name, _, _, value, _ in host.figures()}["samkit_sessions_bytes"]
+
+
+def test_what_sessions_hold_is_counted_and_shown(make):
+    array, host = the.scan(0), make()
+    first, second = User(host, array), User(host, array)
+    assert held(host) == 2 * array.nbytes
+    first.click(the.bright_voxel(array))
+    after_one = held(host)
+    assert after_one > 2 * array.nbytes
+    first.click(the.bright_voxel(array, 1))
+    after_two = held(host)
+    assert after_two > after_one
+    first.change("undo")
+    first.change("reset")
+    assert held(host) < after_two
+    first.ask("close")
+    second.ask("close")
+    assert held(host) == 0
+
+
+def test_scan_beyond_the_memory_of_all_is_refused_with_the_reason(make):
+    array = the.scan(0)
+    host = make(memory_bytes=2 * array.nbytes)
+    users = [User(host, array) for _ in range(2)]
+    with pytest.raises(AtCapacity, match=r"hold 0 MiB, and may hold 0: this scan of 0 does not fit; close one"):
+        User(host, array)
+    users[0].ask("close")
+    User(host, array).ask("close")
+    replacing = User(host, array, replaces=users[1].token)
+    assert replacing.token != users[1].token
+
+
+def test_failed_opening_keeps_no_memory(make):
+    array = the.scan(0)
+    host = make(memory_bytes=array.nbytes)
+    for _ in range(3):
+        with pytest.raises(PromptError):
+            User(host, array, sequences=["a", "b"])
+    User(host, array)
+
+
+def test_prompt_beyond_the_memory_of_all_is_refused_and_undo_is_not(make):
+    array = the.scan(0)
+    host = make(memory_bytes=array.nbytes + 1)
+    user = User(host, array)
+    user.click(the.bright_voxel(array))
+    with pytest.raises(AtCapacity, match="this session takes nothing more; undo, reset, close one"):
+        user.click(the.bright_voxel(array, 1))
+    user.change("undo")
+    user.change("reset")
+    user.ask("close")
+
+
 # --- Opening again ---
 
 

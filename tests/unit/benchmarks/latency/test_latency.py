@@ -305,10 +305,10 @@ def test_what_nobody_could_measure_has_rows_that_say_why(run):
     for graph in ("image_encoder", "mask_decoder"):
         rows = [row for row in of(run, graph=graph, device="cuda") if row.identity.points in (None, 1)]
         found = {(row.identity.backend, row.identity.precision) for row in rows}
-        assert found == {("tensorrt", "fp16"), *ON_GPU}
+        assert found == {("tensorrt", "fp16"), ("tensorrt-rtx", "fp16"), *ON_GPU}
         assert all(isinstance(row, Absent) and row.reason and not row.is_failure for row in rows)
     clicks = of(run, stage="click", device="cuda")
-    assert {row.identity.backend for row in clicks} == {"onnxruntime", "torch", "tensorrt"}
+    assert {row.identity.backend for row in clicks} == {"onnxruntime", "torch", "tensorrt", "tensorrt-rtx"}
 
 
 def test_on_a_machine_with_a_gpu_what_was_not_asked_for_says_how_to_ask(run, monkeypatch):

@@ -16,7 +16,9 @@ from samkit.runtime.backends import (
 
 
 def test_backends_stand_in_the_order_of_the_help():
-    assert [one.name for one in BACKENDS] == ["onnxruntime", "onnxruntime-tensorrt", "tensorrt", "torch"]
+    assert [one.name for one in BACKENDS] == [
+        "onnxruntime", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx", "tensorrt-rtx-eager", "torch",
+    ]  # fmt: skip
     assert DEFAULT.name == "onnxruntime"
     assert device_names() == ("cpu", "cuda")
 
@@ -51,6 +53,8 @@ def test_benchmarks_name_device_and_precision_where_they_are_not_the_usual_ones(
         "onnxruntime-cuda-fp16": Variant("onnxruntime", "fp16", "cuda"),
         "tensorrt": Variant("tensorrt", "fp32", "cuda"),
         "tensorrt-fp16": Variant("tensorrt", "fp16", "cuda"),
+        "tensorrt-rtx": Variant("tensorrt-rtx", "fp32", "cuda"),
+        "tensorrt-rtx-fp16": Variant("tensorrt-rtx", "fp16", "cuda"),
     }
 
 

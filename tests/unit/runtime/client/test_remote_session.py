@@ -882,9 +882,11 @@ def test_pictures_and_what_was_decided_are_sent_again(bright_structures, bright_
     transport, there = connected(bright_structures)
     before = there.set_image({name: scan() for name in there.sequences} if there.sequences else scan())
     forget(transport, serve, bright_structures)
-    update = there.last_update()
+    update = there.undo()
     assert update.restored
-    assert np.array_equal(update.labels, before.labels)
+    assert not update.mask.any()
+    assert np.array_equal(there.redo().labels, before.labels)
+    assert before.mask.any()
 
 
 def test_after_a_reset_only_what_follows_is_sent_again(bright_export, connected, serve, alone):
