@@ -13,6 +13,7 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -595,6 +596,8 @@ def test_killed_server_is_a_typed_error_and_a_new_one_serves_new_sessions(export
         port = server.grpc_port
         session = open_session(url(server, "m-sam"), timeout=20)  # which is waited for
         session.set_image(volume)
+        other = open_session(url(server, "m-sam"), restore=False)
+        other.set_image(volume)
         misses = figure(server, "samkit_cache_misses_total")
         with ThreadPoolExecutor(1) as pool, shut(server):
             clicked = pool.submit(session.click, *clicks[0])
@@ -604,9 +607,14 @@ def test_killed_server_is_a_typed_error_and_a_new_one_serves_new_sessions(export
                 clicked.result(timeout=60)
     with EmbeddedServer(repository, grpc_port=port):
         with pytest.raises(ServerRestarted, match="open the scan again"):
-            session.click(*clicks[0])
-        assert session.set_image(volume).volume_ml == 0
-        assert session.click(*clicks[0]).mask.any()
+            other.click(*clicks[0])
+        assert other.set_image(volume).volume_ml == 0
+        mask = other.click(*clicks[0]).mask
+        assert mask.any()
+        update = session.click(*clicks[0])
+        assert update.restored
+        assert np.array_equal(update.mask, mask)
+        other.close()
         session.close()
 
 
@@ -614,7 +622,8 @@ def test_killed_server_is_a_typed_error_and_a_new_one_serves_new_sessions(export
 def test_session_that_nobody_used_is_expired(export_of, tmp_path_factory):
     volume, clicks = noisy(107)
     repository = repository_of(export_of, tmp_path_factory, idle_seconds=1)
-    with EmbeddedServer(repository) as server, open_session(url(server, "m-sam")) as session:
+    with EmbeddedServer(repository) as server, open_session(url(server, "m-sam"), restore=False) as session:
+        session._asked = replace(session._asked, heartbeat=False)  # as other clients do
         session.set_image(volume)
         time.sleep(1.5)
         with pytest.raises(SessionExpired, match="open the scan again"):
