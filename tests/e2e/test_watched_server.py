@@ -25,6 +25,8 @@ from samkit.errors import (
     GeometryError,
     MissingDependencyError,
     PromptError,
+    ServerRestarted,
+    ServerRestarting,
     ServerStopping,
     TensorMismatchError,
 )
@@ -72,7 +74,7 @@ def _needs_server():
 def repository(bright_export, tmp_path_factory):
     """The bright export, whose encoder waits while a gate is shut."""
     folder = tmp_path_factory.mktemp("watched") / "repository"
-    write_repository([bright_export], folder, limits=Limits(memory_bytes=64 << 20))
+    write_repository([bright_export], folder, limits=Limits(heartbeat_seconds=6, memory_bytes=64 << 20))
     encoder = folder / f"{NAME}_image_encoder"
     config = (encoder / "config.pbtxt").read_text().replace('backend: "onnxruntime"', 'backend: "python"')
     (encoder / "config.pbtxt").write_text(config.replace('default_model_filename: "model.onnx"', ""))
@@ -237,6 +239,93 @@ def test_server_is_started_again_on_its_ports_where_more_than_a_model_dies(runni
         session.set_image(scan(3))
         assert session.click(CLICK).mask.any()
         assert {region.stat().st_mode & 0o777 for region in running.regions()} == {0o600}
+
+
+OTHER = (14.0, 12.0, 9.0)
+
+
+def test_reader_whose_server_dies_goes_on_with_mask_and_history(running):
+    with open_session(running.url) as session:
+        session.set_image(scan(8))
+        alone = [session.click(CLICK).mask, session.click(OTHER, False).mask]
+
+    with open_session(running.url) as session, ThreadPoolExecutor(1) as pool:
+        session.set_image(scan(8))
+        with running.shut() as unlock:  # a click is on its way
+            clicked = pool.submit(session.click, CLICK)
+            wait_until(running.encodes)
+            os.kill(running.pids()["session"], signal.SIGKILL)
+            unlock()
+            update = clicked.result()
+        assert update.restored
+        assert np.array_equal(update.mask, alone[0])
+
+        session.click(OTHER, False)
+        session.undo()
+        os.kill(running.server, signal.SIGKILL)
+        update = session.redo()
+        assert update.restored
+        assert np.array_equal(update.mask, alone[1])
+        assert np.array_equal(session.undo().mask, alone[0])
+        assert not session.undo().mask.any()
+
+
+def test_session_that_is_not_to_be_restored_says_what_happened(running):
+    with open_session(running.url, restore=False) as session:
+        session.set_image(scan(9))
+        server = running.server
+        os.kill(server, signal.SIGKILL)
+        with pytest.raises((ServerRestarting, ServerRestarted)):
+            session.click(CLICK)
+        wait_until(lambda: running.server not in (0, server) and running.is_ready())
+        with pytest.raises(ServerRestarted, match="open the scan again"):
+            session.click(CLICK)
+        session.set_image(scan(9))
+        assert session.click(CLICK).mask.any()
+
+
+READER = """
+import sys
+import numpy as np
+from samkit.geometry import Volume
+from samkit.runtime import open_session
+
+session = open_session(sys.argv[1])
+array = np.random.default_rng(int(sys.argv[2])).normal(100, 5, (32, 32, 32)).astype(np.float32)
+session.set_image(Volume(array, np.eye(4)))
+print("opened", flush=True)
+sys.stdin.readline()
+session.click((10, 10, 10))
+"""
+
+
+def test_places_of_readers_that_were_killed_are_free_again(running):
+    held = f'samkit_sessions_open{{name="{NAME}"}}'
+    readers = [
+        subprocess.Popen(
+            [sys.executable, "-c", READER, running.url, str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in (1, 2)
+    ]
+    try:
+        for reader in readers:
+            assert reader.stdout.readline() == "opened\n"
+        wait_until(lambda: running.figure(held) == 2)
+        with running.shut():
+            readers[0].stdin.write("\n")  # one dies in a click, the other at rest
+            readers[0].stdin.flush()
+            wait_until(running.encodes)
+            for reader in readers:
+                reader.kill()
+    finally:
+        for reader in readers:
+            reader.kill()
+            reader.communicate()
+    wait_until(lambda: running.figure(held) == 0)
+    assert running.figure(f'samkit_sessions_silent_total{{name="{NAME}"}}') >= 2
 
 
 def test_command_gives_up_with_a_sentence(start):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import onnx
 from onnx import TensorProto, helper
 
 from samkit.engine_libraries import RTX
+from samkit.export.engines import EngineSettings
 from samkit.export.typed_graph import PRODUCTS
 from samkit.runtime.backends.tensorrt_library import _logger, build_engine
 
@@ -71,6 +73,5 @@ SHAPES = {"x": ((1, 4), (2, 4), (8, 4))}
 
 def built(path, profile=SHAPES, target="portable", platform="linux"):
     """Return what the builder makes of a file."""
-    return build_engine(
-        path, profile, library=RTX, workspace_bytes=1 << 30, optimization_level=3, target=target, platform=platform
-    )
+    settings = EngineSettings(target=target, platform=platform)
+    return build_engine(path, profile, library=RTX, **asdict(settings))
