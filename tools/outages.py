@@ -111,20 +111,25 @@ class Served:
 
 
 @contextmanager
-def serving(repository: Path) -> Iterator[Served]:
-    """Start a server on free ports, and stop it."""
+def serving(repository: Path, log: Path) -> Iterator[Served]:
+    """Start a server on free ports, which writes its messages to `log`, and stop it."""
     command = [sys.executable, "-m", "samkit.triton_models.cli", "start", str(repository), "--restarts", "1000"]
     ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
-    process = subprocess.Popen([*command, *ports], stdout=subprocess.PIPE, text=True)
+    with log.open("w") as messages:
+        process = subprocess.Popen([*command, *ports], stdout=subprocess.PIPE, stderr=messages, text=True)
     lines = process.stdout
     if lines is None or lines.readline() != "READY\n":
-        raise SamkitError("the server did not start; its own message stands above")
+        raise SamkitError(f"the server did not start: {_last_line(log)}")
     grpc, over_http, metrics = (lines.readline().strip() for _ in range(3))
     try:
         yield Served(process, grpc, urlsplit(over_http).netloc, urlsplit(metrics).netloc)
     finally:
         process.terminate()
         process.wait()
+
+
+def _last_line(log: Path) -> str:
+    return (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
 
 
 # --- 1. Deaths while readers click ---
@@ -216,19 +221,18 @@ def let_die(
     memory: list[float] = []
     half: float | None = until - seconds / 2
     time.sleep(every / 2)
-    memory.append(served.memory())
     while time.monotonic() < until:
         server = served.server
         if server is None:
-            raise SamkitError("tritonserver is gone and was not started again; see the server's messages above")
+            raise SamkitError("tritonserver is gone and was not started again; run again with --log and read its end")
         if half is not None and time.monotonic() > half:
             victim, half = (server, "tritonserver"), None
         else:
             there = sorted(stubs(server).items())
             victim = there[chance.integers(len(there))]
+        memory.append(served.memory())  # as all readers have their sessions
         death = kill_and_probe(served, victim[1], victim[0])
         deaths.append(death)
-        memory.append(served.memory())
         click.echo(f"  {death.model}: last ready {death.last_ready:.3f} s, back {death.back} s", err=True)
         time.sleep(max(0.0, min(death.at + every, until) - time.monotonic()))
     for thread in threads:
@@ -316,6 +320,7 @@ def come_and_go(served: Served, scan: Volume, point: Point, count: int) -> dict[
 )
 @click.option("--sessions", default=200, show_default=True, type=click.IntRange(min=0), help="That come and go.")
 @click.option("--seed", default=0, show_default=True, help="Of what dies and when.")
+@click.option("--log", type=click.Path(dir_okay=False, path_type=Path), help="Keep the server's messages.")
 @click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures.")
 def outages(
     export: Path | None,
@@ -325,6 +330,7 @@ def outages(
     killed: int,
     sessions: int,
     seed: int,
+    log: Path | None,
     out: Path | None,
 ) -> None:
     """Print figures of each part; exit code 1 when something was lost."""
@@ -336,7 +342,7 @@ def outages(
         folder = export_method("m-sam", "small", None, None, work) if export is None else export
         readers = _readers(Export.open(folder), clients)
         write_repository([folder], work / "repository", limits=Limits(max_sessions=2 * max(killed, clients)))
-        with serving(work / "repository") as served:
+        with serving(work / "repository", work / "server.log" if log is None else log) as served:
             for reader in readers:
                 reader.url = served.grpc
             first = readers[0]
@@ -384,9 +390,8 @@ def find_misses(record: dict[str, Any]) -> list[str]:
         if death["last_ready"] > LATEST_LIE:
             found.append(f"{death['last_ready']:.2f} s after {death['model']} died a probe heard that all is ready")
     if clients and (clients["left"] or clients["free_after"] > PLACES_FREE):
-        found.append(
-            f"{clients['free_after']:.0f} s after their clients were killed {clients['left']} places are taken"
-        )
+        seconds, left = clients["free_after"], clients["left"]
+        found.append(f"{seconds:.0f} s after their clients were killed {left} places are taken")
     for part in (deaths, sessions):
         memory = part.get("memory_mb")
         if memory and memory[-1] > MOST_GROWTH * memory[0]:
