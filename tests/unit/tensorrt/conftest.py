@@ -9,11 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from samkit.export import build_engine
 from samkit.export import engines as engines_module
+from samkit.geometry import Volume
 from samkit.manifest import Manifest
+from samkit.prompts import Point
+from samkit.runtime import open_session
 from samkit.runtime.backends import tensorrt_library
 
 FOLDER = Path(__file__).parent
@@ -130,3 +134,26 @@ def quick(export, monkeypatch):
         "run",
         lambda command, **options: SimpleNamespace(returncode=build_engine.main([command[-1]])),
     )
+
+
+@pytest.fixture
+def two_clicks(built):
+    """Return a function that gives the logits after each of two clicks, (2, I, J, K), on one backend."""
+    folder, manifest, _ = built
+    rng = np.random.default_rng(3)
+    volume = Volume(rng.uniform(1, 2, (40, 40, 40)).astype(np.float32), np.diag([*manifest.plan.config.spacing, 1]))
+
+    def logits_on(backend):
+        with open_session(folder, backend=backend, precision="fp32") as session:
+            session.set_image(volume)
+            session.add(Point((20, 20, 20), 1))
+            first = session.logits()
+            session.add(Point((12, 25, 22), 0))
+            second = session.logits()
+            session.undo()
+            np.testing.assert_array_equal(session.logits(), first)  # what a state holds was not written over
+            session.redo()
+            np.testing.assert_array_equal(session.logits(), second)
+        return np.stack([first, second])
+
+    return logits_on

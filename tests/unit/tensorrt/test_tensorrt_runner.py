@@ -23,9 +23,8 @@ from samkit.errors import (
     TensorMismatchError,
 )
 from samkit.export.engines import build_engines
-from samkit.geometry import Volume
 from samkit.manifest import Export, Manifest
-from samkit.prompts import ABSENT, Point
+from samkit.prompts import ABSENT
 from samkit.runtime import open_session
 from samkit.runtime.backends import cuda_libraries, tensorrt_library
 from samkit.runtime.backends.onnxruntime_runner import OnnxRuntimeRunner
@@ -289,25 +288,8 @@ def test_driver_version_may_be_hidden(tmp_path, monkeypatch):
     assert cuda_libraries._kernel_driver() == "unknown"
 
 
-def test_session_on_engines_answers_as_on_the_graphs(built, cuda):
-    folder, manifest, _ = built
-    rng = np.random.default_rng(3)
-    volume = Volume(rng.uniform(1, 2, (40, 40, 40)).astype(np.float32), np.diag([*manifest.plan.config.spacing, 1]))
-    masks = {}
-    for backend in ("onnxruntime", "tensorrt"):
-        with open_session(folder, backend=backend, precision="fp32") as session:
-            session.set_image(volume)
-            session.add(Point((20, 20, 20), 1))
-            first = session.logits()
-            session.add(Point((12, 25, 22), 0))
-            second = session.logits()
-            session.undo()
-            np.testing.assert_array_equal(session.logits(), first)  # what a state holds was not written over
-            session.redo()
-            np.testing.assert_array_equal(session.logits(), second)
-        masks[backend] = (first, second)
-    for ours, theirs in zip(masks["tensorrt"], masks["onnxruntime"], strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+def test_session_on_engines_answers_as_on_the_graphs(two_clicks, cuda):
+    np.testing.assert_allclose(two_clicks("tensorrt"), two_clicks("onnxruntime"), rtol=1e-3, atol=1e-4)
     assert cuda().left() == {}
 
 
