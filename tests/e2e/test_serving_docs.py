@@ -101,9 +101,9 @@ def test_tensors_are_those_of_the_configs():
         for port, dtype in zip(named(name), dtypes.split(", "), strict=False):
             table.setdefault(port, (dtype, dims, "optional" in name))
     for port in (*asked, *answered, *request, *answer):
-        # Of a scan the page says when it is needed, in words
+        # To Triton all inputs are optional; to the model these are, and of a scan the page says when it is needed
         of_scan = port.name in wire.VOLUMES or port.name == wire.AFFINE
-        optional = table[port.name][2] if of_scan else port.optional
+        optional = table[port.name][2] if of_scan else port.name in (wire.PROMPTS, wire.OPTIONS, wire.TOKEN)
         triton = port.dtype.removeprefix("TYPE_").replace("STRING", "BYTES")
         assert table[port.name] == (triton, str(list(port.dims)), optional)
     assert set(table) == {port.name for port in (*asked, *answered, *request, *answer)}
@@ -145,7 +145,8 @@ def test_limits_stand_where_the_page_says():
 
 
 def test_limits_are_those_of_the_code():
-    found = {named(row[0])[0]: row[1] for row in rows("Limits") if row[0].startswith("`") and row[1].isdigit()}
+    defaults = [(named(row[0])[0], re.match(r"\d+", row[1])) for row in rows("Limits") if row[0].startswith("`")]
+    found = {name: default[0] for name, default in defaults if default is not None}
     assert found == {name: str(value) for name, value in vars(Limits()).items()}
 
 
@@ -156,7 +157,7 @@ def test_errors_are_classes_and_none_of_a_server_is_left_out():
 
 
 def test_metrics_are_those_of_the_host_and_of_every_model():
-    host = SessionHost(SimpleNamespace(limits=Limits()), {})
+    host = SessionHost(SimpleNamespace(limits=Limits(), names=1), {})
     host.counters.seconds["encode"] = 1.0
     found = {name for row in rows("Metrics") for name in named(row[0]) if name.startswith("samkit_")}
     assert found == {ERRORS_METRIC, *(name for name, *_ in host.figures())}
