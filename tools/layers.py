@@ -29,7 +29,7 @@ from samkit.errors import ExportError, OptionError
 from samkit.export.engines import MIB, EngineSettings, engine_profile
 from samkit.manifest import Export
 from samkit.methods import GraphSpec
-from samkit.runtime.backends.tensorrt_library import _logger, build_engine, import_tensorrt
+from samkit.runtime.backends.tensorrt_library import build_engine, new_parser
 
 UNCOUNTED = ("CONSTANT", "SHAPE", "CAST")
 """Layers of whole numbers that are no work: what is known, what is read, what changes type."""
@@ -58,11 +58,7 @@ class Layer:
 
 def read_layers(path: Path) -> list[Layer]:
     """Return the layers of an ONNX file as TensorRT for RTX parses it; raises ExportError where it does not."""
-    rtx: Any = import_tensorrt(RTX)
-    logger = _logger(RTX)  # the library keeps the first one of a process for good, so it must not end
-    builder = rtx.Builder(logger)
-    network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = rtx.OnnxParser(network, logger)
+    _builder, network, parser = new_parser(RTX)
     if not parser.parse_from_file(str(path)):
         raise ExportError(f"{RTX.title} can't parse {path.name}: {parser.get_error(0).desc()}")
     return layers_of(network)

@@ -70,7 +70,7 @@ def test_overflow_is_found_by_measuring_and_the_masks_stay(overflowing):
 def test_real_parser_has_what_overflows_in_float32(overflowing, rtx):
     manifest = Manifest.load(overflowing[1])
     for name, notes in manifest.precision_notes.items():
-        network = parse(rtx, overflowing[1] / name).network
+        network = parse(overflowing[1] / name).network
         check_types(rtx, network, overflowing[1] / name, notes)
         layers = {layer.name: layer for layer in map(network.get_layer, range(network.num_layers))}
         products = [one for one in notes["kept_in_float32"] if one["range"] and one["op"] in PRODUCTS]

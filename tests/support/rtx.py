@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from samkit.engine_libraries import RTX
 from samkit.export.engines import EngineSettings
 from samkit.export.typed_graph import PRODUCTS
-from samkit.runtime.backends.tensorrt_library import _logger, build_engine
+from samkit.runtime.backends.tensorrt_library import build_engine, new_parser
 
 
 class Parsed(NamedTuple):
@@ -25,17 +25,9 @@ class Parsed(NamedTuple):
     """Must live as long."""
 
 
-def new_parser(rtx):
-    """Return a parser with its network, strongly typed, and what must live as long; a network takes one parser."""
-    logger = _logger(RTX)  # the library keeps the first logger of a process for good, so it must never end
-    builder = rtx.Builder(logger)
-    network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    return rtx.OnnxParser(network, logger), network, builder
-
-
-def parse(rtx, graph):
+def parse(graph):
     """Return what the library makes of a graph, a file or the bytes of a model."""
-    parser, network, builder = new_parser(rtx)
+    builder, network, parser = new_parser(RTX)
     takes = parser.parse(graph) if isinstance(graph, bytes) else parser.parse_from_file(str(graph))
     return Parsed(network, parser, takes, builder)
 

@@ -141,6 +141,15 @@ class Built:
     """The engine inspector's JSON: what the library made of the graph; None where only a GPU could tell."""
 
 
+def new_parser(library: EngineLibrary) -> tuple[tensorrt.Builder, tensorrt.INetworkDefinition, tensorrt.OnnxParser]:
+    """Return a builder, an empty network, strongly typed, and the one parser that fills it; all three live together."""
+    trt = import_tensorrt(library)
+    logger = _logger(library)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    return builder, network, trt.OnnxParser(network, logger)
+
+
 def build_engine(
     onnx: Path,
     profile: Profile,
@@ -159,10 +168,7 @@ def build_engine(
     with the library's own errors.
     """
     trt = import_tensorrt(library)
-    logger = _logger(library)
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
+    builder, network, parser = new_parser(library)
     if not parser.parse_from_file(str(onnx)):  # from a file, because weights may lie in another one beside it
         raise ExportError(f"{library.title} can't parse {onnx.name}: {_parser_errors(parser)}")
     config = builder.create_builder_config()

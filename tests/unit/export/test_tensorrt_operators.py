@@ -10,11 +10,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from samkit.engine_libraries import RTX
 from samkit.errors import ExportError
 from samkit.export.operator_facts import LAST_OPSET, REFUSED_BY_RTX, SUPPORTED, TAKEN
 from samkit.export.tensorrt_operators import check_file, check_files, check_model
+from samkit.runtime.backends.tensorrt_library import new_parser
 from support.one_node_models import one_node_model
-from support.rtx import new_parser, parse
+from support.rtx import parse
 
 
 def model_of(nodes, *, constants=None, inputs=None, opset=20, output="y", kind=TensorProto.FLOAT):
@@ -230,7 +232,7 @@ STRICTER = [
 
 def test_types_of_every_operator_are_those_that_the_parser_takes(rtx):
     refused = {
-        name: {kind for kind in types if not parse(rtx, one_node_model(name, kind).SerializeToString()).takes}
+        name: {kind for kind in types if not parse(one_node_model(name, kind).SerializeToString()).takes}
         for name, types in SUPPORTED.items()
     }
     assert {name: types for name, types in refused.items() if types} == REFUSED_BY_RTX
@@ -240,8 +242,8 @@ def test_types_of_every_operator_are_those_that_the_parser_takes(rtx):
 def test_parser_says_the_same_before_it_parses(rtx, name, kind):
     model = one_node_model(name, kind).SerializeToString()
     takes = kind in TAKEN[name]
-    assert parse(rtx, model).takes == takes
-    parser, _network, _builder = new_parser(rtx)
+    assert parse(model).takes == takes
+    _builder, _network, parser = new_parser(RTX)
     assert parser.supports_model_v2(model) == takes
     parts = range(parser.num_subgraphs)
     assert [(parser.get_subgraph_nodes(part), parser.is_subgraph_supported(part)) for part in parts] == (
@@ -250,7 +252,7 @@ def test_parser_says_the_same_before_it_parses(rtx, name, kind):
 
 
 def test_operators_are_those_that_the_parser_knows(rtx):
-    parser, _network, _builder = new_parser(rtx)
+    _builder, _network, parser = new_parser(RTX)
     names = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == ""}
     there = {name for name in names.union(SUPPORTED) if parser.supports_operator(name)}
     assert (there - set(SUPPORTED)) <= LATER  # an older onnx does not know them all
@@ -258,7 +260,7 @@ def test_operators_are_those_that_the_parser_knows(rtx):
 
 
 def test_where_we_are_stricter_than_the_parser_is_decided(rtx):
-    taken = [said for nodes, more, said in REFUSED if parse(rtx, model_of(nodes, **more).SerializeToString()).takes]
+    taken = [said for nodes, more, said in REFUSED if parse(model_of(nodes, **more).SerializeToString()).takes]
     assert len(taken) == len(STRICTER)
     for (ours, _why), said in zip(STRICTER, taken, strict=True):
         assert ours in said

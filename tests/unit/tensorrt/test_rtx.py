@@ -50,7 +50,7 @@ def test_every_graph_is_parsed_typed_and_built(name, rtx, export_of, tmp_path):
         assert (facts["library"], facts["tensorrt_rtx"], facts["run"]) == ("rtx", rtx.__version__, None)
         assert (facts["target"], facts["platform"], facts["onnx_sha256"]) == ("portable", "linux", graph_sha256(path))
         assert facts["bytes"] == (folder / facts["files"][0]).stat().st_size > path.stat().st_size
-        network = parse(rtx, path).network
+        network = parse(path).network
         check_types(rtx, network, path, manifest.precision_notes.get(path.name, {}))
         assert too_many_whole(spec.name, layers_of(network)) is None
         check_shapes(network, spec)
@@ -111,7 +111,7 @@ def test_full_size_encoder_is_parsed_typed_and_built(name, rtx, tmp_path):
         "products_in_float16": count_products(graph, kept)[1],
     }
     for file, what in ((path, {}), (half, notes)):
-        parsed = parse(rtx, file).network
+        parsed = parse(file).network
         check_types(rtx, parsed, file, what)
         check_shapes(parsed, spec)
     # Only one of them, for the seconds: both were built by hand
