@@ -173,6 +173,8 @@ def _read_text(path: Path) -> tuple[dict[str, str], int]:
 
 def _unsafe_nrrd(header: bytes) -> str:
     """Return what in a header of NRRD would end SimpleITK's process; empty where nothing would."""
+    if re.search(rb"\r(?!\n)", header):  # a line's end to SimpleITK, so that no line below has the length it has there
+        return "has a carriage return inside of a line of its header"
     longest = max(map(len, _PARSED.findall(header)), default=0)
     if longest <= _LONGEST_FIELD:
         return ""

@@ -207,6 +207,18 @@ def test_a_line_that_ends_simpleitks_process_is_refused_before(line, tmp_path):
     assert read_scan(path).volume.array.any()
 
 
+def test_a_carriage_return_ends_no_line_by_itself(tmp_path):
+    path = save(tmp_path / "a.nrrd")
+    content = path.read_bytes()
+    # SimpleITK reads on after it as in a new line, whose length ends its process
+    path.write_bytes(content.replace(b"\n\n", b"\n# free\r" + b"9" * 2000 + b"\n\n", 1))
+    with pytest.raises(InputRefused, match=r"a\.nrrd has a carriage return inside of a line of its header"):
+        read_scan(path)
+    header, _, voxels = content.partition(b"\n\n")
+    path.write_bytes(header.replace(b"\n", b"\r\n") + b"\r\n\r\n" + voxels)
+    assert read_scan(path).volume.array.any()
+
+
 @pytest.mark.parametrize("name", [b"a\0b", b"x" * 300, b""])
 def test_a_name_that_no_file_has_is_refused(name, tmp_path):
     path = save(tmp_path / "a.mha")
