@@ -60,6 +60,17 @@ class EngineLibrary:
         """
         return f"{graph}.{precision}{self.ending}"
 
+    def generations(self, target: str) -> tuple[str, ...]:
+        """Return the targets of one generation of cards each that a target stands for.
+
+        >>> RTX.generations("sm86"), RTX.generations("portable")
+        (('sm86',), ('sm80', 'sm86', 'sm89', 'sm120'))
+        """
+        first, *each = self.targets
+        if target != first:
+            return (target,)
+        return tuple(name for name in each if _as_numbers(_capability(name)) >= _as_numbers(self.oldest))
+
     def misfit(self, facts: Mapping[str, Any], here: Mapping[str, str]) -> str | None:
         """Return why an engine with `facts` in the manifest does not run `here`, behind its name; None where it does.
 

@@ -49,7 +49,7 @@ from samkit.runtime import Session, open_session, opening
 from samkit.triton_models.limits import Limits
 from samkit.triton_models.processes import stubs
 from samkit.triton_models.repository import write_repository
-from tools.serving import export_method
+from tools.serving import export_method, get
 
 LATEST_LIE = 0.25
 """How long after a death a probe may still hear "ready" [s]."""
@@ -85,25 +85,15 @@ class Served:
     def is_ready(self) -> bool:
         """Return what a probe hears."""
         try:
-            return self._get(self.http, "/v2/health/ready")[0] == HTTPStatus.OK
+            return get(self.http, "/v2/health/ready")[0] == HTTPStatus.OK
         except (OSError, http.client.HTTPException):
             return False
 
     def sessions(self) -> int:
         """Return how many places are taken, by the page of metrics."""
-        _, page = self._get(self.metrics, "/metrics")
+        _, page = get(self.metrics, "/metrics")
         counts = re.findall(r"^samkit_sessions_open\{[^}]*\} (\S+)", page.decode(), re.MULTILINE)
         return int(sum(map(float, counts)))
-
-    @staticmethod
-    def _get(address: str, path: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(address, timeout=20)
-        try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.status, answer.read()
-        finally:
-            connection.close()
 
     def memory(self) -> float:
         """Return what all processes of it hold [MB]."""

@@ -321,13 +321,19 @@ class Encoder:
 
     def runs(self) -> int:
         """Return how many requests it has answered; raises ServingError where the server does not say."""
-        connection = http.client.HTTPConnection(self.server, timeout=30)
-        try:
-            connection.request("GET", f"/v2/models/{self.model}/stats")
-            answer = connection.getresponse().read()
-        finally:
-            connection.close()
+        _, answer = get(self.server, f"/v2/models/{self.model}/stats")
         return count_runs(answer, self.model)
+
+
+def get(address: str, path: str) -> tuple[int, bytes]:
+    """Return status and content of a page of the server at `address`, host and port."""
+    connection = http.client.HTTPConnection(address, timeout=30)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
 
 
 def count_runs(answer: bytes, model: str) -> int:

@@ -98,18 +98,9 @@ def _check(path: Path, entry: dict[str, Any], version: str) -> None:
         found = f"has {path.stat().st_size} bytes, and its header says {header.size}"
     elif header.version != version:
         found = f"was built by {RTX.title} {header.version}, and the manifest says {version}"
-    elif header.targets != targets_of(str(entry.get("target"))):
+    elif header.targets != RTX.generations(str(entry.get("target"))):
         found = (
             f"was built for {', '.join(header.targets) or 'no known target'}, and the manifest says {entry['target']}"
         )
     if found is not None:
         raise ManifestError(f"{path} {found}; build it again: sam-export --build-engines {path.parent}")
-
-
-def targets_of(target: str) -> tuple[str, ...]:
-    """Return the generations of cards that a target stands for, of those that samkit knows.
-
-    >>> targets_of("sm86"), targets_of("portable")
-    (('sm86',), ('sm80', 'sm86', 'sm89', 'sm120'))
-    """
-    return tuple(name for name in _TARGETS if name != "sm75") if target == RTX.targets[0] else (target,)

@@ -20,14 +20,13 @@ import pytest
 from PIL import Image
 
 from samkit.benchmarks.cli import bench
-from samkit.errors import MissingDependencyError
 from samkit.export import cli as export_cli
 from samkit.segment import cli as segment_cli
 from samkit.training import cli as train_cli
 from samkit.triton_models import cli as serve_cli
-from samkit.triton_models.server_files import find_server
 from support import pages
 from support.pages import PAGES, ROOT, name_of
+from support.serving import need_server
 
 NEEDS = {
     r"docker |export SAMKIT_": "Docker, and NVIDIA's image",
@@ -258,10 +257,7 @@ def test_python_blocks_are_run_somewhere():
 @pytest.mark.xdist_group("export of m-sam")
 def test_first_steps(export_of, tmp_path):
     """The page runs from top to bottom; a shared export stands for its first one, and training is the tiny recipe."""
-    try:
-        find_server()
-    except MissingDependencyError as missing:
-        pytest.skip(f"the embedded server can't run here: {missing}")
+    need_server()
     page = ROOT / "docs/start/first-steps.md"
     done = pages.run_page(
         page,

@@ -19,7 +19,7 @@ from samkit.triton_models import server as server_module
 from samkit.triton_models.limits import Limits
 from samkit.triton_models.repository import write_repository
 from samkit.triton_models.server import EmbeddedServer
-from samkit.triton_models.server_files import find_server
+from support.serving import need_server
 
 pytestmark = pytest.mark.xdist_group("export")
 SHORT = Workload(sessions=(1, 3), modes=("closed",), seconds=2.0, limit_ms=1e6, scaling=())
@@ -27,10 +27,7 @@ SHORT = Workload(sessions=(1, 3), modes=("closed",), seconds=2.0, limit_ms=1e6, 
 
 @pytest.fixture
 def _server():
-    try:
-        find_server()
-    except MissingDependencyError as missing:
-        pytest.skip(f"the embedded server can't run here: {missing}")
+    need_server()
 
 
 @pytest.mark.usefixtures("_server")

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from samkit.errors import MissingDependencyError
-from samkit.triton_models.server_files import find_server
+from support.serving import need_server
 from support.watching import watched
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("watched")]
@@ -149,10 +148,7 @@ def run(tmp_path_factory, bright_export):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_command_leaves_nothing_and_tells_nobody(name, run):
     if COMMANDS[name].served:
-        try:
-            find_server()
-        except MissingDependencyError as missing:
-            pytest.skip(f"the embedded server can't run here: {missing}")
+        need_server()
 
     assert not (found := run(name)), "\n".join(found)
 

@@ -14,11 +14,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from samkit.benchmarks import cli
-from samkit.errors import MissingDependencyError
 from samkit.export.typed_graph import PRODUCTS, TypedGraph
 from samkit.manifest import Manifest, describe_files, graph_file
 from samkit.phantoms import make_phantom
-from samkit.triton_models.server_files import find_server
+from support.serving import need_server
 
 pytestmark = pytest.mark.xdist_group("export")
 
@@ -251,10 +250,7 @@ def test_fault_of_batches_is_found_though_no_click_makes_one(tiny_export, with_f
 
 
 def test_fault_on_a_server_is_named_with_its_graph_though_no_mask_moves(tiny_export, with_fault, accuracy):
-    try:
-        find_server()
-    except MissingDependencyError as missing:
-        pytest.skip(f"the embedded server can't run here: {missing}")
+    need_server()
     code, said, _ = accuracy(with_fault(tiny_export, "mask_decoder", scale_last_layer), "triton")
     assert (code, len(said)) == (1, 1)
     assert said[0].startswith(

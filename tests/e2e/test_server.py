@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import samkit
-from samkit.errors import MissingDependencyError, ServingError
+from samkit.errors import ServingError
 from samkit.geometry import Volume
 from samkit.manifest import Manifest
 from samkit.runtime import open_session
@@ -33,7 +33,8 @@ from samkit.triton_models.model_config import graph_config, parse_config, python
 from samkit.triton_models.record import ONNXRUNTIME, PYTHON, Repository, ServedExport
 from samkit.triton_models.repository import write_repository
 from samkit.triton_models.server import EmbeddedServer, known_inputs
-from samkit.triton_models.server_files import SHARED_MEMORY, find_server
+from samkit.triton_models.server_files import SHARED_MEMORY
+from support.serving import need_server
 
 pytestmark = pytest.mark.xdist_group("server")  # so that the one that answers is started once
 
@@ -69,10 +70,7 @@ class TritonPythonModel:
 
 @pytest.fixture(scope="module", autouse=True)
 def _needs_server():
-    try:
-        find_server()
-    except MissingDependencyError as missing:
-        pytest.skip(f"the embedded server can't run here: {missing}")
+    need_server()
 
 
 @pytest.fixture(scope="module")

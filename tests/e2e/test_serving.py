@@ -12,7 +12,6 @@ import signal
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 
 import nibabel
@@ -26,7 +25,6 @@ from samkit.errors import (
     AtCapacity,
     GeometryError,
     InputRefused,
-    MissingDependencyError,
     PromptError,
     ServerRestarted,
     ServerTimeout,
@@ -47,7 +45,7 @@ from samkit.triton_models.limits import Limits
 from samkit.triton_models.model_config import parse_config
 from samkit.triton_models.repository import write_repository
 from samkit.triton_models.server import EmbeddedServer
-from samkit.triton_models.server_files import find_server
+from support.serving import gate, need_server, shut_gate
 
 PROMPTLESS = ("brainseg-dmif",)
 IN_SEQUENCES = {"t1n": "T1", "t1c": "T1POST", "t2w": "T2", "t2f": "FLAIR"}
@@ -55,10 +53,7 @@ IN_SEQUENCES = {"t1n": "T1", "t1c": "T1POST", "t2w": "T2", "t2f": "FLAIR"}
 
 @pytest.fixture(scope="module", autouse=True)
 def _needs_server():
-    try:
-        find_server()
-    except MissingDependencyError as missing:
-        pytest.skip(f"the embedded server can't run here: {missing}")
+    need_server()
 
 
 def url(server, name, scheme="triton"):
@@ -313,46 +308,17 @@ SESSIONS = 16
 CLICKS = 10
 
 
-GATED = """
-import json
-import time
-from pathlib import Path
-
-from samkit.triton_models.onnxruntime_backend import OnnxRuntimeModel
-
-class TritonPythonModel(OnnxRuntimeModel):
-    def initialize(self, args):
-        config = json.loads(args["model_config"]) | {"default_model_filename": "model.onnx"}
-        super().initialize({**args, "model_config": json.dumps(config)})
-
-    def execute(self, requests):
-        while Path(__file__).with_name("shut").exists():
-            time.sleep(0.01)
-        return super().execute(requests)
-"""
-
-
 def repository_of(export_of, tmp_path_factory, **limits):
     """Write a repository whose encoder waits while a gate is shut."""
     folder = tmp_path_factory.mktemp("served") / "repository"
     write_repository([export_of("m-sam")], folder, limits=Limits(**limits))
-    encoder = folder / "m_sam_image_encoder"
-    config = (encoder / "config.pbtxt").read_text()
-    config = config.replace('backend: "onnxruntime"', 'backend: "python"')
-    (encoder / "config.pbtxt").write_text(config.replace('default_model_filename: "model.onnx"', ""))
-    (encoder / "1" / "model.py").write_text(GATED)
+    gate(folder, "m_sam_image_encoder")
     return folder
 
 
-@contextmanager
 def shut(server):
     """Keep the encoder from running; opens the gate at the end, and when what is yielded is called."""
-    gate = server.repository / "m_sam_image_encoder" / "1" / "shut"
-    gate.touch()
-    try:
-        yield lambda: gate.unlink(missing_ok=True)
-    finally:
-        gate.unlink(missing_ok=True)
+    return shut_gate(server.repository, "m_sam_image_encoder")
 
 
 @pytest.fixture(scope="module")

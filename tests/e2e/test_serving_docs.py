@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from samkit import errors
-from samkit.errors import MissingDependencyError, PromptError, SamkitError
+from samkit.errors import PromptError, SamkitError
 from samkit.manifest import Export
 from samkit.runtime.protocol import wire
 from samkit.runtime.protocol.requests import read_request
@@ -19,10 +19,10 @@ from samkit.triton_models.limits import LIMITS, Limits
 from samkit.triton_models.model_config import ROLES, SESSION, role_ports
 from samkit.triton_models.python_backend import ERRORS_METRIC
 from samkit.triton_models.served import Served
-from samkit.triton_models.server_files import find_server
 from samkit.triton_models.session_host import SessionHost
 from support import pages
 from support.pages import ROOT
+from support.serving import need_server
 
 SERVE, SERVER = (ROOT / "docs" / page for page in ("how-to/serve.md", "reference/server.md"))
 
@@ -45,10 +45,7 @@ def worked(export_of, tmp_path_factory):
 
     The export is made by a fixture, which other tests share, and ports are free ones.
     """
-    try:
-        find_server()
-    except MissingDependencyError as missing:
-        pytest.skip(f"the embedded server can't run here: {missing}")
+    need_server()
     folder = tmp_path_factory.mktemp("worked")
     instead = {"sam-export ": lambda _: shutil.copytree(export_of("m-sam"), folder / "exports" / "m-sam")}
     done = pages.run_page(SERVE, blocks(), folder, instead)

@@ -14,7 +14,6 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,6 @@ import pytest
 from samkit.errors import (
     AtCapacity,
     GeometryError,
-    MissingDependencyError,
     PromptError,
     ServerRestarted,
     ServerRestarting,
@@ -37,37 +35,17 @@ from samkit.runtime.protocol.failure import read_error
 from samkit.triton_models.limits import Limits
 from samkit.triton_models.processes import stubs
 from samkit.triton_models.repository import write_repository
-from samkit.triton_models.server_files import SHARED_MEMORY, find_server
+from samkit.triton_models.server_files import SHARED_MEMORY
+from support.serving import gate, need_server, shut_gate
 
 pytestmark = pytest.mark.xdist_group("watched server")
 
 NAME = "sam_med3d"
-GATED = """
-import json
-import time
-from pathlib import Path
-
-from samkit.triton_models.onnxruntime_backend import OnnxRuntimeModel
-
-class TritonPythonModel(OnnxRuntimeModel):
-    def initialize(self, args):
-        config = json.loads(args["model_config"]) | {"default_model_filename": "model.onnx"}
-        super().initialize({**args, "model_config": json.dumps(config)})
-
-    def execute(self, requests):
-        Path(__file__).with_name("came").touch()
-        while Path(__file__).with_name("shut").exists():
-            time.sleep(0.01)
-        return super().execute(requests)
-"""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _needs_server():
-    try:
-        find_server()
-    except MissingDependencyError as missing:
-        pytest.skip(f"the embedded server can't run here: {missing}")
+    need_server()
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +53,7 @@ def repository(bright_export, tmp_path_factory):
     """The bright export, whose encoder waits while a gate is shut."""
     folder = tmp_path_factory.mktemp("watched") / "repository"
     write_repository([bright_export], folder, limits=Limits(heartbeat_seconds=6, memory_bytes=64 << 20))
-    encoder = folder / f"{NAME}_image_encoder"
-    config = (encoder / "config.pbtxt").read_text().replace('backend: "onnxruntime"', 'backend: "python"')
-    (encoder / "config.pbtxt").write_text(config.replace('default_model_filename: "model.onnx"', ""))
-    (encoder / "1" / "model.py").write_text(GATED)
+    gate(folder, f"{NAME}_image_encoder")
     return folder
 
 
@@ -136,16 +111,11 @@ class Command:
     def said(self):
         return self.log.read_text()
 
-    @contextmanager
     def shut(self):
         """Keep the encoder from running until what is yielded is called, or the end."""
-        folder = self.repository / f"{NAME}_image_encoder" / "1"
-        (folder / "came").unlink(missing_ok=True)
-        (folder / "shut").touch()
-        try:
-            yield lambda: (folder / "shut").unlink(missing_ok=True)
-        finally:
-            (folder / "shut").unlink(missing_ok=True)
+        model = f"{NAME}_image_encoder"
+        (self.repository / model / "1" / "came").unlink(missing_ok=True)
+        return shut_gate(self.repository, model)
 
     def encodes(self):
         """Whether a request has come to the encoder since the gate was shut."""

@@ -12,7 +12,7 @@ import pytest
 from samkit.engine_libraries import RTX
 from samkit.errors import ManifestError, MissingDependencyError
 from samkit.export import engine_headers
-from samkit.export.engine_headers import HEADER_SIZE, EngineHeader, targets_of
+from samkit.export.engine_headers import HEADER_SIZE, EngineHeader
 from samkit.export.verify import verify_export
 from samkit.manifest import Manifest, describe_files
 from support.rtx import built, one_node
@@ -37,7 +37,7 @@ def test_header_is_what_the_library_writes(rtx, tmp_path):
     for target in RTX.targets:
         engine = built(path, target=target).engine
         found = EngineHeader.read(engine)
-        assert found == EngineHeader(rtx.__version__, len(engine), targets_of(target))
+        assert found == EngineHeader(rtx.__version__, len(engine), RTX.generations(target))
         if rtx.__version__ == VERSION:
             number = struct.unpack_from("<I", engine, 32)[0]
             assert engine[:HEADER_SIZE] == header(size=len(engine), targets=number)

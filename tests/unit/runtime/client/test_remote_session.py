@@ -1056,13 +1056,18 @@ def test_without_restoring_what_is_away_is_told_of_with_seconds(bright_export, c
     assert there.click((20, 22, 15)).mask.any()
 
 
-def test_history_that_another_program_added_to_is_not_made_up(bright_export, connected, serve):
-    transport, there = connected(bright_export)
-    there.set_image(scan())
+def click_by_another(transport, there):
+    """Have another program use the session, which a client hears of with its next click."""
     (token,) = transport.host._held
     transport.host.answer(read_request({"op": "click", "turn": 1, "point": [3, 3, 3], "label": 0}), token, {})
     with pytest.raises(WrongTurn):
         there.click((20, 22, 15))
+
+
+def test_history_that_another_program_added_to_is_not_made_up(bright_export, connected, serve):
+    transport, there = connected(bright_export)
+    there.set_image(scan())
+    click_by_another(transport, there)
     there.click((20, 22, 15))
     forget(transport, serve, bright_export)
     with pytest.raises(ServerRestarted):
@@ -1072,10 +1077,7 @@ def test_history_that_another_program_added_to_is_not_made_up(bright_export, con
 def test_history_is_known_again_from_a_reset_on(bright_export, connected, serve):
     transport, there = connected(bright_export)
     there.set_image(scan())
-    (token,) = transport.host._held
-    transport.host.answer(read_request({"op": "click", "turn": 1, "point": [3, 3, 3], "label": 0}), token, {})
-    with pytest.raises(WrongTurn):
-        there.click((20, 22, 15))
+    click_by_another(transport, there)
     there.reset()
     forget(transport, serve, bright_export)
     assert there.click((20, 20, 15)).restored
