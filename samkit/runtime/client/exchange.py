@@ -16,7 +16,7 @@ from samkit.errors import (
     TensorMismatchError,
 )
 from samkit.runtime.client.recovery import Cure, cure_for
-from samkit.runtime.client.triton_transport import ConnectionLost, Transport
+from samkit.runtime.client.triton_transport import AWAY_SECONDS, ConnectionLost, Transport
 from samkit.runtime.protocol import wire
 from samkit.runtime.protocol.answers import SAME, ServerAnswer
 from samkit.runtime.protocol.requests import Request
@@ -26,8 +26,6 @@ AnswerT = TypeVar("AnswerT", bound=ServerAnswer)
 
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Waits before a request is tried again [s]; the last one repeats."""
-AWAY_SECONDS = 10.0
-"""After how long a user should try again by himself where this end does not wait [s]."""
 
 
 class Exchange:

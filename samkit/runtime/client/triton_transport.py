@@ -254,6 +254,8 @@ def _outputs(result: Any) -> dict[str, np.ndarray]:
 
 # --- Failures ---
 
+AWAY_SECONDS = 10.0
+"""After how long a user should try again by himself where this end does not wait [s]."""
 _LOST = ("StatusCode.UNAVAILABLE", "502", "503")
 _TOO_LATE = ("StatusCode.DEADLINE_EXCEEDED", "504")
 _DIED = ("is not healthy", "is not ready")
@@ -283,7 +285,8 @@ def _failure(
     if (is_unknown and was_there) or any(words in text.lower() for words in _DIED):
         return ServerRestarting(
             f"a part of {address.server} is away ({_one_line(text)}), and started again where sam-serve start runs it; "
-            "try again in 10 s"
+            f"try again in {AWAY_SECONDS:.0f} s",
+            seconds=AWAY_SECONDS,
         )
     if is_unknown:
         return ServingError(
